@@ -1,0 +1,35 @@
+# Everything a checkout needs, in one place. Each target does its own set-up.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+
+# A trio that is consistent: a newer torch with the last torchaudio breaks `import transformers`.
+TORCH  := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0
+COMFYUI_PATH ?= $(firstword $(wildcard .comfyui/ComfyUI $(HOME)/comfy/ComfyUI))
+
+.PHONY: setup test demo comfyui bench lint format clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml requirements.txt Makefile $(wildcard $(COMFYUI_PATH)/requirements.txt)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH) -e ".[test,diffusers]" \
+	    $(if $(COMFYUI_PATH),-r $(COMFYUI_PATH)/requirements.txt)
+	$(BIN)/python -m pip install --quiet --no-deps facenet-pytorch
+	$(BIN)/python -c "import torch, torchvision, torchaudio, transformers"
+	touch $@
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

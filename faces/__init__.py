@@ -1,0 +1,1 @@
+"""Faces: detection, alignment, parsing, recognition, and the `Identity` they add up to."""

@@ -1,0 +1,1 @@
+"""How identity tokens enter a denoiser: the attention mathematics once, the list of sites once, two thin bindings."""

@@ -1,0 +1,12 @@
+"""What an artist sees. Imported by the host only, because node classes derive from the host's."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+
+class LikenessExtension(ComfyExtension):
+    """Lists the pack's nodes for ComfyUI."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return []

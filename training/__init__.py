@@ -1,0 +1,1 @@
+"""Training engine, objectives and recipes. Empty until the first recipe lands."""
