@@ -1,0 +1,330 @@
+"""IP-Adapter and all of its FaceID variants (arXiv 2308.06721; weights of h94/IP-Adapter and h94/IP-Adapter-FaceID).
+
+A file holds two or three parts, and everything about it is read from their keys and shapes:
+
+    image_proj.*                              the network that makes image tokens
+    ip_adapter.<slot>.to_{k,v}_ip.weight      one pair per cross-attention site, no bias
+    ip_adapter.<slot>.to_{q,k,v,out}_lora.*   FaceID: a LoRA on every attention layer, without alpha
+
+The slots are those of `injection.sites`. Not in the tensors is whether FaceID-Plus adds its shortcut (version 2): that
+is taken from the file's name or metadata, or from the caller.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LikenessError
+from .networks import (
+    FaceIdPlusProjection,
+    IdProjection,
+    ImageProjection,
+    Resampler,
+    TokenwiseProjection,
+    build_projection,
+)
+from .types import BaseModel, IdentityTokens
+
+log = logging.getLogger("likeness")
+
+ID_DIM = 512  # of every recogniser that published FaceID files were trained on
+PORTRAIT_TOKENS = 16  # per photo; the other variants that read an embedding use 4
+RECOGNISER = "buffalo_l"  # that all FaceID files of h94/IP-Adapter-FaceID were trained on
+
+_BASE_OF_TEXT_WIDTH = {768: BaseModel.SD15, 1024: BaseModel.SD21, 2048: BaseModel.SDXL}
+
+
+class Variant(Enum):
+    """The kinds of IP-Adapter file; the value is what a user reads."""
+
+    BASE = "IP-Adapter"
+    PLUS = "IP-Adapter Plus"
+    FULL_FACE = "IP-Adapter Full Face"
+    FACEID = "IP-Adapter FaceID"
+    FACEID_PLUS = "IP-Adapter FaceID Plus"
+    FACEID_PLUS_V2 = "IP-Adapter FaceID Plus v2"
+    PORTRAIT = "IP-Adapter FaceID Portrait"
+    PORTRAIT_UNNORM = "IP-Adapter FaceID Portrait (raw embedding)"
+
+
+_READS_EMBEDDING = {
+    Variant.FACEID,
+    Variant.FACEID_PLUS,
+    Variant.FACEID_PLUS_V2,
+    Variant.PORTRAIT,
+    Variant.PORTRAIT_UNNORM,
+}
+_READS_FEATURES = {Variant.PLUS, Variant.FULL_FACE, Variant.FACEID_PLUS, Variant.FACEID_PLUS_V2}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an adapter is shown of a person or a picture; one row per photo, whatever the variant needs.
+
+    id_embeds: (photos, id_dim), unit vectors, raw for Portrait-unnorm.
+    features, uncond_features: CLIP, pooled (photos, embed_dim) for the base variant, else the hidden states of the last
+    but one layer (photos, sequence, hidden_dim). The unconditioned ones come from a picture of zeros after
+    normalisation, the way training dropped images; for the base variant they default to zeros.
+    """
+
+    id_embeds: Tensor | None = None
+    features: Tensor | None = None
+    uncond_features: Tensor | None = None
+
+
+class LoraPair(NamedTuple):
+    """A low-rank change of one attention matrix: W + up @ down. `layer` is `to_q`, `to_k`, `to_v` or `to_out.0`."""
+
+    slot: int
+    layer: str
+    down: Tensor  # (rank, in)
+    up: Tensor  # (out, rank)
+
+    def delta(self, strength: float = 1.0) -> Tensor:
+        """The change of the weight, (out, in)."""
+        return strength * (self.up @ self.down)
+
+
+class KeyValueProjection(nn.Module):
+    """`to_k_ip` and `to_v_ip` of one site."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.to_k_ip = nn.Linear(dim, width, bias=False)
+        self.to_v_ip = nn.Linear(dim, width, bias=False)
+
+
+class IPAdapter(nn.Module):
+    """A loaded IP-Adapter file: its image projection and its key and value projections. Frozen, in eval mode.
+
+    `state_dict()` has exactly the official keys. The LoRA of FaceID files is kept beside the modules (`lora_pairs`),
+    because it changes the denoiser's own weights and never runs as a layer.
+    """
+
+    image_proj: nn.Module
+    ip_adapter: nn.ModuleDict
+
+    def __init__(self, weights: Mapping[str, Tensor], name: str, plus_version: int | None = None) -> None:
+        """weights: official keys, flat (see `official_layout`). plus_version: 1 or 2 for FaceID-Plus, None to tell
+        from `name`. Raises LikenessError when the weights are not a complete IP-Adapter."""
+        super().__init__()
+        self.name = name
+        parts = _split(weights, name)
+        try:
+            self.image_proj = build_projection(parts.image_proj)
+        except (KeyError, RuntimeError, ValueError, IndexError) as error:
+            raise LikenessError(
+                f"'{name}' is not a complete IP-Adapter file (its image projection does not fit together): "
+                "download it again, or choose another file."
+            ) from error
+        self.ip_adapter = _key_value_projections(parts.key_values, name)
+        self._lora = parts.lora
+        self.variant = _variant_of(self.image_proj, name, plus_version)
+
+    @property
+    def dim(self) -> int:
+        """Width of the image tokens, which is the text width of the base model."""
+        return next(iter(self._projections())).to_k_ip.weight.shape[1]
+
+    @property
+    def base(self) -> BaseModel:
+        """The family of denoisers the file was trained for."""
+        return _BASE_OF_TEXT_WIDTH.get(self.dim, BaseModel.OTHER)
+
+    @property
+    def needs_embedding(self) -> bool:
+        """Whether a recogniser's embedding is part of the evidence."""
+        return self.variant in _READS_EMBEDDING
+
+    @property
+    def needs_raw_embedding(self) -> bool:
+        """Whether that embedding is the recogniser's raw output instead of the unit vector."""
+        return self.variant is Variant.PORTRAIT_UNNORM
+
+    @property
+    def reads_every_photo(self) -> bool:
+        """Whether several photos enter one by one (Portrait) instead of as their mean."""
+        return self.variant in (Variant.PORTRAIT, Variant.PORTRAIT_UNNORM)
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether CLIP hidden states are part of the evidence."""
+        return self.variant in _READS_FEATURES
+
+    @property
+    def needs_pooled(self) -> bool:
+        """Whether the pooled CLIP embedding is the evidence."""
+        return self.variant is Variant.BASE
+
+    @property
+    def id_dim(self) -> int | None:
+        """Width of the embedding it reads, None if it reads none."""
+        if not self.needs_embedding:
+            return None
+        projection = self.image_proj
+        if isinstance(projection, Resampler):
+            return projection.proj_in.in_features
+        assert isinstance(projection, IdProjection)
+        return projection.proj[0].in_features  # type: ignore[return-value]
+
+    @property
+    def feature_dim(self) -> int | None:
+        """Width of the CLIP encoding it reads (pooled or hidden), None if it reads none."""
+        projection = self.image_proj
+        if isinstance(projection, ImageProjection):
+            return projection.proj.in_features
+        if isinstance(projection, TokenwiseProjection):
+            return projection.proj[0].in_features  # type: ignore[return-value]
+        if isinstance(projection, FaceIdPlusProjection):
+            return projection.perceiver_resampler.proj_in.in_features
+        if isinstance(projection, Resampler) and self.needs_features:
+            return projection.proj_in.in_features
+        return None
+
+    @property
+    def site_shapes(self) -> dict[int, tuple[int, int]]:
+        """slot -> (width of the site, width of the text), as the file has them."""
+        return {int(slot): tuple(kv.to_k_ip.weight.shape) for slot, kv in self.ip_adapter.items()}  # type: ignore[misc]
+
+    @torch.no_grad()
+    def encode(self, evidence: Evidence, structure: float = 1.0) -> IdentityTokens:
+        """Image tokens of every photo and their unconditioned counterparts, each (photos, n_tokens, dim).
+
+        structure: how much of the face's CLIP structure enters FaceID-Plus v2 (official `s_scale`).
+        """
+        network, ids, features = self.image_proj, evidence.id_embeds, evidence.features
+        if isinstance(network, FaceIdPlusProjection):
+            assert ids is not None and features is not None and evidence.uncond_features is not None
+            shortcut = self.variant is Variant.FACEID_PLUS_V2
+            cond = network(ids, features, shortcut=shortcut, structure=structure)
+            empty = evidence.uncond_features.expand(len(cond), -1, -1)
+            return IdentityTokens(cond, network(torch.zeros_like(ids), empty, shortcut=shortcut, structure=structure))
+        if self.variant is Variant.PORTRAIT_UNNORM:
+            assert ids is not None
+            row = ids.unsqueeze(1)  # the only token of the resampler's input
+            return IdentityTokens(network(row), network(torch.zeros_like(row)))
+        if self.needs_embedding:
+            assert ids is not None
+            return IdentityTokens(network(ids), network(torch.zeros_like(ids)))
+        assert features is not None
+        uncond = evidence.uncond_features
+        if uncond is None:
+            if self.needs_features:
+                raise LikenessError("This adapter needs the unconditioned image features: encode a zero picture first.")
+            uncond = torch.zeros_like(features)
+        return IdentityTokens(network(features), network(uncond))
+
+    def project(self, slot: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a site: (rows, n_tokens, dim) -> two (rows, n_tokens, width)."""
+        site = self.ip_adapter[str(slot)]
+        return site.to_k_ip(tokens), site.to_v_ip(tokens)  # type: ignore[operator]
+
+    def lora_pairs(self) -> Iterator[LoraPair]:
+        """The LoRA of FaceID files, factor 1 (no alpha). Even slots are self-attention, odd slots cross-attention."""
+        for key, down in self._lora.items():
+            slot, layer, half = re.fullmatch(r"(\d+)\.to_(q|k|v|out)_lora\.(down|up)\.weight", key).groups()  # type: ignore[union-attr]
+            if half == "down":
+                up = self._lora[key.replace(".down.", ".up.")]
+                yield LoraPair(int(slot), "to_out.0" if layer == "out" else f"to_{layer}", down, up)
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether the file carries a LoRA for the denoiser."""
+        return bool(self._lora)
+
+    def _projections(self) -> Iterator[KeyValueProjection]:
+        yield from self.ip_adapter.values()  # type: ignore[misc]
+
+
+def is_ip_adapter(weights: Mapping[str, Tensor]) -> bool:
+    """Whether the keys (any of the published layouts) are those of an IP-Adapter file."""
+    keys = official_layout(weights)
+    return any(k.startswith("image_proj.") for k in keys) and any(k.endswith(".to_k_ip.weight") for k in keys)
+
+
+def official_layout(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keys as in the official files; accelerate checkpoints of the official trainers use other prefixes."""
+    renamed = {}
+    for key, value in weights.items():
+        key = key.replace("image_proj_model.", "image_proj.", 1).replace("adapter_modules.", "ip_adapter.", 1)
+        if not key.startswith("unet."):  # such checkpoints carry the whole UNet along
+            renamed[key] = value
+    return renamed
+
+
+@dataclass(frozen=True)
+class _Parts:
+    image_proj: dict[str, Tensor]
+    key_values: dict[str, Tensor]
+    lora: dict[str, Tensor]
+
+
+def _split(weights: Mapping[str, Tensor], name: str) -> _Parts:
+    parts = _Parts({}, {}, {})
+    for key, value in official_layout(weights).items():
+        group, _, rest = key.partition(".")
+        if group == "image_proj":
+            parts.image_proj[rest] = value
+        elif group == "ip_adapter" and "_lora." in rest:
+            parts.lora[rest] = value
+        elif group == "ip_adapter":
+            parts.key_values[rest] = value
+    missing = [k for k in parts.lora if _other_half(k) not in parts.lora]
+    if not parts.image_proj or not parts.key_values or missing:
+        raise LikenessError(f"'{name}' is not a complete IP-Adapter file: download it again, or choose another file.")
+    return parts
+
+
+def _other_half(lora_key: str) -> str:
+    return lora_key.replace(".down.", ".up.") if ".down." in lora_key else lora_key.replace(".up.", ".down.")
+
+
+def _key_value_projections(weights: dict[str, Tensor], name: str) -> nn.ModuleDict:
+    slots = sorted({int(key.split(".")[0]) for key in weights})
+    modules = nn.ModuleDict()
+    try:
+        with torch.device("meta"):
+            for slot in slots:
+                modules[str(slot)] = KeyValueProjection(*weights[f"{slot}.to_k_ip.weight"].shape)
+        modules.load_state_dict(weights, strict=True, assign=True)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise LikenessError(
+            f"'{name}' is not a complete IP-Adapter file (keys or values of a layer are missing): download it again."
+        ) from error
+    return modules.requires_grad_(False).eval()
+
+
+def _variant_of(projection: nn.Module, name: str, plus_version: int | None) -> Variant:
+    if isinstance(projection, ImageProjection):
+        return Variant.BASE
+    if isinstance(projection, TokenwiseProjection):
+        return Variant.FULL_FACE
+    if isinstance(projection, Resampler):
+        # CLIP hidden states are 1024, 1280 or 1664 wide, an embedding is 512: the widths tell the two apart, except in
+        # networks made small for tests, which say so by name.
+        raw = projection.proj_in.in_features == ID_DIM or "unnorm" in name.lower()
+        return Variant.PORTRAIT_UNNORM if raw else Variant.PLUS
+    if isinstance(projection, FaceIdPlusProjection):
+        version = plus_version or _plus_version_in(name)
+        if version is None:
+            log.info("[likeness] '%s' does not say which FaceID-Plus it is; taking version 2.", name)
+            version = 2
+        return Variant.FACEID_PLUS if version == 1 else Variant.FACEID_PLUS_V2
+    assert isinstance(projection, IdProjection)
+    n_tokens = projection.proj[2].out_features // projection.norm.normalized_shape[0]  # type: ignore[operator]
+    return Variant.PORTRAIT if n_tokens == PORTRAIT_TOKENS else Variant.FACEID
+
+
+def _plus_version_in(name: str) -> int | None:
+    text = re.sub(r"[\s_-]", "", name.lower())
+    if "plusv2" in text:
+        return 2
+    return 1 if "plusv1" in text or "faceidplus" in text else None

@@ -1,0 +1,184 @@
+"""The small networks that turn an encoding of a person into image tokens, under the key names of the official files.
+
+IP-Adapter (arXiv 2308.06721) and its FaceID variants use four of them; the Perceiver resampler is the one of Flamingo
+(arXiv 2204.14198). All sizes are read from the weights, so every published file and every small test network fits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+HEAD_WIDTH = 64  # of every published resampler
+
+
+class ImageProjection(nn.Module):
+    """One pooled image embedding to `n_tokens` tokens: Linear, reshape, LayerNorm."""
+
+    def __init__(self, embed_dim: int, n_tokens: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(embed_dim, n_tokens * dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, embeds: Tensor) -> Tensor:
+        """(batch, embed_dim) -> (batch, n_tokens, dim)"""
+        return self.norm(self.proj(embeds).unflatten(-1, (-1, self.norm.normalized_shape[0])))
+
+
+class TokenwiseProjection(nn.Module):
+    """Every token of the image encoder through the same MLP ("full face"): as many tokens out as in."""
+
+    def __init__(self, hidden_dim: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.Linear(hidden_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, dim), nn.LayerNorm(dim)
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(batch, sequence, hidden_dim) -> (batch, sequence, dim)"""
+        return self.proj(hidden)
+
+
+class IdProjection(nn.Module):
+    """A recogniser's embedding to `n_tokens` tokens: MLP, reshape, LayerNorm (FaceID and Portrait)."""
+
+    def __init__(self, id_dim: int, inner_dim: int, n_tokens: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(nn.Linear(id_dim, inner_dim), nn.GELU(), nn.Linear(inner_dim, n_tokens * dim))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, id_embeds: Tensor) -> Tensor:
+        """(batch, id_dim) -> (batch, n_tokens, dim)"""
+        return self.norm(self.proj(id_embeds).unflatten(-1, (-1, self.norm.normalized_shape[0])))
+
+
+class PerceiverAttention(nn.Module):
+    """Latents attend to the features and to themselves."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        inner = heads * HEAD_WIDTH
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, inner, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, dim, bias=False)
+
+    def forward(self, features: Tensor, latents: Tensor) -> Tensor:
+        """features: (batch, sequence, dim); latents: (batch, queries, dim) -> (batch, queries, dim)"""
+        features, latents = self.norm1(features), self.norm2(latents)
+        keys, values = self.to_kv(torch.cat([features, latents], dim=1)).chunk(2, dim=-1)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(latents), keys, values))
+        # Each side carries half of 1/sqrt(d): the same value, but in fp16 the product does not overflow.
+        scale = HEAD_WIDTH**-0.25
+        weights = ((q * scale) @ (k * scale).transpose(-2, -1)).float().softmax(dim=-1).to(v.dtype)
+        return self.to_out((weights @ v).transpose(1, 2).flatten(-2))
+
+
+def _feed_forward(dim: int, inner_dim: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(dim), nn.Linear(dim, inner_dim, bias=False), nn.GELU(), nn.Linear(inner_dim, dim, bias=False)
+    )
+
+
+class Perceiver(nn.Module):
+    """`depth` rounds of attention and feed-forward over latents that the caller brings."""
+
+    def __init__(self, feature_dim: int, dim: int, depth: int, heads: int, inner_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.proj_in = nn.Linear(feature_dim, dim)
+        self.proj_out = nn.Linear(dim, out_dim)
+        self.norm_out = nn.LayerNorm(out_dim)
+        self.layers = nn.ModuleList(
+            nn.ModuleList([PerceiverAttention(dim, heads), _feed_forward(dim, inner_dim)]) for _ in range(depth)
+        )
+
+    def resample(self, latents: Tensor, features: Tensor) -> Tensor:
+        """latents: (batch, queries, dim); features: (batch, sequence, feature_dim) -> (batch, queries, out_dim)"""
+        features = self.proj_in(features)
+        for attention, feed_forward in self.layers:  # type: ignore[misc]
+            latents = attention(features, latents) + latents
+            latents = feed_forward(latents) + latents
+        return self.norm_out(self.proj_out(latents))
+
+
+class Resampler(Perceiver):
+    """A Perceiver with learned latents ("plus" variants, and Portrait-unnorm with one embedding per photo)."""
+
+    def __init__(
+        self, feature_dim: int, dim: int, depth: int, heads: int, inner_dim: int, out_dim: int, queries: int
+    ) -> None:
+        super().__init__(feature_dim, dim, depth, heads, inner_dim, out_dim)
+        self.latents = nn.Parameter(torch.empty(1, queries, dim))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(batch, sequence, feature_dim) -> (batch, queries, out_dim)"""
+        return self.resample(self.latents.expand(len(features), -1, -1), features)
+
+
+class FaceIdPlusProjection(IdProjection):
+    """Identity tokens refined by the CLIP features of the aligned face (FaceID-Plus).
+
+    The identity tokens x are the Perceiver's latents, the CLIP tokens its features, y its result. Version 1 returns y;
+    version 2 (`shortcut`) returns x + structure·y, where `structure` (official name `s_scale`) says how much of the
+    photo's facial structure enters.
+    """
+
+    def __init__(
+        self, id_dim: int, inner_dim: int, n_tokens: int, dim: int, feature_dim: int, depth: int, heads: int, ff: int
+    ) -> None:
+        super().__init__(id_dim, inner_dim, n_tokens, dim)
+        self.perceiver_resampler = Perceiver(feature_dim, dim, depth, heads, ff, dim)
+
+    def forward(self, id_embeds: Tensor, features: Tensor, *, shortcut: bool, structure: float = 1.0) -> Tensor:
+        """id_embeds: (batch, id_dim); features: (batch, sequence, feature_dim) -> (batch, n_tokens, dim)"""
+        x = super().forward(id_embeds)
+        y = self.perceiver_resampler.resample(x, features)
+        return x + structure * y if shortcut else y
+
+
+def perceiver_sizes(weights: dict[str, Tensor], prefix: str = "") -> dict[str, int]:
+    """The sizes of a Perceiver, read off the shapes of its official weights below `prefix`."""
+    dim, feature_dim = weights[f"{prefix}proj_in.weight"].shape
+    return {
+        "feature_dim": feature_dim,
+        "dim": dim,
+        "depth": len({k[len(prefix) :].split(".")[1] for k in weights if k.startswith(f"{prefix}layers.")}),
+        "heads": weights[f"{prefix}layers.0.0.to_q.weight"].shape[0] // HEAD_WIDTH,
+        "inner_dim": weights[f"{prefix}layers.0.1.1.weight"].shape[0],
+        "out_dim": weights[f"{prefix}proj_out.weight"].shape[0],
+    }
+
+
+def build_projection(weights: dict[str, Tensor]) -> nn.Module:
+    """The image projection whose official weights (keys without `image_proj.`) these are, loaded and in eval mode.
+
+    Raises KeyError when the keys fit none of the five networks.
+    """
+    with torch.device("meta"):  # no memory is filled twice: the file's tensors become the parameters
+        if "latents" in weights:
+            network: nn.Module = Resampler(**perceiver_sizes(weights), queries=weights["latents"].shape[1])
+        elif "proj.3.weight" in weights:
+            network = TokenwiseProjection(weights["proj.0.weight"].shape[1], weights["proj.3.weight"].shape[0])
+        elif "proj.weight" in weights:
+            rows, embed_dim = weights["proj.weight"].shape
+            dim = weights["norm.weight"].shape[0]
+            network = ImageProjection(embed_dim, rows // dim, dim)
+        elif "proj.0.weight" in weights:
+            inner_dim, id_dim = weights["proj.0.weight"].shape
+            dim = weights["norm.weight"].shape[0]
+            n_tokens = weights["proj.2.weight"].shape[0] // dim
+            perceiver = "perceiver_resampler."
+            if f"{perceiver}proj_in.weight" in weights:
+                sizes = perceiver_sizes(weights, perceiver)
+                network = FaceIdPlusProjection(
+                    id_dim, inner_dim, n_tokens, dim, sizes["feature_dim"], sizes["depth"], sizes["heads"],
+                    sizes["inner_dim"],
+                )  # fmt: skip
+            else:
+                network = IdProjection(id_dim, inner_dim, n_tokens, dim)
+        else:
+            raise KeyError("no known image projection")
+    network.load_state_dict(weights, strict=True, assign=True)
+    return network.requires_grad_(False).eval()
