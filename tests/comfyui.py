@@ -1,0 +1,78 @@
+"""Where the real ComfyUI is, and how it is imported into this process (by the tests and by `workflows/_build.py`)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+HOW_TO_GET_IT = "needs the real ComfyUI: run `make comfyui`, or set COMFYUI_PATH to its folder"
+
+
+def find() -> Path | None:
+    """The host's folder: `COMFYUI_PATH`, else `.comfyui/ComfyUI` in the checkout, else comfy-cli's default workspace."""
+    named = os.environ.get("COMFYUI_PATH")
+    candidates = [Path(named)] if named else [REPOSITORY / ".comfyui" / "ComfyUI", Path.home() / "comfy" / "ComfyUI"]
+    return next((folder for folder in candidates if (folder / "main.py").is_file()), None)
+
+
+def import_into_this_process(host: Path, base: Path) -> ModuleType:
+    """Import the host on the CPU, with models, input and output below `base`; returns its top-level `nodes` module.
+
+    Only the first call imports: the host keeps its state in modules, so a process has one. `host` stays on `sys.path`.
+    """
+    if "folder_paths" not in sys.modules:
+        sys.path.insert(0, str(host))
+        from comfy.cli_args import args  # before comfy.model_management, which reads them once
+
+        args.cpu = True
+        args.base_directory = str(base)
+        import folder_paths
+        import utils.extra_config  # noqa: F401 - before `nodes`, which puts comfy/ on sys.path, where a utils.py lies
+
+        for make in ("output", "temp", "input", "user"):
+            (base / make).mkdir(parents=True, exist_ok=True)
+        del folder_paths
+    import nodes
+
+    return nodes
+
+
+def load_module(name: str, path: Path) -> Any:
+    """Import a helper file under a fixed name, so that all of its users share one copy."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+def object_info(nodes: ModuleType, extra_classes: list[type] | None = None) -> dict[str, dict[str, Any]]:
+    """What the server's `/object_info` says, for the host's built-in nodes and `extra_classes` (V3 node classes)."""
+    import json
+
+    classes = dict(nodes.NODE_CLASS_MAPPINGS)
+    classes.update({cls.GET_SCHEMA().node_id: cls for cls in extra_classes or []})  # pyright: ignore[reportAttributeAccessIssue]
+    info: dict[str, dict[str, Any]] = {}
+    for name, cls in classes.items():
+        if hasattr(cls, "GET_NODE_INFO_V1"):
+            info[name] = cls.GET_NODE_INFO_V1()
+            continue
+        inputs = cls.INPUT_TYPES()
+        outputs = list(cls.RETURN_TYPES)
+        info[name] = {
+            "input": inputs,
+            "input_order": {group: list(fields) for group, fields in inputs.items()},
+            "output": outputs,
+            "output_name": list(getattr(cls, "RETURN_NAMES", outputs)),
+            "name": name,
+            "display_name": nodes.NODE_DISPLAY_NAME_MAPPINGS.get(name, name),
+            "output_node": bool(getattr(cls, "OUTPUT_NODE", False)),
+        }
+    return json.loads(json.dumps(info))  # tuples become lists, as over HTTP

@@ -1,0 +1,292 @@
+"""Small models for the real ComfyUI, with random weights and no downloads. Loaded once the host can be imported.
+
+Everything is seeded and runs in float32 on the CPU. Layouts named `*_SITES` have exactly the attention sites of the full
+nets (16 and 70) at a fraction of their width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import comfy.model_base
+import comfy.model_management
+import comfy.sample
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+import torch
+from comfy import sd1_clip, sdxl_clip, supported_models_base
+from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep
+from comfy.model_patcher import ModelPatcher
+from comfy.taesd.taesd import TAESD
+from torch import Tensor, nn
+
+Conditioning = list[list[Any]]
+
+_UNET: dict[str, Any] = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "use_temporal_attention": False,
+    "use_temporal_resblock": False,
+}
+SD15_TINY: dict[str, Any] = {
+    **_UNET,
+    "model_channels": 32,
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+    "transformer_depth_middle": 1,
+    "context_dim": 64,
+    "use_linear_in_transformer": False,
+    "adm_in_channels": None,
+}
+SD15_SITES: dict[str, Any] = {
+    **SD15_TINY,
+    "num_res_blocks": [2] * 4,
+    "channel_mult": [1, 1, 2, 2],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+}
+SDXL_POOLED = 64  # the host projects CLIP-G to its own width
+SDXL_TINY: dict[str, Any] = {
+    **SD15_TINY,
+    "transformer_depth": [0, 2],
+    "transformer_depth_output": [0, 0, 2, 2],
+    "transformer_depth_middle": 2,
+    "context_dim": 128,
+    "use_linear_in_transformer": True,
+    "num_classes": "sequential",
+    "adm_in_channels": SDXL_POOLED + 6 * 256,
+}
+SDXL_SITES: dict[str, Any] = {
+    **SDXL_TINY,
+    "num_res_blocks": [2] * 3,
+    "channel_mult": [1, 1, 2],
+    "transformer_depth": [0, 0, 2, 2, 10, 10],
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+    "transformer_depth_middle": 10,
+}
+FLUX_TINY: dict[str, Any] = {
+    "image_model": "flux",
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": 2,
+    "vec_in_dim": 32,
+    "context_in_dim": 48,
+    "hidden_size": 64,
+    "mlp_ratio": 2.0,
+    "num_heads": 4,
+    "depth": 2,
+    "depth_single_blocks": 3,
+    "axes_dim": [4, 6, 6],
+    "theta": 10000,
+    "qkv_bias": True,
+    "guidance_embed": True,
+}
+_CLIP_TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 4,
+    "projection_dim": 64,
+}
+
+
+def init_randomly(module: nn.Module, seed: int) -> None:
+    """Give every parameter a value: matrices N(0, 1/fan_in), norm scales near 1, biases near 0.
+
+    The host's layers skip their own initialisation, so that before this call they hold whatever lay in memory.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim >= 2:
+                value = noise / math.sqrt(parameter[0].numel())
+            elif name.endswith("weight"):
+                value = 1 + 0.1 * noise
+            else:
+                value = 0.1 * noise
+            parameter.copy_(value)
+
+
+def _patcher(model: nn.Module) -> ModelPatcher:
+    model.eval()
+    return ModelPatcher(
+        model,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+def unet(
+    config: dict[str, Any],
+    *,
+    num_heads: int = 4,
+    num_head_channels: int = -1,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> ModelPatcher:
+    """A MODEL from a UNet configuration in the host's own terms; SDXL's class where `adm_in_channels` says so.
+
+    One of `num_heads` and `num_head_channels` is -1. `dtype` is that of the weights: with float16 the host computes in
+    float32 on a CPU (`manual_cast_dtype`).
+    """
+    is_sdxl = config.get("adm_in_channels") is not None
+    family = comfy.supported_models.SDXL if is_sdxl else comfy.supported_models.SD15
+    settings = family({**config, "dtype": dtype})
+    settings.unet_config.update(num_heads=num_heads, num_head_channels=num_head_channels)  # overwritten by `family`
+    settings.set_inference_dtype(dtype, None if dtype is torch.float32 else torch.float32)
+    build = comfy.model_base.SDXL if is_sdxl else comfy.model_base.BaseModel
+    model = build(settings, device=torch.device("cpu"))
+    init_randomly(model.diffusion_model, seed)
+    return _patcher(model)
+
+
+def tiny_sd15(seed: int = 0, **changes: Any) -> ModelPatcher:
+    """1.1 M parameters, 7 cross-attention layers, context width 64."""
+    return unet({**SD15_TINY, **changes}, seed=seed)
+
+
+def tiny_sdxl(seed: int = 0, **changes: Any) -> ModelPatcher:
+    """Two levels, depth 2 in the deeper one and in the middle, context width 128, pooled width `SDXL_POOLED`."""
+    return unet({**SDXL_TINY, **changes}, seed=seed)
+
+
+def tiny_flux(seed: int = 0, **changes: Any) -> ModelPatcher:
+    """Two double and three single blocks; conditioning needs a pooled output of width 32 and a `guidance`."""
+    settings = comfy.supported_models.Flux({**FLUX_TINY, **changes, "dtype": torch.float32})
+    settings.set_inference_dtype(torch.float32, None)
+    model = comfy.model_base.Flux(settings, device=torch.device("cpu"))
+    init_randomly(model.diffusion_model, seed)
+    return _patcher(model)
+
+
+def tiny_clip(seed: int = 0, *, sdxl: bool = False) -> comfy.sd.CLIP:
+    """The real tokenizer with a text encoder of four layers; its width 64 (SDXL: 64 + 64) fits the tiny models."""
+    sizes: dict[str, Any] = {"clip_l_model_config": _CLIP_TINY, "dtype": torch.float32}
+    if sdxl:
+        sizes["clip_g_model_config"] = _CLIP_TINY
+        target = supported_models_base.ClipTarget(sdxl_clip.SDXLTokenizer, sdxl_clip.SDXLClipModel)
+    else:
+        target = supported_models_base.ClipTarget(sd1_clip.SD1Tokenizer, sd1_clip.SD1ClipModel)
+    clip = comfy.sd.CLIP(target, model_options=sizes)
+    init_randomly(clip.cond_stage_model, seed)
+    return clip
+
+
+def tiny_vae(seed: int = 0) -> comfy.sd.VAE:
+    """TAESD with random weights: exactly a factor 8, and less saturated than a random KL autoencoder."""
+    return comfy.sd.VAE(sd=taesd_weights(seed))
+
+
+def taesd_weights(seed: int = 0) -> dict[str, Tensor]:
+    """A whole TAESD state dictionary."""
+    net = TAESD()
+    init_randomly(net, seed)
+    return {**net.state_dict(), "vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
+
+
+def conditioning(
+    width: int, *, pooled: int | None = None, tokens: int = 77, seed: int = 0, **extra: Any
+) -> Conditioning:
+    """One entry of random text states, (1, tokens, width); `extra` goes into its dictionary."""
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(1, tokens, width, generator=generator)
+    options = dict(extra)
+    if pooled is not None:
+        options["pooled_output"] = torch.randn(1, pooled, generator=generator)
+    return [[states, options]]
+
+
+def sample(
+    model: ModelPatcher,
+    positive: Conditioning,
+    negative: Conditioning,
+    *,
+    shape: tuple[int, int, int, int] = (1, 4, 16, 16),
+    steps: int = 3,
+    cfg: float = 7.0,
+    sampler: str = "euler",
+    scheduler: str = "normal",
+    seed: int = 1,
+    **options: Any,
+) -> Tensor:
+    """What KSampler returns for an empty latent of `shape`; `options` go to `comfy.sample.sample` (callback, denoise, ...)."""
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    with torch.inference_mode():
+        result = comfy.sample.sample(
+            model,
+            noise,
+            steps,
+            cfg,
+            sampler,
+            scheduler,
+            positive,
+            negative,
+            torch.zeros(shape),
+            disable_pbar=True,
+            seed=seed,
+            **options,
+        )
+    return result.clone()
+
+
+def ldm_config_from_diffusers(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+    """The host's UNet configuration and its head numbers, `{"num_heads", "num_head_channels"}`, for a diffusers one.
+
+    `attention_head_dim` is diffusers' historic name: one number is the number of heads, a list holds the number of heads
+    per level (the host then needs the same width per head at every level).
+    """
+    channels = list(config["block_out_channels"])
+    layers = config["layers_per_block"]
+    per_block = config.get("transformer_layers_per_block", 1)
+    per_block = [per_block] * len(channels) if isinstance(per_block, int) else list(per_block)
+    has_attention = ["CrossAttn" in name for name in config["down_block_types"]]
+    depth = [d if attends else 0 for d, attends in zip(per_block, has_attention, strict=True)]
+    head_dim = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
+    if isinstance(head_dim, int):
+        heads = {"num_heads": head_dim, "num_head_channels": -1}
+    else:
+        widths = {channel // number for channel, number in zip(channels, head_dim, strict=True)}
+        if len(widths) != 1:
+            raise ValueError(f"the host needs one head width for all levels, the configuration has {sorted(widths)}")
+        heads = {"num_heads": -1, "num_head_channels": widths.pop()}
+    ldm: dict[str, Any] = {
+        **_UNET,
+        "in_channels": config.get("in_channels", 4),
+        "out_channels": config.get("out_channels", 4),
+        "model_channels": channels[0],
+        "channel_mult": [channel // channels[0] for channel in channels],
+        "num_res_blocks": [layers] * len(channels),
+        "transformer_depth": [d for d in depth for _ in range(layers)],
+        "transformer_depth_output": [d for d in depth for _ in range(layers + 1)],
+        "transformer_depth_middle": per_block[-1],
+        "context_dim": config["cross_attention_dim"],
+        "use_linear_in_transformer": bool(config.get("use_linear_projection", False)),
+        "adm_in_channels": None,
+    }
+    if config.get("addition_embed_type") == "text_time":
+        ldm["num_classes"] = "sequential"
+        ldm["adm_in_channels"] = config["projection_class_embeddings_input_dim"]
+    return ldm, heads
+
+
+def unet_from_diffusers(config: dict[str, Any], weights: dict[str, Tensor]) -> ModelPatcher:
+    """A MODEL that computes what diffusers' `UNet2DConditionModel(**config)` with `weights` computes (to about 3e-6)."""
+    ldm, heads = ldm_config_from_diffusers(config)
+    patcher = unet(ldm, **heads)
+    net = patcher.model.diffusion_model
+    to_ldm = comfy.utils.unet_to_diffusers(ldm)
+    net.load_state_dict({to_ldm[key]: value.float() for key, value in weights.items()}, strict=True)
+    for module in net.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = config.get("norm_num_groups", 32)  # the host's is always 32
+    if ldm["adm_in_channels"] is not None:
+        patcher.model.embedder = Timestep(config["addition_time_embed_dim"])  # the host's is always 256
+    return patcher
