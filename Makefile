@@ -8,6 +8,7 @@ STAMP  := $(VENV)/.ready
 # A trio that is consistent: a newer torch with the last torchaudio breaks `import transformers`.
 TORCH  := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0
 COMFYUI_PATH ?= $(firstword $(wildcard .comfyui/ComfyUI $(HOME)/comfy/ComfyUI))
+COMFYUI_VERSION ?= 0.3.64
 
 .PHONY: setup test demo comfyui bench lint format clean
 
@@ -24,6 +25,17 @@ $(STAMP): pyproject.toml requirements.txt Makefile $(wildcard $(COMFYUI_PATH)/re
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The real host, for the tests and `workflows/_build.py`: comfy-cli clones it into its default workspace (~/comfy/ComfyUI)
+# if none is there. Its requirements are installed by `setup`, in one resolution with the torch trio.
+comfyui:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifeq ($(wildcard $(COMFYUI_PATH)/main.py),)
+	$(BIN)/python -m pip install --quiet comfy-cli
+	$(BIN)/comfy --skip-prompt install --version $(COMFYUI_VERSION) --cpu \
+	    --skip-manager --skip-torch-or-directml --skip-requirement
+endif
+	$(MAKE) setup
 
 lint: setup
 	$(BIN)/ruff check .
