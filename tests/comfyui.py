@@ -14,7 +14,7 @@ HOW_TO_GET_IT = "needs the real ComfyUI: run `make comfyui`, or set COMFYUI_PATH
 
 
 def find() -> Path | None:
-    """The host's folder: `COMFYUI_PATH`, else `.comfyui/ComfyUI` in the checkout, else comfy-cli's default workspace."""
+    """The host's folder: `COMFYUI_PATH`, else `.comfyui/ComfyUI` in the checkout, else comfy-cli's own default."""
     named = os.environ.get("COMFYUI_PATH")
     candidates = [Path(named)] if named else [REPOSITORY / ".comfyui" / "ComfyUI", Path.home() / "comfy" / "ComfyUI"]
     return next((folder for folder in candidates if (folder / "main.py").is_file()), None)

@@ -1,7 +1,7 @@
 """Small models for the real ComfyUI, with random weights and no downloads. Loaded once the host can be imported.
 
-Everything is seeded and runs in float32 on the CPU. Layouts named `*_SITES` have exactly the attention sites of the full
-nets (16 and 70) at a fraction of their width.
+Everything is seeded and runs in float32 on the CPU. Layouts named `*_SITES` have exactly the attention sites of the
+full nets (16 and 70) at a fraction of their width.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def sample(
     seed: int = 1,
     **options: Any,
 ) -> Tensor:
-    """What KSampler returns for an empty latent of `shape`; `options` go to `comfy.sample.sample` (callback, denoise, ...)."""
+    """What KSampler returns for an empty latent of `shape`; `options` go to `comfy.sample.sample` (a callback, say)."""
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
         result = comfy.sample.sample(
@@ -240,8 +240,8 @@ def sample(
 def ldm_config_from_diffusers(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
     """The host's UNet configuration and its head numbers, `{"num_heads", "num_head_channels"}`, for a diffusers one.
 
-    `attention_head_dim` is diffusers' historic name: one number is the number of heads, a list holds the number of heads
-    per level (the host then needs the same width per head at every level).
+    `attention_head_dim` is diffusers' historic name: one number is the number of heads, a list holds the number of
+    heads per level (the host then needs the same width per head at every level).
     """
     channels = list(config["block_out_channels"])
     layers = config["layers_per_block"]
@@ -278,9 +278,9 @@ def ldm_config_from_diffusers(config: dict[str, Any]) -> tuple[dict[str, Any], d
 
 
 def unet_from_diffusers(config: dict[str, Any], weights: dict[str, Tensor]) -> ModelPatcher:
-    """A MODEL that computes what diffusers' `UNet2DConditionModel(**config)` with `weights` computes (to about 3e-6)."""
+    """A MODEL that computes what diffusers' `UNet2DConditionModel(**config)` computes with `weights`, to about 3e-6."""
     ldm, heads = ldm_config_from_diffusers(config)
-    patcher = unet(ldm, **heads)
+    patcher = unet(ldm, num_heads=heads["num_heads"], num_head_channels=heads["num_head_channels"])
     net = patcher.model.diffusion_model
     to_ldm = comfy.utils.unet_to_diffusers(ldm)
     net.load_state_dict({to_ldm[key]: value.float() for key, value in weights.items()}, strict=True)
