@@ -1,0 +1,170 @@
+"""The command line `likeness`. Importing this module is cheap: typer is loaded when a command runs."""
+
+# No `from __future__ import annotations` here: typer reads the annotations, and they name a module that is imported
+# inside the function.
+
+import dataclasses
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from .errors import LikenessError
+from .models_download import (
+    Health,
+    ModelFile,
+    Outcome,
+    check,
+    download,
+    download_root,
+    installed,
+    locate,
+    progress_bar,
+    registry,
+    select,
+)
+
+if TYPE_CHECKING:
+    import typer
+
+
+def main() -> None:
+    """Entry point of the script. Exit codes: 0 all is well, 1 something needs attention, 2 wrong usage."""
+    try:
+        build()()
+    except LikenessError as error:
+        print(f"likeness: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def build() -> "typer.Typer":
+    """The command tree."""
+    import typer
+
+    app = typer.Typer(
+        help="Identity-preserving portraits: what the ComfyUI pack needs around it.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+    app.add_typer(_models_commands(), name="models", help="Model files: what is here, what is missing, get it.")
+
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            print(f"likeness {importlib.metadata.version('likeness')}")
+            raise typer.Exit
+
+    @app.callback()
+    def likeness(
+        version: Annotated[
+            bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+        ] = False,
+    ) -> None:
+        pass
+
+    return app
+
+
+def _models_commands() -> "typer.Typer":
+    import typer
+
+    app = typer.Typer(no_args_is_help=True)
+
+    @app.command("list")
+    def list_models(
+        system: Annotated[str | None, typer.Option(help="Only files of this system, e.g. instantid.")] = None,
+        missing: Annotated[bool, typer.Option("--missing", help="Only files that are not here.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, with the path of each file.")] = False,
+    ) -> None:
+        """Show the known model files: here or missing, size, licence, place."""
+        systems = sorted({model.system for model in registry()})
+        if system is not None and system not in systems:
+            raise typer.BadParameter(f"{system!r} is none of {', '.join(systems)}.", param_hint="--system")
+        of_system = [(model, locate(model)) for model in registry() if system in (None, model.system)]
+        found = [(model, path) for model, path in of_system if path is None or not missing]
+        if as_json:
+            print(json.dumps([_as_record(model, path) for model, path in found], indent=2, ensure_ascii=False))
+        else:
+            _print_table(found)
+
+    @app.command("get")
+    def get_models(
+        names: Annotated[
+            list[str],
+            typer.Argument(help="Names, file names, groups (buffalo_l, instantid) or wildcards from the list."),
+        ],
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Say what would be done; write and fetch nothing.")
+        ] = False,
+        models_dir: Annotated[
+            Path | None, typer.Option(help="A ComfyUI models folder; default: the one found.")
+        ] = None,
+        accept_licence: Annotated[
+            bool, typer.Option("--accept-licence", help="Accept non-commercial licences.")
+        ] = False,
+    ) -> None:
+        """Download model files into the folders ComfyUI reads them from. Interrupted downloads are resumed."""
+        models = list(dict.fromkeys(model for name in names for model in select(name)))
+        root = models_dir or download_root()
+        problems = [problem for model in models if (problem := _get(model, root, dry_run, accept_licence))]
+        raise typer.Exit(1 if problems else 0)
+
+    @app.command("verify")
+    def verify_models(
+        everything: Annotated[bool, typer.Option("--all", help="Hash unknown files too: finds renamed ones.")] = False,
+    ) -> None:
+        """Hash the model files that are here and compare them with the published checksums."""
+        checks = []
+        for path, model in installed(everything).items():
+            with progress_bar(path.name) as progress:
+                result = check(path, model, progress)
+            alias = ", ".join(known.name for known in result.recognised) if result.health is not Health.OK else ""
+            print(f"{path}: {result.health.value}{f' ({alias})' if alias else ''}")
+            checks.append(result)
+        problems = sum(result.health.is_problem for result in checks)
+        print(f"{len(checks)} files checked, {problems} with a problem.")
+        raise typer.Exit(1 if problems else 0)
+
+    return app
+
+
+def _as_record(model: ModelFile, path: Path | None) -> dict[str, object]:
+    return {**dataclasses.asdict(model), "target": model.target, "path": None if path is None else str(path)}
+
+
+def _print_table(found: list[tuple[ModelFile, Path | None]]) -> None:
+    rows = [
+        ("here" if path else "missing", model.name, model.variant, model.size, model.commercial_use, model.target)
+        for model, path in found
+    ]
+    header = ("", "name", "variant", "size", "commercial", "in models/")
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    for row in [header, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"{sum(path is not None for _, path in found)} of {len(found)} files are here.")
+
+
+def _get(model: ModelFile, root: Path, dry_run: bool, accepted: bool) -> bool:
+    """Fetch one file and tell the user about it. Returns whether there was a problem."""
+    print(f"{model.name}: {model.size}, licence {model.licence}, commercial use: {model.commercial_use}")
+    if model.notes:
+        print(f"  {model.notes}")
+
+    def confirm(_: ModelFile) -> bool:
+        if accepted or not sys.stdin.isatty():
+            return accepted
+        return input("  This licence excludes commercial use. Type yes to accept it: ").strip().lower() == "yes"
+
+    try:
+        with progress_bar(model.filename) as progress:
+            outcome, path = download(model, root, progress=progress, dry_run=dry_run, confirm_licence=confirm)
+    except LikenessError as error:
+        print(f"  {error}", file=sys.stderr)
+        return True
+    print(f"  {outcome.value}: {path}" + (f" (from {model.url})" if outcome is Outcome.WOULD_DOWNLOAD else ""))
+    return False
+
+
+if __name__ == "__main__":
+    main()
