@@ -1,4 +1,4 @@
-"""IP-Adapter's options: weight types."""
+"""IP-Adapter's options: weight types, scaling of keys and values, several pictures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import sys
 from typing import Any
 
 import torch
+
 from likeness.adapters import site_weights as sites
+from likeness.adapters.embeds import CombineMode, EmbedsScaling, combine
+from likeness.adapters.networks import build_projection
+from likeness.injection import masks
+from likeness.injection.attention import attend
 
 harness = sys.modules["likeness_conformance"]
 
@@ -27,3 +32,57 @@ def weight_types(case: Any) -> dict[str, torch.Tensor]:
         uncond.append([site.strength for site in row])
         swap.append([float(site.swapped) for site in row])
     return {"mult_cond": torch.tensor(cond), "mult_uncond": torch.tensor(uncond), "swap": torch.tensor(swap)}
+
+
+@harness.runs("ip_adapter", r"peer parity: embeds scaling")
+def embeds_scaling(case: Any) -> dict[str, torch.Tensor]:
+    project = {key.rsplit(".", 2)[1]: weight for key, weight in case.weights.items()}
+    tokens = torch.cat([case.inputs["tokens_cond"], case.inputs["tokens_uncond"]])
+    keys, values = tokens @ project["to_k_ip"].T, tokens @ project["to_v_ip"].T
+
+    def image_term(mode: EmbedsScaling, weight: float) -> torch.Tensor:
+        scaled = mode.function(keys, values, weight, case.config["channels"])
+        return attend(case.inputs["q"], *scaled, case.config["heads"])
+
+    return {
+        name.replace("+", "_").replace("/", "").replace(" ", "_"): torch.stack(
+            [image_term(EmbedsScaling(name), weight) for weight in case.config["weights"]]
+        )
+        for name in case.config["modes"]
+    }
+
+
+@harness.runs("ip_adapter", r"peer parity: combining several images")
+def combine_embeds(case: Any) -> dict[str, torch.Tensor]:
+    image_proj = build_projection(case.weights_below("image_proj."))
+    outputs = {}
+    for mode in CombineMode:
+        name = mode.value.replace(" ", "_")
+        outputs[f"embeds_{name}"] = combine(case.inputs["embeds"], mode)
+        if mode not in (CombineMode.MAX, CombineMode.MIN):  # of the Combine Embeds node alone
+            outputs[f"tokens_{name}"] = image_proj(combine(case.inputs["image_embeds"], mode))
+    return outputs
+
+
+@harness.runs("ip_adapter", r"peer parity: attn_mask resize")
+def mask_resize(case: Any) -> dict[str, torch.Tensor]:
+    mask = masks.as_mask(case.inputs["mask"])
+    outputs = {}
+    for row in case.config["cases"]:
+        site = dict(zip(case.config["columns"], row, strict=True))
+        grid = masks.guess_grid(site["latent_h"], site["latent_w"], site["tokens"])
+        resized = masks.resize_mask(mask, grid, masks.MaskResize.BILINEAR)
+        name = f"mask_{site['latent_h']}x{site['latent_w']}_l{site['level']}"
+        outputs[name] = masks.tokens_centred(resized, site["tokens"]).squeeze(0)
+    return outputs
+
+
+@harness.runs("ip_adapter", r"diffusers mask resize")
+def mask_downsample(case: Any) -> dict[str, torch.Tensor]:
+    outputs = {}
+    for i, (tokens, source) in enumerate(zip(case.config["num_queries"], case.config["source_masks"], strict=True)):
+        mask = case.inputs[source]
+        grid = masks.guess_grid_from_mask(mask.shape[1], mask.shape[2], tokens)
+        resized = masks.fit_batch(masks.resize_mask(mask, grid, masks.MaskResize.BICUBIC), case.config["batch"])
+        outputs[f"mask_{i}"] = masks.tokens_from_start(resized, tokens)
+    return outputs
