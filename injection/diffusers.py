@@ -1,0 +1,148 @@
+"""The diffusers binding: identities enter a UNet2DConditionModel through attention processors.
+
+`inject` and `eject` are a pair. The mathematics is that of `attention`, the same as in ComfyUI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.ip_adapter import IPAdapter
+from .attention import SiteTerm, add_identity, attend
+from .masks import resize_mask
+from .plan import Injection, Role, RolePair, check_fit, project_site, stack_roles
+from .sites import AttentionSite, sites_of_diffusers_unet
+
+
+class IdentityAttnProcessor:
+    """Attention processor of one cross-attention layer: text, plus every identity's term, then `to_out`."""
+
+    def __init__(self, injected: InjectedUNet, site: AttentionSite) -> None:
+        self.injected = injected
+        self.site = site
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *_args: Any,
+        **_keywords: Any,
+    ) -> Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        if attention_mask is None:
+            out = attend(q, k, v, attn.heads)
+        else:
+            out = _attend_masked(attn, q, k, v, attention_mask)
+        out = add_identity(out, q, self.injected.terms(self.site, q), attn.heads)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+class InjectedUNet:
+    """The identities in one UNet and what their processors need at call time.
+
+    roles: one per chunk of the batch, (UNCOND, COND) for a guided pipeline's batch; set it when the batch's make-up
+    changes. Keys and values are projected once, when the identities are injected.
+    """
+
+    def __init__(self, unet: Any, injections: Iterable[Injection], roles: Sequence[Role]) -> None:
+        self.roles = tuple(roles)
+        self.sites = sites_of_diffusers_unet(unet)
+        self.injections = [injection for injection in injections if not injection.silent]
+        for injection in self.injections:
+            check_fit(injection.projector, self.sites, type(unet).__name__)
+        self._pairs: list[dict[int, RolePair]] = [self._project(injection) for injection in self.injections]
+        self._grids: dict[int, tuple[int, int]] = {}
+        self._unet = unet
+        self._originals: dict[str, Any] = {}
+        self._hooks: list[Any] = []
+
+    def terms(self, site: AttentionSite, q: Tensor) -> Iterable[SiteTerm]:
+        """The active terms of a site for a batch of queries (batch, L, width)."""
+        pictures = len(q) // len(self.roles)
+        for injection, pairs in zip(self.injections, self._pairs, strict=True):
+            if site.slot not in pairs:
+                continue
+            keys, values = stack_roles(pairs[site.slot], self.roles, pictures)
+            mask = None
+            if injection.mask is not None:
+                grid = self._grids[site.transformer]
+                mask = resize_mask(injection.mask.to(q), grid, injection.mask_resize).flatten(1).unsqueeze(-1)
+            yield SiteTerm(keys.to(q), values.to(q), mask)
+
+    def attach(self) -> None:
+        """Replace the processors of the sites that hear someone, and watch the size of their maps."""
+        processors = dict(self._unet.attn_processors)
+        transformers: dict[int, nn.Module] = {}
+        for site in self.sites:
+            if any(site.slot in pairs for pairs in self._pairs):
+                name = f"{site.diffusers_path}.attn2.processor"
+                self._originals[name] = processors[name]
+                processors[name] = IdentityAttnProcessor(self, site)
+                path = site.diffusers_path.rsplit(".transformer_blocks.", 1)[0]
+                transformers[site.transformer] = self._unet.get_submodule(path)
+        for index, transformer in transformers.items():
+            self._hooks.append(transformer.register_forward_pre_hook(self._grid_recorder(index)))
+        self._unet.set_attn_processor(processors)
+
+    def eject(self) -> None:
+        """Put the former processors back."""
+        self._unet.set_attn_processor({**self._unet.attn_processors, **self._originals})
+        for hook in self._hooks:
+            hook.remove()
+        self._originals, self._hooks = {}, []
+
+    def _grid_recorder(self, transformer: int):
+        def record(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self._grids[transformer] = tuple(args[0].shape[-2:])  # type: ignore[assignment]
+
+        return record
+
+    def _project(self, injection: Injection) -> dict[int, RolePair]:
+        heard = [site for site in self.sites if injection.weight_at(site).strength != 0]
+        return {site.slot: project_site(injection, site, injection.tokens) for site in heard}
+
+
+def inject(
+    unet: Any, injections: Iterable[Injection], roles: Sequence[Role] = (Role.UNCOND, Role.COND)
+) -> InjectedUNet:
+    """Put identities into a diffusers UNet; call `eject` on what is returned to take them out again."""
+    injected = InjectedUNet(unet, injections, roles)
+    injected.attach()
+    return injected
+
+
+@contextmanager
+def merged_lora(unet: nn.Module, adapter: IPAdapter, strength: float):
+    """The UNet with the adapter's LoRA added to its own weights (factor `strength`), restored on leaving."""
+    paths = {}
+    for site in sites_of_diffusers_unet(unet):
+        paths[site.slot - 1] = f"{site.diffusers_path}.attn1"
+        paths[site.slot] = f"{site.diffusers_path}.attn2"
+    originals: list[tuple[nn.Parameter, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for pair in adapter.lora_pairs():
+                weight = unet.get_submodule(f"{paths[pair.slot]}.{pair.layer}").weight
+                assert isinstance(weight, nn.Parameter)
+                originals.append((weight, weight.clone()))
+                weight += pair.delta(strength).to(weight)
+        yield unet
+    finally:
+        with torch.no_grad():
+            for weight, original in originals:
+                weight.copy_(original)
+
+
+def _attend_masked(attn: Any, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor) -> Tensor:
+    mask = attn.prepare_attention_mask(attention_mask, k.shape[1], len(q))
+    mask = mask.unflatten(0, (len(q), attn.heads))
+    q, k, v = (t.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)

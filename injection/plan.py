@@ -1,0 +1,167 @@
+"""What is injected, independent of the host: one `Injection` per identity term, and its keys and values at a site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..adapters.embeds import v_only
+from ..adapters.types import IdentityTokens, KeyValueScaling, SiteWeight, SiteWeights
+from ..errors import LikenessError
+from .masks import MaskResize
+from .sites import AttentionSite
+
+
+class Role(IntEnum):
+    """Which half of guidance a chunk of the batch belongs to. The numbers index a `RolePair`."""
+
+    COND = 0
+    UNCOND = 1
+
+
+class Projector(Protocol):
+    """The part of an adapter that injection needs."""
+
+    name: str
+
+    @property
+    def site_shapes(self) -> Mapping[int, tuple[int, int]]:
+        """slot -> (width of the site, width of the text)"""
+        ...
+
+    def project(self, slot: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows, n, dim) -> keys and values, each (rows, n, width)"""
+        ...
+
+
+@dataclass(frozen=True)
+class Injection:
+    """One identity (or one picture of it) entering a denoiser through an adapter.
+
+    tokens: rows 1, or one row per picture of the latent batch.
+    site_weights: one entry per spatial transformer in execution order; see `uniform`.
+    row_weights: optional factor per picture of the latent batch.
+    mask: optional (1 | pictures, H, W), 0..1, at any size; it limits the identity to a region of the picture.
+    start, end: the window of sampling, as a share of the whole (0 = first step, 1 = last).
+    """
+
+    projector: Projector
+    tokens: IdentityTokens
+    site_weights: SiteWeights
+    scaling: KeyValueScaling = v_only
+    row_weights: tuple[float, ...] | None = None
+    mask: Tensor | None = None
+    mask_resize: MaskResize = MaskResize.AREA
+    start: float = 0.0
+    end: float = 1.0
+
+    def weight_at(self, site: AttentionSite) -> SiteWeight:
+        """How strongly this site hears the identity."""
+        return self.site_weights[site.transformer]
+
+    @property
+    def silent(self) -> bool:
+        """Whether it can never change the picture."""
+        no_weight = all(weight.strength == 0 for weight in self.site_weights)
+        no_region = self.mask is not None and not bool(self.mask.any())
+        return no_weight or no_region or self.start >= self.end
+
+
+class RolePair(NamedTuple):
+    """(keys, values) for the conditioned and for the unconditioned half; index it with a `Role`."""
+
+    cond: tuple[Tensor, Tensor]
+    uncond: tuple[Tensor, Tensor]
+
+
+def uniform(strength: float, sites: Sequence[AttentionSite]) -> SiteWeights:
+    """The same strength at every site."""
+    count = 1 + max(site.transformer for site in sites)
+    return (SiteWeight(strength),) * count
+
+
+def project_site(injection: Injection, site: AttentionSite, tokens: IdentityTokens) -> RolePair:
+    """Keys and values of one site for both halves, (rows, n, width), with the strength folded in.
+
+    tokens: those of the injection, on the device and in the precision of the projection.
+    """
+    weight = injection.weight_at(site)
+    cond = injection.scaling(*injection.projector.project(site.slot, tokens.cond), weight.strength, site.width)
+    if weight.swapped:
+        silence = (cond[0], torch.zeros_like(cond[1]))
+        return RolePair(silence, cond)
+    uncond = injection.scaling(*injection.projector.project(site.slot, tokens.uncond), weight.strength, site.width)
+    return RolePair(cond, uncond)
+
+
+def stack_roles(pair: RolePair, roles: Sequence[Role], pictures: int) -> tuple[Tensor, Tensor]:
+    """Keys and values for a batch that holds one chunk of `pictures` per role, (groups, n, width).
+
+    The halves may differ in their number of tokens (several photos against one empty encoding): the shorter is
+    repeated, which a softmax does not notice, as far as that gives equal numbers; see `repeat_tokens`.
+    """
+    n_tokens = _common_length([pair[role][0].shape[1] for role in set(roles)])
+    per_picture = max(pair[role][0].shape[0] for role in set(roles)) > 1
+    keys, values = [], []
+    for role in roles:
+        k, v = (repeat_tokens(t, n_tokens) for t in pair[role])
+        if per_picture:
+            k, v = fit_rows(k, pictures), fit_rows(v, pictures)
+        keys.append(k)
+        values.append(v)
+    return torch.cat(keys), torch.cat(values)
+
+
+def repeat_tokens(t: Tensor, n_tokens: int) -> Tensor:
+    """Repeat along the token axis to `n_tokens`, a multiple of the present number. Exact under a softmax: every key
+    appears equally often, so the weights of its copies add up to the weight it had."""
+    return t if t.shape[1] == n_tokens else t.repeat(1, n_tokens // t.shape[1], 1)
+
+
+def fit_rows(t: Tensor, pictures: int) -> Tensor:
+    """One row per picture of the batch: a single row serves all, missing rows repeat the last one, extra ones drop."""
+    rows = t.shape[0]
+    if rows == pictures:
+        return t
+    if rows > pictures:
+        return t[:pictures]
+    return torch.cat([t, t[-1:].expand(pictures - rows, *t.shape[1:])])
+
+
+def _common_length(lengths: Sequence[int]) -> int:
+    longest = max(lengths)
+    if any(longest % n for n in lengths):
+        raise ValueError(f"token counts {sorted(set(lengths))} do not divide each other")
+    return longest
+
+
+def check_fit(projector: Projector, sites: Sequence[AttentionSite], model_name: str) -> None:
+    """Raise LikenessError in words when an adapter's layers do not fit the model's sites one by one."""
+    theirs = {site.slot: (site.width, site.context_dim) for site in sites}
+    ours = dict(projector.site_shapes)
+    if ours == theirs:
+        return
+    if not theirs:
+        raise LikenessError(
+            f"The adapter '{projector.name}' works with SD1.5 and SDXL models, but the connected MODEL is "
+            f"{model_name}: load a checkpoint of the adapter's base model."
+        )
+    their_text, our_text = theirs[1][1], next(iter(ours.values()))[1]
+    raise LikenessError(
+        f"The adapter '{projector.name}' was made for {_describe(ours, our_text)}, but the connected MODEL is "
+        f"{model_name}, {_describe(theirs, their_text)}: choose an adapter for that model, or another checkpoint."
+    )
+
+
+_FAMILIES = {(16, 768): "SD1.5", (70, 2048): "SDXL", (16, 1024): "SD2.x"}
+
+
+def _describe(shapes: Mapping[int, tuple[int, int]], text_width: int) -> str:
+    family = _FAMILIES.get((len(shapes), text_width))
+    details = f"{len(shapes)} cross-attention layers, text width {text_width}"
+    return f"{family} ({details})" if family else f"a model with {details}"
