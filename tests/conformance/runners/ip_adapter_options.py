@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from likeness.adapters import schedules
 from likeness.adapters import site_weights as sites
 from likeness.adapters.embeds import CombineMode, EmbedsScaling, combine
 from likeness.adapters.networks import build_projection
@@ -85,4 +86,26 @@ def mask_downsample(case: Any) -> dict[str, torch.Tensor]:
         grid = masks.guess_grid_from_mask(mask.shape[1], mask.shape[2], tokens)
         resized = masks.fit_batch(masks.resize_mask(mask, grid, masks.MaskResize.BICUBIC), case.config["batch"])
         outputs[f"mask_{i}"] = masks.tokens_from_start(resized, tokens)
+    return outputs
+
+
+@harness.runs("ip_adapter", r"peer parity: frame weight schedules")
+def weight_schedules(case: Any) -> dict[str, torch.Tensor]:
+    outputs = {}
+    for i, options in enumerate(case.config["cases"]):
+        weights = schedules.parse_weights(options["weights"])
+        span = schedules.FrameRange(
+            frames=options.get("frames", len(weights)),
+            start=options.get("start_frame", 0),
+            end=options.get("end_frame", 9999),
+            add_starting=options.get("add_starting_frames", 0),
+            add_ending=options.get("add_ending_frames", 0),
+        )
+        method = schedules.Method(options.get("method", "full batch"))
+        frames = schedules.schedule(weights, schedules.Timing(options["timing"]), span, method, options.get("n", 0))
+        outputs[f"w_{i}"] = torch.tensor(frames.weights)
+        outputs[f"w_invert_{i}"] = torch.tensor(frames.inverted)
+        if "n" in options:
+            outputs[f"image_1_{i}"] = torch.tensor(frames.image_1)
+            outputs[f"image_2_{i}"] = torch.tensor(frames.image_2)
     return outputs
