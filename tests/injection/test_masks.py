@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from likeness.errors import LikenessError
+from likeness.injection import masks
+from likeness.injection.masks import MaskResize
+
+sides = st.integers(1, 12)
+latents = st.integers(16, 256)
+
+
+def random_mask(count, height, width, seed=0):
+    return torch.rand(count, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@given(sides, sides, st.integers(1, 5), st.integers(1, 5), st.integers(1, 3))
+def test_area_keeps_the_mean_where_the_sizes_divide(h, w, by_rows, by_columns, count):
+    mask = random_mask(count, h * by_rows, w * by_columns)
+    resized = masks.resize_mask(mask, (h, w))
+    assert resized.shape == (count, h, w)
+    torch.testing.assert_close(resized.mean(dim=(1, 2)), mask.mean(dim=(1, 2)), atol=1e-5, rtol=1e-5)
+
+
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.sampled_from(list(MaskResize))
+)
+def test_a_constant_mask_stays_constant_at_every_size(height, width, h, w, how):
+    resized = masks.resize_mask(torch.full((2, height, width), 0.75), (h, w), how)
+    torch.testing.assert_close(resized, torch.full((2, h, w), 0.75))
+
+
+@given(st.integers(1, 60), st.integers(1, 60), sides, sides)
+def test_area_and_bilinear_stay_between_zero_and_one(height, width, h, w):
+    for how in (MaskResize.AREA, MaskResize.BILINEAR):
+        resized = masks.resize_mask(random_mask(1, height, width), (h, w), how)
+        assert resized.min() >= 0
+        assert resized.max() <= 1
+
+
+def test_area_keeps_a_thin_line_that_bilinear_loses():
+    mask = torch.zeros(1, 512, 512)
+    mask[:, :, 100] = 1
+    assert masks.is_empty(masks.resize_mask(mask, (8, 8), MaskResize.BILINEAR))
+    assert masks.resize_mask(mask, (8, 8)).sum() == pytest.approx(8 / 64, rel=1e-5)
+
+
+def test_resizing_keeps_the_precision_of_the_mask():
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert masks.resize_mask(torch.ones(1, 9, 9, dtype=dtype), (3, 3)).dtype == dtype
+
+
+@given(latents.map(lambda n: n // 8 * 8), latents.map(lambda n: n // 8 * 8), st.integers(0, 3))
+def test_the_guessed_grid_is_true_for_multiples_of_eight(height, width, level):
+    true = (height >> level, width >> level)
+    assert masks.guess_grid(height, width, true[0] * true[1]) == true
+
+
+@given(latents, latents, st.integers(0, 3))
+def test_guessed_grids_always_give_one_factor_per_token(height, width, level):
+    h, w = height, width
+    for _ in range(level):
+        h, w = (h + 1) // 2, (w + 1) // 2
+    mask = random_mask(2, 10, 10)
+    guessed = masks.resize_mask(mask, masks.guess_grid(height, width, h * w), MaskResize.BILINEAR)
+    assert masks.tokens_centred(guessed, h * w).shape == (2, h * w)
+    guessed = masks.resize_mask(mask, masks.guess_grid_from_mask(10, 10, h * w), MaskResize.BICUBIC)
+    assert masks.tokens_from_start(guessed, h * w).shape == (2, h * w)
+
+
+def test_a_single_token_has_a_grid():
+    assert masks.guess_grid(16, 256, 1) == (1, 1)
+    assert masks.guess_grid_from_mask(1, 4000, 1) == (1, 1)
+
+
+def test_tokens_are_filled_and_cut_where_each_pack_does_it():
+    row = torch.tensor([[[1.0, 2.0, 3.0]]])
+    assert masks.tokens_centred(row, 6).tolist() == [[0, 1, 2, 3, 0, 0]]
+    assert masks.tokens_centred(row, 1).tolist() == [[2]]
+    assert masks.tokens_from_start(row, 5).tolist() == [[1, 2, 3, 0, 0]]
+    assert masks.tokens_from_start(row, 2).tolist() == [[1, 2]]
+
+
+@given(st.integers(1, 6), st.integers(1, 6))
+def test_batches_repeat_the_last_mask_or_leave_out_the_rest(given_masks, wanted):
+    mask = random_mask(given_masks, 3, 4)
+    fitted = masks.fit_batch(mask, wanted)
+    assert fitted.shape == (wanted, 3, 4)
+    for i in range(wanted):
+        assert torch.equal(fitted[i], mask[min(i, given_masks - 1)])
+
+
+def test_a_batch_that_does_not_fit_is_mentioned(caplog):
+    caplog.set_level(logging.INFO, logger="likeness")
+    masks.fit_batch(random_mask(1, 2, 2), 4)
+    assert not caplog.records
+    masks.fit_batch(random_mask(3, 2, 2), 4)
+    masks.fit_batch(random_mask(3, 2, 2), 2)
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "3 masks for a batch of 4 pictures",
+        "3 masks for a batch of 2 pictures",
+    ]
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 8), st.data())
+def test_an_area_sees_its_own_part_of_the_mask(height, width, per_latent, data):
+    h, w = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
+    y, x = data.draw(st.integers(0, height - h)), data.draw(st.integers(0, width - w))
+    latent_mask = random_mask(1, height, width)
+    mask = latent_mask.repeat_interleave(per_latent, 1).repeat_interleave(per_latent, 2)
+    cropped = masks.crop_to_area(mask, (h, w, y, x), (height, width))
+    assert cropped.shape == (1, h * per_latent, w * per_latent)
+    torch.testing.assert_close(masks.resize_mask(cropped, (h, w)), latent_mask[:, y : y + h, x : x + w])
+
+
+def test_an_area_of_a_mask_of_any_size_has_the_area_s_size():
+    for size in ((5, 7), (100, 33), (64, 65)):
+        assert masks.crop_to_area(random_mask(2, *size), (10, 20, 3, 4), (57, 91)).shape == (2, 10, 20)
+
+
+def test_masks_are_clamped_and_brought_to_three_axes():
+    mask = masks.as_mask(torch.tensor([[-1.0, 0.5, 7.0, math.inf]], dtype=torch.float64))
+    assert mask.dtype == torch.float32
+    assert mask.tolist() == [[[0.0, 0.5, 1.0, 1.0]]]
+    assert masks.as_mask(torch.ones(2, 1, 4, 5)).shape == (2, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (torch.tensor([[0.0, math.nan]]), "NaN"),
+        (torch.ones(0, 4, 4), "empty"),
+        (torch.ones(1, 4, 0), "empty"),
+        (torch.ones(2, 3, 4, 5), "shape"),
+        (torch.ones(4), "shape"),
+    ],
+)
+def test_masks_that_make_no_sense_are_refused(bad, says):
+    with pytest.raises(LikenessError, match=says):
+        masks.as_mask(bad)
+
+
+def test_empty_means_nothing_gets_through():
+    assert masks.is_empty(torch.zeros(2, 4, 4))
+    assert not masks.is_empty(torch.tensor([[[0.0, 1e-4]]]))
+
+
+@pytest.mark.parametrize(("mask_size", "warned"), [((512, 512), 0), ((505, 512), 0), ((500, 512), 1), ((512, 768), 1)])
+def test_a_stretched_mask_is_warned_about_once(caplog, mask_size, warned):
+    masks._warn_once.cache_clear()
+    for _ in range(3):
+        masks.warn_aspect(mask_size, (64, 64))
+    assert len(caplog.records) == warned
+
+
+@given(latents, latents, latents, latents)
+def test_the_aspect_mismatch_is_symmetric(a, b, c, d):
+    assert masks.aspect_mismatch((a, b), (c, d)) == pytest.approx(masks.aspect_mismatch((c, d), (a, b)))
+    assert masks.aspect_mismatch((a, b), (3 * a, 3 * b)) == pytest.approx(0.0, abs=1e-9)
