@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
@@ -55,8 +57,8 @@ def load_module(name: str, path: Path) -> Any:
 
 def object_info(nodes: ModuleType, extra_classes: list[type] | None = None) -> dict[str, dict[str, Any]]:
     """What the server's `/object_info` says, for the host's built-in nodes and `extra_classes` (V3 node classes)."""
-    import json
-
+    if "PreviewAny" not in nodes.NODE_CLASS_MAPPINGS:  # those of comfy_extras/ do not come with the import
+        asyncio.run(nodes.init_builtin_extra_nodes())
     classes = dict(nodes.NODE_CLASS_MAPPINGS)
     classes.update({cls.GET_SCHEMA().node_id: cls for cls in extra_classes or []})  # pyright: ignore[reportAttributeAccessIssue]
     info: dict[str, dict[str, Any]] = {}

@@ -1,7 +1,8 @@
-"""The real ComfyUI for tests: in this process (`recipes`) and as a server in its own (`server`)."""
+"""The real ComfyUI for tests: in this process (`recipes`, `files`) and as a server in its own (`server`)."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,9 +10,83 @@ import pytest
 
 HERE = Path(__file__).parent
 comfyui = sys.modules["likeness_comfyui"]
+server_module = comfyui.load_module("likeness_host_server", HERE / "server.py")
+
+_LOG_AT_START = pytest.StashKey[int]()
 
 
 @pytest.fixture(scope="session")
 def recipes(host_nodes):
-    """The module `recipes.py`: small models with random weights, sampling, golden weights in the host's layout."""
+    """The module `recipes.py`: small models with random weights, sampling, diffusers weights in the host's layout."""
     return comfyui.load_module("likeness_host_recipes", HERE / "recipes.py")
+
+
+@pytest.fixture(scope="session")
+def files(host_nodes):
+    """The module `files.py`: checkpoints, adapters and a face recogniser with random weights in official layouts."""
+    return comfyui.load_module("likeness_host_files", HERE / "files.py")
+
+
+@pytest.fixture(scope="session")
+def server_base(tmp_path_factory: pytest.TempPathFactory):
+    """The server's base directory. Its models are deleted at the end, because pytest keeps temporary folders."""
+    base = tmp_path_factory.mktemp("comfy_server")
+    yield base
+    shutil.rmtree(base / "models", ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def models(server_base: Path, files) -> Path:
+    """`models/` of the server with the small files: two SD1.5 adapters and the face pack `testpack`."""
+    folder = server_base / "models"
+    faceid = files.faceid_sd15()
+    files.write_adapter(folder / "ipadapter" / "ip-adapter-faceid_sd15.bin", faceid)
+    files.write_adapter(folder / "ipadapter" / "ip-adapter-plus_sd15.safetensors", files.plus_sd15())
+    files.write_recogniser(folder / "insightface" / "models" / "testpack" / "w600k_r50.onnx")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(models: Path, files) -> str:
+    """Name of a 290 MB checkpoint: one UNet level, CLIP-L at full size, TAESD."""
+    name = "small_sd15.safetensors"
+    files.write_checkpoint(models / "checkpoints" / name, files.SD15_SMALL, clip=True)
+    return name
+
+
+@pytest.fixture(scope="session")
+def full_checkpoint(models: Path, files) -> str:
+    """Name of a 1.9 GB checkpoint: all of SD1.5's layout, CLIP-L, TAESD."""
+    name = "v1-5-pruned-emaonly.safetensors"
+    files.write_checkpoint(models / "checkpoints" / name, files.SD15_FULL, clip=True)
+    return name
+
+
+@pytest.fixture(scope="session")
+def running_server(host_path: Path, server_base: Path, models: Path):
+    with server_module.running(host_path, server_base, comfyui.REPOSITORY) as server:
+        yield server
+
+
+@pytest.fixture
+def server(running_server, request: pytest.FixtureRequest):
+    """The session's real server with the pack in `custom_nodes`; its log of this test is shown when the test fails."""
+    request.node.stash[_LOG_AT_START] = running_server.log_file.stat().st_size
+    return running_server
+
+
+@pytest.fixture
+def client(server):
+    """The client of the session's server."""
+    return server.client
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    report = yield
+    server = getattr(item, "funcargs", {}).get("running_server") or getattr(item, "funcargs", {}).get("server")
+    if report.failed and server is not None:
+        start = item.stash.get(_LOG_AT_START, 0)
+        lines = server.log_file.read_bytes()[start:].decode(errors="replace").splitlines()
+        report.sections.append(("ComfyUI's log", "\n".join(lines[-80:])))
+    return report

@@ -1,0 +1,120 @@
+"""The pack in a real, headless server: it loads, lists its nodes, and its runs end as the client says."""
+
+from __future__ import annotations
+
+import re
+import sys
+import urllib.error
+
+import numpy as np
+import pytest
+
+server_module = sys.modules["likeness_host_server"]
+PACK = server_module.PACK_FOLDER
+
+
+def test_pack_is_loaded_without_an_error(server):
+    log = server.log()
+    assert re.search(rf"[\d.]+ seconds: .*{PACK}", log)
+    for trouble in ("IMPORT FAILED", "Cannot import", "Traceback", "[ERROR]"):
+        assert trouble not in log
+
+
+def test_pack_adds_little_to_the_start(server):
+    [seconds] = re.findall(rf"([\d.]+) seconds: .*{PACK}", server.log())
+    assert float(seconds) < 0.5  # 0.1 on an idle machine
+
+
+def test_every_node_of_ours_is_listed_with_its_description(client, object_info):
+    ours = {name for name in object_info if name.startswith("Likeness")}
+    assert ours
+    listed = client.object_info()
+    assert ours <= set(listed)
+    for name in ours:
+        assert listed[name]["category"].startswith("likeness")
+        assert listed[name]["description"]
+
+
+def test_templates_are_served(client):
+    names = client.get_json("/workflow_templates")[PACK]
+    assert "portrait_faceid" in names
+    for name in names:
+        assert client.get_json(f"/api/workflow_templates/{PACK}/{name}.json")
+
+
+def test_translations_are_served(client):
+    assert isinstance(client.get_json("/i18n"), dict)
+
+
+def test_help_pages_are_served_for_every_node(client, object_info):
+    for name in object_info:
+        if name.startswith("Likeness"):
+            assert client.get(f"/extensions/{PACK}/docs/{name}.md").strip()
+
+
+def text_to_image(checkpoint: str, *, steps: int = 2, seed: int = 1, size: int = 64) -> dict:
+    def node(kind: str, **inputs):
+        return {"class_type": kind, "inputs": inputs}
+
+    return {
+        "1": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
+        "2": node("CLIPTextEncode", text="a portrait", clip=["1", 1]),
+        "3": node("CLIPTextEncode", text="", clip=["1", 1]),
+        "4": node("EmptyLatentImage", width=size, height=size, batch_size=1),
+        "5": node(
+            "KSampler",
+            model=["1", 0],
+            seed=seed,
+            steps=steps,
+            cfg=7.0,
+            sampler_name="euler",
+            scheduler="normal",
+            positive=["2", 0],
+            negative=["3", 0],
+            latent_image=["4", 0],
+            denoise=1.0,
+        ),
+        "6": node("VAEDecode", samples=["5", 0], vae=["1", 2]),
+        "7": node("SaveImage", images=["6", 0], filename_prefix="server_test"),
+    }
+
+
+def test_a_run_ends_with_a_picture_and_is_cached_the_second_time(client, small_checkpoint):
+    graph = text_to_image(small_checkpoint)
+    first = client.run(graph)
+    [picture] = client.images(first, "7")
+    assert picture.shape == (64, 64, 3) and picture.std() > 1
+    assert ("5", 2, 2) in first.progress
+    again = client.run(graph)
+    assert "5" in again.cached
+    assert not np.array_equal(picture, client.images(client.run(text_to_image(small_checkpoint, seed=2)), "7")[0])
+
+
+def test_a_refused_graph_names_the_node(client, small_checkpoint):
+    graph = text_to_image("no_such_file.safetensors")
+    with pytest.raises(server_module.PromptRefused) as refused:
+        client.run(graph)
+    assert "no_such_file" in refused.value.errors["1"][0]
+
+
+def test_a_node_that_raises_gives_its_message_and_id(client, models):
+    name = "not_a_checkpoint.safetensors"
+    (models / "checkpoints").mkdir(exist_ok=True)
+    (models / "checkpoints" / name).write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    with pytest.raises(server_module.RunFailed, match="Could not detect model type") as failed:
+        client.run(text_to_image(name))
+    assert (failed.value.node_id, failed.value.node_type) == ("1", "CheckpointLoaderSimple")
+
+
+def test_a_run_can_be_interrupted(client, small_checkpoint):
+    def stop(kind, data):
+        if kind == "progress" and data["value"] >= 1:
+            client.interrupt()
+
+    with pytest.raises(server_module.RunInterrupted):
+        client.run(text_to_image(small_checkpoint, steps=60, seed=3), on_event=stop)
+
+
+def test_an_unknown_page_is_an_error(client):
+    with pytest.raises(urllib.error.HTTPError):
+        client.get(f"/extensions/{PACK}/docs/NoSuchNode.md")

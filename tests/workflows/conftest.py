@@ -1,0 +1,22 @@
+"""The workflow tooling, loaded under the names by which it finds itself."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+comfyui = sys.modules["likeness_comfyui"]
+WORKFLOWS = comfyui.REPOSITORY / "workflows"
+
+
+@pytest.fixture(scope="session")
+def graph_tool():
+    """The module `workflows/_graph.py`."""
+    return comfyui.load_module("_graph", WORKFLOWS / "_graph.py")
+
+
+@pytest.fixture(scope="session")
+def build_tool(graph_tool):
+    """The module `workflows/_build.py`."""
+    return comfyui.load_module("_build", WORKFLOWS / "_build.py")
