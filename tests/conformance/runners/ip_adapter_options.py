@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from likeness.adapters import schedules
+from likeness.adapters import image_prep, schedules
 from likeness.adapters import site_weights as sites
 from likeness.adapters.embeds import CombineMode, EmbedsScaling, combine
 from likeness.adapters.networks import build_projection
@@ -109,3 +109,24 @@ def weight_schedules(case: Any) -> dict[str, torch.Tensor]:
             outputs[f"image_1_{i}"] = torch.tensor(frames.image_1)
             outputs[f"image_2_{i}"] = torch.tensor(frames.image_2)
     return outputs
+
+
+@harness.runs("ip_adapter", r"peer parity: sharpening and tile merging")
+def image_helpers(case: Any) -> dict[str, torch.Tensor]:
+    tiles = case.config["tiles"]
+    image = case.inputs["image"].movedim(1, -1)
+    return {
+        "sharpened": torch.stack([image_prep.sharpen(image, a).movedim(-1, 1) for a in case.config["amounts"]]),
+        "merged_hidden": image_prep.merge_tile_hidden(case.inputs["tile_hidden"], tiles),
+        "merged_embeds": image_prep.merge_tile_embeds(case.inputs["tile_embeds"], tiles),
+        "tiles": image_prep.split_tiles(case.inputs["batch"], tiles),
+    }
+
+
+@harness.runs("ip_adapter", r"CLIP preprocessing")
+def clip_preprocessing(case: Any) -> dict[str, torch.Tensor]:
+    size = case.config["size"]
+    return {
+        name.replace("image", "pixel_values"): image_prep.pixel_values(image / 255, size).squeeze(0)
+        for name, image in case.inputs.items()
+    }
