@@ -1,0 +1,262 @@
+"""`Identity`: one person, from one or more photos, in one value that every method of the pack consumes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import LikenessError
+from .align import arcface_crop, ffhq_crop, head_crop
+from .face import Face
+from .similarity import cosine_similarity, mean_direction, unit
+
+ALIGNED_SIZE, PORTRAIT_SIZE, HEAD_SIZE = 224, 512, 512
+HEAD_FACTOR = 2.0  # side of a head crop, in sides of the face box
+OUTLIER_COSINE = 0.25  # two photos of one person are rarely less alike, two persons rarely more (ArcFace)
+FILE_KIND, FILE_VERSION = "likeness.identity", 1
+NOTICE = (
+    "This file holds biometric data of a person: face embeddings and face pictures. Share it only with that "
+    "person's consent; the law of many countries protects it."
+)
+_PER_PHOTO = ("embeddings", "weights", "aligned", "portraits", "heads", "keypoints", "boxes", "photo_sizes")
+
+
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """One person, n photos. Pictures are RGB; coordinates are pixels of the photo a row came from.
+
+    When the detector gives boxes only, `aligned`, `portraits` and `keypoints` have no rows; without a recogniser
+    `embeddings` is (n, 0) and `recogniser` None. Adapters that need more say so.
+    """
+
+    name: str
+    recogniser: str | None  # the model that made the embeddings; others cannot read them
+    embeddings: torch.Tensor  # (n, D) float32, raw
+    weights: torch.Tensor  # (n,) float32, how much each photo counts
+    aligned: torch.Tensor  # (n, 224, 224, 3) uint8, on the ArcFace template
+    portraits: torch.Tensor  # (n, 512, 512, 3) uint8, on the FFHQ template
+    heads: torch.Tensor  # (n, 512, 512, 3) uint8, upright square of twice the face box
+    keypoints: torch.Tensor  # (n, 5, 2) float32
+    boxes: torch.Tensor  # (n, 4) float32
+    photo_sizes: torch.Tensor  # (n, 2) int64: height, width
+    outliers: tuple[str, ...] = ()  # sentences about photos that do not fit the others
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether a recogniser has seen this person."""
+        return self.embeddings.shape[1] > 0
+
+    @property
+    def unit_embeddings(self) -> torch.Tensor:
+        """Each photo's embedding scaled to length 1: (n, D)."""
+        return unit(self.embeddings)
+
+    def mean_embedding(self, unit: bool = True) -> torch.Tensor:
+        """The person as one vector (D,): the weighted mean of the unit vectors, re-normalised.
+
+        With `unit=False` the weighted mean of the raw vectors, for adapters trained on raw embeddings.
+        """
+        if not self.has_embeddings:
+            raise LikenessError(
+                f"The identity '{self.name}' has no embedding, because no recogniser was loaded when it was made: "
+                "make it with a face analysis that has one, for example buffalo_l."
+            )
+        if unit:
+            return mean_direction(self.embeddings, self.weights)
+        return (self.embeddings * self.weights.unsqueeze(-1)).sum(0) / self.weights.sum()
+
+    def save(self, path: Path | str) -> Path:
+        """Write one `.safetensors` file; `LikenessError` when the path is taken. Returns the path."""
+        from safetensors.torch import save
+
+        path = Path(path)
+        metadata = {
+            "format": FILE_KIND,
+            "version": str(FILE_VERSION),
+            "name": self.name,
+            "recogniser": self.recogniser or "",
+            "outliers": json.dumps(self.outliers),
+            "notice": NOTICE,
+        }
+        content = save({key: getattr(self, key).contiguous() for key in _PER_PHOTO}, metadata)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("xb") as file:
+                file.write(content)
+        except FileExistsError:
+            raise LikenessError(f"The file {path.name} exists already: choose another name.") from None
+        return path
+
+    @classmethod
+    def load(cls, path: Path | str) -> Identity:
+        """Read a file that `save` wrote. `LikenessError` for any other, damaged or newer file."""
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if not path.is_file():
+            raise LikenessError(f"The identity file {path.name} does not exist: choose one that Save Identity wrote.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, OSError) as error:
+            raise LikenessError(
+                f"The identity file {path.name} cannot be read ({error}): it is damaged or no .safetensors file; "
+                "save the identity again."
+            ) from None
+        if metadata.get("format") != FILE_KIND:
+            raise LikenessError(f"The file {path.name} is no identity: choose one that Save Identity wrote.")
+        if int(metadata.get("version", "0")) > FILE_VERSION:
+            raise LikenessError(f"The identity file {path.name} was written by a newer version: update this pack.")
+        missing = [key for key in _PER_PHOTO if key not in tensors]
+        if missing:
+            raise LikenessError(f"The identity file {path.name} lacks {', '.join(missing)}: save the identity again.")
+        return cls(
+            name=metadata.get("name", path.stem),
+            recogniser=metadata.get("recogniser") or None,
+            outliers=tuple(json.loads(metadata.get("outliers", "[]"))),
+            **{key: tensors[key] for key in _PER_PHOTO},
+        )
+
+    def take(self, photos: Sequence[int]) -> Identity:
+        """The same person from some of the photos (indices), their weights kept."""
+        rows = {key: getattr(self, key) for key in _PER_PHOTO}
+        chosen = torch.as_tensor(list(photos), dtype=torch.long)
+        return replace(self, **{key: value[chosen] if len(value) else value for key, value in rows.items()})
+
+
+def build_identity(
+    photos: Sequence[np.ndarray],
+    faces: Sequence[Face | None],
+    name: str = "person",
+    outlier_threshold: float | None = OUTLIER_COSINE,
+    leave_out: bool = True,
+) -> Identity:
+    """One person from photos (H, W, 3) uint8 RGB and the face chosen in each; None skips a photo.
+
+    A photo whose embedding has a cosine below `outlier_threshold` to the photo that is most like all others is named
+    in `outliers`, and left out if `leave_out`. Two photos that disagree are named and both kept, because nobody can
+    tell which one is meant. None for the threshold asks no questions.
+    """
+    if len(photos) != len(faces):
+        raise LikenessError(f"There are {len(photos)} photos but {len(faces)} faces: choose one face for each photo.")
+    chosen = [(number, photo, face) for number, (photo, face) in enumerate(zip(photos, faces, strict=True)) if face]
+    if not chosen:
+        raise LikenessError("No photo has a face: an identity needs at least one.")
+    recognisers = {face.recogniser for _, _, face in chosen}
+    if len(recognisers) > 1:
+        names = ", ".join(sorted(str(r) for r in recognisers))
+        raise LikenessError(f"The faces were analysed by different recognisers ({names}): use one for all photos.")
+    aligned = [face.keypoints is not None for _, _, face in chosen]
+    with_points = [(photo, face.keypoints) for _, photo, face in chosen if all(aligned) and face.keypoints is not None]
+    embedded = [face.embedding for _, _, face in chosen if face.embedding is not None]
+    recogniser = recognisers.pop()
+    identity = Identity(
+        name=name,
+        recogniser=recogniser if embedded else None,
+        embeddings=_rows(embedded, torch.float32, (0,)) if embedded else torch.zeros(len(chosen), 0),
+        weights=torch.ones(len(chosen)),
+        aligned=_rows(
+            [arcface_crop(p, k, ALIGNED_SIZE) for p, k in with_points], torch.uint8, (ALIGNED_SIZE,) * 2 + (3,)
+        ),
+        portraits=_rows(
+            [ffhq_crop(p, k, PORTRAIT_SIZE) for p, k in with_points], torch.uint8, (PORTRAIT_SIZE,) * 2 + (3,)
+        ),
+        heads=_rows(
+            [head_crop(p, f.box, HEAD_SIZE, HEAD_FACTOR) for _, p, f in chosen], torch.uint8, (HEAD_SIZE,) * 2 + (3,)
+        ),
+        keypoints=_rows([k for _, k in with_points], torch.float32, (5, 2)),
+        boxes=_rows([f.box for _, _, f in chosen], torch.float32, (4,)),
+        photo_sizes=torch.tensor([p.shape[:2] for _, p, _ in chosen]),
+    )
+    if outlier_threshold is None or not identity.has_embeddings or len(identity) < 2:
+        return identity
+    return _judge_outliers(identity, [number for number, _, _ in chosen], outlier_threshold, leave_out)
+
+
+def _rows(arrays: Sequence[np.ndarray], dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    if not arrays:
+        return torch.zeros(0, *shape, dtype=dtype)
+    return torch.from_numpy(np.stack(arrays)).to(dtype)
+
+
+def _judge_outliers(identity: Identity, numbers: list[int], threshold: float, leave_out: bool) -> Identity:
+    """Compare every photo with the medoid, the photo most like all others; `numbers` are the photos' indices."""
+    alike = cosine_similarity(identity.embeddings, identity.embeddings)
+    medoid = int(alike.sum(1).argmax())
+    strangers = [row for row in range(len(identity)) if alike[medoid, row] < threshold]
+    if not strangers:
+        return identity
+    if len(identity) == 2:
+        text = (
+            f"photos {numbers[0] + 1} and {numbers[1] + 1} may show different people (cosine {alike[0, 1]:.2f}); "
+            "both are kept"
+        )
+        return replace(identity, outliers=(text,))
+    fate = "left out" if leave_out else "kept"
+    report = tuple(
+        f"photo {numbers[row] + 1} does not look like the others (cosine {alike[medoid, row]:.2f}); {fate}"
+        for row in strangers
+    )
+    kept = [row for row in range(len(identity)) if not (leave_out and row in strangers)]
+    return replace(identity.take(kept), outliers=report)
+
+
+class Combine(Enum):
+    """How several identities become one."""
+
+    SAME_PERSON = "same person"  # every photo counts alike, times its identity's weight
+    BLEND = "blend"  # every identity counts alike, times its weight, however many photos it has
+
+
+def combine(
+    identities: Sequence[Identity],
+    weights: Sequence[float] | None = None,
+    mode: Combine = Combine.SAME_PERSON,
+    name: str | None = None,
+) -> Identity:
+    """More photos of one person, or a person between several. `weights`, one for each identity, default to 1.
+
+    A blend's `mean_embedding` is exactly the re-normalised weighted mean of the identities' mean embeddings: the
+    weights of the photos are chosen so.
+    """
+    if not identities:
+        raise LikenessError("There is no identity to combine: connect at least one.")
+    strengths = [1.0] * len(identities) if weights is None else [float(weight) for weight in weights]
+    if len(strengths) != len(identities):
+        raise LikenessError(f"There are {len(identities)} identities but {len(strengths)} weights: give one for each.")
+    if any(weight < 0 for weight in strengths) or sum(strengths) == 0:
+        raise LikenessError("The weights of the identities must not be negative, and one must be above zero.")
+    recognisers = {identity.recogniser for identity in identities}
+    if len(recognisers) > 1:
+        names = ", ".join(sorted(str(r) for r in recognisers))
+        raise LikenessError(
+            f"The identities come from different recognisers ({names}), whose embeddings cannot be mixed: "
+            "make them again with one face analysis."
+        )
+    photo_weights = []
+    for identity, strength in zip(identities, strengths, strict=True):
+        own = identity.weights
+        if mode is Combine.BLEND:
+            total = (identity.unit_embeddings * own[:, None]).sum(0).norm() if identity.has_embeddings else own.sum()
+            own = own / total.clamp(min=1e-12)
+        photo_weights.append(own * strength)
+    together = {key: [getattr(identity, key) for identity in identities] for key in _PER_PHOTO}
+    if len({len(keypoints) > 0 for keypoints in together["keypoints"]}) > 1:  # some have boxes only: all or none
+        for key in ("aligned", "portraits", "keypoints"):
+            together[key] = [tensor[:0] for tensor in together[key]]
+    return Identity(
+        name=name or " + ".join(dict.fromkeys(identity.name for identity in identities)),
+        recogniser=identities[0].recogniser,
+        outliers=tuple(f"{i.name}: {text}" for i in identities for text in i.outliers),
+        **{key: torch.cat(tensors) for key, tensors in (together | {"weights": photo_weights}).items()},
+    )

@@ -1,0 +1,301 @@
+"""Face analyses from files: insightface's packs, OpenCV's models, facexlib's weights, and two that need no file.
+
+Paths come in as arguments: this room knows no folders of any host, and nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import LikenessError
+from .align import arcface_crop
+from .analysis import FaceAnalysis
+from .detection import Detection, shrink_to
+from .onnx_file import Graph, read_graph
+from .onnx_session import Provider, open_session
+from .scrfd import LAYOUTS, Scrfd
+
+INSIGHTFACE_LICENCE = "InsightFace: non-commercial research only"
+AURAFACE_LICENCE = "AuraFace: Apache-2.0 as labelled by fal, but its detector file carries InsightFace's name"
+
+# Files of the packs this project's adapters were trained with, for the sentence about what is missing.
+PACK_FILES = {
+    "buffalo_l": ("det_10g.onnx", "w600k_r50.onnx"),
+    "antelopev2": ("scrfd_10g_bnkps.onnx", "glintr100.onnx"),
+    "auraface": ("scrfd_10g_bnkps.onnx", "glintr100.onnx"),
+}
+PACK_SOURCES = {
+    "buffalo_l": "https://huggingface.co/public-data/insightface (models/buffalo_l)",
+    "antelopev2": "https://huggingface.co/DIAMONIK7777/antelopev2",
+    "auraface": "https://huggingface.co/fal/AuraFace-v1",
+}
+_RECOGNISER_OF_FILE = {"w600k_r50": "buffalo_l", "glintr100": "antelopev2"}
+
+
+def recogniser_name(path: Path | str) -> str:
+    """The name of the embedding space of a recogniser file.
+
+    Known files have the name of the pack they came with, wherever they lie; AuraFace uses the file name of
+    antelopev2's and is told apart by its folder. Others are `folder/file`.
+    """
+    path = Path(path)
+    if any("auraface" in part.lower().replace("-", "").replace("_", "") for part in path.parts):
+        return "auraface"
+    return _RECOGNISER_OF_FILE.get(path.stem.lower(), f"{path.parent.name}/{path.stem}")
+
+
+class Task(Enum):
+    """What a file of a pack is for."""
+
+    DETECTION = "detection"
+    RECOGNITION = "recognition"
+    LANDMARKS = "landmarks"
+    ATTRIBUTES = "attributes"
+    SWAPPER = "swapper"
+
+
+def classify(graph: Graph) -> Task | None:
+    """A pack file's task by its shapes, as insightface tells them apart; None for anything else."""
+    shapes = [shape[2:4] for shape in graph.inputs.values() if len(shape) == 4]
+    if len(graph.outputs) in LAYOUTS:
+        return Task.DETECTION
+    if len(graph.inputs) == 2 and (128, 128) in shapes:
+        return Task.SWAPPER
+    if len(shapes) != 1:
+        return None
+    height, width = shapes[0]
+    if (height, width) == (192, 192):
+        return Task.LANDMARKS
+    if (height, width) == (96, 96):
+        return Task.ATTRIBUTES
+    if height is not None and height == width and height >= 112 and height % 16 == 0:
+        return Task.RECOGNITION
+    return None
+
+
+def has_own_normalisation(graph: Graph) -> bool:
+    """Whether a recogniser normalises by itself: old MXNet exports have Sub and Mul among the first nodes."""
+    first = {node.kind for node in graph.nodes[:8]}
+    return {"Sub", "Mul"} <= first
+
+
+@dataclass(frozen=True)
+class ArcFaceOnnx:
+    """A recogniser of an insightface pack. `mean` and `std` normalise RGB 0..255."""
+
+    session: Any
+    name: str
+    mean: float = 127.5
+    std: float = 127.5
+
+    def embed(self, image_rgb: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+        """See `Recogniser.embed`."""
+        described = self.session.get_inputs()[0]
+        size = described.shape[2] if isinstance(described.shape[2], int) else 112
+        crop = arcface_crop(image_rgb, keypoints, size).astype(np.float32)
+        planes = ((crop - self.mean) / self.std).transpose(2, 0, 1)[None]
+        return self.session.run(None, {described.name: np.ascontiguousarray(planes)})[0].reshape(-1)
+
+
+# --- insightface packs
+
+
+def pack_folder(folder: Path) -> Path:
+    """The folder that holds the pack's files: antelopev2's archive nests them one level deeper."""
+    if not any(folder.glob("*.onnx")):
+        for nested in sorted(child for child in folder.glob("*/") if any(child.glob("*.onnx"))):
+            return nested
+    return folder
+
+
+def load_pack(folder: Path | str, provider: Provider = Provider.AUTO) -> FaceAnalysis:
+    """An insightface pack (buffalo_l, antelopev2, AuraFace, any other) from its folder of .onnx files.
+
+    Only the detector and the recogniser are opened, by onnxruntime; the insightface package is not needed. A pack
+    without recogniser gives boxes and keypoints. `LikenessError` names pack, files and folder when files are missing.
+    """
+    outer = Path(folder)
+    folder = pack_folder(outer)
+    files: dict[Task, Path] = {}
+    for path in sorted(folder.glob("*.onnx")):
+        task = classify(read_graph(path, weights=False))
+        if task is not None:
+            files.setdefault(task, path)
+    known = next((pack for pack in PACK_FILES if pack in outer.name.lower().replace("-", "")), None)
+    if Task.DETECTION not in files or (known and Task.RECOGNITION not in files):
+        raise LikenessError(_missing_pack(outer, known))
+    recogniser = None
+    if Task.RECOGNITION in files:
+        path = files[Task.RECOGNITION]
+        own = has_own_normalisation(read_graph(path, weights=False))
+        mean, std = (0.0, 1.0) if own else (127.5, 127.5)
+        recogniser = ArcFaceOnnx(open_session(path, provider), recogniser_name(path), mean, std)
+    aura = recogniser is not None and recogniser.name == "auraface"
+    return FaceAnalysis(
+        name=outer.name,
+        detector=Scrfd.open(files[Task.DETECTION], provider),
+        recogniser=recogniser,
+        licence=AURAFACE_LICENCE if aura else INSIGHTFACE_LICENCE,
+        commercial=None if aura else False,
+    )
+
+
+def _missing_pack(folder: Path, known: str | None) -> str:
+    present = sorted(path.name for path in pack_folder(folder).glob("*.onnx"))
+    wanted = " and ".join(PACK_FILES[known]) if known else "a detector .onnx file with 6, 9, 10 or 15 outputs"
+    source = f" from {PACK_SOURCES[known]}" if known else ""
+    return (
+        f"The face model pack '{folder.name}' is incomplete: it needs {wanted} in {folder}, which holds "
+        f"{', '.join(present) or 'no .onnx file'}; put the missing files there{source}."
+    )
+
+
+# --- OpenCV's models (permissive licences)
+
+
+def _model_bytes(path: Path) -> np.ndarray:
+    """A model file as a buffer: OpenCV cannot open paths with non-ASCII letters on Windows."""
+    if not path.is_file():
+        raise LikenessError(f"The face model {path.name} is missing: put it into {path.parent}.")
+    return np.frombuffer(path.read_bytes(), np.uint8)
+
+
+@dataclass(frozen=True)
+class YuNet:
+    """OpenCV's small five-point detector (MIT)."""
+
+    model: np.ndarray  # the file's bytes
+    name: str = "YuNet"
+    threshold: float = 0.7
+    sizes: tuple[int, ...] = (640, 320, 1280)
+
+    @cached_property
+    def _network(self) -> Any:
+        import cv2
+
+        nothing = np.zeros(0, np.uint8)
+        return cv2.FaceDetectorYN.create("onnx", self.model, nothing, (320, 320), 0.1, 0.3, 5000)
+
+    def detect(self, image_bgr: np.ndarray, size: int | None = None) -> list[Detection]:
+        """See `Detector.detect`."""
+        small, scale = shrink_to(image_bgr, size or self.sizes[0])
+        self._network.setInputSize((small.shape[1], small.shape[0]))
+        rows = self._network.detect(np.ascontiguousarray(small))[1]
+        found = []
+        for row in np.zeros((0, 15), np.float32) if rows is None else rows:
+            x, y, width, height = row[:4] / scale
+            box = np.array([x, y, x + width, y + height], np.float32)
+            found.append(Detection(box, float(row[14]), (row[4:14] / scale).reshape(5, 2).astype(np.float32)))
+        return sorted(found, key=lambda detection: -detection.score)
+
+
+@dataclass(frozen=True)
+class SFace:
+    """OpenCV's 128-number recogniser (Apache-2.0). For measuring likeness; no adapter was trained on it."""
+
+    model: np.ndarray
+    name: str = "sface"
+
+    @cached_property
+    def _network(self) -> Any:
+        import cv2
+
+        return cv2.FaceRecognizerSF.create("onnx", self.model, np.zeros(0, np.uint8))
+
+    def embed(self, image_rgb: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+        """See `Recogniser.embed`."""
+        crop = np.ascontiguousarray(arcface_crop(image_rgb, keypoints)[..., ::-1])
+        return self._network.feature(crop).reshape(-1).copy()
+
+
+def load_opencv(yunet: Path | str, sface: Path | str | None = None) -> FaceAnalysis:
+    """YuNet, and SFace if given, from OpenCV's model zoo: free for commercial use."""
+    return FaceAnalysis(
+        name="YuNet + SFace" if sface else "YuNet",
+        detector=YuNet(_model_bytes(Path(yunet))),
+        recogniser=SFace(_model_bytes(Path(sface))) if sface else None,
+        licence="YuNet: MIT; SFace: Apache-2.0" if sface else "YuNet: MIT",
+        commercial=True,
+    )
+
+
+# --- detectors that need no file
+
+
+@dataclass(frozen=True)
+class Mtcnn:
+    """MTCNN with the weights inside the facenet-pytorch package. It searches all scales of a picture by itself."""
+
+    network: Any
+    name: str = "MTCNN"
+    threshold: float = 0.9
+    sizes: tuple[int, ...] = (1280, 640)
+
+    def detect(self, image_bgr: np.ndarray, size: int | None = None) -> list[Detection]:
+        """See `Detector.detect`."""
+        small, scale = shrink_to(image_bgr, size or self.sizes[0])
+        boxes, scores, points = self.network.detect(np.ascontiguousarray(small[..., ::-1]), landmarks=True)
+        if boxes is None:
+            return []
+        found = [
+            Detection((box / scale).astype(np.float32), float(score), (five / scale).astype(np.float32))
+            for box, score, five in zip(boxes, scores, points, strict=True)
+        ]
+        return sorted(found, key=lambda detection: -detection.score)
+
+
+def load_mtcnn() -> FaceAnalysis:
+    """MTCNN: boxes and five keypoints with no download, but no embeddings. Needs the facenet-pytorch package."""
+    try:
+        from facenet_pytorch import MTCNN
+    except ImportError:
+        raise LikenessError(
+            "MTCNN needs a package: pip install --no-deps facenet-pytorch, or choose another face analysis."
+        ) from None
+    network = MTCNN(keep_all=True, device="cpu").eval()
+    return FaceAnalysis("MTCNN", Mtcnn(network), None, "facenet-pytorch: MIT code and MTCNN weights", None)
+
+
+@dataclass(frozen=True)
+class LbpCascade:
+    """scikit-image's frontal face cascade: boxes only, for cropping and masking where nothing else is there.
+
+    It has no scores (0.5 stands for one) and reports false faces now and then.
+    """
+
+    smallest: float = 0.12  # of the picture's shorter side
+    name: str = "LBP cascade"
+    threshold: float = 0.5
+    sizes: tuple[int, ...] = (1280,)
+
+    @cached_property
+    def _cascade(self) -> Any:
+        from skimage.data import lbp_frontal_face_cascade_filename
+        from skimage.feature import Cascade
+
+        return Cascade(lbp_frontal_face_cascade_filename())
+
+    def detect(self, image_bgr: np.ndarray, size: int | None = None) -> list[Detection]:
+        """See `Detector.detect`."""
+        small, scale = shrink_to(image_bgr, size or self.sizes[0])
+        least = max(24, round(self.smallest * min(small.shape[:2])))
+        found = self._cascade.detect_multi_scale(
+            np.ascontiguousarray(small[..., ::-1]),
+            scale_factor=1.2,
+            step_ratio=1,
+            min_size=(least, least),
+            max_size=small.shape[:2],
+        )
+        boxes = [np.array([f["c"], f["r"], f["c"] + f["width"], f["r"] + f["height"]], np.float32) for f in found]
+        return [Detection(box / np.float32(scale), 0.5, None) for box in boxes]
+
+
+def load_lbp() -> FaceAnalysis:
+    """The last resort: scikit-image's cascade, frontal faces, boxes only, never embeddings or alignment."""
+    return FaceAnalysis("LBP cascade (boxes only)", LbpCascade(), None, "scikit-image: BSD-3-Clause", True)
