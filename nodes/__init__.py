@@ -9,4 +9,8 @@ class LikenessExtension(ComfyExtension):
     """Lists the pack's nodes for ComfyUI."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return []
+        from .. import models_download
+        from . import adapters, faces, references
+
+        models_download.register_folders()
+        return [*faces.NODES, *adapters.NODES, *references.NODES]

@@ -1,0 +1,586 @@
+"""Identities in a real MODEL: every site, both halves, windows, masks, other packs, memory, and nothing recomputed."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from likeness.adapters.types import IdentityTokens, SiteWeight
+from likeness.errors import LikenessError
+from likeness.injection.plan import Injection, uniform
+
+
+class StandInAdapter(torch.nn.Module):
+    """Key and value projections that fit a model's sites, random but fixed by a seed; counts how often it projects."""
+
+    name = "stand-in"
+    has_lora = False
+
+    def __init__(self, sites: Any, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weights = torch.nn.ParameterDict()
+        for site in sites:
+            for half in "kv":
+                w = torch.randn(site.width, site.context_dim, generator=generator) / site.context_dim**0.5
+                self.weights[f"{site.slot}_{half}"] = torch.nn.Parameter(w, requires_grad=False)
+        self.site_shapes = {site.slot: (site.width, site.context_dim) for site in sites}
+        self.calls: Counter[int] = Counter()
+
+    def project(self, slot: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls[slot] += 1
+        return tokens @ self.weights[f"{slot}_k"].T, tokens @ self.weights[f"{slot}_v"].T
+
+
+@pytest.fixture
+def ours():
+    from likeness.injection import comfy
+
+    return comfy
+
+
+def tokens(dim: int, seed: int = 0, n: int = 4, rows: int = 1) -> IdentityTokens:
+    generator = torch.Generator().manual_seed(seed)
+    cond, uncond = (torch.randn(rows, n, dim, generator=generator) for _ in range(2))
+    return IdentityTokens(cond, uncond)
+
+
+def injection(ours: Any, model: Any, seed: int = 0, strength: float = 1.0, rows: int = 1, **changes: Any) -> Injection:
+    sites = ours.sites_of(model)
+    adapter = ours.ManagedAdapter(StandInAdapter(sites, seed))
+    return Injection(
+        adapter, tokens(sites[0].context_dim, seed, rows=rows), uniform(strength, sites), **changes
+    )  # fmt: skip
+
+
+class Sampler:
+    """Samples a tiny model with fixed prompts and seed."""
+
+    def __init__(self, recipes: Any, kind: str) -> None:
+        self.recipes = recipes
+        pooled = recipes.SDXL_POOLED if kind == "sdxl" else None
+        self.model = recipes.tiny_sdxl() if kind == "sdxl" else recipes.tiny_sd15()
+        width = self.model.model.model_config.unet_config["context_dim"]
+        self.positive = recipes.conditioning(width, pooled=pooled, seed=1)
+        self.negative = recipes.conditioning(width, pooled=pooled, seed=2)
+
+    def __call__(self, model: Any, **options: Any) -> Tensor:
+        positive = options.pop("positive", self.positive)
+        negative = options.pop("negative", self.negative)
+        return self.recipes.sample(model, positive, negative, **options)
+
+
+@pytest.fixture(params=["sd15", "sdxl"])
+def sampler(request, recipes):
+    return Sampler(recipes, request.param)
+
+
+@pytest.fixture
+def sd15(recipes):
+    return Sampler(recipes, "sd15")
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding; the tiny models' latents are in the hundreds."""
+    return bool((a - b).abs().max() <= 2e-5 * b.abs().max())
+
+
+def count_sites(ours: Any, sampler: Sampler, model: Any, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Counter:
+    """How often our function ran at every site during one sampling."""
+    seen: Counter = Counter()
+    original = ours.SitePatch.__call__
+
+    def counting(self, *args):
+        seen[self.site.key] += 1
+        return original(self, *args)
+
+    monkeypatch.setattr(ours.SitePatch, "__call__", counting)
+    sampler(model, **options)
+    return seen
+
+
+# Sites ----------------------------------------------------------------------------------------------------------------
+
+SD15_LAYOUT = {
+    "num_res_blocks": [2] * 4, "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1] * 9 + [0] * 3, "transformer_depth_middle": 1,
+}  # fmt: skip
+SDXL_LAYOUT = {
+    "num_res_blocks": [2] * 3, "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10],
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layout", "count"), [("tiny_sd15", SD15_LAYOUT, 16), ("tiny_sdxl", SDXL_LAYOUT, 70)]
+)
+def test_every_site_of_the_real_layouts_hears_the_identity_once_per_call(
+    ours, recipes, monkeypatch, recipe, layout, count
+):
+    sampler = Sampler(recipes, "sdxl" if count == 70 else "sd15")
+    base = getattr(recipes, recipe)(**layout)
+    sites = ours.sites_of(base)
+    assert [site.slot for site in sites] == list(range(1, 2 * count, 2))
+    assert sites[-1].block == ("middle", 0), "the middle block is stored last"
+    model = ours.apply_identity(base, [injection(ours, base)])
+    seen = count_sites(ours, sampler, model, monkeypatch, steps=2)
+    assert set(seen) == {site.key for site in sites}
+    assert set(seen.values()) == {2}
+
+
+def test_a_model_that_is_no_unet_is_refused_by_name(ours, recipes, sd15):
+    with pytest.raises(LikenessError, match=r"SD1\.5 and SDXL.*Flux"):
+        ours.apply_identity(recipes.tiny_flux(), [injection(ours, sd15.model)])
+
+
+def test_an_adapter_for_another_base_is_refused_by_name(ours, recipes, sd15):
+    with pytest.raises(LikenessError, match=r"'stand-in' was made for .*connected MODEL is SDXL"):
+        ours.apply_identity(recipes.tiny_sdxl(), [injection(ours, sd15.model)])
+
+
+# Strength, window -----------------------------------------------------------------------------------------------------
+
+
+def test_an_identity_changes_the_picture_and_another_one_changes_it_differently(ours, sampler):
+    plain = sampler(sampler.model)
+    pictures = [sampler(ours.apply_identity(sampler.model, [injection(ours, sampler.model, s)])) for s in (1, 2)]
+    assert not torch.allclose(plain, pictures[0], atol=1e-3)
+    assert not torch.allclose(pictures[0], pictures[1], atol=1e-3)
+    assert torch.equal(plain, sampler(sampler.model)), "the given MODEL is left as it is"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"strength": 0.0}, {"start": 0.5, "end": 0.5}, {"start": 0.8, "end": 0.2}, {"mask": torch.zeros(1, 8, 8)}],
+    ids=["strength 0", "empty window", "start after end", "empty mask"],
+)
+def test_an_identity_without_effect_leaves_the_picture_bit_identical(ours, sampler, changes):
+    model = ours.apply_identity(sampler.model, [injection(ours, sampler.model, **changes)])
+    assert torch.equal(sampler(sampler.model), sampler(model))
+
+
+def test_negative_strength_works_and_pushes_away(ours, sd15):
+    pictures = [
+        sd15(ours.apply_identity(sd15.model, [injection(ours, sd15.model, strength=s)])) for s in (-1.0, 0.0, 1.0)
+    ]
+    assert not torch.allclose(pictures[0], pictures[1], atol=1e-3)
+    assert not torch.allclose(pictures[0], pictures[2], atol=1e-3)
+
+
+def test_a_window_limits_the_identity_to_its_steps(ours, sd15, monkeypatch):
+    base = sd15.model
+    late = ours.apply_identity(base, [injection(ours, base, start=0.5)])
+    seen = count_sites(ours, sd15, late, monkeypatch, steps=4)
+    assert 0 < max(seen.values()) < 4
+    assert not torch.equal(sd15(base, steps=4), sd15(late, steps=4))
+
+
+def test_the_window_follows_a_model_sampling_set_after_the_identity(ours, sd15):
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    base = sd15.model
+    model = ours.apply_identity(base, [injection(ours, base, end=0.5)])
+    other = ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
+    assert not torch.equal(sd15(other), sd15(ModelSamplingDiscrete().patch(base, "v_prediction", False)[0]))
+
+
+# Halves ---------------------------------------------------------------------------------------------------------------
+
+
+def only_half(ours: Any, model: Any, half: str) -> Injection:
+    """An identity whose other half has no say: zero values on that side."""
+    full = injection(ours, model)
+    empty = torch.zeros_like(full.tokens.cond)
+    t = IdentityTokens(full.tokens.cond, empty) if half == "cond" else IdentityTokens(empty, full.tokens.uncond)
+    return replace(full, tokens=t)
+
+
+def test_without_guidance_only_the_conditioned_half_matters(ours, sd15):
+    base = sd15.model
+    plain = sd15(base, cfg=1.0)
+    assert not torch.equal(plain, sd15(ours.apply_identity(base, [only_half(ours, base, "cond")]), cfg=1.0))
+    uncond_only = ours.apply_identity(base, [only_half(ours, base, "uncond")])
+    assert same(plain, sd15(uncond_only, cfg=1.0))
+
+
+def test_tokens_reach_their_half_by_name_in_guiders_that_pass_other_lists(ours, sd15):
+    """Perp-Neg passes [positive, negative, empty]; Dual CFG passes [negative, middle, positive]."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+    from comfy_extras.nodes_perpneg import Guider_PerpNeg
+
+    base, seen = sd15.model, []
+    original = ours.IdentityStack.apply_model
+
+    def spy(self, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kw):
+        run = self._run
+        seen.append([run.evaluation.roles.get(n).name for n in transformer_options["cond_or_uncond"]])
+        return original(self, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kw)
+
+    ours.IdentityStack.apply_model = spy
+    try:
+        model = ours.apply_identity(base, [injection(ours, base)])
+        empty = sd15.recipes.conditioning(64, seed=3)
+        sigmas = torch.tensor([5.0, 0.0])
+        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+
+        def run(guider: Any) -> list[str]:
+            seen.clear()
+            with torch.inference_mode():
+                guider.sample(
+                    noise, torch.zeros_like(noise), comfy.samplers.ksampler("euler"), sigmas, seed=1, disable_pbar=True
+                )
+            return sorted(role for call in seen for role in call)
+
+        perp = Guider_PerpNeg(model)
+        perp.set_conds(sd15.positive, sd15.negative, empty)
+        perp.set_cfg(5.0, 1.0)
+        assert run(perp) == ["COND", "UNCOND", "UNCOND"]
+        dual = Guider_DualCFG(model)
+        dual.set_conds(sd15.positive, sd15.negative, empty)
+        dual.set_cfg(5.0, 2.0)
+        assert run(dual) == ["COND", "COND", "UNCOND"]
+    finally:
+        ours.IdentityStack.apply_model = original
+
+
+@pytest.mark.parametrize("texts", [(77, 77), (77, 154), (77, 7)], ids=["equal", "twice as long", "separate calls"])
+def test_any_prompt_length_and_several_prompts_give_the_same_halves(ours, sd15, texts):
+    base = sd15.model
+    model = ours.apply_identity(base, [injection(ours, base)])
+    positive = [*sd15.recipes.conditioning(64, tokens=texts[1], seed=1), *sd15.recipes.conditioning(64, seed=4)]
+    negative = sd15.recipes.conditioning(64, tokens=texts[0], seed=2)
+    assert torch.isfinite(sd15(model, positive=positive, negative=negative)).all()
+
+
+def test_split_batches_give_the_same_picture(ours, sampler, monkeypatch):
+    model = ours.apply_identity(sampler.model, [injection(ours, sampler.model)])
+    together = sampler(model, shape=(2, 4, 16, 24))
+    monkeypatch.setattr(model.model, "memory_required", lambda *a, **k: 1e30)  # the host then runs each half alone
+    assert same(together, sampler(model, shape=(2, 4, 16, 24)))
+
+
+def test_every_picture_of_a_batch_gets_the_identity(ours, sampler):
+    model = ours.apply_identity(sampler.model, [injection(ours, sampler.model)])
+    one, three = sampler(model), None
+    noise_of_one = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(1))
+    import comfy.sample
+
+    with torch.inference_mode():
+        three = comfy.sample.sample(
+            model, noise_of_one.repeat(3, 1, 1, 1), 3, 7.0, "euler", "normal", sampler.positive, sampler.negative,
+            torch.zeros(3, 4, 16, 16), disable_pbar=True, seed=1,
+        ).clone()  # fmt: skip
+    for picture in three:
+        assert same(picture, one[0])
+
+
+def test_rows_of_tokens_follow_the_pictures_of_a_batch(ours, sd15):
+    """Picture i of a batch sees row i; the last row serves the pictures beyond it."""
+    base = sd15.model
+    rows = injection(ours, base, rows=2)
+    single = [
+        replace(rows, tokens=IdentityTokens(rows.tokens.cond[i : i + 1], rows.tokens.uncond[i : i + 1])) for i in (0, 1)
+    ]
+    batch = sd15(ours.apply_identity(base, [rows]), shape=(3, 4, 16, 16))
+    for picture, row in ((0, 0), (1, 1), (2, 1)):
+        alone = sd15(ours.apply_identity(base, [single[row]]), shape=(3, 4, 16, 16))
+        assert same(batch[picture], alone[picture])
+
+
+def test_weights_per_picture_scale_each_picture(ours, sd15):
+    base = sd15.model
+    plain = sd15(base, shape=(2, 4, 16, 16))
+    half = ours.apply_identity(base, [injection(ours, base, row_weights=(0.0, 1.0))])
+    full = sd15(ours.apply_identity(base, [injection(ours, base)]), shape=(2, 4, 16, 16))
+    picture = sd15(half, shape=(2, 4, 16, 16))
+    assert same(picture[0], plain[0])
+    assert same(picture[1], full[1])
+
+
+def test_a_swapped_site_pushes_the_unconditioned_half_away(ours, sd15):
+    base = sd15.model
+    count = len({site.transformer for site in ours.sites_of(base)})
+    swapped = replace(injection(ours, base), site_weights=(SiteWeight(1.0, swapped=True),) * count)
+    model = ours.apply_identity(base, [swapped])
+    assert same(sd15(model, cfg=1.0), sd15(base, cfg=1.0)), "the conditioned half hears nothing"
+    assert not torch.allclose(sd15(model), sd15(base), atol=1e-3)
+
+
+# Masks ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 24), (19, 31), (13, 8)], ids=str)
+@pytest.mark.parametrize("mask_size", [(64, 64), (100, 37)], ids=str)
+def test_masks_of_any_size_fit_latents_of_any_size(ours, sampler, size, mask_size):
+    mask = torch.zeros(1, *mask_size)
+    mask[:, :, : mask_size[1] // 2] = 1
+    model = ours.apply_identity(sampler.model, [injection(ours, sampler.model, mask=mask)])
+    assert torch.isfinite(sampler(model, shape=(1, 4, *size), steps=1)).all()
+
+
+def test_a_full_mask_is_the_same_as_none(ours, sampler):
+    base = sampler.model
+    masked = ours.apply_identity(base, [injection(ours, base, mask=torch.ones(1, 32, 32))])
+    assert same(sampler(masked), sampler(ours.apply_identity(base, [injection(ours, base)])))
+
+
+def first_site_difference(
+    ours: Any, sampler: Sampler, model: Any, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> Tensor:
+    """What our function adds at the first site of the first call: (batch, L)."""
+    found: list[Tensor] = []
+    original = ours.SitePatch.__call__
+
+    def spy(self, q, k, v, extra):
+        out = original(self, q, k, v, extra)
+        if not found:
+            found.append((out - self.base(q, k, v, extra)).abs().sum(-1).clone())
+        return out
+
+    monkeypatch.setattr(ours.SitePatch, "__call__", spy)
+    sampler(model, steps=1, **options)
+    monkeypatch.setattr(ours.SitePatch, "__call__", original)
+    return found[0]
+
+
+def test_a_mask_confines_the_identity_to_its_places(ours, sd15, monkeypatch):
+    mask = torch.zeros(1, 128, 192)
+    mask[:, :64, :96] = 1  # the upper left quarter
+    model = ours.apply_identity(sd15.model, [injection(ours, sd15.model, mask=mask)])
+    added = first_site_difference(ours, sd15, model, monkeypatch, shape=(1, 4, 16, 24)).unflatten(1, (16, 24))
+    assert (added[:, :8, :12] > 0).all()
+    assert (added[:, 8:, :] == 0).all() and (added[:, :, 12:] == 0).all()
+
+
+def test_a_mask_keeps_its_place_under_an_area_conditioning(ours, sd15, monkeypatch):
+    """The host crops the latent to the area; the mask of the whole picture must be cropped with it."""
+    mask = torch.zeros(1, 128, 128)
+    mask[:, :, 64:] = 1  # the right half of the picture
+    model = ours.apply_identity(sd15.model, [injection(ours, sd15.model, mask=mask)])
+    text, options = sd15.positive[0]
+    area = [[text, {**options, "area": (16, 8, 0, 8)}]]  # height, width, y, x: the right half again
+    added = first_site_difference(ours, sd15, model, monkeypatch, positive=area, negative=area, cfg=1.0)
+    assert added.shape[1] == 16 * 8
+    assert (added > 0).all(), "the area lies wholly inside the mask"
+
+
+def test_masks_per_picture_follow_the_batch(ours, sd15, monkeypatch):
+    mask = torch.stack([torch.ones(32, 32), torch.zeros(32, 32)])
+    model = ours.apply_identity(sd15.model, [injection(ours, sd15.model, mask=mask)])
+    added = first_site_difference(ours, sd15, model, monkeypatch, shape=(2, 4, 16, 16)).unflatten(0, (2, 2))
+    assert (added[:, 0] > 0).all() and (added[:, 1] == 0).all()
+
+
+def test_two_people_with_masks_each_stay_in_their_half(ours, sd15):
+    base, left, right = sd15.model, torch.zeros(1, 16, 16), torch.zeros(1, 16, 16)
+    left[..., :8], right[..., 8:] = 1, 1
+    a, b = injection(ours, base, 1, mask=left), injection(ours, base, 2, mask=right)
+    both = ours.apply_identity(ours.apply_identity(base, [a]), [b])
+    swapped = ours.apply_identity(ours.apply_identity(base, [b]), [a])
+    assert same(sd15(both), sd15(swapped))
+    assert not torch.allclose(sd15(both), sd15(ours.apply_identity(base, [a])), atol=1e-3)
+
+
+# Other packs ----------------------------------------------------------------------------------------------------------
+
+
+def foreign_replace(q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
+    from comfy.ldm.modules.attention import optimized_attention
+
+    return optimized_attention(q, k, v, extra["n_heads"]) * 0.5
+
+
+def with_foreign(model: Any, sites: Any, *, two_part_keys: bool) -> Any:
+    patched = model.clone()
+    for site in sites:
+        if two_part_keys:
+            patched.set_model_attn2_replace(foreign_replace, *site.block)
+        else:
+            patched.set_model_attn2_replace(foreign_replace, *site.block, site.index)
+    return patched
+
+
+@pytest.mark.parametrize("two_part_keys", [True, False])
+def test_patches_of_other_packs_act_in_either_order(ours, sampler, two_part_keys):
+    base, sites = sampler.model, ours.sites_of(sampler.model)
+    mine = injection(ours, base)
+    before = ours.apply_identity(with_foreign(base, sites, two_part_keys=two_part_keys), [mine])
+    after = with_foreign(ours.apply_identity(base, [mine]), sites, two_part_keys=two_part_keys)
+    assert torch.equal(sampler(before), sampler(after))
+    assert not torch.allclose(sampler(before), sampler(ours.apply_identity(base, [mine])), atol=1e-3)
+    assert not torch.allclose(
+        sampler(before), sampler(with_foreign(base, sites, two_part_keys=two_part_keys)), atol=1e-3
+    )
+
+
+def test_nobody_finds_our_object_among_the_patches(ours, sampler):
+    model = ours.apply_identity(sampler.model, [injection(ours, sampler.model)])
+    assert "patches_replace" not in model.model_options["transformer_options"]
+
+
+def test_two_identities_add_up_in_any_order(ours, sampler):
+    base = sampler.model
+    a, b = injection(ours, base, 1), injection(ours, base, 2)
+    one_way = ours.apply_identity(ours.apply_identity(base, [a]), [b])
+    other_way = ours.apply_identity(base, [b, a])
+    assert same(sampler(one_way), sampler(other_way))
+
+
+def test_branches_of_a_graph_do_not_affect_each_other(ours, sd15):
+    base = sd15.model
+    trunk = ours.apply_identity(base, [injection(ours, base, 1)])
+    before = sd15(trunk)
+    ours.apply_identity(trunk, [injection(ours, base, 2)])
+    assert torch.equal(sd15(trunk), before)
+
+
+def test_a_call_outside_of_sampling_still_hears_the_identity(ours, sd15):
+    model = ours.apply_identity(sd15.model, [injection(ours, sd15.model)])
+    x, sigma, text = torch.randn(1, 4, 16, 16), torch.tensor([2.0]), torch.randn(1, 77, 64)
+    options = {"wrappers": model.wrappers}
+    with torch.inference_mode():
+        direct = model.model.apply_model(x, sigma, c_crossattn=text, transformer_options=options)
+        plain = model.model.apply_model(x, sigma, c_crossattn=text, transformer_options={})
+    assert not same(direct, plain)
+
+
+# Memory, speed --------------------------------------------------------------------------------------------------------
+
+
+def test_clones_share_the_weights_of_the_adapter(ours, sampler):
+    one = injection(ours, sampler.model)
+    model = ours.apply_identity(sampler.model, [one])
+    clones = [model.clone().clone().clone(), copy.deepcopy(model.model_options)]
+    stack = ours.stack_of(clones[0])
+    assert stack.injections[0] is one
+    weight = next(one.projector.adapter.parameters())
+    assert next(stack.injections[0].projector.adapter.parameters()).data_ptr() == weight.data_ptr()
+
+
+def test_keys_and_values_are_projected_once_per_run_whatever_the_steps(ours, sampler):
+    one = injection(ours, sampler.model)
+    model, calls = ours.apply_identity(sampler.model, [one]), one.projector.adapter.calls
+    sampler(model, steps=6)
+    assert set(calls.values()) == {2}, "once for each half"
+    sampler(model, steps=1)
+    assert set(calls.values()) == {4}
+
+
+def test_a_site_that_does_not_listen_is_not_projected(ours, sd15):
+    base = sd15.model
+    one = injection(ours, base)
+    weights = tuple(SiteWeight(float(i == 1)) for i in range(len(one.site_weights)))
+    model = ours.apply_identity(base, [replace(one, site_weights=weights)])
+    sd15(model, steps=1)
+    heard = {site.slot for site in ours.sites_of(base) if site.transformer == 1}
+    assert set(one.projector.adapter.calls) == heard
+
+
+def test_nothing_of_the_run_is_kept_after_it(ours, sd15):
+    model = ours.apply_identity(sd15.model, [injection(ours, sd15.model)])
+    sd15(model)
+    assert ours.stack_of(model)._run is None
+
+
+def test_the_run_is_dropped_when_sampling_is_cancelled(ours, sd15):
+    model = ours.apply_identity(sd15.model, [injection(ours, sd15.model)])
+
+    def cancel(*_args):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sd15(model, callback=cancel)
+    assert ours.stack_of(model)._run is None
+    assert torch.isfinite(sd15(model)).all()
+
+
+class SyncSpy(torch.utils._python_dispatch.TorchDispatchMode):
+    """Records operations that make the host wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"):
+            self.found.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def synchronisations(ours: Any, sampler: Sampler, model: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What waits inside our part of each model call after the first, whose caches are then filled."""
+    calls: list[list[str]] = []
+    compose, patch = ours._Run.compose, ours.SitePatch.__call__
+
+    def traced(function):
+        def wrapper(*args):
+            with SyncSpy() as spy:
+                result = function(*args)
+            if function is compose:
+                calls.append([])
+            calls[-1].extend(spy.found)
+            return result
+
+        return wrapper
+
+    monkeypatch.setattr(ours._Run, "compose", traced(compose))
+    monkeypatch.setattr(ours.SitePatch, "__call__", traced(patch))
+    sampler(model, steps=4)
+    return calls[1:]
+
+
+@pytest.mark.parametrize("limited", [False, True], ids=["whole run", "window and mask"])
+def test_no_step_waits_for_the_device_in_the_patched_path(ours, sampler, monkeypatch, limited):
+    changes = {"start": 0.0, "end": 0.9, "mask": torch.rand(1, 32, 32)} if limited else {}
+    model = ours.apply_identity(sampler.model, [injection(ours, sampler.model, **changes)])
+    steps = synchronisations(ours, sampler, model, monkeypatch)
+    assert len(steps) >= 2
+    assert steps == [[]] * len(steps)
+
+
+def test_the_spy_would_notice(ours):
+    with SyncSpy() as spy:
+        float(torch.ones(1))
+        bool(torch.ones(1) > 0)
+    assert len(spy.found) == 2
+
+
+# Precision ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_base_models_in_any_precision_work(ours, recipes, sd15, dtype):
+    base = recipes.unet(recipes.SD15_TINY)
+    model = ours.apply_identity(base, [injection(ours, base)])
+    reference = sd15(model, steps=2)
+    base.model.diffusion_model.to(dtype)
+    base.model.manual_cast_dtype = torch.float32
+    for module in base.model.diffusion_model.modules():
+        if hasattr(module, "comfy_cast_weights"):
+            module.comfy_cast_weights = True
+    base.model.diffusion_model.dtype = dtype
+    low = sd15(model, steps=2)
+    assert torch.isfinite(low).all()
+    assert (low - reference).abs().mean() < 0.5 * reference.abs().mean()
+
+
+def test_a_half_precision_adapter_works_on_a_cpu(ours, sd15):
+    sites = ours.sites_of(sd15.model)
+    adapter = ours.ManagedAdapter(StandInAdapter(sites).half())
+    model = ours.apply_identity(sd15.model, [Injection(adapter, tokens(64), uniform(1.0, sites))])
+    assert torch.isfinite(sd15(model)).all()
+
+
+def test_rescaling_changes_all_identities_of_a_model(ours, sd15):
+    base = sd15.model
+    model = ours.apply_identity(base, [injection(ours, base, strength=1.0)])
+    half = ours.apply_identity(base, [injection(ours, base, strength=0.5)])
+    assert same(sd15(ours.rescale(model, 0.5)), sd15(half))
+    assert torch.equal(sd15(ours.rescale(model, 0.0)), sd15(base))
