@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from likeness.adapters import image_prep, schedules
+from likeness.adapters import clip_vision, image_prep, schedules
 from likeness.adapters import site_weights as sites
 from likeness.adapters.embeds import CombineMode, EmbedsScaling, combine
 from likeness.adapters.networks import build_projection
@@ -129,4 +129,17 @@ def clip_preprocessing(case: Any) -> dict[str, torch.Tensor]:
     return {
         name.replace("image", "pixel_values"): image_prep.pixel_values(image / 255, size).squeeze(0)
         for name, image in case.inputs.items()
+    }
+
+
+@harness.runs("ip_adapter", r"image encoder outputs used by the adapters")
+def clip_vision_outputs(case: Any) -> dict[str, torch.Tensor]:
+    encoder = clip_vision.TransformersClipEncoder.from_weights(case.weights, case.config)
+    features = encoder.encode_pixels(case.inputs["pixel_values"])
+    zero, black = (clip_vision.encode_unconditional(encoder, kind) for kind in clip_vision.Unconditional)
+    return {
+        "image_embeds": features.image_embeds,
+        "penultimate": features.penultimate,
+        "penultimate_zero_pixels": zero.penultimate,
+        "penultimate_black_image": black.penultimate,
     }
