@@ -11,7 +11,7 @@ pushed away by guidance. They therefore do nothing at cfg 1, and their strength 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -27,6 +27,16 @@ class Layout:
     inputs: tuple[int, ...]
     has_middle: bool
     outputs: tuple[int, ...]
+
+    @classmethod
+    def of_blocks(cls, blocks: Iterable[tuple[str, int]]) -> Layout:
+        """From ComfyUI's (name, number) of every spatial transformer, in execution order."""
+        blocks = list(blocks)
+        return cls(
+            inputs=tuple(number for name, number in blocks if name == "input"),
+            has_middle=any(name == "middle" for name, _ in blocks),
+            outputs=tuple(number for name, number in blocks if name == "output"),
+        )
 
     @cached_property
     def names(self) -> tuple[str, ...]:

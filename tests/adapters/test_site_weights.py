@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from likeness.adapters.site_weights import (
     SD15,
     SDXL,
@@ -49,6 +50,12 @@ def test_layouts_name_every_transformer_in_execution_order():
     assert SD15.names[6] == "middle.0"
     assert len(SDXL) == 11
     assert (SDXL.names[3], SDXL.names[4], SDXL.names[6]) == ("input.8", "middle.0", "output.1")
+
+
+@pytest.mark.parametrize("layout", [SD15, SDXL, PRUNED])
+def test_a_layout_is_read_from_the_blocks_of_a_model(layout):
+    blocks = [(part, int(name.partition(".")[2])) for part, name in zip(layout.parts, layout.names, strict=True)]
+    assert Layout.of_blocks(blocks) == layout
 
 
 @given(layouts, st.sampled_from(sorted(set(WeightType) - LISTED, key=str)), st.floats(-5, 5))

@@ -19,7 +19,8 @@ harness = sys.modules["likeness_conformance"]
 
 @harness.runs("ip_adapter", r"peer parity: weight types")
 def weight_types(case: Any) -> dict[str, torch.Tensor]:
-    layout = {len(known): known for known in (sites.SD15, sites.SDXL)}[len(case.config["first_site"])]
+    by_transformer = sorted(case.config["first_site"].items(), key=lambda item: int(item[0]))
+    layout = sites.Layout.of_blocks((name, number) for _, (_, (name, number, _)) in by_transformer)
     cond, uncond, swap = [], [], []
     for name, options in case.config["rows"]:
         row = sites.site_weights(
