@@ -90,15 +90,8 @@ def _placement(height: int, width: int, size: int, crop: Crop) -> _Placement:
     new_height = max(size * height // fitted, 1)  # truncated, as the official preprocessing does
     new_width = max(size * width // fitted, 1)
     spare_height, spare_width = new_height - size, new_width - size
-    top, left = _half(spare_height), _half(spare_width)
-    if crop is Crop.TOP:
-        top = 0
-    elif crop is Crop.BOTTOM:
-        top = spare_height
-    elif crop is Crop.LEFT:
-        left = 0
-    elif crop is Crop.RIGHT:
-        left = spare_width
+    top = {Crop.TOP: 0, Crop.BOTTOM: spare_height}.get(crop, _half(spare_height))
+    left = {Crop.LEFT: 0, Crop.RIGHT: spare_width}.get(crop, _half(spare_width))
     return _Placement(new_height, new_width, top, left)
 
 
@@ -112,10 +105,10 @@ def _without_far_ends(images: Tensor, crop: Crop) -> Tensor:
         return images
     height, width = images.shape[1:3]
     longest = _LONGEST_ASPECT * min(height, width)
-    place = _placement(min(height, longest), min(width, longest), min(height, width), crop)
-    top = {Crop.TOP: 0, Crop.BOTTOM: height - longest}.get(crop, (height - longest) // 2) if height > longest else 0
-    left = {Crop.LEFT: 0, Crop.RIGHT: width - longest}.get(crop, (width - longest) // 2) if width > longest else 0
-    return images[:, top : top + place.height, left : left + place.width]
+    spare_height, spare_width = max(height - longest, 0), max(width - longest, 0)
+    top = {Crop.TOP: 0, Crop.BOTTOM: spare_height}.get(crop, spare_height // 2)
+    left = {Crop.LEFT: 0, Crop.RIGHT: spare_width}.get(crop, spare_width // 2)
+    return images[:, top : top + longest, left : left + longest]
 
 
 def to_square(
