@@ -171,6 +171,7 @@ OUR_KINDS = (
     "dlib",
     "rmbg",
     "likeness_identities",
+    "likeness_embeds",
 )
 _ONNX_KINDS = frozenset({"insightface", "opencv_zoo"})
 

@@ -79,6 +79,11 @@ class Evidence:
     features: Tensor | None = None
     uncond_features: Tensor | None = None
 
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Evidence:
+        """The same evidence elsewhere or in another precision."""
+        tensors = (self.id_embeds, self.features, self.uncond_features)
+        return Evidence(*(None if t is None else t.to(device, dtype) for t in tensors))
+
 
 class LoraPair(NamedTuple):
     """A low-rank change of one attention matrix: W + up @ down. `layer` is `to_q`, `to_k`, `to_v` or `to_out.0`."""

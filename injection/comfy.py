@@ -22,10 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters.ip_adapter import IPAdapter
+from ..adapters import build
+from ..adapters.ip_adapter import Evidence, IPAdapter
 from ..adapters.site_weights import scale
+from ..adapters.types import IdentityTokens
+from ..errors import LikenessError
 from .attention import SiteTerm, add_identity
-from .masks import crop_to_area, resize_mask
+from .masks import crop_to_area, resize_mask, warn_aspect
 from .plan import Injection, Role, RolePair, check_fit, fit_rows, project_site, stack_roles
 from .sites import AttentionSite, sites_of_comfy_unet
 
@@ -66,6 +69,12 @@ class ManagedAdapter:
         """Keys and values of a site; see `IPAdapter.project`."""
         return self.adapter.project(slot, tokens)
 
+    @torch.no_grad()
+    def encode(self, evidence: Evidence, structure: float = 1.0) -> IdentityTokens:
+        """Image tokens on the CPU; see `IPAdapter.encode`. Runs where ComfyUI computes."""
+        where = self.load()
+        return self.adapter.encode(evidence.to(*where), structure).to("cpu", torch.float32)
+
     def load(self) -> tuple[torch.device, torch.dtype]:
         """Bring the weights to the compute device; returns it and their precision."""
         import comfy.model_management as mm
@@ -73,6 +82,21 @@ class ManagedAdapter:
         mm.load_models_gpu([self.patcher])
         weight = next(self.adapter.parameters())
         return weight.device, weight.dtype
+
+
+def as_managed(value: Any) -> ManagedAdapter:
+    """Our own adapter, or what the IPADAPTER socket of the leading pack carries: weights in groups, in two forms.
+
+    Raises LikenessError for anything else.
+    """
+    if isinstance(value, ManagedAdapter):
+        return value
+    groups = value.get("ipadapter", {}).get("model", value) if isinstance(value, dict) else None
+    if not groups or not {"image_proj", "ip_adapter"} <= set(groups):
+        raise LikenessError("The adapter input holds no IP-Adapter: connect Load Identity Adapter.")
+    weights = {f"{group}.{key}": t for group in ("image_proj", "ip_adapter") for key, t in groups[group].items()}
+    name = "unnorm adapter" if groups.get("portraitunnorm") else "adapter from another pack"
+    return ManagedAdapter(build(weights, name, 2 if groups.get("faceidplusv2") else 1))
 
 
 def sites_of(model: Any) -> tuple[AttentionSite, ...]:
@@ -413,6 +437,8 @@ def _factors(injection: Injection, grid: tuple[int, int], batch: _Batch) -> Tens
     for area in batch.areas:
         factors = torch.ones(1, 1, 1)
         if injection.mask is not None:
+            height, width = injection.mask.shape[1:]
+            warn_aspect((height, width), batch.latent_size)
             mask = injection.mask if area is None else crop_to_area(injection.mask, area, batch.latent_size)
             factors = resize_mask(mask, grid, injection.mask_resize).flatten(1).unsqueeze(-1)
             factors = _take(factors, batch.rows) if batch.rows else factors

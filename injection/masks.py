@@ -82,6 +82,16 @@ def fit_batch(mask: Tensor, count: int) -> Tensor:
     return torch.cat([mask, mask[-1:].expand(count - given, -1, -1)])
 
 
+def combined(mask: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """The region both masks let through, at the size of the larger one; None stands for everywhere."""
+    if mask is None or other is None:
+        return other if mask is None else mask
+    size = max(mask.shape[1:], other.shape[1:], key=lambda s: s[0] * s[1])
+    resized = (resize_mask(m, (size[0], size[1]), MaskResize.BILINEAR) for m in (mask, other))
+    first, second = resized
+    return first * second
+
+
 def crop_to_area(mask: Tensor, area: tuple[int, int, int, int], full_size: tuple[int, int]) -> Tensor:
     """The part of a mask that a conditioning limited to an area sees.
 

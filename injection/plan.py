@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.embeds import v_only
+from ..adapters.site_weights import Layout
 from ..adapters.types import IdentityTokens, KeyValueScaling, SiteWeight, SiteWeights
 from ..errors import LikenessError
 from .masks import MaskResize
@@ -165,3 +166,9 @@ def _describe(shapes: Mapping[int, tuple[int, int]], text_width: int) -> str:
     family = _FAMILIES.get((len(shapes), text_width))
     details = f"{len(shapes)} cross-attention layers, text width {text_width}"
     return f"{family} ({details})" if family else f"a model with {details}"
+
+
+def layout_of(sites: Sequence[AttentionSite]) -> Layout:
+    """Where the spatial transformers of a model sit, for weight types and layer weights."""
+    blocks = {site.transformer: site.block for site in sites}
+    return Layout.of_blocks([blocks[index] for index in sorted(blocks)])

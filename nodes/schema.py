@@ -11,7 +11,7 @@ from comfy_api.latest import io
 FaceAnalysisSocket = io.Custom("LIKENESS_FACE_ANALYSIS,INSIGHTFACE,FACEANALYSIS")
 FacesSocket = io.Custom("LIKENESS_FACES")
 IdentitySocket = io.Custom("IDENTITY")
-AdapterSocket = io.Custom("LIKENESS_ADAPTER")
+AdapterSocket = io.Custom("LIKENESS_ADAPTER,IPADAPTER")
 OptionsSocket = io.Custom("LIKENESS_ADAPTER_OPTIONS")
 EmbedsSocket = io.Custom("LIKENESS_EMBEDS")
 

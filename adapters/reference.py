@@ -1,0 +1,291 @@
+"""From an identity, reference pictures and an artist's options to what is injected: tokens and where they are heard.
+
+The steps of one reference: choose what the adapter is shown (crops of the identity, pictures, or saved encodings),
+encode it with CLIP where the adapter reads CLIP, join the recogniser's embedding where it reads one, make tokens, and
+spread their strength over the sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from torch import Tensor
+
+from ..errors import LikenessError
+from ..faces.identity import Identity
+from .clip_vision import (
+    ClipEncoder,
+    ClipFeatures,
+    Unconditional,
+    check_encoder,
+    encode_enhanced,
+    encode_images,
+    encode_unconditional,
+)
+from .embeds import CombineMode, EmbedsScaling, ImageEmbeds, combine, join_tokens, renormalised
+from .image_prep import Crop, overlapping_tiles, share_overlaps, to_rgb
+from .ip_adapter import RECOGNISER, Evidence, IPAdapter, Variant
+from .site_weights import Layout, WeightType, layer_weights, style_and_composition
+from .types import IdentityTokens, SiteWeights
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceOptions:
+    """Everything an artist can set about a reference; the defaults are those of the official code.
+
+    Pictures are (B, H, W, 3) in 0..1. What is None is off, or chosen for the adapter.
+    """
+
+    weight_type: WeightType = WeightType.LINEAR
+    layer_weights: str = ""  # see site_weights.parse_layer_weights; overrules the weight type
+    composition_weight: float | None = None
+    style_boost: float | None = None
+    composition_boost: float | None = None
+    expand_style: bool = False
+    scaling: EmbedsScaling = EmbedsScaling.V_ONLY
+    combine: CombineMode | None = None  # of several photos; None: the way the adapter was trained
+    structure: float = 1.0  # FaceID-Plus v2: how much of the photo's facial structure enters (`s_scale`)
+    images: Tensor | None = None  # shown to CLIP in place of the identity's face crops
+    negative: Tensor | None = None  # shown to CLIP for the unconditioned half
+    composition_images: Tensor | None = None  # a second reference, for the layout
+    embeds: ImageEmbeds | None = None  # saved encodings in place of pictures
+    reference_mask: Tensor | None = None  # (m, H, W): which part of the pictures counts
+    crop: Crop = Crop.CENTRE
+    sharpening: float = 0.0
+    unconditional: Unconditional = Unconditional.ZERO_PIXELS
+    one_picture_each: bool = False  # picture i of the reference for picture i of the latent batch
+    picture_weights: tuple[float, ...] = ()  # a factor for every picture of the latent batch
+    tiled: bool = False  # each part of the reference for the same part of the picture
+    detail_tiles: int = 1  # close-ups of the reference, n x n, added to its encoding
+    detail_share: float = 0.5  # how much the whole counts against the close-ups
+    any_recogniser: bool = False  # accept embeddings of a recogniser the adapter was not trained on
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """One term of the decoupled attention: its tokens, where they are heard, and in which part of the picture."""
+
+    tokens: IdentityTokens
+    site_weights: SiteWeights
+    mask: Tensor | None = None  # (1, H, W), of the reference itself (tiles); a user's mask comes on top
+    row_weights: tuple[float, ...] | None = None
+
+
+# (evidence, structure) -> tokens: IPAdapter.encode, wherever its weights are.
+Encode = Callable[[Evidence, float], IdentityTokens]
+
+
+@dataclass(frozen=True, eq=False)
+class _Show:
+    """The people and tools that every step needs."""
+
+    adapter: IPAdapter
+    identity: Identity | None
+    encoder: ClipEncoder | None
+    options: ReferenceOptions
+    encode: Encode = field(repr=False)
+
+
+def references(
+    adapter: IPAdapter,
+    identity: Identity | None,
+    encoder: ClipEncoder | None,
+    options: ReferenceOptions,
+    layout: Layout,
+    weight: float,
+    encode: Encode | None = None,
+) -> list[Reference]:
+    """What is injected for one identity: usually one reference, more for style and composition, and for tiles.
+
+    weight: the strength at every site before the weight type spreads it. encode: `adapter.encode`, or the same with
+    the weights on another device. Raises LikenessError in words for everything that is missing or does not fit.
+    """
+    show = _Show(adapter, identity, encoder, options, encode or adapter.encode)
+    _check_identity(adapter, identity, options)
+    spread = partial(_spread, options, layout)
+    rows = options.picture_weights or None
+    if options.composition_images is not None:
+        style, composition = style_and_composition(
+            layout, weight, _or(options.composition_weight, weight), expand_style=options.expand_style
+        )
+        other = replace(options, images=options.composition_images, embeds=None)
+        layout_show = replace(show, options=other)
+        return [
+            Reference(_tokens(show), style, row_weights=rows),
+            Reference(_tokens(layout_show), composition, row_weights=rows),
+        ]
+    if options.tiled:
+        return [
+            Reference(_tokens(replace(show, options=part)), spread(weight), mask, rows)
+            for part, mask in _tiles(show, options)
+        ]
+    return [Reference(_tokens(show), spread(weight), row_weights=rows)]
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _spread(options: ReferenceOptions, layout: Layout, weight: float) -> SiteWeights:
+    return layer_weights(
+        options.layer_weights,
+        options.weight_type,
+        layout,
+        weight,
+        composition_weight=options.composition_weight,
+        style_boost=options.style_boost,
+        composition_boost=options.composition_boost,
+    )
+
+
+def _tiles(show: _Show, options: ReferenceOptions) -> Iterator[tuple[ReferenceOptions, Tensor]]:
+    """The reference's parts as references of their own, each with the mask of the place it belongs to."""
+    pictures = _pictures(show)
+    if len(pictures) != 1:
+        raise LikenessError(f"Tiling needs one reference picture, got {len(pictures)}: connect a single one.")
+    tiles = overlapping_tiles(pictures, options.sharpening)
+    height, width = pictures.shape[1:3]
+    masks = share_overlaps(tiles.masks(height, width))
+    plain = replace(options, tiled=False, sharpening=0.0, embeds=None)
+    for tile, mask in zip(tiles.images, masks, strict=True):
+        yield replace(plain, images=tile.unsqueeze(0)), mask.unsqueeze(0)
+
+
+# Evidence -------------------------------------------------------------------------------------------------------------
+
+
+def _tokens(show: _Show) -> IdentityTokens:
+    """Tokens of one reference: all photos in one row (one softmax), or a row for each picture of the batch."""
+    features, uncond = _features(show)
+    ids = _embeddings(show, None if features is None else len(features))
+    if ids is not None and features is not None:
+        features = features.expand(len(ids), *features.shape[1:]) if len(features) == 1 else features
+    made = show.encode(Evidence(ids, features, uncond), show.options.structure)
+    if show.options.one_picture_each:
+        return made
+    # The unconditioned tokens of all photos are equal: under a softmax one copy says the same.
+    return IdentityTokens(join_tokens(made.cond), made.uncond[:1])
+
+
+def _embeddings(show: _Show, photos: int | None) -> Tensor | None:
+    """What the recogniser says, (rows, id_dim); as many rows as CLIP features where the adapter reads both."""
+    adapter, options = show.adapter, show.options
+    if not adapter.needs_embedding:
+        return None
+    identity = show.identity
+    assert identity is not None  # checked in `references`
+    every = identity.embeddings if adapter.needs_raw_embedding else identity.unit_embeddings
+    if adapter.reads_every_photo and options.combine is None:
+        return every
+    mean = identity.mean_embedding(unit=not adapter.needs_raw_embedding).unsqueeze(0)
+    if options.combine in (None, CombineMode.AVERAGE):
+        return mean.expand(photos or 1, -1)
+    rows = combine(every, options.combine, identity.weights.tolist())
+    if options.combine is CombineMode.NORM_AVERAGE and not adapter.needs_raw_embedding:
+        rows = renormalised(rows, every)  # a mean of unit vectors is shorter than what the network was trained on
+    if photos is not None and len(rows) != photos:  # other pictures than the photos that were recognised
+        rows = rows if len(rows) == 1 else mean
+        return rows.expand(photos, -1)
+    return rows
+
+
+def _features(show: _Show) -> tuple[Tensor | None, Tensor | None]:
+    """What CLIP says of the reference and of no reference; (None, None) when the adapter does not read CLIP."""
+    adapter, options = show.adapter, show.options
+    if not (adapter.needs_features or adapter.needs_pooled):
+        return None, None
+    hidden = adapter.needs_features
+    assert adapter.feature_dim is not None
+    if options.embeds is not None and options.images is None:
+        options.embeds.check_fits(adapter.feature_dim, hidden, f"'{adapter.name}'")
+        features, uncond = options.embeds.cond, options.embeds.uncond
+        if uncond is None and hidden:
+            uncond = _read(encode_unconditional(_encoder(show), options.unconditional), hidden)
+    else:
+        encoder = _encoder(show)
+        features = _read(_encode_pictures(show, encoder), hidden)
+        if options.negative is not None:
+            uncond = _read(encode_images(encoder, options.negative, options.crop), hidden).mean(0, keepdim=True)
+        else:  # the base adapter was trained on zeros, which need no encoder
+            uncond = _read(encode_unconditional(encoder, options.unconditional), hidden) if hidden else None
+    if options.combine is not None and not options.one_picture_each:
+        features = combine(features, options.combine)
+    if uncond is not None and len(uncond) != len(features):
+        uncond = uncond[:1].expand(len(features), *uncond.shape[1:])
+    return features, uncond
+
+
+def _encode_pictures(show: _Show, encoder: ClipEncoder) -> ClipFeatures:
+    options, pictures = show.options, _pictures(show)
+    if options.detail_tiles > 1:
+        return encode_enhanced(
+            encoder, pictures, options.detail_tiles, options.detail_share, options.crop, options.sharpening
+        )
+    return encode_images(encoder, pictures, options.crop, options.sharpening, options.reference_mask)
+
+
+def _read(features: ClipFeatures, hidden: bool) -> Tensor:
+    return features.penultimate if hidden else features.image_embeds
+
+
+def _encoder(show: _Show) -> ClipEncoder:
+    adapter = show.adapter
+    if show.encoder is None:
+        wanted = "ViT-bigG/14" if adapter.feature_dim in (1664, 1280) and adapter.needs_pooled else "ViT-H/14"
+        raise LikenessError(
+            f"The adapter '{adapter.name}' looks at the face through CLIP, and no CLIP vision model is connected: "
+            f"connect {wanted} to clip_vision (Load CLIP Vision; `likeness models list` names the file)."
+        )
+    if adapter.needs_features:
+        check_encoder(adapter.feature_dim, None, show.encoder.size)
+    else:
+        check_encoder(None, adapter.feature_dim, show.encoder.size)
+    return show.encoder
+
+
+def _pictures(show: _Show) -> Tensor:
+    """What CLIP is shown: the reference pictures, else the crops of the identity the adapter was trained on."""
+    if show.options.images is not None:
+        return to_rgb(show.options.images, "reference image")
+    identity = show.identity
+    if identity is None:
+        raise LikenessError(
+            f"The adapter '{show.adapter.name}' has nothing to look at: connect an identity, or a reference image "
+            "through IP-Adapter Options."
+        )
+    aligned = show.adapter.variant in (Variant.FACEID_PLUS, Variant.FACEID_PLUS_V2)
+    crops = identity.aligned if aligned else identity.heads
+    if not len(crops):
+        raise LikenessError(
+            f"The identity '{identity.name}' has no aligned face, because its detector gave no keypoints: make it with "
+            "a face analysis that does, for example buffalo_l, OpenCV or MTCNN."
+        )
+    return crops.float() / 255
+
+
+def _check_identity(adapter: IPAdapter, identity: Identity | None, options: ReferenceOptions) -> None:
+    if not adapter.needs_embedding:
+        return
+    if identity is None:
+        raise LikenessError(
+            f"The adapter '{adapter.name}' needs an identity: connect Identity from Photos or Load Identity."
+        )
+    if not identity.has_embeddings:
+        raise LikenessError(
+            f"The adapter '{adapter.name}' reads a face embedding, and the identity '{identity.name}' has none: make "
+            f"it with a face analysis that has a recogniser, for this adapter {RECOGNISER}."
+        )
+    width = identity.embeddings.shape[1]
+    if width != adapter.id_dim:
+        raise LikenessError(
+            f"The adapter '{adapter.name}' reads embeddings of {adapter.id_dim} numbers, but the recogniser "
+            f"'{identity.recogniser}' of the identity '{identity.name}' makes {width}: make it with {RECOGNISER}."
+        )
+    if identity.recogniser != RECOGNISER and not options.any_recogniser:
+        raise LikenessError(
+            f"The adapter '{adapter.name}' was trained on the recogniser {RECOGNISER}, but the identity "
+            f"'{identity.name}' was made with {identity.recogniser}, whose embeddings mean another face: make it with "
+            f"{RECOGNISER}, or allow any recogniser in IP-Adapter Options."
+        )

@@ -1,0 +1,261 @@
+"""Loading an identity adapter, applying it to a MODEL, and everything that can be set about it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..errors import LikenessError
+from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema
+
+log = logging.getLogger("likeness")
+
+CATEGORY = "likeness/adapters"
+NO_FILES = "(no file in models/ipadapter)"
+_PLUS_VERSIONS = {"by file name": None, "1": 1, "2": 2}
+
+
+class LoadIdentityAdapter(io.ComfyNode):
+    """A file of `models/ipadapter` as a LIKENESS_ADAPTER."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        from ..models_download import list_files
+
+        return schema(
+            node_id="LikenessLoadIdentityAdapter",
+            display_name="Load Identity Adapter",
+            category=CATEGORY,
+            description="Loads any IP-Adapter file, FaceID variants included. What it is, and which base model it was "
+            "made for, is read from the file itself, so it may have any name.",
+            search_aliases=["IPAdapter Model Loader", "FaceID", "InstantID", "IP-Adapter"],
+            inputs=[
+                io.Combo.Input(
+                    "adapter_file",
+                    options=list_files("ipadapter") or [NO_FILES],
+                    tooltip="A file in models/ipadapter (or a folder that extra_model_paths.yaml adds), .safetensors "
+                    "or .bin. FaceID files bring their own LoRA; no second file is needed.",
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "plus_version",
+                        options=list(_PLUS_VERSIONS),
+                        default="by file name",
+                        tooltip="Only for FaceID-Plus, whose versions 1 and 2 cannot be told apart by their content.",
+                    )
+                ),
+            ],
+            outputs=[AdapterSocket.Output(display_name="adapter", tooltip="For Apply Identity.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter_file: str, plus_version: str = "by file name") -> Any:
+        """The file's time and size, so that a file replaced on disk is read again."""
+        from ..models_download import resolve
+
+        path = resolve("ipadapter", adapter_file)
+        stat = path.stat() if path else None
+        return (adapter_file, plus_version, stat and (stat.st_mtime_ns, stat.st_size))
+
+    @classmethod
+    def execute(cls, adapter_file: str, plus_version: str = "by file name") -> io.NodeOutput:
+        """Read the file and put its weights into the care of the memory manager."""
+        from ..adapters import load
+        from ..injection.comfy import ManagedAdapter
+        from ..models_download import find_file
+
+        if adapter_file == NO_FILES:
+            raise LikenessError(
+                "There is no adapter in models/ipadapter: get one with `likeness models get "
+                "ip-adapter-faceid_sd15.bin`, or put one there and reload the page."
+            )
+        if plus_version not in _PLUS_VERSIONS:
+            raise LikenessError(f"The plus version '{plus_version}' does not exist: choose one from the list.")
+        adapter = load(find_file("ipadapter", adapter_file), _PLUS_VERSIONS[plus_version])
+        log.info("[likeness] %s: %s for %s", adapter_file, adapter.variant.value, adapter.base.value)
+        return io.NodeOutput(ManagedAdapter(adapter))
+
+
+class ApplyIdentity(io.ComfyNode):
+    """MODEL and identity to MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessApplyIdentity",
+            display_name="Apply Identity",
+            category=CATEGORY,
+            description="Lets a person (or a reference picture) into a MODEL. For several people chain this node and "
+            "give each a mask; nodes of other packs may come before or after it.",
+            search_aliases=["IPAdapter FaceID", "IPAdapter Advanced"],
+            inputs=[
+                io.Model.Input("model", tooltip="SD1.5 or SDXL, whichever the adapter was made for."),
+                AdapterSocket.Input("adapter", tooltip="From Load Identity Adapter."),
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=-2.0,
+                    max=5.0,
+                    step=0.05,
+                    display_name="strength",
+                    tooltip="1 is the official default; 0.5 to 0.8 leaves more to the prompt; 0 is exactly off.",
+                ),
+                io.Float.Input(
+                    "start_at",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Share of the sampling after which the identity enters; a later start keeps the layout of "
+                    "the prompt.",
+                ),
+                io.Float.Input(
+                    "end_at",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Share of the sampling after which the identity leaves.",
+                ),
+                io.Float.Input(
+                    "lora_strength",
+                    default=0.6,
+                    min=0.0,
+                    max=1.5,
+                    step=0.05,
+                    tooltip="FaceID files bring a LoRA that changes the MODEL itself. 1.0 is official, 0.6 keeps more "
+                    "of the checkpoint's style, 0 leaves it out. Other files ignore this.",
+                ),
+                IdentitySocket.Input(
+                    "identity",
+                    optional=True,
+                    tooltip="The person. Needed by all FaceID files; others can use a picture through the options.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Needed by adapters that look at pictures: all but FaceID and Portrait.",
+                ),
+                io.Mask.Input(
+                    "attn_mask",
+                    optional=True,
+                    display_name="mask",
+                    tooltip="Where in the picture the person may appear; any size, soft edges allowed. A batch of "
+                    "masks goes with a batch of pictures.",
+                ),
+                OptionsSocket.Input("options", optional=True, tooltip="From IP-Adapter Options."),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The MODEL that knows the person."),
+                io.String.Output(display_name="report", tooltip="What was applied, and to how much of the MODEL."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        adapter: Any,
+        weight: float,
+        start_at: float,
+        end_at: float,
+        lora_strength: float,
+        identity: Any = None,
+        clip_vision: Any = None,
+        attn_mask: torch.Tensor | None = None,
+        options: Any = None,
+    ) -> io.NodeOutput:
+        """Check, encode once, and hand over to the injection."""
+        from ..adapters.clip_vision import ComfyClipEncoder
+        from ..adapters.reference import references
+        from ..injection import comfy as binding
+        from ..injection.masks import as_mask, combined
+        from ..injection.plan import Injection, check_fit, layout_of
+        from .references import Options
+
+        adapter, options = binding.as_managed(adapter), options or Options()
+        sites = binding.sites_of(model)
+        check_fit(adapter, sites, binding.model_name(model))
+        encoder = ComfyClipEncoder(clip_vision) if clip_vision is not None else None
+        found = references(
+            adapter.adapter, identity, encoder, options.reference, layout_of(sites), weight, adapter.encode
+        )
+        mask = None if attn_mask is None else as_mask(attn_mask)
+        injections = [
+            Injection(
+                projector=adapter,
+                tokens=reference.tokens,
+                site_weights=reference.site_weights,
+                scaling=options.reference.scaling.function,
+                row_weights=reference.row_weights,
+                mask=combined(reference.mask, mask),
+                mask_resize=options.mask_resize,
+                start=start_at,
+                end=end_at,
+            )
+            for reference in found
+        ]
+        patched = binding.apply_identity(model, injections)
+        changed = binding.apply_lora(patched, adapter.adapter, lora_strength) if weight != 0 else 0
+        report = _report(adapter, identity, injections, sites, changed, lora_strength)
+        log.info("[likeness] %s", report)
+        return io.NodeOutput(patched, report)
+
+
+def _report(adapter: Any, identity: Any, injections: Any, sites: Any, changed: int, lora_strength: float) -> str:
+    """One line that answers 'why does it have no effect?'."""
+    who = f"'{identity.name}'" if identity is not None else "the reference"
+    if all(injection.silent for injection in injections):
+        first = injections[0]
+        why = (
+            f"start {first.start:g} is not before end {first.end:g}" if first.start >= first.end
+            else "the mask is empty" if first.mask is not None and not bool(first.mask.any())
+            else "the strength is 0"
+        )  # fmt: skip
+        return f"{adapter.name}: {who} has no effect, because {why}."
+    heard = {s.slot for i in injections if not i.silent for s in sites if i.weight_at(s).strength != 0}
+    tokens = sum(injection.tokens.cond.shape[1] for injection in injections)
+    window = f"from {injections[0].start:g} to {injections[0].end:g} of the sampling"
+    lora = f", LoRA {lora_strength:g} on {changed} weights" if changed else ""
+    kind = adapter.adapter.variant.value
+    return f"{kind} ({adapter.name}): {who} as {tokens} tokens at {len(heard)} of {len(sites)} sites, {window}{lora}."
+
+
+class ScaleIdentities(io.ComfyNode):
+    """All identities of a MODEL, stronger or weaker."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessScaleIdentities",
+            display_name="Scale Identities",
+            category=CATEGORY,
+            description="Multiplies the strength of every identity a MODEL carries, without applying them again.",
+            inputs=[
+                io.Model.Input("model", tooltip="A MODEL that went through Apply Identity."),
+                io.Float.Input(
+                    "factor",
+                    default=1.0,
+                    min=0.0,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="1 changes nothing, 0 takes all identities out. LoRAs keep their strength.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="The MODEL with scaled identities.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, factor: float) -> io.NodeOutput:
+        """A clone with every strength multiplied."""
+        from ..injection.comfy import rescale, stack_of
+
+        if stack_of(model) is None:
+            raise LikenessError("The MODEL carries no identity to scale: connect it after Apply Identity.")
+        return io.NodeOutput(rescale(model, factor))
+
+
+NODES = [LoadIdentityAdapter, ApplyIdentity, ScaleIdentities]
