@@ -1,0 +1,617 @@
+"""From photos to an identity: analyse, find faces, build, save, load and combine identities, draw keypoints."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from comfy_api.latest import io, ui
+
+from .. import models_download
+from ..errors import LikenessError
+from ..faces import (
+    Choice,
+    Combine,
+    FaceAnalysis,
+    Identity,
+    Provider,
+    adopt_analysis,
+    combine,
+    load_lbp,
+    load_mtcnn,
+    load_opencv,
+    load_pack,
+    to_photos,
+)
+from ..faces.found import (
+    SMALLEST_FACE,
+    FoundFaces,
+    IfNone,
+    Rule,
+    chosen_heads,
+    chosen_masks,
+    find_faces,
+    identity_of,
+    mean_similarity,
+    preview,
+)
+from ..faces.identity import OUTLIER_COSINE
+from .schema import FaceAnalysisSocket, FacesSocket, IdentitySocket, advanced, schema
+
+log = logging.getLogger(__name__)
+
+CATEGORY = "likeness/faces"
+IDENTITIES = "likeness_identities"  # the kind of folder in ComfyUI's models
+SUFFIX = ".safetensors"
+NO_IDENTITY = "(no identity saved yet)"
+BIOMETRIC = "The file holds biometric data of a person: share it only with that person's consent."
+MOST_IDENTITIES = 4
+
+_E = TypeVar("_E", bound=Enum)
+
+
+class Outliers(Enum):
+    """What happens to a photo that does not look like the others."""
+
+    LEAVE_OUT = "leave out"
+    KEEP = "keep"
+
+
+def _values(options: type[Enum]) -> list[str]:
+    return [option.value for option in options]
+
+
+def _option(options: type[_E], value: str, name: str) -> _E:
+    """The member behind a combo's text. Hosts do not check combos that come from another pack's workflow."""
+    try:
+        return options(value)
+    except ValueError:
+        raise LikenessError(f"'{name}' has no option {value!r}: choose one of {', '.join(_values(options))}.") from None
+
+
+# --- loading
+
+
+class _BuiltIn(Enum):
+    """Face analyses besides insightface's packs."""
+
+    OPENCV = "OpenCV (YuNet + SFace)"
+    FACEXLIB = "facexlib (RetinaFace + IR-SE50)"
+    MTCNN = "MTCNN (no recogniser)"
+    LBP = "LBP cascade (boxes only)"
+
+
+def _open_opencv(provider: Provider) -> FaceAnalysis:
+    return load_opencv(
+        models_download.find_file("opencv_zoo", "face_detection_yunet_2023mar.onnx"),
+        models_download.find_file("opencv_zoo", "face_recognition_sface_2021dec.onnx"),
+    )
+
+
+_OPENERS: dict[_BuiltIn, Callable[[Provider], FaceAnalysis]] = {
+    _BuiltIn.OPENCV: _open_opencv,
+    _BuiltIn.MTCNN: lambda provider: load_mtcnn(),
+    _BuiltIn.LBP: lambda provider: load_lbp(),
+}
+
+
+def open_analysis(model: str, provider: Provider) -> FaceAnalysis:
+    """The face analysis behind an entry of Load Face Analysis; `LikenessError` names files that are missing."""
+    if model in _values(_BuiltIn):
+        return _OPENERS[_BuiltIn(model)](provider)
+    return load_pack(models_download.find_insightface_pack(model), provider)
+
+
+class LoadFaceAnalysis(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessLoadFaceAnalysis",
+            display_name="Load Face Analysis",
+            category=CATEGORY,
+            description=(
+                "Opens the networks that find and recognise faces. buffalo_l and antelopev2 are InsightFace's, for "
+                "non-commercial research only; OpenCV's are free for commercial use. Adapters need the recogniser they "
+                "were trained with: FaceID buffalo_l, InstantID and PuLID antelopev2. Files go into "
+                "models/insightface/models/<pack>; `likeness models get buffalo_l` fetches them."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=[*models_download.list_insightface_packs(), *_values(_BuiltIn)],
+                    tooltip=(
+                        "The InsightFace packs found in models/insightface (non-commercial research only), then "
+                        "analyses with other licences. MTCNN and LBP need no file but give no embedding: enough for "
+                        "crops and masks, not for FaceID, InstantID or PuLID."
+                    ),
+                ),
+                io.Combo.Input(
+                    "provider",
+                    options=_values(Provider),
+                    default=Provider.AUTO.value,
+                    tooltip=(
+                        "Where the .onnx files run. auto takes the graphics card if onnxruntime can use it. CPU takes "
+                        "no graphics memory and is fast enough for single photos."
+                    ),
+                ),
+            ],
+            outputs=[
+                FaceAnalysisSocket.Output(
+                    "face_analysis",
+                    display_name="face analysis",
+                    tooltip="For Find Faces; other packs' InsightFace inputs take it as well.",
+                )
+            ],
+            search_aliases=["insightface", "antelopev2", "buffalo_l", "InsightFace Loader"],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model: str | None) -> bool:
+        """Named here so that the host lets missing packs through: our error says which files are needed."""
+        return True
+
+    @classmethod
+    def execute(cls, model: str, provider: str = Provider.AUTO.value) -> io.NodeOutput:
+        analysis = open_analysis(model, _option(Provider, provider, "provider"))
+        log.info("[likeness] Face analysis %s; licence: %s", analysis.name, analysis.licence)
+        return io.NodeOutput(analysis)
+
+
+# --- finding
+
+
+class FindFaces(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessFindFaces",
+            display_name="Find Faces",
+            category=CATEGORY,
+            description=(
+                "Finds the person meant in every photo of a batch. Several sizes and wider borders are tried, so that "
+                "close-ups and small faces are found. The preview shows every face with its number, the chosen one in "
+                "a thick yellow box."
+            ),
+            inputs=[
+                FaceAnalysisSocket.Input(
+                    "face_analysis",
+                    tooltip="From Load Face Analysis, or another pack's InsightFace loader.",
+                ),
+                io.Image.Input(
+                    "image", tooltip="One photo or a batch of photos. Grey and transparent pictures are fine."
+                ),
+                io.Combo.Input(
+                    "choice",
+                    options=_values(Choice),
+                    default=Choice.LARGEST.value,
+                    tooltip=(
+                        "Which face is meant where a photo shows several. 'most similar to reference' needs the input "
+                        "reference; 'the only face' stops when there are several."
+                    ),
+                ),
+                io.Int.Input(
+                    "index",
+                    default=0,
+                    min=-64,
+                    max=64,
+                    tooltip="Which face in the order of the rule: 0 is the first, 1 the second, -1 the last.",
+                ),
+                io.Combo.Input(
+                    "if_none",
+                    options=_values(IfNone),
+                    default=IfNone.ERROR.value,
+                    tooltip=(
+                        "For photos without a face. 'error' says what was tried, 'skip photo' goes on without it, "
+                        "'use whole picture' takes the picture for the face (drawings, dolls), without an embedding."
+                    ),
+                ),
+                io.Int.Input(
+                    "min_size",
+                    default=SMALLEST_FACE,
+                    min=0,
+                    max=4096,
+                    tooltip="Faces less wide or high than this, in pixels of the photo, are ignored.",
+                ),
+                IdentitySocket.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="The person to look for with the choice 'most similar to reference'; otherwise not used.",
+                ),
+            ],
+            outputs=[
+                FacesSocket.Output(
+                    "faces", display_name="faces", tooltip="Photos and faces, for the nodes that follow."
+                ),
+                io.Image.Output(
+                    "preview", display_name="preview", tooltip="The photos with all boxes, the chosen ones thick."
+                ),
+                io.Image.Output(
+                    "crops",
+                    display_name="crops",
+                    tooltip="The chosen heads, 512x512, not aligned; skipped photos have none.",
+                ),
+                io.Mask.Output(
+                    "mask", display_name="mask", tooltip="The chosen boxes, one mask for each photo; empty if skipped."
+                ),
+                io.Int.Output(
+                    "count", display_name="count", tooltip="How many faces were found in all photos together."
+                ),
+            ],
+            search_aliases=["face detection", "detect faces", "face crop", "face bounding box"],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        face_analysis: Any,
+        image: torch.Tensor,
+        choice: str = Choice.LARGEST.value,
+        index: int = 0,
+        if_none: str = IfNone.ERROR.value,
+        min_size: int = SMALLEST_FACE,
+        reference: Identity | None = None,
+    ) -> io.NodeOutput:
+        rule = Rule(_option(Choice, choice, "choice"), index, _option(IfNone, if_none, "if_none"), min_size, reference)
+        photos = to_photos(image)
+        found = find_faces(adopt_analysis(face_analysis), photos, rule, _progress(len(photos)))
+        _log_choices(found, rule)
+        return io.NodeOutput(found, preview(found), chosen_heads(found), chosen_masks(found), found.count)
+
+
+def _progress(total: int) -> Callable[[], None]:
+    """Moves the node's progress bar by one, and stops the run when the artist has pressed Cancel."""
+    from comfy.model_management import throw_exception_if_processing_interrupted
+    from comfy.utils import ProgressBar
+
+    bar = ProgressBar(total)
+
+    def step() -> None:
+        throw_exception_if_processing_interrupted()
+        bar.update(1)
+
+    return step
+
+
+def _log_choices(found: FoundFaces, rule: Rule) -> None:
+    for number, (faces, chosen) in enumerate(zip(found.all_faces, found.chosen, strict=True), 1):
+        if chosen is None:
+            log.info("[likeness] Photo %d shows no face and was skipped.", number)
+        elif number - 1 in found.whole:
+            log.info("[likeness] Photo %d shows no face; the whole picture is used.", number)
+        elif len(faces) > 1:
+            x1, y1, x2, y2 = (round(float(value)) for value in chosen.box)
+            log.info(
+                "[likeness] Photo %d shows %d faces: took number %d by the rule '%s', %dx%d pixels at (%d, %d).",
+                *(number, len(faces), rule.index, rule.choice.value, x2 - x1, y2 - y1, x1, y1),
+            )
+
+
+# --- identities
+
+
+def _pictures(identity: Identity) -> torch.Tensor:
+    """Aligned portraits, or head crops where the detector gave no keypoints: (n, 512, 512, 3) float 0..1."""
+    pictures = identity.portraits if len(identity.portraits) else identity.heads
+    return pictures.float() / 255
+
+
+def _report(identity: Identity, remarks: Sequence[str] = ()) -> str:
+    similarity = mean_similarity(identity)
+    lines = [
+        f"{identity.name}: {len(identity)} photo{'s' if len(identity) != 1 else ''} used",
+        f"recogniser: {identity.recogniser or 'none (no embedding: FaceID, InstantID and PuLID cannot use it)'}",
+    ]
+    if similarity is not None:
+        lines.append(f"mean similarity of two photos: {similarity:.2f} (same person: usually above {OUTLIER_COSINE})")
+    return "\n".join([*lines, *remarks, *identity.outliers])
+
+
+def _identity_outputs() -> list[Any]:
+    return [
+        IdentitySocket.Output(
+            "identity", display_name="identity", tooltip="The person, for every method of this pack."
+        ),
+        io.Image.Output(
+            "portraits",
+            display_name="portraits",
+            tooltip="The aligned portraits, 512x512; upright heads when the detector gave no keypoints.",
+        ),
+        io.String.Output(
+            "report",
+            display_name="report",
+            tooltip="Photos used, recogniser, how alike the photos are, and photos that do not fit.",
+        ),
+    ]
+
+
+class IdentityFromPhotos(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessIdentityFromPhotos",
+            display_name="Identity from Photos",
+            category=CATEGORY,
+            description=(
+                "Makes one person of the chosen faces: embeddings, aligned crops and keypoints of every photo in one "
+                "value. A photo of somebody else is named in the report and left out. Three to ten different photos "
+                "keep a person better than one."
+            ),
+            inputs=[
+                FacesSocket.Input("faces", tooltip="From Find Faces: the same person in every photo."),
+                io.String.Input("name", default="person", tooltip="A name for reports and files."),
+                io.Combo.Input(
+                    "outliers",
+                    options=_values(Outliers),
+                    default=Outliers.LEAVE_OUT.value,
+                    tooltip="What happens to a photo that does not look like the others. Both are named in the report.",
+                ),
+                advanced(
+                    io.Float.Input(
+                        "outlier_threshold",
+                        default=OUTLIER_COSINE,
+                        min=-1.0,
+                        max=1.0,
+                        step=0.01,
+                        tooltip=(
+                            "Cosine similarity to the most typical photo below which a photo is an outlier. 0.25 suits "
+                            "ArcFace recognisers; -1 keeps everything."
+                        ),
+                    )
+                ),
+            ],
+            outputs=_identity_outputs(),
+            search_aliases=["face embeds", "face embedding", "average faces"],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        faces: FoundFaces,
+        name: str = "person",
+        outliers: str = Outliers.LEAVE_OUT.value,
+        outlier_threshold: float = OUTLIER_COSINE,
+    ) -> io.NodeOutput:
+        leave_out = _option(Outliers, outliers, "outliers") is Outliers.LEAVE_OUT
+        identity, remarks = identity_of(_found(faces), name.strip() or "person", outlier_threshold, leave_out)
+        report = _report(identity, remarks)
+        for line in [*remarks, *identity.outliers]:
+            log.warning("[likeness] %s: %s", identity.name, line)
+        return io.NodeOutput(identity, _pictures(identity), report)
+
+
+def _found(value: Any) -> FoundFaces:
+    if not isinstance(value, FoundFaces):
+        raise LikenessError(f"The input 'faces' holds a {type(value).__name__}: connect the faces of Find Faces.")
+    return value
+
+
+def _identity(value: Any, name: str) -> Identity:
+    if not isinstance(value, Identity):
+        raise LikenessError(
+            f"The input '{name}' holds a {type(value).__name__}, not an identity of this pack: connect Identity from "
+            "Photos or Load Identity."
+        )
+    return value
+
+
+def _identity_folders() -> list[Path]:
+    """Where identities lie: the models folders, then `output/likeness` for machines whose models are read-only."""
+    import folder_paths
+
+    return [*models_download.folders(IDENTITIES), Path(folder_paths.get_output_directory()) / "likeness"]
+
+
+def _find_identity(name: str) -> Path | None:
+    """The identity file of this name in the first folder that has it; `LikenessError` for names that lead out."""
+    models_download.resolve(IDENTITIES, name)  # refuses names that lead out
+    relative = name.replace("\\", "/")
+    return next((folder / relative for folder in _identity_folders() if (folder / relative).is_file()), None)
+
+
+def list_identities() -> list[str]:
+    """Names for Load Identity, relative to their folder, sorted."""
+    fallback = _identity_folders()[-1]
+    found = {path.relative_to(fallback).as_posix() for path in fallback.rglob(f"*{SUFFIX}") if path.is_file()}
+    return sorted(found.union(models_download.list_files(IDENTITIES, {SUFFIX})), key=str.lower)
+
+
+def _free_name(filename: str) -> str:
+    """`filename` as a file's name that no identity has: with the suffix, and a counter where it is taken."""
+    stem = filename.strip().replace("\\", "/").removesuffix(SUFFIX)
+    try:
+        models_download.resolve(IDENTITIES, stem + SUFFIX)
+    except LikenessError:
+        stem = ""
+    if not stem or stem.endswith("/"):
+        raise LikenessError(
+            f"The filename {filename!r} does not name a file inside the identities folder: use a name such as person, "
+            "or family/person."
+        )
+    numbers = itertools.count(2)
+    name = stem + SUFFIX
+    while _find_identity(name):
+        name = f"{stem}_{next(numbers)}{SUFFIX}"
+    return name
+
+
+def save_identity(identity: Identity, filename: str) -> str:
+    """Write the identity into the first folder that can be written; returns the name Load Identity knows it by."""
+    name = _free_name(filename)
+    reasons = []
+    for folder in _identity_folders():
+        try:
+            path = identity.save(folder / name)
+        except OSError as error:
+            reasons.append(f"{folder}: {error.strerror or error}")
+            continue
+        log.info("[likeness] Saved %s. %s", path, BIOMETRIC)
+        return name
+    raise LikenessError(
+        f"The identity could not be written ({'; '.join(reasons)}): make one of these folders writable, or use a "
+        "shorter filename."
+    )
+
+
+class SaveIdentity(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessSaveIdentity",
+            display_name="Save Identity",
+            category=CATEGORY,
+            description=(
+                f"Writes an identity to models/{IDENTITIES} (output/likeness if that cannot be written), so that it "
+                f"can be used without its photos and without face models. Nothing is overwritten. {BIOMETRIC}"
+            ),
+            inputs=[
+                IdentitySocket.Input("identity", tooltip="The person to save."),
+                io.String.Input(
+                    "filename",
+                    default="person",
+                    tooltip=(
+                        "Name of the file, with subfolders if you like (family/anna). If taken, a number is added. "
+                        + BIOMETRIC
+                    ),
+                ),
+            ],
+            outputs=[
+                io.String.Output("path", display_name="path", tooltip="The file's name as Load Identity lists it.")
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, identity: Identity, filename: str = "person") -> io.NodeOutput:
+        path = save_identity(_identity(identity, "identity"), filename)
+        return io.NodeOutput(path, ui=ui.PreviewText(path))
+
+
+class LoadIdentity(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessLoadIdentity",
+            display_name="Load Identity",
+            category=CATEGORY,
+            description="Reads an identity that Save Identity wrote. No face model and no photo is needed.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=list_identities() or [NO_IDENTITY],
+                    tooltip=f"An identity from models/{IDENTITIES} or output/likeness.",
+                )
+            ],
+            outputs=_identity_outputs(),
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str | None) -> bool:
+        """Named here so that the host lets missing files through: our error says which folders were searched."""
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str | None) -> str:
+        """Changes when the file does."""
+        path = _find_identity(file) if file else None
+        return f"{path} {path.stat().st_mtime_ns} {path.stat().st_size}" if path else ""
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        path = _find_identity(file)
+        if path is None:
+            searched = " and ".join(str(folder) for folder in _identity_folders())
+            missing = "No identity was saved yet" if file == NO_IDENTITY else f"The identity {file!r} was not found"
+            raise LikenessError(f"{missing} in {searched}: make one with Save Identity, or put the file there.")
+        identity = Identity.load(path)
+        return io.NodeOutput(identity, _pictures(identity), _report(identity))
+
+
+class CombineIdentities(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        def pair(number: int, optional: bool) -> tuple[Any, Any]:
+            return (
+                IdentitySocket.Input(
+                    f"identity_{number}", optional=optional, tooltip=f"Person {number}, of the same recogniser."
+                ),
+                io.Float.Input(
+                    f"weight_{number}",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    optional=optional,
+                    tooltip=f"How much identity {number} counts against the others; 0 leaves it out.",
+                ),
+            )
+
+        return schema(
+            node_id="LikenessCombineIdentities",
+            display_name="Combine Identities",
+            category=CATEGORY,
+            description=(
+                "Joins up to four identities: more photos of the same person, or a person between several (a blend)."
+            ),
+            inputs=[
+                *pair(1, optional=False),
+                io.Combo.Input(
+                    "mode",
+                    options=_values(Combine),
+                    default=Combine.SAME_PERSON.value,
+                    tooltip=(
+                        "'same person': every photo counts alike, times its identity's weight. 'blend': every identity "
+                        "counts alike, however many photos it has."
+                    ),
+                ),
+                *(widget for number in range(2, MOST_IDENTITIES + 1) for widget in pair(number, optional=True)),
+                io.String.Input(
+                    "name",
+                    default="",
+                    optional=True,
+                    tooltip="A name for the result; empty joins the identities' names.",
+                ),
+            ],
+            outputs=[
+                IdentitySocket.Output("identity", display_name="identity", tooltip="The joined or blended person.")
+            ],
+            search_aliases=["blend faces", "mix faces", "merge identities"],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        identity_1: Identity,
+        weight_1: float = 1.0,
+        mode: str = Combine.SAME_PERSON.value,
+        identity_2: Identity | None = None,
+        weight_2: float = 1.0,
+        identity_3: Identity | None = None,
+        weight_3: float = 1.0,
+        identity_4: Identity | None = None,
+        weight_4: float = 1.0,
+        name: str = "",
+    ) -> io.NodeOutput:
+        offered = [(identity_1, weight_1), (identity_2, weight_2), (identity_3, weight_3), (identity_4, weight_4)]
+        given = [
+            (_identity(identity, f"identity_{number}"), weight)
+            for number, (identity, weight) in enumerate(offered, 1)
+            if identity is not None
+        ]
+        used = [pair for pair in given if pair[1] != 0] or given
+        identities, weights = zip(*used, strict=True)
+        return io.NodeOutput(combine(identities, weights, _option(Combine, mode, "mode"), name.strip() or None))
+
+
+NODES: list[type[io.ComfyNode]] = [
+    LoadFaceAnalysis,
+    FindFaces,
+    IdentityFromPhotos,
+    SaveIdentity,
+    LoadIdentity,
+    CombineIdentities,
+]
