@@ -520,19 +520,25 @@ def _value_problems(node: dict[str, Any], info: dict[str, Any]) -> list[str]:
     except ValueError as error:
         return [str(error)]
     found = []
+    absent = {name for model in node["properties"].get("models", []) for name in _names(model)}
     for widget in (i for i in inputs_of(info) if i.is_widget):
         value, where = named[widget.name], f"node {node['id']} ({node['type']}): {widget.name}"
-        if not _fits(widget, value):
+        if not (_fits(widget, value) or (widget.type == "COMBO" and value in absent)):
             found.append(f"{where} = {value!r} is not a value of {widget.type}")
         if widget.has_seed_control and named[f"{widget.name}.control"] != "fixed":
             found.append(f"{where} is not fixed")
     return found
 
 
+def _names(model: dict[str, str]) -> tuple[str, str]:
+    """What a combo may call a model file that is not on this machine: its name, or its folder's (a face pack)."""
+    return model["name"], model["directory"].rsplit("/", 1)[-1]
+
+
 def _fits(widget: Input, value: Any) -> bool:
     options = widget.options
     if widget.type == "COMBO":
-        return value in (widget.choices or []) or is_file(value, MODEL_SUFFIXES + IMAGE_SUFFIXES)
+        return value in (widget.choices or []) or is_file(value, IMAGE_SUFFIXES)
     if widget.type == "STRING":
         return isinstance(value, str)
     if widget.type == "BOOLEAN":

@@ -1,0 +1,82 @@
+"""The committed workflow files: whole, consistent, equal to their twins and to what the generator writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+WORKFLOWS = sys.modules["likeness_comfyui"].REPOSITORY / "workflows"
+API_SUFFIX = ".api.json"
+UI_FILES = sorted(path for path in WORKFLOWS.glob("*.json") if not path.name.endswith(API_SUFFIX))
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def twin(path):
+    return path.with_name(path.stem + API_SUFFIX)
+
+
+def without_meta(prompt):
+    return {number: {key: value for key, value in node.items() if key != "_meta"} for number, node in prompt.items()}
+
+
+each_file = pytest.mark.parametrize("path", UI_FILES, ids=lambda path: path.stem)
+
+
+def test_there_are_workflows_and_each_has_its_twin():
+    assert UI_FILES
+    assert {twin(path).name for path in UI_FILES} == {path.name for path in WORKFLOWS.glob(f"*{API_SUFFIX}")}
+
+
+@each_file
+def test_file_has_what_the_browser_asks_for(path):
+    workflow = read(path)
+    assert workflow["version"] == 0.4
+    assert "ds" not in workflow["extra"]  # without it the view is fitted to the graph
+    for node in workflow["nodes"]:
+        assert {"id", "type", "pos", "size", "flags", "order", "mode", "properties"} <= set(node)
+        if node["type"] != "MarkdownNote":
+            assert {"Node name for S&R", "cnr_id", "ver"} <= set(node["properties"])
+    for group in workflow["groups"]:
+        assert len(group["bounding"]) == 4
+    path.read_text().encode("ascii")  # a PNG's text chunk must hold it
+
+
+@each_file
+def test_links_agree_and_nothing_overlaps(path, graph_tool):
+    workflow = read(path)
+    assert graph_tool.link_problems(workflow) == []
+    assert graph_tool.layout_problems(workflow) == []
+
+
+@each_file
+def test_a_note_names_every_file_that_is_needed(path, graph_tool):
+    workflow = read(path)
+    notes = "\n".join(n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MarkdownNote")
+    needed = [model for node in workflow["nodes"] for model in node["properties"].get("models", [])]
+    assert needed
+    for model in needed:
+        assert model["name"] in notes and model["url"] in notes and model["directory"] in notes
+
+
+@pytest.mark.host
+@each_file
+def test_values_and_types_agree_with_the_host(path, graph_tool, object_info):
+    assert graph_tool.problems(read(path), object_info) == []
+
+
+@pytest.mark.host
+@each_file
+def test_api_twin_says_the_same(path, graph_tool, object_info):
+    assert without_meta(graph_tool.to_api(read(path), object_info)) == without_meta(read(twin(path)))
+
+
+@pytest.mark.host
+def test_generator_writes_the_committed_files(build_tool, object_info, tmp_path):
+    written = {path.name: path.read_text() for path in build_tool.write_all(object_info, tmp_path)}
+    committed = {path.name: path.read_text() for path in WORKFLOWS.glob("*.json")}
+    assert written == committed, "run `python workflows/_build.py`"
