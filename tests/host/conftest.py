@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
@@ -36,13 +37,42 @@ def server_base(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
-def models(server_base: Path, files) -> Path:
-    """`models/` of the server with the small files: two SD1.5 adapters and the face pack `testpack`."""
+def photos() -> dict[str, np.ndarray]:
+    """Two photographs that come with packages, (H, W, 3) uint8 RGB: `six people` (insightface) and `astronaut`."""
+    import insightface
+    import skimage.data
+    from PIL import Image
+
+    with Image.open(Path(insightface.__file__).parent / "data" / "images" / "t1.jpg") as picture:
+        six = np.asarray(picture.convert("RGB"))
+    return {"six people": six, "astronaut": skimage.data.astronaut()}
+
+
+@pytest.fixture(scope="session")
+def known_faces(photos, files) -> dict[str, list]:
+    """The `KnownFace`s of each photo, the largest first, as MTCNN finds them."""
+    from likeness.faces import load_mtcnn
+
+    analysis = load_mtcnn()
+    found = {name: sorted(analysis.find(photo), key=lambda face: -face.area) for name, photo in photos.items()}
+    return {
+        name: [files.KnownFace(photos[name], face.box, face.keypoints) for face in faces]
+        for name, faces in found.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def models(server_base: Path, files, known_faces) -> Path:
+    """`models/` of the server with the small files: two SD1.5 adapters, and a face pack that knows `photos` by heart.
+
+    All have the names of the published files, so that the workflows run as they are.
+    """
     folder = server_base / "models"
-    faceid = files.faceid_sd15()
-    files.write_adapter(folder / "ipadapter" / "ip-adapter-faceid_sd15.bin", faceid)
+    files.write_adapter(folder / "ipadapter" / "ip-adapter-faceid_sd15.bin", files.faceid_sd15())
     files.write_adapter(folder / "ipadapter" / "ip-adapter-plus_sd15.safetensors", files.plus_sd15())
-    files.write_recogniser(folder / "insightface" / "models" / "testpack" / "w600k_r50.onnx")
+    pack = folder / "insightface" / "models" / "buffalo_l"
+    files.write_detector(pack / "det_10g.onnx", [face for faces in known_faces.values() for face in faces])
+    files.write_recogniser(pack / "w600k_r50.onnx")
     return folder
 
 

@@ -6,15 +6,19 @@ Weights are slices of one noise pool, scaled by 1/sqrt(fan_in): a gigabyte takes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from comfy import sd1_clip
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from likeness.faces.scrfd import blob, letterbox
 
 _UNET: dict[str, Any] = {
     "image_size": 32,
@@ -243,13 +247,89 @@ def write_recogniser(path: Path, *, seed: int = 3, width: int = 16) -> Path:
     features = channels * 7 * 7
     gemm = [x, constant("fc.weight", _weight(pool, "weight", (512, features))), constant("fc.bias", torch.zeros(512))]
     x = batch_norm(node("Gemm", gemm, "fc", transB=1), "features", 512)
-    graph = helper.make_graph(
-        nodes,
-        "iresnet",
-        [helper.make_tensor_value_info("input.1", TensorProto.FLOAT, ["N", 3, 112, 112])],
-        [helper.make_tensor_value_info(x, TensorProto.FLOAT, ["N", 512])],
-        constants,
-    )
+    inputs = [helper.make_tensor_value_info("input.1", TensorProto.FLOAT, ["N", 3, 112, 112])]
+    outputs = [helper.make_tensor_value_info(x, TensorProto.FLOAT, ["N", 512])]
+    return _write_onnx(path, helper.make_graph(nodes, "iresnet", inputs, outputs, constants))
+
+
+@dataclass(frozen=True)
+class KnownFace:
+    """A face that a detector of `write_detector` knows by heart. Pixels of `photo` (H, W, 3) uint8 RGB."""
+
+    photo: np.ndarray
+    box: np.ndarray  # (4,)
+    keypoints: np.ndarray  # (5, 2)
+
+
+def write_detector(path: Path, faces: Sequence[KnownFace], *, side: int = 640, window: int = 24) -> Path:
+    """A detector's ONNX file in SCRFD's layout, without training: it knows the given photos by heart.
+
+    At every cell of the stride-8 map it measures the squared distance d between the `window` around that cell and each
+    remembered one (sum x^2 - 2 x p + p^2, two convolutions); the score is sigmoid(6 - 2 d). Photos must come
+    unchanged, pixel for pixel. The maps of the strides 16 and 32 are zero.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    half, cells = window // 2, side // 8
+    windows, boxes, points = [], [], []
+    for face in faces:
+        canvas, scale = letterbox(np.ascontiguousarray(face.photo[..., ::-1]), (side, side))
+        x1, y1, x2, y2 = face.box * scale
+        centre = np.clip(np.round(np.array([(x1 + x2) / 2, (y1 + y2) / 2]) / 8), 2, cells - 2) * 8
+        column, row = centre.astype(int)
+        windows.append(blob(canvas)[0, :, row - half : row + half, column - half : column + half])
+        boxes.append(np.array([centre[0] - x1, centre[1] - y1, x2 - centre[0], y2 - centre[1]]) / 8)
+        points.append(((face.keypoints * scale - centre) / 8).reshape(-1))
+    remembered = np.stack(windows).astype(np.float32)
+    certainty = 1 / (1 + math.exp(-6))  # the score of a perfect match, by which boxes and points are divided
+    nodes, constants, outputs = [], [], []
+
+    def constant(name: str, value: np.ndarray) -> str:
+        constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def node(kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    def rows(x: str, name: str, width: int) -> None:
+        x = node("Transpose", [x], f"{name}.last", perm=[0, 2, 3, 1])
+        node("Reshape", [x, constant(f"{name}.shape", np.array([-1, width], np.int64))], name)
+
+    def for_first_anchor(values: list[np.ndarray]) -> np.ndarray:
+        table = np.stack(values).T / certainty  # (numbers, faces)
+        return np.concatenate([table, np.zeros_like(table)])[:, :, None, None].astype(np.float32)
+
+    convolution = {"kernel_shape": [window] * 2, "strides": [8, 8], "pads": [half, half, half - 8, half - 8]}
+    squares = node("Mul", ["input.1", "input.1"], "squares")
+    ones = constant("ones", np.full((1, 3, window, window), -2, np.float32))
+    products = constant("products", 4 * remembered)
+    bias = constant("bias", (6 - 2 * (remembered**2).sum((1, 2, 3))).astype(np.float32))
+    energy = node("Conv", [squares, ones], "energy", **convolution)
+    match = node("Conv", ["input.1", products, bias], "match", **convolution)
+    scores = node("Sigmoid", [node("Add", [energy, match], "nearness")], "scores")
+    best = node("ReduceMax", [scores], "best", axes=[1], keepdims=1)
+    nothing = node("Mul", [best, constant("zero", np.zeros((1, 1, 1, 1), np.float32))], "nothing")
+    rows(node("Concat", [best, nothing], "both", axis=1), "score_8", 1)
+    for name, values, width in (("bbox_8", boxes, 4), ("kps_8", points, 10)):
+        weight = constant(f"{name}.weight", for_first_anchor(values))
+        rows(node("Conv", [scores, weight], f"{name}.map", kernel_shape=[1, 1]), name, width)
+    for stride in (16, 32):
+        for name, width in (("score", 1), ("bbox", 4), ("kps", 10)):
+            zeros = np.zeros((2 * (side // stride) ** 2, width), np.float32)
+            node("Identity", [constant(f"{name}_{stride}.zeros", zeros)], f"{name}_{stride}")
+    for name, width in (("score", 1), ("bbox", 4), ("kps", 10)):
+        for stride in (8, 16, 32):
+            shape = [2 * (side // stride) ** 2, width]
+            outputs.append(helper.make_tensor_value_info(f"{name}_{stride}", TensorProto.FLOAT, shape))
+    inputs = [helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [1, 3, side, side])]
+    return _write_onnx(path, helper.make_graph(nodes, "known_faces", inputs, outputs, constants))
+
+
+def _write_onnx(path: Path, graph: Any) -> Path:
+    import onnx
+    from onnx import helper
+
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     path.parent.mkdir(parents=True, exist_ok=True)
