@@ -12,11 +12,13 @@ is taken from the file's name or metadata, or from the caller.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -133,6 +135,13 @@ class IPAdapter(nn.Module):
         self.ip_adapter = _key_value_projections(parts.key_values, name)
         self._lora = parts.lora
         self.variant = _variant_of(self.image_proj, name, plus_version)
+        out_dim = _token_width(self.image_proj)
+        if any(text != out_dim for _, text in self.site_shapes.values()):
+            raise LikenessError(
+                f"'{name}' is not a complete IP-Adapter file (its tokens are {out_dim} wide, but its layers read "
+                f"{self.dim}): download it again, or choose another file."
+            )
+        self.eval()
 
     @property
     def dim(self) -> int:
@@ -245,6 +254,14 @@ class IPAdapter(nn.Module):
         """Whether the file carries a LoRA for the denoiser."""
         return bool(self._lora)
 
+    @cached_property
+    def lora_id(self) -> str | None:
+        """Tells this LoRA from others, whatever the files are called; None without one."""
+        if not self._lora:
+            return None
+        first = self._lora[min(self._lora)].detach().cpu().contiguous()
+        return hashlib.sha256(first.view(torch.uint8).numpy().tobytes()).hexdigest()
+
     def _projections(self) -> Iterator[KeyValueProjection]:
         yield from self.ip_adapter.values()  # type: ignore[misc]
 
@@ -305,6 +322,15 @@ def _key_value_projections(weights: dict[str, Tensor], name: str) -> nn.ModuleDi
             f"'{name}' is not a complete IP-Adapter file (keys or values of a layer are missing): download it again."
         ) from error
     return modules.requires_grad_(False).eval()
+
+
+def _token_width(projection: nn.Module) -> int:
+    """The width of the tokens a projection makes: that of the norm they end in."""
+    if isinstance(projection, TokenwiseProjection):
+        norm = projection.proj[3]
+    else:
+        norm = projection.norm_out if isinstance(projection, Resampler) else projection.norm
+    return norm.normalized_shape[0]  # type: ignore[union-attr, index]
 
 
 def _variant_of(projection: nn.Module, name: str, plus_version: int | None) -> Variant:
