@@ -2,7 +2,7 @@
 
 No replace patch is ever registered. Wrappers act at call time instead:
 
-    OUTER_SAMPLE      once per sampling run: project keys and values of every site, drop them at the end
+    OUTER_SAMPLE      once per sampling run: what the run needs; keys and values are projected on the first run only
     CALC_COND_BATCH   once per model evaluation: which windows are open, which half and area each conditioning is
     APPLY_MODEL       once per batch of chunks: compose our term with whatever patch is on a site at that moment
 
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -271,7 +272,7 @@ class _Run:
     model_sampling: Any
     guider: Any = None
     evaluation: _Evaluation | None = None
-    _pairs: list[dict[int, RolePair]] = field(default_factory=list)
+    _pairs: dict[int, dict[int, RolePair]] = field(default_factory=dict)
     _stacked: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _masks: dict[Any, Tensor | None] = field(default_factory=dict)
     _patches: dict[tuple[str, int, int], SitePatch] = field(default_factory=dict)
@@ -280,21 +281,13 @@ class _Run:
         self.sites = sites_of_comfy_unet(self.model.diffusion_model)
         self.dtype = self.model.manual_cast_dtype or self.model.get_dtype()
         self.windows = [_sigma_window(injection, self.model_sampling) for injection in self.injections]
-        with torch.no_grad():
-            self._pairs = [self._project(injection) for injection in self.injections]
+        self._projected = [_project_once(injection, self.sites, self.dtype) for injection in self.injections]
 
-    def _project(self, injection: Injection) -> dict[int, RolePair]:
-        projector = injection.projector
-        if isinstance(projector, ManagedAdapter):
-            tokens = injection.tokens.to(*projector.load())
-        else:
-            tokens = injection.tokens.to(self.device, self.dtype)
-
-        def here(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            return pair[0].to(self.device, self.dtype), pair[1].to(self.device, self.dtype)
-
-        heard = [site for site in self.sites if injection.weight_at(site).strength != 0]
-        return {site.slot: RolePair(*map(here, project_site(injection, site, tokens))) for site in heard}
+    def pairs(self, i: int) -> dict[int, RolePair]:
+        """slot -> keys and values of an injection, on the device from its first open step on."""
+        if i not in self._pairs:
+            self._pairs[i] = {slot: pair.to(self.device) for slot, pair in self._projected[i].items()}
+        return self._pairs[i]
 
     def open_at(self, sigma: Tensor) -> tuple[int, ...]:
         """The injections whose window holds this sigma. Reads it from the device only if any window is limited."""
@@ -332,10 +325,11 @@ class _Run:
             latent_size=evaluation.latent_size,
             open=evaluation.open,
         )
+        heard = [self.pairs(i) for i in evaluation.open]
         patches = options.get("patches_replace", {})
         attn2 = dict(patches.get("attn2", {}))
         for site in self.sites:
-            if any(site.slot in self._pairs[i] for i in evaluation.open):
+            if any(site.slot in pairs for pairs in heard):
                 base = attn2.get(site.key) or attn2.get(site.block)
                 attn2[site.key] = self._patch(site, base)
         return {**options, "patches_replace": {**patches, "attn2": attn2}, KEY: batch}
@@ -349,7 +343,7 @@ class _Run:
     def terms(self, site: AttentionSite, q: Tensor, grid: tuple[int, int], batch: _Batch) -> Iterable[SiteTerm]:
         """What every open injection adds at a site, for queries (batch, L, width) on a grid of L = h·w places."""
         for i in batch.open:
-            pair = self._pairs[i].get(site.slot)
+            pair = self.pairs(i).get(site.slot)
             if pair is not None:
                 yield SiteTerm(*self._keys_values(i, site, pair, batch, q.dtype), self._mask(i, grid, batch, q))
 
@@ -374,6 +368,24 @@ class _Run:
         if key not in self._masks:
             self._masks[key] = _factors(injection, grid, batch).to(q)
         return self._masks[key]
+
+
+# Keys and values wait here between runs, on the CPU, as long as a MODEL carries the identity: a graph that is queued
+# again needs neither the projections nor their weights on the GPU.
+_projections: WeakKeyDictionary[Injection, dict[torch.dtype, dict[int, RolePair]]] = WeakKeyDictionary()
+
+
+def _project_once(injection: Injection, sites: Sequence[AttentionSite], dtype: torch.dtype) -> dict[int, RolePair]:
+    """slot -> keys and values of every site that hears the identity, on the CPU."""
+    known = _projections.setdefault(injection, {})
+    if dtype not in known:
+        projector = injection.projector
+        where = projector.load() if isinstance(projector, ManagedAdapter) else (torch.device("cpu"), torch.float32)
+        tokens = injection.tokens.to(*where)
+        heard = [site for site in sites if injection.weight_at(site).strength != 0]
+        with torch.no_grad():
+            known[dtype] = {s.slot: project_site(injection, s, tokens).to("cpu", dtype) for s in heard}
+    return known[dtype]
 
 
 class SitePatch:

@@ -17,6 +17,8 @@ from ..errors import LikenessError
 from .masks import MaskResize
 from .sites import AttentionSite
 
+WHOLE_VECTOR = 16  # single-precision numbers in a 512-bit register; also the side of a GPU's matrix tile
+
 
 class Role(IntEnum):
     """Which half of guidance a chunk of the batch belongs to. The numbers index a `RolePair`."""
@@ -40,7 +42,7 @@ class Projector(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Injection:
     """One identity (or one picture of it) entering a denoiser through an adapter.
 
@@ -79,6 +81,10 @@ class RolePair(NamedTuple):
     cond: tuple[Tensor, Tensor]
     uncond: tuple[Tensor, Tensor]
 
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> RolePair:
+        """The same elsewhere or in another precision."""
+        return RolePair(*((k.to(device, dtype), v.to(device, dtype)) for k, v in self))
+
 
 def uniform(strength: float, sites: Sequence[AttentionSite]) -> SiteWeights:
     """The same strength at every site."""
@@ -104,9 +110,12 @@ def stack_roles(pair: RolePair, roles: Sequence[Role], pictures: int) -> tuple[T
     """Keys and values for a batch that holds one chunk of `pictures` per role, (groups, n, width).
 
     The halves may differ in their number of tokens (several photos against one empty encoding): the shorter is
-    repeated, which a softmax does not notice, as far as that gives equal numbers; see `repeat_tokens`.
+    repeated, which a softmax does not notice; see `repeat_tokens`. For the same reason a few tokens are repeated to a
+    whole vector register, with which attention is faster than with fewer.
     """
     n_tokens = _common_length([pair[role][0].shape[1] for role in set(roles)])
+    if n_tokens < WHOLE_VECTOR and WHOLE_VECTOR % n_tokens == 0:
+        n_tokens = WHOLE_VECTOR
     per_picture = max(pair[role][0].shape[0] for role in set(roles)) > 1
     keys, values = [], []
     for role in roles:

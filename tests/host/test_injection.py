@@ -464,13 +464,27 @@ def test_clones_share_the_weights_of_the_adapter(ours, sampler):
     assert next(stack.injections[0].projector.adapter.parameters()).data_ptr() == weight.data_ptr()
 
 
-def test_keys_and_values_are_projected_once_per_run_whatever_the_steps(ours, sampler):
+def test_keys_and_values_are_projected_once_whatever_the_steps_and_runs(ours, sampler):
     one = injection(ours, sampler.model)
     model, calls = ours.apply_identity(sampler.model, [one]), one.projector.adapter.calls
     sampler(model, steps=6)
     assert set(calls.values()) == {2}, "once for each half"
-    sampler(model, steps=1)
-    assert set(calls.values()) == {4}
+    sampler(model, steps=1, seed=2)
+    sampler(ours.apply_identity(model, [injection(ours, sampler.model, 5)]), steps=1)
+    assert set(calls.values()) == {2}
+
+
+def test_projections_are_forgotten_with_the_model_that_carried_them(ours, sd15):
+    import gc
+
+    gc.collect()
+    before = len(ours._projections)
+    model = ours.apply_identity(sd15.model, [injection(ours, sd15.model)])
+    sd15(model, steps=1)
+    assert len(ours._projections) == before + 1
+    del model
+    gc.collect()
+    assert len(ours._projections) == before
 
 
 def test_a_site_that_does_not_listen_is_not_projected(ours, sd15):
