@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..errors import LikenessError
 from .files import read_weights
-from .ip_adapter import Evidence, IPAdapter, Variant, is_ip_adapter
+from .ip_adapter import Evidence, IPAdapter, Variant, is_ip_adapter, official_layout
 from .types import BaseModel, IdentityTokens, SiteWeight, SiteWeights
 
 __all__ = [
@@ -39,11 +40,11 @@ _SYSTEMS = [_System(is_ip_adapter, IPAdapter)]
 # What else people put into the folder, told by a key, and where it belongs.
 _STRANGERS = [
     (("vision_model.", "visual."), "a CLIP vision model: load it with Load CLIP Vision"),
-    (("lora_unet_", "lora_te_", "lora_te1_"), "a LoRA: load it with the host's LoRA loader"),
     (("model.diffusion_model.", "first_stage_model."), "a checkpoint: load it with Load Checkpoint"),
     (("control_model.", "controlnet_cond_embedding."), "a ControlNet: load it with Load ControlNet Model"),
     (("down_blocks.", "input_blocks.", "double_blocks."), "a denoiser: load it with Load Diffusion Model"),
 ]
+_LORA = re.compile(r"^lora_|\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.")  # of kohya, peft and diffusers
 
 
 def load(path: Path, plus_version: int | None = None) -> IPAdapter:
@@ -62,6 +63,15 @@ def build(weights: Mapping[str, Tensor], name: str, plus_version: int | None = N
     for system in _SYSTEMS:
         if system.matches(weights):
             return system.build(weights, name, plus_version)
+    if any(key.startswith(("image_proj.", "ip_adapter.")) for key in official_layout(weights)):
+        raise LikenessError(
+            f"'{name}' is not a complete IP-Adapter file (half of it is missing): download it again, or choose another."
+        )
+    if any(_LORA.search(key) for key in weights):
+        raise LikenessError(
+            f"'{name}' is a LoRA, not an identity adapter: choose the adapter itself (FaceID files bring their LoRA), "
+            "or load this file with Load LoRA."
+        )
     for prefixes, what in _STRANGERS:
         if any(key.startswith(prefixes) for key in weights):
             raise LikenessError(f"'{name}' is {what}; this node wants an identity adapter such as IP-Adapter FaceID.")

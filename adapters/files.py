@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import LikenessError
 
+_PICKLES = (b"PK", b"\x80")  # torch.save's archive, and the plain pickle it wrote before version 1.6
 _SMALLEST = 1024  # no weight file is smaller; a Git LFS pointer or an error page saved by a browser is
 
 
@@ -32,14 +33,14 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise LikenessError(
             f"'{path.name}' is a Git LFS pointer, not the weights: download the file itself from the repository's page."
         )
-    if head.lstrip()[:1] == b"<":
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<":
         raise LikenessError(f"'{path.name}' is a web page, not a weight file: delete it and download the file again.")
     try:
         if _looks_like_safetensors(head):
             return _read_safetensors(path)
         return _flatten(torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))), {}
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error):
+        if head.startswith(_PICKLES):  # a whole pickle, but one that asks for more than tensors
             raise LikenessError(
                 f"'{path.name}' holds program code besides weights and was not opened: get a .safetensors file of it."
             ) from error
@@ -51,7 +52,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _unreadable(path: Path, error: Exception) -> LikenessError:
     size = path.stat().st_size / 1e6
     return LikenessError(
-        f"'{path.name}' ({size:.1f} MB) is damaged or cut short and cannot be read ({type(error).__name__}): "
+        f"'{path.name}' ({size:.1f} MB) is damaged, cut short or no weight file ({type(error).__name__}): "
         "download it again."
     )
 
