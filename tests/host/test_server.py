@@ -13,6 +13,11 @@ server_module = sys.modules["likeness_host_server"]
 PACK = server_module.PACK_FOLDER
 
 
+def ours(object_info) -> set[str]:
+    """The ids of this pack's nodes."""
+    return {name for name in object_info if name.startswith("Likeness")}
+
+
 def test_pack_is_loaded_without_an_error(server):
     log = server.log()
     assert re.search(rf"[\d.]+ seconds: .*{PACK}", log)
@@ -26,11 +31,11 @@ def test_pack_adds_little_to_the_start(server):
 
 
 def test_every_node_of_ours_is_listed_with_its_description(client, object_info):
-    ours = {name for name in object_info if name.startswith("Likeness")}
-    assert ours
+    names = ours(object_info)
+    assert names
     listed = client.object_info()
-    assert ours <= set(listed)
-    for name in ours:
+    assert names <= set(listed)
+    for name in names:
         assert listed[name]["category"].startswith("likeness")
         assert listed[name]["description"]
 
@@ -42,14 +47,16 @@ def test_templates_are_served(client):
         assert client.get_json(f"/api/workflow_templates/{PACK}/{name}.json")
 
 
-def test_translations_are_served(client):
-    assert isinstance(client.get_json("/i18n"), dict)
+def test_every_node_has_a_chinese_translation(client, object_info):
+    translated = client.get_json("/i18n")["zh"]["nodeDefs"]
+    for name in ours(object_info):
+        assert translated[name]["display_name"]
 
 
-def test_help_pages_are_served_for_every_node(client, object_info):
-    for name in object_info:
-        if name.startswith("Likeness"):
-            assert client.get(f"/extensions/{PACK}/docs/{name}.md").strip()
+@pytest.mark.parametrize("page", ["{}.md", "{}/en.md", "{}/zh.md"])
+def test_help_pages_are_served_for_every_node(client, object_info, page):
+    for name in ours(object_info):
+        assert client.get(f"/extensions/{PACK}/docs/{page.format(name)}").strip()
 
 
 def text_to_image(checkpoint: str, *, steps: int = 2, seed: int = 1, size: int = 64) -> dict:
