@@ -1,0 +1,228 @@
+"""Photographs the example graphs in the real ComfyUI: `python docs/take_pictures.py [workflow ...]`.
+
+Writes `docs/pictures/<workflow>.png` (English and `.zh.png`; the graph is inside, so the picture can be dragged onto the
+canvas) and the template's thumbnail `workflows/<workflow>.jpg`. Needs the real ComfyUI (see `make comfyui`), Chromium,
+a Chinese font, and the packages playwright and facenet-pytorch in this Python.
+
+The models are empty files: nothing is sampled. The previews of Find Faces are real, by MTCNN, which needs no file.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent
+WORKFLOWS = REPOSITORY / "workflows"
+PICTURES = HERE / "pictures"
+THUMBNAIL = 400
+LONGEST_SIDE = 1600  # CSS pixels; twice as many in the file
+OUR_NODE = "LikenessApplyIdentity"
+LANGUAGES = {"en-US": ".png", "zh-CN": ".zh.png"}
+
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.InstalledVersion": "1.27.10",
+    "Comfy.Workflow.WorkflowTabsPosition": "Topbar",
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Graph.CanvasMenu": False,
+    "Comfy.Notification.ShowVersionUpdates": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+    "Comfy.Canvas.SelectionToolbox": False,
+    "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
+    "Comfy.NodeBadge.NodeIdBadgeMode": "None",
+}
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+
+READY = """node => window.app?.vueAppReady && app.extensionManager.workflow.activeWorkflow?.isLoaded
+  && LiteGraph.registered_node_types[node]"""
+
+# Runs what the picture previews need, and nothing behind it; resolves when the previews are drawn.
+PREVIEW = """async () => {
+  const {output} = await app.graphToPrompt();
+  const wanted = Object.keys(output).filter(id => output[id].class_type === 'PreviewImage');
+  const needed = {};
+  const take = id => {
+    if (needed[id]) return;
+    needed[id] = output[id];
+    for (const value of Object.values(output[id].inputs)) if (Array.isArray(value)) take(value[0]);
+  };
+  wanted.forEach(take);
+  if (!wanted.length) return;
+  for (const node of Object.values(needed))
+    if (node.class_type === 'LikenessLoadFaceAnalysis') node.inputs.model = 'MTCNN (no recogniser)';
+  const done = new Promise((resolve, reject) => {
+    app.api.addEventListener('execution_success', resolve);
+    app.api.addEventListener('execution_error', event => reject(event.detail.exception_message));
+  });
+  const body = JSON.stringify({prompt: needed, client_id: app.api.clientId});
+  const answer = await fetch('/prompt', {method: 'POST', headers: {'Content-Type': 'application/json'}, body});
+  if (!answer.ok) throw new Error(await answer.text());
+  await done;
+}"""
+
+PREVIEWS_DRAWN = """() => app.graph._nodes.every(node => (node.type !== 'PreviewImage' && node.type !== 'LoadImage')
+  || (node.imgs?.length && node.imgs.every(image => image.complete && image.naturalWidth)))"""
+
+EXTENT = """() => {
+  const box = new Float32Array(4);
+  let x0 = Infinity, y0 = Infinity, x1 = -Infinity, y1 = -Infinity;
+  const nodes = app.graph._nodes.filter(node => node.type !== 'MarkdownNote');  // its text is too small to read here
+  for (const item of [...nodes, ...app.graph._groups]) {
+    const [x, y, w, h] = item.getBounding ? item.getBounding(box) : item._bounding;
+    x0 = Math.min(x0, x); y0 = Math.min(y0, y); x1 = Math.max(x1, x + w); y1 = Math.max(y1, y + h);
+  }
+  return [x0, y0, x1, y1];
+}"""
+
+FIT = """([x0, y0, x1, y1]) => {
+  const canvas = app.canvas.canvas, view = app.canvas.ds;
+  view.scale = Math.min(canvas.clientWidth / (x1 - x0), canvas.clientHeight / (y1 - y0));
+  view.offset[0] = -x0; view.offset[1] = -y0;
+  app.canvas.deselectAll?.();
+  app.canvas.setDirty(true, true);
+}"""
+
+HIDE_MENUS = ".comfy-menu-hamburger,.fixed.top-0.right-0:has(.pi-bars),.p-toast,.p-dialog-mask{display:none!important}"
+
+
+def names_of_workflows() -> list[str]:
+    """The stems of all example workflows."""
+    return sorted(path.stem for path in WORKFLOWS.glob("*.json") if not path.name.endswith(".api.json"))
+
+
+def prepare(base: Path, workflows: list[dict[str, Any]]) -> None:
+    """Settings, empty model files under the names the workflows want, and the photo under the names they load."""
+    import skimage.data
+    from PIL import Image
+
+    settings = base / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps(SETTINGS))
+    photo = Image.fromarray(skimage.data.astronaut())
+    for node in (node for workflow in workflows for node in workflow["nodes"]):
+        for model in node.get("properties", {}).get("models", []):
+            path = base / "models" / model["directory"] / model["name"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        if node["type"] == "LoadImage":
+            path = base / "input" / node["widgets_values"][0]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            photo.save(path, quality=95)
+
+
+@contextmanager
+def browser(address: str, locale: str) -> Iterator[Any]:
+    """A page of ComfyUI in this language, ready for a graph; whatever is not the server is out of reach."""
+    from playwright.sync_api import sync_playwright
+
+    executable = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        context = chromium.new_context(
+            viewport={"width": LONGEST_SIDE, "height": LONGEST_SIDE}, device_scale_factor=2, locale=locale
+        )
+        context.route(lambda url: not url.startswith(address), lambda route: route.abort())
+        page = context.new_page()
+        page.goto(address)
+        page.wait_for_function(READY, arg=OUR_NODE)
+        page.add_style_tag(content=HIDE_MENUS)
+        page.evaluate("app.extensionManager.focusMode = true")
+        yield page
+        chromium.close()
+
+
+def photograph(page: Any, name: str, workflow: dict[str, Any]) -> bytes:
+    """The whole graph as PNG, with the previews that need no model file."""
+    page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [workflow, name])
+    page.evaluate(PREVIEW)
+    page.wait_for_function(PREVIEWS_DRAWN)
+    page.keyboard.press("Escape")
+    margin = 24
+    x0, y0, x1, y1 = page.evaluate(EXTENT)
+    extent = [x0 - margin, y0 - margin, x1 + margin, y1 + margin]
+    width, height = extent[2] - extent[0], extent[3] - extent[1]
+    scale = min(1, LONGEST_SIDE / max(width, height))
+    page.set_viewport_size({"width": round(width * scale), "height": round(height * scale)})
+    page.wait_for_timeout(500)  # the canvas follows the window
+    page.evaluate(FIT, extent)
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.wait_for_timeout(300)
+    return page.screenshot()
+
+
+def save_picture(png: bytes, path: Path, workflow: dict[str, Any]) -> None:
+    """The screenshot with 256 colours, and the graph in the chunk that ComfyUI reads (ASCII: it reads no other)."""
+    from PIL import Image, PngImagePlugin
+
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("workflow", json.dumps(workflow, separators=(",", ":")))
+    with Image.open(io.BytesIO(png)) as picture:
+        small = picture.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        small.save(path, optimize=True, pnginfo=chunks)
+
+
+def save_thumbnail(png: bytes, preview: bytes | None, path: Path) -> None:
+    """A square: the graph below, and above it the middle of what Find Faces shows, if the graph has a preview."""
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(png)) as picture:
+        graph = picture.convert("RGB")
+    square = Image.new("RGB", (THUMBNAIL, THUMBNAIL), graph.getpixel((2, 2)))
+    graph = ImageOps.contain(graph, (THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    room = THUMBNAIL - graph.height
+    square.paste(graph, (0, room if preview else room // 2))
+    if preview and room:
+        with Image.open(io.BytesIO(preview)) as picture:
+            top = ImageOps.fit(
+                picture.convert("RGB"), (THUMBNAIL, room), Image.Resampling.LANCZOS, centering=(0.5, 0.1)
+            )
+        square.paste(top, (0, 0))
+    square.save(path, quality=88, optimize=True)
+
+
+def preview_picture(base: Path) -> bytes | None:
+    """The newest picture among the server's previews."""
+    pictures = sorted((base / "temp").glob("*.png"), key=lambda path: path.stat().st_mtime)
+    return pictures[-1].read_bytes() if pictures else None
+
+
+def main() -> None:
+    sys.path.append(str(REPOSITORY / "tests"))
+    sys.path.append(str(REPOSITORY / "tests" / "host"))
+    comfyui, server_module = import_module("comfyui"), import_module("server")
+    host = comfyui.find()
+    if host is None:
+        sys.exit(f"docs/take_pictures.py {comfyui.HOW_TO_GET_IT}")
+    wanted = sys.argv[1:] or names_of_workflows()
+    workflows = {name: json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")) for name in wanted}
+    PICTURES.mkdir(exist_ok=True)
+    for name, workflow in workflows.items():
+        for locale, ending in LANGUAGES.items():
+            with tempfile.TemporaryDirectory() as folder:
+                base = Path(folder)
+                prepare(base, [workflow])
+                with (
+                    server_module.running(host, base, REPOSITORY) as server,
+                    browser(server.client.address, locale) as page,
+                ):
+                    png = photograph(page, name, workflow)
+                save_picture(png, PICTURES / f"{name}{ending}", workflow)
+                if locale == "en-US":
+                    save_thumbnail(png, preview_picture(base), WORKFLOWS / f"{name}.jpg")
+        print(name)
+
+
+if __name__ == "__main__":
+    main()
