@@ -10,9 +10,12 @@ from .analysis import FaceAnalysis, Recogniser, Search, adopt_analysis
 from .detection import Detection, Detector
 from .face import Face
 from .identity import Combine, Identity, build_identity, combine
+from .keypoints import draw_keypoints
 from .onnx_session import Provider
-from .packs import load_lbp, load_mtcnn, load_opencv, load_pack
+from .packs import load_facexlib, load_lbp, load_mtcnn, load_opencv, load_pack
+from .parsing import FaceParser, Part, load_parser, parse_face, part_mask
 from .photos import to_photos
+from .recognition import FrozenRecogniser, load_recogniser_module
 from .select import Choice, choose_face, order_faces
 from .similarity import cosine_similarity, mean_direction, unit, unit_distance
 
@@ -24,7 +27,10 @@ __all__ = [
     "Detector",
     "Face",
     "FaceAnalysis",
+    "FaceParser",
+    "FrozenRecogniser",
     "Identity",
+    "Part",
     "Provider",
     "Recogniser",
     "Search",
@@ -35,15 +41,21 @@ __all__ = [
     "combine",
     "cosine_similarity",
     "differentiable_crop",
+    "draw_keypoints",
     "expand_box",
     "ffhq_crop",
     "head_crop",
+    "load_facexlib",
     "load_lbp",
     "load_mtcnn",
     "load_opencv",
     "load_pack",
+    "load_parser",
+    "load_recogniser_module",
     "mean_direction",
     "order_faces",
+    "parse_face",
+    "part_mask",
     "to_photos",
     "unit",
     "unit_distance",

@@ -13,10 +13,12 @@ from ..errors import LikenessError
 from .align import arcface_crop
 from .detection import SIZES, Detection, Detector
 from .face import Face
+from .recognition import recogniser_name
 
 PADDINGS = (0.25, 0.5)  # of each side, tried when no size finds a face: close-ups exceed the detector's largest box
 PADDING_GREY = 127
 SMALLEST_PHOTO = 16  # pixels; no detector finds a face in less
+INSIGHTFACE_LICENCE = "InsightFace: non-commercial research only"
 UNKNOWN_LICENCE = "unknown: ask whoever made the files"
 
 
@@ -241,8 +243,6 @@ class _ForeignRecogniser:
 
 def adopt_analysis(analysis: Any) -> FaceAnalysis:
     """Our `FaceAnalysis`, or insightface's (0.7.3 to 2.1) as another pack's loader gives it, wrapped as ours."""
-    from .packs import INSIGHTFACE_LICENCE, recogniser_name
-
     if isinstance(analysis, FaceAnalysis):
         return analysis
     model = getattr(analysis, "det_model", None)

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 SIZES = (640, 512, 448, 320, 256, 192, 128)  # large first: a face that fills the picture is only found when shrunk
 SCORE_FLOOR = 0.1  # candidates above it are reported, so that "no face" can say how close the best one came
-MOST_CANDIDATES = 1000
 
 
 class Detection(NamedTuple):
@@ -41,12 +40,15 @@ class Detector(Protocol):
         ...
 
 
-def non_maximum_suppression(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> np.ndarray:
+def non_maximum_suppression(
+    boxes: np.ndarray, scores: np.ndarray, overlap: float, last_pixel: bool = False
+) -> np.ndarray:
     """Indices, best score first, of the boxes (n, 4) that no better box overlaps by more than `overlap` (IoU).
 
-    Sides count their last pixel (x2 - x1 + 1), as in the detectors' training code; equal scores keep their order.
+    With `last_pixel` a side is x2 - x1 + 1 long, as insightface counts. Equal scores keep their order.
     """
-    areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+    more = 1 if last_pixel else 0
+    areas = (boxes[:, 2:] - boxes[:, :2] + more).prod(1)
     order = np.argsort(-scores, kind="stable")
     kept = []
     while len(order):
@@ -54,7 +56,7 @@ def non_maximum_suppression(boxes: np.ndarray, scores: np.ndarray, overlap: floa
         kept.append(best)
         corner = np.maximum(boxes[best, :2], boxes[rest, :2])
         opposite = np.minimum(boxes[best, 2:], boxes[rest, 2:])
-        shared = np.clip(opposite - corner + 1, 0, None).prod(1)
+        shared = np.clip(opposite - corner + more, 0, None).prod(1)
         order = rest[shared / (areas[best] + areas[rest] - shared) <= overlap]
     return np.array(kept, np.int64)
 

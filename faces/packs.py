@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..errors import LikenessError
 from .align import arcface_crop
-from .analysis import FaceAnalysis
+from .analysis import INSIGHTFACE_LICENCE, FaceAnalysis
 from .detection import Detection, shrink_to
 from .onnx_file import Graph, read_graph
 from .onnx_session import Provider, open_session
+from .recognition import TorchRecogniser, has_own_normalisation, load_recogniser_module, recogniser_name
+from .retinaface import RetinaFaceDetector
 from .scrfd import LAYOUTS, Scrfd
 
-INSIGHTFACE_LICENCE = "InsightFace: non-commercial research only"
 AURAFACE_LICENCE = "AuraFace: Apache-2.0 as labelled by fal, but its detector file carries InsightFace's name"
 
 # Files of the packs this project's adapters were trained with, for the sentence about what is missing.
@@ -35,19 +37,6 @@ PACK_SOURCES = {
     "antelopev2": "https://huggingface.co/DIAMONIK7777/antelopev2",
     "auraface": "https://huggingface.co/fal/AuraFace-v1",
 }
-_RECOGNISER_OF_FILE = {"w600k_r50": "buffalo_l", "glintr100": "antelopev2"}
-
-
-def recogniser_name(path: Path | str) -> str:
-    """The name of the embedding space of a recogniser file.
-
-    Known files have the name of the pack they came with, wherever they lie; AuraFace uses the file name of
-    antelopev2's and is told apart by its folder. Others are `folder/file`.
-    """
-    path = Path(path)
-    if any("auraface" in part.lower().replace("-", "").replace("_", "") for part in path.parts):
-        return "auraface"
-    return _RECOGNISER_OF_FILE.get(path.stem.lower(), f"{path.parent.name}/{path.stem}")
 
 
 class Task(Enum):
@@ -77,12 +66,6 @@ def classify(graph: Graph) -> Task | None:
     if height is not None and height == width and height >= 112 and height % 16 == 0:
         return Task.RECOGNITION
     return None
-
-
-def has_own_normalisation(graph: Graph) -> bool:
-    """Whether a recogniser normalises by itself: old MXNet exports have Sub and Mul among the first nodes."""
-    first = {node.kind for node in graph.nodes[:8]}
-    return {"Sub", "Mul"} <= first
 
 
 @dataclass(frozen=True)
@@ -222,6 +205,23 @@ def load_opencv(yunet: Path | str, sface: Path | str | None = None) -> FaceAnaly
         recogniser=SFace(_model_bytes(Path(sface))) if sface else None,
         licence="YuNet: MIT; SFace: Apache-2.0" if sface else "YuNet: MIT",
         commercial=True,
+    )
+
+
+# --- facexlib's weights
+
+
+def load_facexlib(
+    retinaface: Path | str, recogniser: Path | str | None = None, device: torch.device | str = "cpu"
+) -> FaceAnalysis:
+    """RetinaFace, and a recogniser if given (IR-SE50 or iresnet): torch alone, without onnxruntime or facexlib."""
+    module = None if recogniser is None else load_recogniser_module(recogniser)
+    return FaceAnalysis(
+        name="RetinaFace" if module is None else f"RetinaFace + {module.name}",
+        detector=RetinaFaceDetector.open(Path(retinaface), device),
+        recogniser=None if module is None else TorchRecogniser(module.to(device)),
+        licence="facexlib: MIT code; trained on WIDER FACE, terms of the weights unclear",
+        commercial=None,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .detection import MOST_CANDIDATES, SCORE_FLOOR, SIZES, Detection, non_maximum_suppression, resize
+from .detection import SCORE_FLOOR, SIZES, Detection, non_maximum_suppression, resize
 from .onnx_session import Provider, open_session
 
 MEAN, STD = 127.5, 128.0  # the recogniser's is 127.5 / 127.5
@@ -54,7 +54,11 @@ def blob(canvas_bgr: np.ndarray) -> np.ndarray:
 
 
 def decode(
-    heads: Sequence[np.ndarray], size: tuple[int, int], scale: float, threshold: float
+    heads: Sequence[np.ndarray],
+    size: tuple[int, int],
+    scale: float,
+    threshold: float,
+    overlap: float = NMS_OVERLAP,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The network's outputs as rows x1, y1, x2, y2, score (n, 5) and keypoints (n, 5, 2), in pixels of the picture.
 
@@ -65,8 +69,7 @@ def decode(
     heads = [head[0] if head.ndim == 3 else head for head in heads]  # some exports keep a batch axis
     boxes, scores, points = [], [], []
     for level, stride in enumerate(strides):
-        rows, columns = size[1] // stride, size[0] // stride
-        ys, xs = np.mgrid[:rows, :columns]
+        ys, xs = np.mgrid[: size[1] // stride, : size[0] // stride]
         centres = np.repeat(np.stack([xs, ys], -1).reshape(-1, 2) * stride, anchors, axis=0)
         score = heads[level].reshape(-1)
         kept = score >= threshold
@@ -75,12 +78,11 @@ def decode(
         boxes.append(np.concatenate([centre - distance[:, :2], centre + distance[:, 2:]], 1))
         if has_points:
             points.append(centre[:, None] + heads[2 * levels + level][kept].reshape(-1, 5, 2) * stride)
-    rows_of = np.concatenate([np.concatenate(boxes) / scale, np.concatenate(scores)[:, None]], 1).astype(np.float32)
-    best = np.argsort(-rows_of[:, 4], kind="stable")[:MOST_CANDIDATES]
-    kept = best[non_maximum_suppression(rows_of[best, :4], rows_of[best, 4], NMS_OVERLAP)]
+    rows = np.concatenate([np.concatenate(boxes) / scale, np.concatenate(scores)[:, None]], 1).astype(np.float32)
+    kept = non_maximum_suppression(rows[:, :4], rows[:, 4], overlap, last_pixel=True)
     if not has_points:
-        return rows_of[kept], None
-    return rows_of[kept], (np.concatenate(points) / scale).astype(np.float32)[kept]
+        return rows[kept], None
+    return rows[kept], (np.concatenate(points) / scale).astype(np.float32)[kept]
 
 
 def best_by(rows: np.ndarray, count: int, metric: Metric, photo: tuple[int, int]) -> np.ndarray:

@@ -1,0 +1,57 @@
+"""Reading weight files of this room's networks, and the one sentence when a file does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..errors import LikenessError
+
+Weights = dict[str, torch.Tensor]
+
+
+def read_weights(path: Path | str) -> Weights:
+    """The tensors of a `.safetensors` file or of a pickle read with `weights_only`, `module.` prefixes taken off."""
+    path = Path(path)
+    if not path.is_file():
+        raise LikenessError(f"The face model {path.name} is missing: put it into {path.parent}.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # every reader has its own; for the user they are one
+        raise LikenessError(f"The face model {path.name} cannot be read ({error}): download it again.") from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    pairs = content.items() if isinstance(content, dict) else ()
+    weights = {str(key).removeprefix("module."): value for key, value in pairs if torch.is_tensor(value)}
+    if not weights:
+        raise LikenessError(f"The face model {path.name} holds no weights: download it again.")
+    return weights
+
+
+def filled(network: nn.Module, weights: Weights, what: str) -> nn.Module:
+    """The network with these weights, in evaluation mode, its parameters out of any optimiser's reach."""
+    weights = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
+    try:
+        missing, unexpected = network.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise LikenessError(f"The weights do not fit {what} ({str(error)[:300]}): choose another file.") from None
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise LikenessError(
+            f"The weights do not fit {what}: {len(missing)} missing {missing[:3]}, {len(unexpected)} unknown "
+            f"{unexpected[:3]}; choose another file."
+        )
+    return network.float().eval().requires_grad_(False)
+
+
+def block_count(weights: Weights, prefix: str) -> int:
+    """How many numbered blocks `prefix0.`, `prefix1.` ... the weights hold."""
+    numbers = {key[len(prefix) :].split(".")[0] for key in weights if key.startswith(prefix)}
+    return len({number for number in numbers if number.isdigit()})
