@@ -37,6 +37,13 @@ ifeq ($(wildcard $(COMFYUI_PATH)/main.py),)
 endif
 	$(MAKE) setup
 
+# Zero downloads: an identity from the photograph that comes with insightface, and a contact sheet of what was seen.
+demo: setup
+	$(BIN)/likeness identity --sample --out demo
+
+bench: setup
+	$(BIN)/python benchmarks/overhead.py
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

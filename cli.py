@@ -18,7 +18,9 @@ from .models_download import (
     check,
     download,
     download_root,
+    find_insightface_pack,
     installed,
+    list_insightface_packs,
     locate,
     progress_bar,
     registry,
@@ -27,6 +29,8 @@ from .models_download import (
 
 if TYPE_CHECKING:
     import typer
+
+    from .faces import FaceAnalysis
 
 
 def main() -> None:
@@ -50,6 +54,8 @@ def build() -> "typer.Typer":
     )
     app.add_typer(_models_commands(), name="models", help="Model files: what is here, what is missing, get it.")
 
+    _add_identity_command(app)
+
     def show_version(wanted: bool) -> None:
         if wanted:
             print(f"likeness {importlib.metadata.version('likeness')}")
@@ -64,6 +70,60 @@ def build() -> "typer.Typer":
         pass
 
     return app
+
+
+def _add_identity_command(app: "typer.Typer") -> None:
+    import typer
+
+    @app.command("identity")
+    def identity(
+        photos: Annotated[list[Path] | None, typer.Argument(help="Photos of one person.")] = None,
+        out: Annotated[Path, typer.Option("--out", help="Folder for the identity file and the contact sheet.")] = Path(
+            "demo"
+        ),
+        name: Annotated[str, typer.Option("--name", help="What to call the person.")] = "person",
+        faces: Annotated[str, typer.Option("--faces", help="A face pack such as buffalo_l, or mtcnn.")] = "auto",
+        sample: Annotated[bool, typer.Option("--sample", help="Use the pictures that come with insightface.")] = False,
+    ) -> None:
+        """Find the person in photos, save the identity, and show what was seen on a contact sheet."""
+        from .faces.found import Rule, find_faces, identity_of
+        from .faces.select import Choice
+        from .faces.sheet import contact_sheet, read_photos, sample_photos
+
+        if not photos and not sample:
+            raise LikenessError("There are no photos: name some files, or use --sample.")
+        pictures = read_photos(photos) if photos else sample_photos()
+        found = find_faces(_open_faces(faces), pictures, Rule(Choice.LARGEST))
+        identity, remarks = identity_of(found, name)
+        out.mkdir(parents=True, exist_ok=True)
+        sheet = _free(out / f"{name}.png")
+        contact_sheet(found, identity).save(sheet)
+        path = identity.save(_free(out / f"{name}.safetensors"))
+        for remark in (*remarks, *identity.outliers):
+            print(remark)
+        print(f"{len(identity)} photo(s) seen by {found.analysis_name}, {found.count} faces in all.")
+        print(
+            f"contact sheet: {sheet}\nidentity file: {path} (biometric data: share it only with the person's consent)"
+        )
+
+
+def _open_faces(name: str) -> "FaceAnalysis":
+    """The named pack; auto takes one that is here, else MTCNN, whose weights come with a package."""
+    from .faces import load_mtcnn, load_pack
+
+    here = list_insightface_packs()
+    if name == "auto":
+        name = here[0] if here else "mtcnn"
+    return load_mtcnn() if name == "mtcnn" else load_pack(find_insightface_pack(name))
+
+
+def _free(path: Path) -> Path:
+    """`path`, or the same with a number when it is taken."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem}_{number:03d}{path.suffix}")
+    return candidate
 
 
 def _models_commands() -> "typer.Typer":
