@@ -1,8 +1,8 @@
 """Photographs the example graphs in the real ComfyUI: `python docs/take_pictures.py [workflow ...]`.
 
-Writes `docs/pictures/<workflow>.png` (English and `.zh.png`; the graph is inside, so the picture can be dragged onto the
-canvas) and the template's thumbnail `workflows/<workflow>.jpg`. Needs the real ComfyUI (see `make comfyui`), Chromium,
-a Chinese font, and the packages playwright and facenet-pytorch in this Python.
+Writes `docs/pictures/<workflow>.png` (English and `.zh.png`; the graph is inside, so that the picture can be dragged
+onto the canvas) and the template's thumbnail `workflows/<workflow>.jpg`. Needs the real ComfyUI (see `make comfyui`),
+Chromium, a Chinese font, and the packages playwright and facenet-pytorch in this Python.
 
 The models are empty files: nothing is sampled. The previews of Find Faces are real, by MTCNN, which needs no file.
 """
