@@ -7,15 +7,19 @@ spread their strength over the sites.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import LikenessError
 from ..faces.identity import Identity
 from .clip_vision import (
+    PUBLISHED,
     ClipEncoder,
     ClipFeatures,
     Unconditional,
@@ -24,8 +28,8 @@ from .clip_vision import (
     encode_images,
     encode_unconditional,
 )
-from .embeds import CombineMode, EmbedsScaling, ImageEmbeds, combine, join_tokens, renormalised
-from .image_prep import Crop, overlapping_tiles, share_overlaps, to_rgb
+from .embeds import CombineMode, EmbedsScaling, ImageEmbeds, combine, combine_uncond, join_tokens, renormalised
+from .image_prep import CLIP_MEAN, Crop, overlapping_tiles, share_overlaps, to_rgb
 from .ip_adapter import RECOGNISER, Evidence, IPAdapter, Variant
 from .site_weights import Layout, WeightType, layer_weights, style_and_composition
 from .types import IdentityTokens, SiteWeights
@@ -61,6 +65,16 @@ class ReferenceOptions:
     detail_tiles: int = 1  # close-ups of the reference, n x n, added to its encoding
     detail_share: float = 0.5  # how much the whole counts against the close-ups
     any_recogniser: bool = False  # accept embeddings of a recogniser the adapter was not trained on
+
+    def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                words = name.replace("_", " ")
+                raise LikenessError(f"the {words} is {value}, which is no number: give one such as 1.0.")
+
+
+_NUMBERS = ("structure", "sharpening", "detail_share", "composition_weight", "style_boost", "composition_boost")
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,22 +120,39 @@ def references(
     _check_identity(adapter, identity, options)
     spread = partial(_spread, options, layout)
     rows = options.picture_weights or None
-    if options.composition_images is not None:
+    looks = adapter.needs_features or adapter.needs_pooled  # else the options about pictures are without effect
+    if options.composition_images is not None and looks:
         style, composition = style_and_composition(
             layout, weight, _or(options.composition_weight, weight), expand_style=options.expand_style
         )
-        other = replace(options, images=options.composition_images, embeds=None)
+        other = replace(options, images=options.composition_images, embeds=None, reference_mask=None)
         layout_show = replace(show, options=other)
         return [
             Reference(_tokens(show), style, row_weights=rows),
             Reference(_tokens(layout_show), composition, row_weights=rows),
         ]
-    if options.tiled:
+    if options.tiled and looks:
         return [
             Reference(_tokens(replace(show, options=part)), spread(weight), mask, rows)
             for part, mask in _tiles(show, options)
         ]
     return [Reference(_tokens(show), spread(weight), row_weights=rows)]
+
+
+def unused_inputs(adapter: IPAdapter, options: ReferenceOptions) -> list[str]:
+    """The options that are set although this adapter, which reads no pictures, has no use for them."""
+    if adapter.needs_features or adapter.needs_pooled:
+        return []
+    set_by_the_user = {
+        "image": options.images is not None,
+        "image_negative": options.negative is not None,
+        "image_composition": options.composition_images is not None,
+        "embeds": options.embeds is not None,
+        "reference_mask": options.reference_mask is not None,
+        "tiled": options.tiled,
+        "detail_tiles": options.detail_tiles > 1,
+    }
+    return [name for name, is_set in set_by_the_user.items() if is_set]
 
 
 def _or(value: float | None, default: float) -> float:
@@ -145,10 +176,11 @@ def _tiles(show: _Show, options: ReferenceOptions) -> Iterator[tuple[ReferenceOp
     pictures = _pictures(show)
     if len(pictures) != 1:
         raise LikenessError(f"Tiling needs one reference picture, got {len(pictures)}: connect a single one.")
+    pictures = _covered(pictures, _reference_mask(options, 1))
     tiles = overlapping_tiles(pictures, options.sharpening)
     height, width = pictures.shape[1:3]
     masks = share_overlaps(tiles.masks(height, width))
-    plain = replace(options, tiled=False, sharpening=0.0, embeds=None)
+    plain = replace(options, tiled=False, sharpening=0.0, embeds=None, reference_mask=None)
     for tile, mask in zip(tiles.images, masks, strict=True):
         yield replace(plain, images=tile.unsqueeze(0)), mask.unsqueeze(0)
 
@@ -165,8 +197,10 @@ def _tokens(show: _Show) -> IdentityTokens:
     made = show.encode(Evidence(ids, features, uncond), show.options.structure)
     if show.options.one_picture_each:
         return made
-    # The unconditioned tokens of all photos are equal: under a softmax one copy says the same.
-    return IdentityTokens(join_tokens(made.cond), made.uncond[:1])
+    if uncond is None or len(combine_uncond(uncond, CombineMode.CONCAT)) == 1:
+        # The unconditioned tokens of all photos are equal: under a softmax one copy says the same.
+        return IdentityTokens(join_tokens(made.cond), made.uncond[:1])
+    return IdentityTokens(join_tokens(made.cond), join_tokens(made.uncond))
 
 
 def _embeddings(show: _Show, photos: int | None) -> Tensor | None:
@@ -177,6 +211,8 @@ def _embeddings(show: _Show, photos: int | None) -> Tensor | None:
     identity = show.identity
     assert identity is not None  # checked in `references`
     every = identity.embeddings if adapter.needs_raw_embedding else identity.unit_embeddings
+    if options.one_picture_each and photos in (None, len(every)):
+        return every
     if adapter.reads_every_photo and options.combine is None:
         return every
     mean = identity.mean_embedding(unit=not adapter.needs_raw_embedding).unsqueeze(0)
@@ -219,11 +255,42 @@ def _features(show: _Show) -> tuple[Tensor | None, Tensor | None]:
 
 def _encode_pictures(show: _Show, encoder: ClipEncoder) -> ClipFeatures:
     options, pictures = show.options, _pictures(show)
+    mask = _reference_mask(options, len(pictures))
     if options.detail_tiles > 1:
         return encode_enhanced(
-            encoder, pictures, options.detail_tiles, options.detail_share, options.crop, options.sharpening
+            encoder,
+            _covered(pictures, mask),
+            options.detail_tiles,
+            options.detail_share,
+            options.crop,
+            options.sharpening,
         )
-    return encode_images(encoder, pictures, options.crop, options.sharpening, options.reference_mask)
+    return encode_images(encoder, pictures, options.crop, options.sharpening, mask)
+
+
+def _reference_mask(options: ReferenceOptions, pictures: int) -> Tensor | None:
+    return None if options.reference_mask is None else check_reference_mask(options.reference_mask, pictures)
+
+
+def check_reference_mask(mask: Tensor, pictures: int) -> Tensor:
+    """A mask of the reference as (1 | pictures, H, W); LikenessError when it is none, or not as many as pictures."""
+    mask = mask.unsqueeze(0) if mask.ndim == 2 else mask
+    if mask.ndim != 3 or mask.numel() == 0 or mask.isnan().any():
+        raise LikenessError(f"the reference mask of shape {tuple(mask.shape)} is empty or holds NaN: connect another.")
+    if len(mask) not in (1, pictures):
+        raise LikenessError(
+            f"there are {len(mask)} reference masks for {pictures} reference pictures: connect one mask, or one for "
+            "each picture."
+        )
+    return mask
+
+
+def _covered(pictures: Tensor, mask: Tensor | None) -> Tensor:
+    """Pictures (B, H, W, 3) in which what does not count has CLIP's mean colour, which the encoder sees as zero."""
+    if mask is None:
+        return pictures
+    share = F.interpolate(mask.float().clamp(0, 1).unsqueeze(1), pictures.shape[1:3], mode="bilinear", antialias=True)
+    return torch.lerp(pictures.new_tensor(CLIP_MEAN).expand_as(pictures), pictures, share.movedim(1, -1).to(pictures))
 
 
 def _read(features: ClipFeatures, hidden: bool) -> Tensor:
@@ -233,7 +300,8 @@ def _read(features: ClipFeatures, hidden: bool) -> Tensor:
 def _encoder(show: _Show) -> ClipEncoder:
     adapter = show.adapter
     if show.encoder is None:
-        wanted = "ViT-bigG/14" if adapter.feature_dim in (1664, 1280) and adapter.needs_pooled else "ViT-H/14"
+        widths = {n: size.hidden if adapter.needs_features else size.embed for n, size in PUBLISHED.items()}
+        wanted = next((name for name, width in widths.items() if width == adapter.feature_dim), "its encoder")
         raise LikenessError(
             f"The adapter '{adapter.name}' looks at the face through CLIP, and no CLIP vision model is connected: "
             f"connect {wanted} to clip_vision (Load CLIP Vision; `likeness models list` names the file)."
