@@ -209,45 +209,83 @@ def test_without_guidance_only_the_conditioned_half_matters(ours, sd15):
     assert same(plain, sd15(uncond_only, cfg=1.0))
 
 
-def test_tokens_reach_their_half_by_name_in_guiders_that_pass_other_lists(ours, sd15):
-    """Perp-Neg passes [positive, negative, empty]; Dual CFG passes [negative, middle, positive]."""
+@pytest.fixture
+def roles_of_calls(ours, monkeypatch) -> list[list[str]]:
+    """Which half every chunk of every call was taken for, in the order of the calls."""
+    seen: list[list[str]] = []
+    original = ours._Run.compose
+
+    def spy(self, options, evaluation, batch_size):
+        composed = original(self, options, evaluation, batch_size)
+        seen.append([role.name for role in composed[ours.KEY].roles])
+        return composed
+
+    monkeypatch.setattr(ours._Run, "compose", spy)
+    return seen
+
+
+def guide(guider: Any) -> None:
+    """One step with a guider."""
     import comfy.samplers
-    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+    sigmas = torch.tensor([5.0, 0.0])
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        guider.sample(
+            noise, torch.zeros_like(noise), comfy.samplers.ksampler("euler"), sigmas, seed=1, disable_pbar=True
+        )
+
+
+def test_perp_neg_gives_the_empty_prompt_the_unconditioned_tokens(ours, sd15, roles_of_calls):
+    """It passes [positive, negative, empty]."""
     from comfy_extras.nodes_perpneg import Guider_PerpNeg
 
-    base, seen = sd15.model, []
-    original = ours.IdentityStack.apply_model
+    guider = Guider_PerpNeg(ours.apply_identity(sd15.model, [injection(ours, sd15.model)]))
+    guider.set_conds(sd15.positive, sd15.negative, sd15.recipes.conditioning(64, seed=3))
+    guider.set_cfg(5.0, 1.0)
+    guide(guider)
+    assert sorted(role for call in roles_of_calls for role in call) == ["COND", "UNCOND", "UNCOND"]
 
-    def spy(self, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kw):
-        run = self._run
-        seen.append([run.evaluation.roles.get(n).name for n in transformer_options["cond_or_uncond"]])
-        return original(self, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kw)
 
-    ours.IdentityStack.apply_model = spy
-    try:
-        model = ours.apply_identity(base, [injection(ours, base)])
-        empty = sd15.recipes.conditioning(64, seed=3)
-        sigmas = torch.tensor([5.0, 0.0])
-        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+def test_dual_guidance_gives_both_prompts_the_conditioned_tokens(ours, sd15, roles_of_calls):
+    """It passes [negative, middle, positive]."""
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 
-        def run(guider: Any) -> list[str]:
-            seen.clear()
-            with torch.inference_mode():
-                guider.sample(
-                    noise, torch.zeros_like(noise), comfy.samplers.ksampler("euler"), sigmas, seed=1, disable_pbar=True
-                )
-            return sorted(role for call in seen for role in call)
+    guider = Guider_DualCFG(ours.apply_identity(sd15.model, [injection(ours, sd15.model)]))
+    guider.set_conds(sd15.positive, sd15.negative, sd15.recipes.conditioning(64, seed=3))
+    guider.set_cfg(5.0, 2.0)
+    guide(guider)
+    assert sorted(role for call in roles_of_calls for role in call) == ["COND", "COND", "UNCOND"]
 
-        perp = Guider_PerpNeg(model)
-        perp.set_conds(sd15.positive, sd15.negative, empty)
-        perp.set_cfg(5.0, 1.0)
-        assert run(perp) == ["COND", "UNCOND", "UNCOND"]
-        dual = Guider_DualCFG(model)
-        dual.set_conds(sd15.positive, sd15.negative, empty)
-        dual.set_cfg(5.0, 2.0)
-        assert run(dual) == ["COND", "COND", "UNCOND"]
-    finally:
-        ours.IdentityStack.apply_model = original
+
+def test_extra_calls_of_attention_guidance_are_taken_for_what_they_are(ours, sd15, roles_of_calls):
+    """Perturbed attention repeats the positive alone, self-attention guidance the negative alone, both as entry 0."""
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+    from comfy_extras.nodes_sag import SelfAttentionGuidance
+
+    model = ours.apply_identity(sd15.model, [injection(ours, sd15.model)])
+    node = PerturbedAttentionGuidance
+    perturbed = (node.execute if hasattr(node, "execute") else node().patch)(model, 3.0)[0]
+    sd15(perturbed, steps=1)
+    assert roles_of_calls == [["UNCOND", "COND"], ["COND"]]
+    roles_of_calls.clear()
+    node = SelfAttentionGuidance
+    guided = (node.execute if hasattr(node, "execute") else node().patch)(model, 0.5, 2.0)[0]
+    sd15(guided, steps=1, shape=(1, 4, 32, 32))
+    assert roles_of_calls[0] == ["UNCOND", "COND"]
+    assert roles_of_calls[1:] == [["UNCOND"]]
+
+
+def test_regional_prompts_of_one_batch_have_each_its_part_of_the_mask(ours, sd15, monkeypatch):
+    """Two areas of one size run in one batch; the left one lies outside the mask, the right one inside."""
+    mask = torch.zeros(1, 128, 128)
+    mask[:, :, 64:] = 1
+    model = ours.apply_identity(sd15.model, [injection(ours, sd15.model, mask=mask)])
+    (text, options), (other, _) = sd15.positive[0], sd15.recipes.conditioning(64, seed=4)[0]
+    regions = [[text, {**options, "area": (16, 8, 0, 0)}], [other, {"area": (16, 8, 0, 8)}]]
+    added = first_site_difference(ours, sd15, model, monkeypatch, positive=regions, cfg=1.0)
+    assert added.shape == (2, 16 * 8)
+    assert sorted((bool((row > 0).all()), bool((row == 0).all())) for row in added) == [(False, True), (True, False)]
 
 
 @pytest.mark.parametrize("texts", [(77, 77), (77, 154), (77, 7)], ids=["equal", "twice as long", "separate calls"])
