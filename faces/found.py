@@ -14,6 +14,7 @@ from .align import clip_box, head_crop
 from .analysis import FaceAnalysis
 from .face import Face
 from .identity import HEAD_FACTOR, HEAD_SIZE, OUTLIER_COSINE, Identity, build_identity
+from .keypoints import draw_keypoints
 from .select import Choice, order_faces
 from .similarity import cosine_similarity
 
@@ -266,3 +267,36 @@ def chosen_masks(found: FoundFaces) -> torch.Tensor:
         x1, y1, x2, y2 = (round(float(value)) for value in box)
         mask[y1:y2, x1:x2] = 1
     return masks
+
+
+def keypoint_pictures(found: FoundFaces, width: int = 0, height: int = 0) -> torch.Tensor:
+    """InstantID's keypoint picture of every chosen face: (m, height, width, 3), skipped photos left out.
+
+    The photo is fitted into the canvas, centred and not stretched. A side of 0 follows the other one; both 0 take the
+    photo's size. Raises `LikenessError` for a face without keypoints.
+    """
+    pictures = []
+    for number, (photo, face) in enumerate(zip(found.photos, found.chosen, strict=True)):
+        if face is None:
+            continue
+        if face.keypoints is None:
+            why = "it shows no face" if number in found.whole else f"{found.analysis_name} finds boxes only"
+            raise LikenessError(
+                f"Photo {number + 1} has no keypoints to draw, because {why}: use a face analysis with keypoints, for "
+                "example buffalo_l or MTCNN, on a photo that shows a face."
+            )
+        canvas = _canvas(photo, width, height)
+        extent = np.array(photo.shape[1::-1])  # width, height
+        scale = (canvas / extent).min()
+        points = face.keypoints * scale + (canvas - extent * scale) / 2
+        pictures.append(draw_keypoints([points], int(canvas[0]), int(canvas[1])))
+    return to_image_batch(pictures)
+
+
+def _canvas(photo: np.ndarray, width: int, height: int) -> np.ndarray:
+    photo_height, photo_width = photo.shape[:2]
+    if width and not height:
+        height = max(1, round(width * photo_height / photo_width))
+    elif height and not width:
+        width = max(1, round(height * photo_width / photo_height))
+    return np.array([width or photo_width, height or photo_height])

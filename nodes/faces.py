@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
@@ -22,6 +22,7 @@ from ..faces import (
     Provider,
     adopt_analysis,
     combine,
+    load_facexlib,
     load_lbp,
     load_mtcnn,
     load_opencv,
@@ -37,10 +38,12 @@ from ..faces.found import (
     chosen_masks,
     find_faces,
     identity_of,
+    keypoint_pictures,
     mean_similarity,
     preview,
 )
 from ..faces.identity import OUTLIER_COSINE
+from .choices import choices, member
 from .schema import FaceAnalysisSocket, FacesSocket, IdentitySocket, advanced, schema
 
 log = logging.getLogger(__name__)
@@ -52,26 +55,12 @@ NO_IDENTITY = "(no identity saved yet)"
 BIOMETRIC = "The file holds biometric data of a person: share it only with that person's consent."
 MOST_IDENTITIES = 4
 
-_E = TypeVar("_E", bound=Enum)
-
 
 class Outliers(Enum):
     """What happens to a photo that does not look like the others."""
 
     LEAVE_OUT = "leave out"
     KEEP = "keep"
-
-
-def _values(options: type[Enum]) -> list[str]:
-    return [option.value for option in options]
-
-
-def _option(options: type[_E], value: str, name: str) -> _E:
-    """The member behind a combo's text. Hosts do not check combos that come from another pack's workflow."""
-    try:
-        return options(value)
-    except ValueError:
-        raise LikenessError(f"'{name}' has no option {value!r}: choose one of {', '.join(_values(options))}.") from None
 
 
 # --- loading
@@ -93,8 +82,16 @@ def _open_opencv(provider: Provider) -> FaceAnalysis:
     )
 
 
+def _open_facexlib(provider: Provider) -> FaceAnalysis:
+    return load_facexlib(
+        models_download.find_file("facexlib", "detection_Resnet50_Final.pth"),
+        models_download.find_file("facexlib", "recognition_arcface_ir_se50.pth"),
+    )
+
+
 _OPENERS: dict[_BuiltIn, Callable[[Provider], FaceAnalysis]] = {
     _BuiltIn.OPENCV: _open_opencv,
+    _BuiltIn.FACEXLIB: _open_facexlib,
     _BuiltIn.MTCNN: lambda provider: load_mtcnn(),
     _BuiltIn.LBP: lambda provider: load_lbp(),
 }
@@ -102,7 +99,7 @@ _OPENERS: dict[_BuiltIn, Callable[[Provider], FaceAnalysis]] = {
 
 def open_analysis(model: str, provider: Provider) -> FaceAnalysis:
     """The face analysis behind an entry of Load Face Analysis; `LikenessError` names files that are missing."""
-    if model in _values(_BuiltIn):
+    if model in choices(_BuiltIn):
         return _OPENERS[_BuiltIn(model)](provider)
     return load_pack(models_download.find_insightface_pack(model), provider)
 
@@ -123,7 +120,7 @@ class LoadFaceAnalysis(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=[*models_download.list_insightface_packs(), *_values(_BuiltIn)],
+                    options=[*models_download.list_insightface_packs(), *choices(_BuiltIn)],
                     tooltip=(
                         "The InsightFace packs found in models/insightface (non-commercial research only), then "
                         "analyses with other licences. MTCNN and LBP need no file but give no embedding: enough for "
@@ -132,7 +129,7 @@ class LoadFaceAnalysis(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "provider",
-                    options=_values(Provider),
+                    options=choices(Provider),
                     default=Provider.AUTO.value,
                     tooltip=(
                         "Where the .onnx files run. auto takes the graphics card if onnxruntime can use it. CPU takes "
@@ -157,7 +154,7 @@ class LoadFaceAnalysis(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: str, provider: str = Provider.AUTO.value) -> io.NodeOutput:
-        analysis = open_analysis(model, _option(Provider, provider, "provider"))
+        analysis = open_analysis(model, member(Provider, provider, "provider"))
         log.info("[likeness] Face analysis %s; licence: %s", analysis.name, analysis.licence)
         return io.NodeOutput(analysis)
 
@@ -187,7 +184,7 @@ class FindFaces(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "choice",
-                    options=_values(Choice),
+                    options=choices(Choice),
                     default=Choice.LARGEST.value,
                     tooltip=(
                         "Which face is meant where a photo shows several. 'most similar to reference' needs the input "
@@ -203,7 +200,7 @@ class FindFaces(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "if_none",
-                    options=_values(IfNone),
+                    options=choices(IfNone),
                     default=IfNone.ERROR.value,
                     tooltip=(
                         "For photos without a face. 'error' says what was tried, 'skip photo' goes on without it, "
@@ -256,7 +253,7 @@ class FindFaces(io.ComfyNode):
         min_size: int = SMALLEST_FACE,
         reference: Identity | None = None,
     ) -> io.NodeOutput:
-        rule = Rule(_option(Choice, choice, "choice"), index, _option(IfNone, if_none, "if_none"), min_size, reference)
+        rule = Rule(member(Choice, choice, "choice"), index, member(IfNone, if_none, "if_none"), min_size, reference)
         photos = to_photos(image)
         found = find_faces(adopt_analysis(face_analysis), photos, rule, _progress(len(photos)))
         _log_choices(found, rule)
@@ -346,7 +343,7 @@ class IdentityFromPhotos(io.ComfyNode):
                 io.String.Input("name", default="person", tooltip="A name for reports and files."),
                 io.Combo.Input(
                     "outliers",
-                    options=_values(Outliers),
+                    options=choices(Outliers),
                     default=Outliers.LEAVE_OUT.value,
                     tooltip="What happens to a photo that does not look like the others. Both are named in the report.",
                 ),
@@ -376,7 +373,7 @@ class IdentityFromPhotos(io.ComfyNode):
         outliers: str = Outliers.LEAVE_OUT.value,
         outlier_threshold: float = OUTLIER_COSINE,
     ) -> io.NodeOutput:
-        leave_out = _option(Outliers, outliers, "outliers") is Outliers.LEAVE_OUT
+        leave_out = member(Outliers, outliers, "outliers") is Outliers.LEAVE_OUT
         identity, remarks = identity_of(_found(faces), name.strip() or "person", outlier_threshold, leave_out)
         report = _report(identity, remarks)
         for line in [*remarks, *identity.outliers]:
@@ -561,7 +558,7 @@ class CombineIdentities(io.ComfyNode):
                 *pair(1, optional=False),
                 io.Combo.Input(
                     "mode",
-                    options=_values(Combine),
+                    options=choices(Combine),
                     default=Combine.SAME_PERSON.value,
                     tooltip=(
                         "'same person': every photo counts alike, times its identity's weight. 'blend': every identity "
@@ -604,7 +601,54 @@ class CombineIdentities(io.ComfyNode):
         ]
         used = [pair for pair in given if pair[1] != 0] or given
         identities, weights = zip(*used, strict=True)
-        return io.NodeOutput(combine(identities, weights, _option(Combine, mode, "mode"), name.strip() or None))
+        return io.NodeOutput(combine(identities, weights, member(Combine, mode, "mode"), name.strip() or None))
+
+
+# --- keypoints
+
+
+class FaceKeypoints(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        def side(name: str, other: str) -> Any:
+            return io.Int.Input(
+                name,
+                default=0,
+                min=0,
+                max=16384,
+                step=8,
+                tooltip=(
+                    f"The {name} of the picture in pixels; 0 follows {other} in the photo's proportions, or is the "
+                    "photo's own if both are 0. Use the size of the picture you make: lines and dots never scale."
+                ),
+            )
+
+        return schema(
+            node_id="LikenessFaceKeypoints",
+            display_name="Face Keypoints",
+            category=CATEGORY,
+            description=(
+                "Draws the five keypoints of the chosen faces as InstantID's ControlNet expects them: where the face "
+                "is, and how it is turned. The photo is fitted into the picture and centred, never stretched."
+            ),
+            inputs=[
+                FacesSocket.Input("faces", tooltip="From Find Faces, with a detector that gives keypoints."),
+                side("width", "height"),
+                side("height", "width"),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "image",
+                    display_name="image",
+                    tooltip="One picture on black for each photo; skipped photos have none.",
+                )
+            ],
+            search_aliases=["InstantID", "kps", "face landmarks"],
+        )
+
+    @classmethod
+    def execute(cls, faces: FoundFaces, width: int = 0, height: int = 0) -> io.NodeOutput:
+        return io.NodeOutput(keypoint_pictures(_found(faces), width, height))
 
 
 NODES: list[type[io.ComfyNode]] = [
@@ -614,4 +658,5 @@ NODES: list[type[io.ComfyNode]] = [
     SaveIdentity,
     LoadIdentity,
     CombineIdentities,
+    FaceKeypoints,
 ]
