@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..adapters.ip_adapter import IPAdapter
 from .attention import SiteTerm, add_identity, attend
 from .masks import resize_mask
-from .plan import Injection, Role, RolePair, check_fit, project_site, stack_roles
+from .plan import Injection, Role, RolePair, check_fit, fit_rows, project_site, stack_roles
 from .sites import AttentionSite, sites_of_diffusers_unet
 
 
@@ -49,7 +49,8 @@ class InjectedUNet:
     """The identities in one UNet and what their processors need at call time.
 
     roles: one per chunk of the batch, (UNCOND, COND) for a guided pipeline's batch; set it when the batch's make-up
-    changes. Keys and values are projected once, when the identities are injected.
+    changes. Keys and values are projected once, when the identities are injected. A UNet knows nothing of sampling, so
+    `start` and `end` of an injection are the caller's affair: eject when its window closes.
     """
 
     def __init__(self, unet: Any, injections: Iterable[Injection], roles: Sequence[Role]) -> None:
@@ -71,11 +72,20 @@ class InjectedUNet:
             if site.slot not in pairs:
                 continue
             keys, values = stack_roles(pairs[site.slot], self.roles, pictures)
-            mask = None
-            if injection.mask is not None:
-                grid = self._grids[site.transformer]
-                mask = resize_mask(injection.mask.to(q), grid, injection.mask_resize).flatten(1).unsqueeze(-1)
-            yield SiteTerm(keys.to(q), values.to(q), mask)
+            factors = self._factors(injection, self._grids[site.transformer], pictures)
+            yield SiteTerm(keys.to(q), values.to(q), None if factors is None else factors.to(q))
+
+    def _factors(self, injection: Injection, grid: tuple[int, int], pictures: int) -> Tensor | None:
+        """Mask and weights per picture, multiplied: (1 | chunks·pictures, L | 1, 1), or None where all is 1."""
+        factors = None
+        if injection.mask is not None:
+            factors = resize_mask(injection.mask, grid, injection.mask_resize).flatten(1).unsqueeze(-1)
+        if injection.row_weights is not None:
+            weights = fit_rows(torch.tensor(injection.row_weights).view(-1, 1, 1), pictures)
+            factors = weights if factors is None else weights * fit_rows(factors, pictures)
+        if factors is None or len(factors) == 1:
+            return factors
+        return fit_rows(factors, pictures).repeat(len(self.roles), 1, 1)
 
     def attach(self) -> None:
         """Replace the processors of the sites that hear someone, and watch the size of their maps."""
@@ -121,9 +131,13 @@ def inject(
 
 @contextmanager
 def merged_lora(unet: nn.Module, adapter: IPAdapter, strength: float):
-    """The UNet with the adapter's LoRA added to its own weights (factor `strength`), restored on leaving."""
-    paths = {}
-    for site in sites_of_diffusers_unet(unet):
+    """The UNet with the adapter's LoRA added to its own weights (factor `strength`), restored on leaving.
+
+    Raises LikenessError when the adapter was made for another UNet.
+    """
+    paths, sites = {}, sites_of_diffusers_unet(unet)
+    check_fit(adapter, sites, type(unet).__name__)
+    for site in sites:
         paths[site.slot - 1] = f"{site.diffusers_path}.attn1"
         paths[site.slot] = f"{site.diffusers_path}.attn2"
     originals: list[tuple[nn.Parameter, Tensor]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -109,11 +110,11 @@ def project_site(injection: Injection, site: AttentionSite, tokens: IdentityToke
 def stack_roles(pair: RolePair, roles: Sequence[Role], pictures: int) -> tuple[Tensor, Tensor]:
     """Keys and values for a batch that holds one chunk of `pictures` per role, (groups, n, width).
 
-    The halves may differ in their number of tokens (several photos against one empty encoding): the shorter is
-    repeated, which a softmax does not notice; see `repeat_tokens`. For the same reason a few tokens are repeated to a
-    whole vector register, with which attention is faster than with fewer.
+    The halves may differ in their number of tokens (several photos against one empty encoding): both are repeated to
+    a common multiple, which a softmax does not notice; see `repeat_tokens`. For the same reason a few tokens are
+    repeated to a whole vector register, with which attention is faster than with fewer.
     """
-    n_tokens = _common_length([pair[role][0].shape[1] for role in set(roles)])
+    n_tokens = math.lcm(*(pair[role][0].shape[1] for role in set(roles)))
     if n_tokens < WHOLE_VECTOR and WHOLE_VECTOR % n_tokens == 0:
         n_tokens = WHOLE_VECTOR
     per_picture = max(pair[role][0].shape[0] for role in set(roles)) > 1
@@ -141,13 +142,6 @@ def fit_rows(t: Tensor, pictures: int) -> Tensor:
     if rows > pictures:
         return t[:pictures]
     return torch.cat([t, t[-1:].expand(pictures - rows, *t.shape[1:])])
-
-
-def _common_length(lengths: Sequence[int]) -> int:
-    longest = max(lengths)
-    if any(longest % n for n in lengths):
-        raise ValueError(f"token counts {sorted(set(lengths))} do not divide each other")
-    return longest
 
 
 def check_fit(projector: Projector, sites: Sequence[AttentionSite], model_name: str) -> None:
