@@ -1,7 +1,8 @@
 """Writes the help pages that ComfyUI shows: `python docs/_build.py` (needs the real ComfyUI, see `make comfyui`).
 
-The text of a page lies in `docs/help/<locale>/<NodeId>.md`. Its lines `{inputs}` and `{outputs}` become tables: English
-ones from the node's schema, Chinese ones from `locales/zh/nodeDefs.json`, which also translates the node itself.
+The text of a page lies in `docs/help/<locale>/<NodeId>.md`. Its lines `{inputs}` and `{outputs}` become lists: English
+ones from the node's schema, Chinese ones from `locales/zh/nodeDefs.json`, which also translates the node itself. Lists,
+not tables, because the panel that shows them may be as narrow as 250 pixels.
 """
 
 from __future__ import annotations
@@ -28,18 +29,17 @@ class Words:
 
     inputs: str
     outputs: str
-    name: str
-    default: str
-    meaning: str
     optional: str
     advanced: str
     on: str
     off: str
+    notes: str
+    line: str
 
 
 WORDS = {
-    "en": Words("Inputs", "Outputs", "name", "default", "what it does", "optional", "advanced", "on", "off"),
-    "zh": Words("输入", "输出", "名称", "默认值", "作用", "可选", "高级", "开", "关"),
+    "en": Words("Inputs", "Outputs", "optional", "advanced", "on", "off", " ({})", "- **{}**{}: {}"),
+    "zh": Words("输入", "输出", "可选", "高级", "开", "关", "（{}）", "- **{}**{}：{}"),
 }
 
 
@@ -62,47 +62,45 @@ def page(schema: Any, locale: str, translation: dict[str, Any]) -> str:
     """One page. `translation` is the node's entry in nodeDefs.json; what it lacks is taken from the schema."""
     words = WORDS[locale]
     text = (TEXTS / locale / f"{schema.node_id}.md").read_text(encoding="utf-8")
-    tables = {"{inputs}": _inputs(schema, words, translation), "{outputs}": _outputs(schema, words, translation)}
-    lines = [tables.pop(line, line) for line in text.splitlines()]
-    if tables:
-        raise ValueError(f"docs/help/{locale}/{schema.node_id}.md lacks the line {' and '.join(tables)}.")
+    lists = {"{inputs}": _inputs(schema, words, translation), "{outputs}": _outputs(schema, words, translation)}
+    lines = [lists.pop(line, line) for line in text.splitlines()]
+    if lists:
+        raise ValueError(f"docs/help/{locale}/{schema.node_id}.md lacks the line {' and '.join(lists)}.")
     title = translation.get("display_name", schema.display_name)
-    return "\n".join([f"# {title}", "", *(line for line in lines if line is not None)]) + "\n"
+    return "\n".join([f"# {title}", "", *lines]) + "\n"
 
 
-def _inputs(schema: Any, words: Words, translation: dict[str, Any]) -> str | None:
-    rows = []
+def _inputs(schema: Any, words: Words, translation: dict[str, Any]) -> str:
+    lines = [f"## {words.inputs}", ""]
     for field in schema.inputs:
         translated = translation.get("inputs", {}).get(field.id, {})
-        shown = translated.get("name", field.display_name or field.id)
-        name = shown if shown == field.id else f"{shown} (`{field.id}`)"
-        advanced = (field.extra_dict or {}).get("advanced", False) or getattr(field, "advanced", False)
+        name = translated.get("name", field.display_name or field.id)
         default = getattr(field, "default", None)
-        notes = [words.optional] * bool(field.optional and default is None) + [words.advanced] * bool(advanced)
-        rows.append([name, ", ".join([*_value(default, words), *notes]), translated.get("tooltip", field.tooltip)])
-    return _table(words.inputs, [words.name, words.default, words.meaning], rows)
+        is_advanced = (field.extra_dict or {}).get("advanced", False) or getattr(field, "advanced", False)
+        notes = [
+            *([f"`{field.id}`"] if name != field.id else []),
+            *([words.optional] if field.optional and default is None else []),
+            *([words.advanced] if is_advanced else []),
+            *([_value(default, words)] if default not in (None, "") else []),
+        ]
+        noted = words.notes.format(", ".join(notes)) if notes else ""
+        lines.append(words.line.format(name, noted, translated.get("tooltip", field.tooltip)))
+    return "\n".join(lines)
 
 
-def _value(default: Any, words: Words) -> list[str]:
-    if default is None or default == "":
-        return []
-    return [{True: words.on, False: words.off}[default] if isinstance(default, bool) else f"{default}"]
+def _value(default: Any, words: Words) -> str:
+    if isinstance(default, bool):
+        return words.on if default else words.off
+    return str(default)
 
 
-def _outputs(schema: Any, words: Words, translation: dict[str, Any]) -> str | None:
-    rows = []
+def _outputs(schema: Any, words: Words, translation: dict[str, Any]) -> str:
+    lines = [f"## {words.outputs}", ""]
     for number, field in enumerate(schema.outputs):
         translated = translation.get("outputs", {}).get(str(number), {})
-        rows.append([translated.get("name", field.display_name), translated.get("tooltip", field.tooltip)])
-    return _table(words.outputs, [words.name, words.meaning], rows)
-
-
-def _table(title: str, header: list[str], rows: list[list[str]]) -> str | None:
-    """A section with a table; None, and so no section, without rows."""
-    if not rows:
-        return None
-    lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join([f"## {title}", "", *(f"| {' | '.join(line)} |" for line in lines)])
+        name, tooltip = translated.get("name", field.display_name), translated.get("tooltip", field.tooltip)
+        lines.append(words.line.format(name, "", tooltip))
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -61,6 +61,7 @@ def test_every_help_page_names_every_input_and_has_a_text_of_its_own(schemas, bu
             text = (build_docs.TEXTS / locale / f"{schema.node_id}.md").read_text(encoding="utf-8")
             assert len(text) > 100, "a page is more than its tables"
             assert bool(CHINESE.search(text)) == (locale == "zh")
+            assert not re.search(r"^\|", text, re.MULTILINE), "the panel is too narrow for tables"
 
 
 @pytest.mark.host
