@@ -1,4 +1,4 @@
-"""The two nouns of this room: `Face`, one face in one photo, and the sentence-making helpers around it."""
+"""`Face`: one face in one photo."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # two faces are the same only if they are one object
 class Face:
     """One face found in one photo. Coordinates are pixels of that photo, origin top left, x before y.
 

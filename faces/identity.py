@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -24,7 +25,18 @@ NOTICE = (
     "This file holds biometric data of a person: face embeddings and face pictures. Share it only with that "
     "person's consent; the law of many countries protects it."
 )
-_PER_PHOTO = ("embeddings", "weights", "aligned", "portraits", "heads", "keypoints", "boxes", "photo_sizes")
+# Tensor -> dtype and shape of one photo's row; -1 is any length. Crops and keypoints may have no rows at all.
+_PER_PHOTO: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+    "embeddings": (torch.float32, (-1,)),
+    "weights": (torch.float32, ()),
+    "aligned": (torch.uint8, (ALIGNED_SIZE, ALIGNED_SIZE, 3)),
+    "portraits": (torch.uint8, (PORTRAIT_SIZE, PORTRAIT_SIZE, 3)),
+    "heads": (torch.uint8, (HEAD_SIZE, HEAD_SIZE, 3)),
+    "keypoints": (torch.float32, (5, 2)),
+    "boxes": (torch.float32, (4,)),
+    "photo_sizes": (torch.int64, (2,)),
+}
+_NEED_KEYPOINTS = ("aligned", "portraits", "keypoints")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,15 +127,22 @@ class Identity:
             ) from None
         if metadata.get("format") != FILE_KIND:
             raise LikenessError(f"The file {path.name} is no identity: choose one that Save Identity wrote.")
-        if int(metadata.get("version", "0")) > FILE_VERSION:
+        damaged = LikenessError(f"The identity file {path.name} is damaged: save the identity again.")
+        try:
+            version, outliers = int(metadata.get("version", "")), json.loads(metadata.get("outliers", "[]"))
+        except ValueError:
+            raise damaged from None
+        if version > FILE_VERSION:
             raise LikenessError(f"The identity file {path.name} was written by a newer version: update this pack.")
         missing = [key for key in _PER_PHOTO if key not in tensors]
         if missing:
             raise LikenessError(f"The identity file {path.name} lacks {', '.join(missing)}: save the identity again.")
+        if not isinstance(outliers, list) or not _rows_fit(tensors):
+            raise damaged
         return cls(
             name=metadata.get("name", path.stem),
             recogniser=metadata.get("recogniser") or None,
-            outliers=tuple(json.loads(metadata.get("outliers", "[]"))),
+            outliers=tuple(str(text) for text in outliers),
             **{key: tensors[key] for key in _PER_PHOTO},
         )
 
@@ -163,30 +182,38 @@ def build_identity(
     identity = Identity(
         name=name,
         recogniser=recogniser if embedded else None,
-        embeddings=_rows(embedded, torch.float32, (0,)) if embedded else torch.zeros(len(chosen), 0),
+        embeddings=_rows("embeddings", embedded) if embedded else torch.zeros(len(chosen), 0),
         weights=torch.ones(len(chosen)),
-        aligned=_rows(
-            [arcface_crop(p, k, ALIGNED_SIZE) for p, k in with_points], torch.uint8, (ALIGNED_SIZE,) * 2 + (3,)
-        ),
-        portraits=_rows(
-            [ffhq_crop(p, k, PORTRAIT_SIZE) for p, k in with_points], torch.uint8, (PORTRAIT_SIZE,) * 2 + (3,)
-        ),
-        heads=_rows(
-            [head_crop(p, f.box, HEAD_SIZE, HEAD_FACTOR) for _, p, f in chosen], torch.uint8, (HEAD_SIZE,) * 2 + (3,)
-        ),
-        keypoints=_rows([k for _, k in with_points], torch.float32, (5, 2)),
-        boxes=_rows([f.box for _, _, f in chosen], torch.float32, (4,)),
-        photo_sizes=torch.tensor([p.shape[:2] for _, p, _ in chosen]),
+        aligned=_rows("aligned", [arcface_crop(photo, points, ALIGNED_SIZE) for photo, points in with_points]),
+        portraits=_rows("portraits", [ffhq_crop(photo, points, PORTRAIT_SIZE) for photo, points in with_points]),
+        heads=_rows("heads", [head_crop(photo, face.box, HEAD_SIZE, HEAD_FACTOR) for _, photo, face in chosen]),
+        keypoints=_rows("keypoints", [points for _, points in with_points]),
+        boxes=_rows("boxes", [face.box for _, _, face in chosen]),
+        photo_sizes=_rows("photo_sizes", [np.array(photo.shape[:2]) for _, photo, _ in chosen]),
     )
     if outlier_threshold is None or not identity.has_embeddings or len(identity) < 2:
         return identity
     return _judge_outliers(identity, [number for number, _, _ in chosen], outlier_threshold, leave_out)
 
 
-def _rows(arrays: Sequence[np.ndarray], dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+def _rows(key: str, arrays: Sequence[np.ndarray]) -> torch.Tensor:
+    dtype, shape = _PER_PHOTO[key]
     if not arrays:
         return torch.zeros(0, *shape, dtype=dtype)
     return torch.from_numpy(np.stack(arrays)).to(dtype)
+
+
+def _rows_fit(tensors: dict[str, torch.Tensor]) -> bool:
+    """Whether every tensor has the dtype and the number and shape of rows that an identity has."""
+    count = len(tensors["boxes"])
+    for key, (dtype, shape) in _PER_PHOTO.items():
+        tensor = tensors[key]
+        own = tuple(tensor.shape[1:])
+        same_shape = len(own) == len(shape) and all(want in (-1, have) for want, have in zip(shape, own, strict=True))
+        allowed = (0, count) if key in _NEED_KEYPOINTS else (count,)
+        if tensor.dtype != dtype or not tensor.ndim or len(tensor) not in allowed or not same_shape:
+            return False
+    return count > 0
 
 
 def _judge_outliers(identity: Identity, numbers: list[int], threshold: float, leave_out: bool) -> Identity:
@@ -234,7 +261,7 @@ def combine(
     strengths = [1.0] * len(identities) if weights is None else [float(weight) for weight in weights]
     if len(strengths) != len(identities):
         raise LikenessError(f"There are {len(identities)} identities but {len(strengths)} weights: give one for each.")
-    if any(weight < 0 for weight in strengths) or sum(strengths) == 0:
+    if not all(0 <= weight < math.inf for weight in strengths) or sum(strengths) == 0:
         raise LikenessError("The weights of the identities must not be negative, and one must be above zero.")
     recognisers = {identity.recogniser for identity in identities}
     if len(recognisers) > 1:
@@ -252,7 +279,7 @@ def combine(
         photo_weights.append(own * strength)
     together = {key: [getattr(identity, key) for identity in identities] for key in _PER_PHOTO}
     if len({len(keypoints) > 0 for keypoints in together["keypoints"]}) > 1:  # some have boxes only: all or none
-        for key in ("aligned", "portraits", "keypoints"):
+        for key in _NEED_KEYPOINTS:
             together[key] = [tensor[:0] for tensor in together[key]]
     return Identity(
         name=name or " + ".join(dict.fromkeys(identity.name for identity in identities)),

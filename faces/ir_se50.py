@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .weights import Weights, block_count, filled
+from .weights import Weights, block_count, builds
 
 
 class SqueezeExcitation(nn.Module):
@@ -74,6 +74,7 @@ def is_ir_se(weights: Weights) -> bool:
     return {"input_layer.0.weight", "body.0.res_layer.1.weight", "output_layer.3.weight"} <= set(weights)
 
 
+@builds("an IR-SE50 recogniser")
 def ir_se(weights: Weights) -> IrSe:
     """The IR or IR-SE network that fits the weights, frozen, in evaluation mode, float32.
 
@@ -86,6 +87,4 @@ def ir_se(weights: Weights) -> IrSe:
         blocks.append(bottleneck(weights, f"body.{number}.", stride))
     dim, flat = weights["output_layer.3.weight"].shape
     stem, width = weights["input_layer.0.weight"].shape[0], weights["output_layer.0.weight"].shape[0]
-    network = IrSe(blocks, stem, width, flat, dim)
-    filled(network, weights, "an IR-SE50 recogniser")
-    return network
+    return IrSe(blocks, stem, width, flat, dim)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .weights import Weights, block_count, filled
+from .weights import Weights, block_count, builds
 
 
 class Block(nn.Module):
@@ -65,16 +65,15 @@ def is_iresnet(weights: Weights) -> bool:
     return {"conv1.weight", "layer4.0.bn3.weight", "fc.weight", "features.weight"} <= set(weights)
 
 
+@builds("an iresnet recogniser")
 def iresnet(weights: Weights) -> IResNet:
     """The iresnet (any depth and width) that fits the weights, frozen, in evaluation mode, float32."""
     widths = [weights[f"layer{n}.0.conv1.weight"].shape[0] for n in range(1, 5)]
     dim, flat = weights["fc.weight"].shape
-    network = IResNet(
+    return IResNet(
         stem=weights["conv1.weight"].shape[0],
         widths=widths,
         blocks=[block_count(weights, f"layer{n}.") for n in range(1, 5)],
         cells=flat // widths[-1],
         dim=dim,
     )
-    filled(network, weights, "an iresnet recogniser")
-    return network

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..errors import LikenessError
 from .align import ffhq_crop, ffhq_template, invert, robust_similarity_transform, warp_nearest
-from .weights import Weights, block_count, filled, read_weights
+from .weights import Weights, block_count, builds, read_weights
 
 CROP_SIZE = 512
 
@@ -221,11 +221,10 @@ class BiSeNet(nn.Module):
         return main, sixteenth, coarse
 
 
+@builds("a BiSeNet face parser")
 def bisenet(weights: Weights) -> BiSeNet:
     """The BiSeNet (any width) that fits the weights, frozen, in evaluation mode, float32."""
-    network = BiSeNet(weights["cp.resnet.conv1.weight"].shape[0], weights["conv_out.conv_out.weight"].shape[0])
-    filled(network, weights, "a BiSeNet face parser")
-    return network
+    return BiSeNet(weights["cp.resnet.conv1.weight"].shape[0], weights["conv_out.conv_out.weight"].shape[0])
 
 
 # --- ParseNet
@@ -295,6 +294,7 @@ class ParseNet(nn.Module):
         return self.out_mask_conv(features), self.out_img_conv(features)
 
 
+@builds("a ParseNet face parser")
 def parsenet(weights: Weights) -> ParseNet:
     """The ParseNet (any width and depth) that fits the weights, frozen, in evaluation mode, float32."""
 
@@ -303,15 +303,13 @@ def parsenet(weights: Weights) -> ParseNet:
         shapes = [weights[f"{prefix}{i}.conv1.conv2d.weight"].shape for i in range(first, count)]
         return [(shape[1], shape[0]) for shape in shapes]
 
-    network = ParseNet(
+    return ParseNet(
         base=weights["encoder.0.conv2d.weight"].shape[0],
         down=widths("encoder.", 1),
         depth=block_count(weights, "body."),
         up=widths("decoder.", 0),
         classes=weights["out_mask_conv.conv2d.weight"].shape[0],
     )
-    filled(network, weights, "a ParseNet face parser")
-    return network
 
 
 # --- both

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import LikenessError
 from .detection import SCORE_FLOOR, Detection, non_maximum_suppression, shrink_to
-from .weights import Weights, block_count, filled, read_weights
+from .weights import Weights, block_count, builds, read_weights
 
 BGR_MEAN = (104.0, 117.0, 123.0)
 STRIDES = (8, 16, 32)
@@ -147,10 +146,9 @@ class RetinaFace(nn.Module):
         return boxes, classes.softmax(-1), points
 
 
+@builds("a RetinaFace detector")
 def retinaface(weights: Weights) -> RetinaFace:
     """The network that fits the weights (MobileNet of any width, or ResNet-50), frozen, in evaluation mode, float32."""
-    if "fpn.output1.0.weight" not in weights:
-        raise LikenessError("The weights are not RetinaFace's: choose detection_Resnet50_Final.pth or mobilenet0.25.")
     width = weights["fpn.output1.0.weight"].shape[0]
     widths = [weights[f"fpn.output{n}.0.weight"].shape[1] for n in (1, 2, 3)]
     if "body.layer1.0.conv1.weight" in weights:
@@ -165,9 +163,7 @@ def retinaface(weights: Weights) -> RetinaFace:
                 for stage in (1, 2, 3)
             ]
         )
-    network = RetinaFace(body, widths, width)
-    filled(network, weights, "a RetinaFace detector")
-    return network
+    return RetinaFace(body, widths, width)
 
 
 def _last_width(weights: Weights, prefix: str) -> int:

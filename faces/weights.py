@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -10,6 +13,7 @@ from torch import nn
 from ..errors import LikenessError
 
 Weights = dict[str, torch.Tensor]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def read_weights(path: Path | str) -> Weights:
@@ -35,7 +39,7 @@ def read_weights(path: Path | str) -> Weights:
     return weights
 
 
-def filled(network: nn.Module, weights: Weights, what: str) -> nn.Module:
+def filled(network: Network, weights: Weights, what: str) -> Network:
     """The network with these weights, in evaluation mode, its parameters out of any optimiser's reach."""
     weights = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
     try:
@@ -49,6 +53,26 @@ def filled(network: nn.Module, weights: Weights, what: str) -> nn.Module:
             f"{unexpected[:3]}; choose another file."
         )
     return network.float().eval().requires_grad_(False)
+
+
+def builds(what: str) -> Callable[[Callable[[Weights], Network]], Callable[[Weights], Network]]:
+    """For functions that read an empty network's sizes off weights: the network comes out `filled` with them.
+
+    `what` names it in the sentence for weights that lack the keys the sizes are read from.
+    """
+
+    def decorate(build: Callable[[Weights], Network]) -> Callable[[Weights], Network]:
+        @wraps(build)
+        def build_and_fill(weights: Weights) -> Network:
+            try:
+                network = build(weights)
+            except (KeyError, IndexError, ValueError) as error:
+                raise LikenessError(f"The weights do not fit {what} ({error}): choose another file.") from None
+            return filled(network, weights, what)
+
+        return build_and_fill
+
+    return decorate
 
 
 def block_count(weights: Weights, prefix: str) -> int:

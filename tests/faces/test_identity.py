@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from likeness.errors import LikenessError
+from likeness.faces import Combine, Face, Identity, build_identity, combine, cosine_similarity, unit
+from likeness.faces.align import ARCFACE_112, FFHQ_512
+
+PHOTO = np.random.default_rng(0).integers(0, 256, (150, 130, 3), dtype=np.uint8)
+
+
+def face(embedding=None, points=True, recogniser="buffalo_l") -> Face:
+    return Face(
+        box=np.array([20, 20, 90, 110], np.float32),
+        score=0.9,
+        keypoints=(ARCFACE_112 + 5).astype(np.float32) if points else None,
+        embedding=None if embedding is None else np.asarray(embedding, np.float32),
+        recogniser=None if embedding is None else recogniser,
+    )
+
+
+def person(*embeddings, name="p", recogniser="buffalo_l") -> Identity:
+    faces = [face(e, recogniser=recogniser) for e in embeddings]
+    return build_identity([PHOTO] * len(faces), faces, name, outlier_threshold=None)
+
+
+def test_an_identity_holds_every_product_of_its_photos():
+    identity = person([3, 4, 0], [0, 5, 0])
+    assert len(identity) == 2
+    assert identity.aligned.shape == (2, 224, 224, 3) and identity.aligned.dtype == torch.uint8
+    assert identity.portraits.shape == identity.heads.shape == (2, 512, 512, 3)
+    assert identity.keypoints.shape == (2, 5, 2) and identity.boxes.shape == (2, 4)
+    assert identity.photo_sizes.tolist() == [[150, 130]] * 2
+    assert identity.recogniser == "buffalo_l"
+
+
+def test_crops_have_the_keypoints_on_their_templates():
+    photo = np.zeros((600, 600, 3), np.uint8)
+    points = FFHQ_512 * 0.8 + 50
+    for (x, y), colour in zip(points, np.eye(5, 3) * 155 + 100, strict=True):
+        photo[round(y) - 5 : round(y) + 6, round(x) - 5 : round(x) + 6] = colour
+    seen = Face(np.array([50, 50, 450, 450], np.float32), 1, points.astype(np.float32))
+    portrait = build_identity([photo], [seen]).portraits[0].numpy()
+    for (x, y), colour in zip(FFHQ_512, np.eye(5, 3) * 155 + 100, strict=True):
+        assert np.abs(portrait[round(y), round(x)] - colour).max() <= 1
+
+
+def test_mean_of_unit_vectors_ignores_their_lengths_and_the_raw_mean_does_not():
+    identity = person([10, 0], [0, 1])
+    torch.testing.assert_close(identity.mean_embedding(), torch.tensor([1.0, 1.0]) / 2**0.5)
+    torch.testing.assert_close(identity.mean_embedding(unit=False), torch.tensor([5.0, 0.5]))
+    weighted = replace(identity, weights=torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(weighted.mean_embedding(), torch.tensor([0.0, 1.0]))
+
+
+def test_a_stranger_among_the_photos_is_named_by_number_and_left_out():
+    embeddings = [[1, 0.1, 0], [1, 0, 0.1], [0, -1, 2], [1, 0.1, 0.1]]
+    faces = [face(embeddings[0]), None, *(face(e) for e in embeddings[1:])]
+    identity = build_identity([PHOTO] * 5, faces)
+    assert len(identity) == 3
+    assert len(identity.outliers) == 1 and identity.outliers[0].startswith("photo 4 ")
+    assert len(build_identity([PHOTO] * 5, faces, leave_out=False)) == 4
+    assert not build_identity([PHOTO] * 5, faces, outlier_threshold=None).outliers
+
+
+def test_of_two_photos_that_disagree_none_is_left_out():
+    identity = build_identity([PHOTO] * 2, [face([1, 0]), face([0, 1])])
+    assert len(identity) == 2 and "photos 1 and 2" in identity.outliers[0]
+
+
+def test_without_recogniser_there_is_everything_but_embeddings():
+    identity = build_identity([PHOTO], [face()])
+    assert identity.embeddings.shape == (1, 0) and identity.recogniser is None
+    assert len(identity.aligned) == 1
+    with pytest.raises(LikenessError, match="no embedding"):
+        identity.mean_embedding()
+
+
+def test_boxes_alone_give_heads_alone(tmp_path):
+    identity = build_identity([PHOTO] * 2, [face(points=False)] * 2)
+    assert len(identity) == len(identity.heads) == 2
+    assert len(identity.aligned) == len(identity.portraits) == len(identity.keypoints) == 0
+    loaded = Identity.load(identity.save(tmp_path / "boxes.safetensors"))
+    assert loaded.aligned.shape == (0, 224, 224, 3)
+
+
+@pytest.mark.parametrize(
+    ("photos", "faces", "message"),
+    [
+        (1, [None], "No photo has a face"),
+        (2, [face([1.0])], "2 photos but 1 faces"),
+        (2, [face([1.0]), face([1.0], recogniser="antelopev2")], "different recognisers"),
+        (2, [face([1.0]), face()], "different recognisers"),
+    ],
+)
+def test_what_is_no_person_is_refused(photos, faces, message):
+    with pytest.raises(LikenessError, match=message):
+        build_identity([PHOTO] * photos, faces)
+
+
+# --- the file
+
+
+def test_a_file_gives_back_the_same_identity(tmp_path):
+    identity = replace(person([3, 4, 0], [0, 5, 0], name="Ada"), outliers=("photo 3 ...",))
+    loaded = Identity.load(identity.save(tmp_path / "deep" / "ada.safetensors"))
+    for field in fields(Identity):
+        left, right = getattr(identity, field.name), getattr(loaded, field.name)
+        assert torch.equal(left, right) if torch.is_tensor(left) else left == right, field.name
+
+
+def test_a_file_warns_that_it_is_biometric_data(tmp_path):
+    with safe_open(person([1.0]).save(tmp_path / "a.safetensors"), framework="pt") as file:
+        metadata = file.metadata()
+    assert "biometric" in metadata["notice"] and metadata["recogniser"] == "buffalo_l"
+
+
+def test_a_file_is_never_overwritten(tmp_path):
+    path = person([1.0]).save(tmp_path / "a.safetensors")
+    before = path.read_bytes()
+    with pytest.raises(LikenessError, match="exists already"):
+        person([2.0]).save(path)
+    assert path.read_bytes() == before
+
+
+def test_other_files_are_refused_by_name(tmp_path):
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(LikenessError, match=r"x\.safetensors does not exist"):
+        Identity.load(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(LikenessError, match="is no identity"):
+        Identity.load(path)
+    path.write_bytes(b"no tensors here")
+    with pytest.raises(LikenessError, match="cannot be read"):
+        Identity.load(path)
+
+
+def test_truncated_newer_and_incomplete_files_are_refused(tmp_path):
+    whole = person([1.0]).save(tmp_path / "a.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:-1000])
+    with pytest.raises(LikenessError, match="damaged"):
+        Identity.load(tmp_path / "cut.safetensors")
+    with safe_open(whole, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file(tensors, tmp_path / "new.safetensors", metadata | {"version": "999"})
+    with pytest.raises(LikenessError, match="newer version"):
+        Identity.load(tmp_path / "new.safetensors")
+    save_file({"boxes": tensors["boxes"]}, tmp_path / "part.safetensors", metadata)
+    with pytest.raises(LikenessError, match="lacks embeddings"):
+        Identity.load(tmp_path / "part.safetensors")
+    for broken in ({"version": "x"}, {"outliers": "{"}, {"outliers": json.dumps(3)}):
+        save_file(tensors, tmp_path / "odd.safetensors", metadata | broken)
+        with pytest.raises(LikenessError, match="damaged"):
+            Identity.load(tmp_path / "odd.safetensors")
+
+
+def test_rows_that_do_not_belong_together_are_refused(tmp_path):
+    identity = person([1.0, 0.0], [0.0, 1.0])
+    path = replace(identity, weights=torch.ones(3)).save(tmp_path / "a.safetensors")
+    with pytest.raises(LikenessError, match="damaged"):
+        Identity.load(path)
+
+
+# --- several
+
+
+def test_photos_of_one_person_count_alike_wherever_they_come_from():
+    together = combine([person([1, 0], [1, 0], [1, 0]), person([0, 1])])
+    assert len(together) == 4
+    torch.testing.assert_close(together.mean_embedding(), unit(torch.tensor([3.0, 1.0])))
+
+
+@given(
+    weights=st.tuples(st.floats(0.05, 5), st.floats(0.05, 5)),
+    first=st.lists(st.lists(st.floats(0.1, 3), min_size=4, max_size=4), min_size=1, max_size=3),
+)
+@settings(max_examples=20, deadline=None)
+def test_a_blend_lies_between_its_people_whatever_the_number_of_their_photos(weights, first):
+    a, b = person(*first), person([0, 1, -1, 0.5])
+    blend = combine([a, b], weights, Combine.BLEND)
+    expected = unit(weights[0] * a.mean_embedding() + weights[1] * b.mean_embedding())
+    assert cosine_similarity(blend.mean_embedding()[None], expected[None]).item() == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(blend.mean_embedding(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_names_and_remarks_are_joined():
+    a = replace(person([1.0], name="Ada"), outliers=("photo 2 ...",))
+    together = combine([a, person([1.0], name="Bob")])
+    assert together.name == "Ada + Bob"
+    assert together.outliers == ("Ada: photo 2 ...",)
+
+
+@pytest.mark.parametrize(
+    ("identities", "weights", "message"),
+    [
+        ([], None, "no identity"),
+        ([person([1.0]), person([1.0], recogniser="antelopev2")], None, "different recognisers"),
+        ([person([1.0])], [1, 2], "1 identities but 2 weights"),
+        ([person([1.0])], [0], "above zero"),
+        ([person([1.0]), person([1.0])], [1, -1], "negative"),
+        ([person([1.0])], [float("nan")], "negative"),
+    ],
+)
+def test_what_cannot_be_combined_is_refused(identities, weights, message):
+    with pytest.raises(LikenessError, match=message):
+        combine(identities, weights)
+
+
+def test_a_person_seen_in_boxes_only_takes_the_crops_away_from_the_sum():
+    boxes = build_identity([PHOTO], [face(points=False)])
+    together = combine([build_identity([PHOTO], [face()]), boxes])
+    assert len(together) == 2 and len(together.aligned) == 0 and len(together.keypoints) == 0

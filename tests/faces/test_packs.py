@@ -1,0 +1,201 @@
+"""Opening packs from folders and detectors from packages."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+
+import numpy as np
+import pytest
+
+from likeness.errors import LikenessError
+from likeness.faces import Provider, load_lbp, load_opencv, load_pack
+from likeness.faces.onnx_file import read_graph
+from likeness.faces.onnx_session import open_session, provider_names
+from likeness.faces.packs import Task, classify
+from likeness.faces.recognition import recogniser_name
+
+pytest.importorskip("onnxruntime")
+
+
+def test_a_pack_finds_and_recognises(pack, spot):
+    analysis = load_pack(pack, Provider.CPU)
+    search = analysis.search(spot)
+    (face,) = search.faces
+    np.testing.assert_allclose(face.box, [296, 296, 344, 344], atol=1e-3)
+    np.testing.assert_allclose(face.keypoints[2], [320, 320], atol=1e-3)
+    assert face.embedding.shape == (16,) and face.recogniser == "buffalo_l"
+    assert analysis.name == "buffalo_l" and analysis.commercial is False and "non-commercial" in analysis.licence
+
+
+def test_coordinates_are_those_of_the_photo_whatever_its_shape(pack, spot):
+    wide = np.zeros((1280, 2560, 3), np.uint8)
+    wide[640:672, 1600:1632] = 255  # 8 pixels of the 640 x 320 it is shrunk to
+    (face,) = load_pack(pack).find(wide)
+    np.testing.assert_allclose(face.box, [1600 - 96, 640 - 96, 1600 + 96, 640 + 96], atol=1)
+
+
+def test_a_nested_archive_folder_is_looked_into(tmp_path, pack):
+    nested = tmp_path / "antelopev2" / "antelopev2"
+    nested.mkdir(parents=True)
+    shutil.copy(pack / "det_10g.onnx", nested / "scrfd_10g_bnkps.onnx")
+    shutil.copy(pack / "w600k_r50.onnx", nested / "glintr100.onnx")
+    analysis = load_pack(tmp_path / "antelopev2")
+    assert analysis.recogniser is not None and analysis.recogniser.name == "antelopev2"
+
+
+@pytest.mark.parametrize("present", [[], ["det_10g.onnx"], ["w600k_r50.onnx"]])
+def test_missing_files_are_named_with_pack_folder_and_source(tmp_path, pack, present):
+    folder = tmp_path / "buffalo_l"
+    folder.mkdir()
+    for name in present:
+        shutil.copy(pack / name, folder / name)
+    with pytest.raises(LikenessError) as raised:
+        load_pack(folder)
+    for part in ("buffalo_l", "det_10g.onnx", "w600k_r50.onnx", str(folder), "huggingface.co", *present):
+        assert part in str(raised.value)
+
+
+def test_a_folder_that_does_not_exist_is_a_missing_pack(tmp_path):
+    with pytest.raises(LikenessError, match=r"no \.onnx file"):
+        load_pack(tmp_path / "nowhere")
+
+
+def test_an_unknown_pack_may_have_no_recogniser(tmp_path, pack):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    shutil.copy(pack / "det_10g.onnx", folder)
+    assert load_pack(folder).recogniser is None
+
+
+def test_a_fixed_input_size_is_the_only_one_tried(tmp_path, write_detector, write_recogniser, spot):
+    write_detector(tmp_path / "mine" / "a.onnx", side=320)
+    analysis = load_pack(tmp_path / "mine")
+    assert analysis.detector.sizes == (320,)
+    assert analysis.search(np.zeros_like(spot)).tried[0] == "size 320"
+
+
+def test_auraface_is_told_apart_by_its_folder(tmp_path, pack):
+    folder = tmp_path / "auraface"
+    folder.mkdir()
+    shutil.copy(pack / "det_10g.onnx", folder / "scrfd_10g_bnkps.onnx")
+    shutil.copy(pack / "w600k_r50.onnx", folder / "glintr100.onnx")
+    analysis = load_pack(folder)
+    assert analysis.recogniser is not None and analysis.recogniser.name == "auraface"
+    assert "AuraFace" in analysis.licence
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("models/buffalo_l/w600k_r50.onnx", "buffalo_l"),
+        ("elsewhere/W600K_R50.onnx", "buffalo_l"),
+        ("models/antelopev2/antelopev2/glintr100.onnx", "antelopev2"),
+        ("models/AuraFace-v1/glintr100.onnx", "auraface"),
+        ("buffalo_s/w600k_mbf.onnx", "buffalo_s/w600k_mbf"),
+    ],
+)
+def test_embedding_spaces_have_names(path, name):
+    assert recogniser_name(path) == name
+
+
+def test_files_are_sorted_by_shape(pack, tmp_path, write_recogniser):
+    assert classify(read_graph(pack / "det_10g.onnx", weights=False)) is Task.DETECTION
+    assert classify(read_graph(pack / "w600k_r50.onnx", weights=False)) is Task.RECOGNITION
+
+
+def test_a_recogniser_that_normalises_gives_the_same_embedding(tmp_path, write_detector, write_recogniser, spot):
+    found = []
+    for own in (False, True):
+        folder = tmp_path / f"own{own}"
+        write_detector(folder / "a.onnx")
+        write_recogniser(folder / "b.onnx", own_normalisation=own)
+        found.append(load_pack(folder).find(spot)[0].embedding)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+def test_damaged_files_are_refused_by_name(tmp_path, pack):
+    folder = tmp_path / "buffalo_l"
+    shutil.copytree(pack, folder)
+    (folder / "det_10g.onnx").write_bytes((pack / "det_10g.onnx").read_bytes()[:-50])
+    with pytest.raises(LikenessError, match=r"det_10g\.onnx"):
+        load_pack(folder)
+    (folder / "det_10g.onnx").write_bytes(b"")
+    with pytest.raises(LikenessError, match=r"det_10g\.onnx"):
+        load_pack(folder)
+
+
+# --- providers
+
+
+def test_sessions_are_opened_once_per_file(pack):
+    first = open_session(pack / "det_10g.onnx", Provider.CPU)
+    assert open_session(pack / "det_10g.onnx", Provider.CPU) is first
+
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+def test_auto_takes_the_card_and_keeps_the_processor_behind_it():
+    assert provider_names(Provider.AUTO, ["TensorrtExecutionProvider", CUDA, CPU]) == [CUDA, CPU]
+    assert provider_names(Provider.AUTO, ["AzureExecutionProvider", CPU]) == [CPU]
+    assert provider_names(Provider.CPU, [CUDA, CPU]) == [CPU]
+
+
+def test_a_provider_that_is_not_there_falls_back_with_one_warning(caplog):
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert provider_names(Provider.ROCM, [CPU, "test only"]) == [CPU]
+    assert len([r for r in caplog.records if "ROCm" in r.message]) == 1
+
+
+# --- detectors from packages
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    corner, opposite = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
+    shared = np.clip(opposite - corner, 0, None).prod()
+    return float(shared / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared))
+
+
+def test_mtcnn_finds_six_people_with_eyes_above_mouths(mtcnn, six_people):
+    faces = mtcnn.find(six_people)
+    assert len(faces) == 6 and mtcnn.recogniser is None
+    for face in faces:
+        left_eye, right_eye, nose, left_mouth, right_mouth = face.keypoints
+        assert left_eye[0] < right_eye[0] and left_mouth[0] < right_mouth[0]
+        assert max(left_eye[1], right_eye[1]) < nose[1] < min(left_mouth[1], right_mouth[1])
+
+
+def test_mtcnn_finds_the_astronaut_in_photos_of_any_size(mtcnn, astronaut):
+    (face,) = mtcnn.find(astronaut)
+    assert overlap(face.box, np.array([174, 65, 273, 164])) > 0.5
+    large = np.repeat(np.repeat(astronaut, 4, 0), 4, 1)
+    (big,) = mtcnn.find(large)
+    assert overlap(big.box / 4, face.box) > 0.85
+    assert mtcnn.find(np.zeros((64, 64, 3), np.uint8)) == []
+
+
+def test_mtcnn_needs_rgb_order_to_be_right(mtcnn, astronaut):
+    """The detector protocol is BGR: detect on the flipped picture must equal find on the photo."""
+    direct = mtcnn.detector.detect(np.ascontiguousarray(astronaut[..., ::-1]))
+    (face,) = mtcnn.find(astronaut)
+    np.testing.assert_allclose(direct[0].box, face.box)
+    wrong = mtcnn.detector.detect(astronaut)
+    assert not wrong or np.abs(wrong[0].box - face.box).max() > 0.01
+
+
+def test_the_cascade_finds_boxes_without_any_file(astronaut, six_people, mtcnn):
+    analysis = load_lbp()
+    (face,) = analysis.find(astronaut)
+    assert overlap(face.box, np.array([174, 65, 273, 164])) > 0.7
+    assert face.keypoints is None and face.embedding is None
+    boxes = [face.box for face in analysis.find(six_people)]
+    hit = [any(overlap(box, true.box) > 0.3 for box in boxes) for true in mtcnn.find(six_people)]
+    assert sum(hit) >= 4
+    assert analysis.find(np.zeros((20, 900, 3), np.uint8)) == []
+
+
+def test_opencv_models_that_are_missing_are_named(tmp_path):
+    with pytest.raises(LikenessError, match=r"yunet\.onnx is missing"):
+        load_opencv(tmp_path / "yunet.onnx")
