@@ -27,7 +27,7 @@ PICTURES = HERE / "pictures"
 THUMBNAIL = 400
 LONGEST_SIDE = 1600  # CSS pixels; twice as many in the file
 OUR_NODE = "LikenessApplyIdentity"
-LANGUAGES = {"en-US": ".png", "zh-CN": ".zh.png"}
+LANGUAGES = {"zh-CN": ".zh.png", "en-US": ".png"}  # the last one's picture is on the thumbnail
 
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
@@ -192,10 +192,10 @@ def save_thumbnail(png: bytes, preview: bytes | None, path: Path) -> None:
     square.save(path, quality=88, optimize=True)
 
 
-def preview_picture(base: Path) -> bytes | None:
-    """The newest picture among the server's previews."""
-    pictures = sorted((base / "temp").glob("*.png"), key=lambda path: path.stat().st_mtime)
-    return pictures[-1].read_bytes() if pictures else None
+def preview_picture(page: Any) -> bytes | None:
+    """What the first Preview Image node of the graph shows."""
+    address = page.evaluate("app.graph._nodes.find(node => node.type === 'PreviewImage')?.imgs?.[0].src")
+    return page.request.get(address).body() if address else None
 
 
 def main() -> None:
@@ -208,20 +208,17 @@ def main() -> None:
     wanted = sys.argv[1:] or names_of_workflows()
     workflows = {name: json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")) for name in wanted}
     PICTURES.mkdir(exist_ok=True)
-    for name, workflow in workflows.items():
-        for locale, ending in LANGUAGES.items():
-            with tempfile.TemporaryDirectory() as folder:
-                base = Path(folder)
-                prepare(base, [workflow])
-                with (
-                    server_module.running(host, base, REPOSITORY) as server,
-                    browser(server.client.address, locale) as page,
-                ):
-                    png = photograph(page, name, workflow)
-                save_picture(png, PICTURES / f"{name}{ending}", workflow)
-                if locale == "en-US":
-                    save_thumbnail(png, preview_picture(base), WORKFLOWS / f"{name}.jpg")
-        print(name)
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        prepare(base, list(workflows.values()))
+        with server_module.running(host, base, REPOSITORY) as server:
+            for locale, ending in LANGUAGES.items():
+                for name, workflow in workflows.items():
+                    with browser(server.client.address, locale) as page:
+                        png, preview = photograph(page, name, workflow), preview_picture(page)
+                    save_picture(png, PICTURES / f"{name}{ending}", workflow)
+                    save_thumbnail(png, preview, WORKFLOWS / f"{name}.jpg")
+                    print(f"{name}{ending}")
 
 
 if __name__ == "__main__":

@@ -130,3 +130,25 @@ def test_both_readmes_have_the_same_sections():
 
     english, chinese = (shape(name) for name in READMES)
     assert english == chinese
+
+
+def test_every_workflow_has_a_thumbnail_and_pictures_that_carry_it():
+    from PIL import Image
+
+    names = [path.stem for path in (REPOSITORY / "workflows").glob("*.json") if not path.name.endswith(".api.json")]
+    for name in names:
+        hint = f"run `python docs/take_pictures.py {name}`"
+        thumbnail = REPOSITORY / "workflows" / f"{name}.jpg"
+        assert thumbnail.is_file(), hint
+        assert thumbnail.stat().st_size <= 100_000
+        with Image.open(thumbnail) as picture:
+            assert picture.size == (400, 400)
+        for ending in (".png", ".zh.png"):
+            path = REPOSITORY / "docs" / "pictures" / f"{name}{ending}"
+            assert path.is_file(), hint
+            assert path.stat().st_size <= 500_000
+            with Image.open(path) as picture:
+                carried = json.loads(picture.info["workflow"])
+            kinds = [node["type"] for node in carried["nodes"]]
+            workflow = json.loads((REPOSITORY / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+            assert kinds == [node["type"] for node in workflow["nodes"]], hint
