@@ -101,13 +101,15 @@ def transform_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _sampling_grid(matrices: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """Where each crop pixel lies in the photo: (B, height, width, 2), x and y in photo pixels."""
-    linear = torch.linalg.inv(matrices[:, :, :2].double())
-    shift = -linear @ matrices[:, :, 2:].double()
+    """Where each crop pixel lies in the photo: (B, height, width, 2), x and y in photo pixels, float64 on the CPU.
+
+    Float32 is too coarse for large photos, and Apple's graphics devices know nothing finer.
+    """
+    matrices = matrices.detach().cpu().double()
+    linear = torch.linalg.inv(matrices[:, :, :2])
+    shift = -linear @ matrices[:, :, 2:]
     ys, xs = torch.meshgrid(
-        torch.arange(height, dtype=torch.float64, device=matrices.device),
-        torch.arange(width, dtype=torch.float64, device=matrices.device),
-        indexing="ij",
+        torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
     )
     crop_points = torch.stack([xs, ys], -1).reshape(1, -1, 2)
     return (crop_points @ linear.mT + shift.mT).reshape(-1, height, width, 2)
@@ -128,7 +130,7 @@ def warp_tensor(
     """
     width, height = size
     photo_h, photo_w = images.shape[-2:]
-    points = _sampling_grid(matrices.to(images.device), width, height)
+    points = _sampling_grid(matrices, width, height)
     extent = points.new_tensor([photo_w, photo_h])
     if border is Border.REFLECT_101:
         grid = 2 * points / (extent - 1).clamp(min=1) - 1
@@ -139,7 +141,7 @@ def warp_tensor(
     lifted = images.float() - level if border is Border.CONSTANT else images.float()
     crops = F.grid_sample(
         lifted,
-        grid.float(),
+        grid.to(images.device, torch.float32),
         mode="bilinear",
         padding_mode=modes.get(border, "reflection"),
         align_corners=border is Border.REFLECT_101,
@@ -212,7 +214,7 @@ def differentiable_crop(images: torch.Tensor, keypoints: torch.Tensor, size: int
     """
     target = arcface_template(size)
     matrices = [similarity_transform(points, target) for points in keypoints.detach().double().cpu().numpy()]
-    return warp_tensor(images, torch.from_numpy(np.stack(matrices)).to(images.device), (size, size))
+    return warp_tensor(images, torch.from_numpy(np.stack(matrices)), (size, size))
 
 
 def landmark_matrix(box: np.ndarray, size: int, margin: float = 1.5, rotation: float = 0.0) -> np.ndarray:

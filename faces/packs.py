@@ -240,6 +240,8 @@ class Mtcnn:
     def detect(self, image_bgr: np.ndarray, size: int | None = None) -> list[Detection]:
         """See `Detector.detect`."""
         small, scale = shrink_to(image_bgr, size or self.sizes[0])
+        if min(small.shape[:2]) < self.network.min_face_size:  # it has no scale left to search, and raises
+            return []
         boxes, scores, points = self.network.detect(np.ascontiguousarray(small[..., ::-1]), landmarks=True)
         if boxes is None:
             return []

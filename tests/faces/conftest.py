@@ -85,6 +85,41 @@ def _write_bright_spot_detector(path: Path, side: int | str = "side") -> None:
     _save(path, nodes, weights, {"x": [1, 3, side, side]}, outputs)
 
 
+def _write_yunet(path: Path) -> None:
+    """YuNet's outputs for a network that takes a bright cell of 8 pixels for a face of 40 pixels around its corner."""
+    from onnx import helper
+
+    offsets = np.array([-1, -1, 1, -1, 0, 0, -1, 1, 1, 1], np.float32)
+    values = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}
+    weights: dict[str, np.ndarray] = {f"flat_{kind}": np.array([1, -1, n]) for kind, n in values.items()}
+    nodes, outputs = [], {}
+    for kind, count in values.items():
+        for stride in (8, 16, 32):
+            name = f"{kind}_{stride}"
+            weight = np.zeros((count, 3, stride, stride), np.float32)
+            if count == 1:
+                weight += 40 / (3 * 255 * stride * stride)  # YuNet sees 0..255
+                bias = np.full(1, -20.0 if stride == 8 else -100.0, np.float32)
+            else:
+                bias = offsets if kind == "kps" else np.array([0, 0, np.log(5), np.log(5)], np.float32)
+            weights |= {f"{name}.w": weight, f"{name}.b": bias}
+            nodes += [
+                helper.make_node(
+                    "Conv",
+                    ["input", f"{name}.w", f"{name}.b"],
+                    [f"{name}.c"],
+                    kernel_shape=[stride] * 2,
+                    strides=[stride] * 2,
+                ),
+                helper.make_node("Transpose", [f"{name}.c"], [f"{name}.t"], perm=[0, 2, 3, 1]),
+                helper.make_node("Reshape", [f"{name}.t", f"flat_{kind}"], [name if count > 1 else f"{name}.r"]),
+            ]
+            if count == 1:
+                nodes.append(helper.make_node("Sigmoid", [f"{name}.r"], [name]))
+            outputs[name] = [1, (640 // stride) ** 2, count]
+    _save(path, nodes, weights, {"input": [1, 3, 640, 640]}, outputs)
+
+
 def _write_recogniser(path: Path, own_normalisation: bool = False, seed: int = 0) -> None:
     """A graph of the six kinds of nodes an iresnet export has: (B, 3, 112, 112) to (B, 16)."""
     from onnx import helper
@@ -131,6 +166,13 @@ def _write_recogniser(path: Path, own_normalisation: bool = False, seed: int = 0
 def write_detector() -> Callable[..., None]:
     pytest.importorskip("onnx")
     return _write_bright_spot_detector
+
+
+@pytest.fixture(scope="session")
+def write_yunet() -> Callable[[Path], None]:
+    pytest.importorskip("onnx")
+    pytest.importorskip("cv2")
+    return _write_yunet
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -26,6 +28,25 @@ def test_a_pack_finds_and_recognises(pack, spot):
     np.testing.assert_allclose(face.keypoints[2], [320, 320], atol=1e-3)
     assert face.embedding.shape == (16,) and face.recogniser == "buffalo_l"
     assert analysis.name == "buffalo_l" and analysis.commercial is False and "non-commercial" in analysis.licence
+
+
+BARE = """
+import sys
+for name in ("insightface", "onnx", "facexlib", "facenet_pytorch", "cv2", "skimage", "torchvision"):
+    sys.modules[name] = None
+import likeness.faces
+assert "onnxruntime" not in sys.modules
+photo = __import__("numpy").load(sys.argv[2])
+(face,) = likeness.faces.load_pack(sys.argv[1]).find(photo)
+assert face.embedding.shape == (16,)
+"""
+
+
+def test_a_pack_needs_neither_insightface_nor_opencv_nor_onnx(pack, spot, tmp_path):
+    np.save(tmp_path / "photo.npy", spot)
+    command = [sys.executable, "-c", BARE, str(pack), str(tmp_path / "photo.npy")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_coordinates_are_those_of_the_photo_whatever_its_shape(pack, spot):
@@ -176,6 +197,13 @@ def test_mtcnn_finds_the_astronaut_in_photos_of_any_size(mtcnn, astronaut):
     assert mtcnn.find(np.zeros((64, 64, 3), np.uint8)) == []
 
 
+@pytest.mark.parametrize("shape", [(16, 16), (17, 2000), (5000, 60), (33, 77)])
+def test_odd_photos_have_no_face_and_raise_nothing(mtcnn, shape):
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    for analysis in (mtcnn, load_lbp()):
+        assert analysis.search(noise).faces == []
+
+
 def test_mtcnn_needs_rgb_order_to_be_right(mtcnn, astronaut):
     """The detector protocol is BGR: detect on the flipped picture must equal find on the photo."""
     direct = mtcnn.detector.detect(np.ascontiguousarray(astronaut[..., ::-1]))
@@ -194,6 +222,41 @@ def test_the_cascade_finds_boxes_without_any_file(astronaut, six_people, mtcnn):
     hit = [any(overlap(box, true.box) > 0.3 for box in boxes) for true in mtcnn.find(six_people)]
     assert sum(hit) >= 4
     assert analysis.find(np.zeros((20, 900, 3), np.uint8)) == []
+
+
+# --- OpenCV's models, with graphs in their form
+
+
+def test_yunet_boxes_and_points_are_in_pixels_of_the_photo(tmp_path, write_yunet):
+    path = tmp_path / "yünet.onnx"  # OpenCV gets the bytes, because it cannot open such names everywhere
+    write_yunet(path)
+    analysis = load_opencv(path)
+    for shape, at in (((480, 640), (200, 304)), ((960, 1280), (400, 608))):
+        photo = np.zeros((*shape, 3), np.uint8)
+        zoom = shape[0] // 480
+        photo[at[0] : at[0] + 8 * zoom, at[1] : at[1] + 8 * zoom] = 255
+        (face,) = analysis.find(photo)
+        centre = np.array([at[1], at[0]])
+        np.testing.assert_allclose(face.box, np.concatenate([centre - 20 * zoom, centre + 20 * zoom]), atol=zoom)
+        np.testing.assert_allclose(face.keypoints[0], centre - 8 * zoom, atol=zoom)
+        np.testing.assert_allclose(face.keypoints[4], centre + 8 * zoom, atol=zoom)
+    assert analysis.recogniser is None and analysis.commercial is True
+    assert analysis.find(np.zeros((70, 90, 3), np.uint8)) == []
+
+
+def test_sface_reads_the_aligned_crop_in_rgb(tmp_path, write_yunet, write_recogniser, spot):
+    import onnxruntime
+
+    from likeness.faces import arcface_crop
+
+    write_yunet(tmp_path / "y.onnx")
+    write_recogniser(tmp_path / "s.onnx")
+    recogniser = load_opencv(tmp_path / "y.onnx", tmp_path / "s.onnx").recogniser
+    assert recogniser is not None and recogniser.name == "sface"
+    points = np.array([(300, 300), (340, 302), (320, 322), (304, 345), (338, 344)], np.float32)
+    crop = arcface_crop(spot, points).astype(np.float32).transpose(2, 0, 1)[None]
+    expected = np.asarray(onnxruntime.InferenceSession(str(tmp_path / "s.onnx")).run(None, {"x": crop})[0])[0]
+    np.testing.assert_allclose(recogniser.embed(spot, points), expected, rtol=1e-3, atol=1e-2)
 
 
 def test_opencv_models_that_are_missing_are_named(tmp_path):
