@@ -22,6 +22,7 @@ SEED_CONTROLS = {"fixed", "increment", "decrement", "randomize"}
 MODEL_SUFFIXES = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt", ".onnx")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 NOTE_TYPES = {"MarkdownNote", "Note"}  # the browser's own: no inputs, never in the API format
+OWN_FILE_LOADERS = {"LikenessLoadIdentity", "LikenessLoadEmbeds"}  # of files that the user has saved: no downloads
 
 TITLE_HEIGHT = 30
 ROW_HEIGHT = 20
@@ -185,6 +186,11 @@ class Graph:
         self._groups: list[Group] = []
         self._open_group: Group | None = None
         self._columns: list[list[Node | Note]] = [[]]
+
+    @property
+    def models(self) -> tuple[ModelFile, ...]:
+        """The files that the loaders name, each once, in the order of the nodes."""
+        return tuple(dict.fromkeys(model for node in self._nodes for model in node.models))
 
     def next_column(self) -> None:
         """What follows stands right of what came before."""
@@ -521,6 +527,7 @@ def _value_problems(node: dict[str, Any], info: dict[str, Any]) -> list[str]:
         return [str(error)]
     found = []
     absent = {name for model in node["properties"].get("models", []) for name in _names(model)}
+    absent |= {value for value in named.values() if node["type"] in OWN_FILE_LOADERS and is_file(value)}
     for widget in (i for i in inputs_of(info) if i.is_widget):
         value, where = named[widget.name], f"node {node['id']} ({node['type']}): {widget.name}"
         if not (_fits(widget, value) or (widget.type == "COMBO" and value in absent)):
@@ -571,7 +578,7 @@ def _model_problems(node: dict[str, Any]) -> list[str]:
     offered = {model["name"]: model for model in node["properties"].get("models", [])}
     found = []
     for value in node.get("widgets_values", []):
-        if is_file(value) and value.rsplit("/", 1)[-1] not in offered:
+        if node["type"] not in OWN_FILE_LOADERS and is_file(value) and value.rsplit("/", 1)[-1] not in offered:
             found.append(f"node {node['id']} ({node['type']}): {value} is not among properties.models")
     for model in offered.values():
         if not (model["url"].startswith("https://") and model["directory"]):

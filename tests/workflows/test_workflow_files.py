@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
 
 WORKFLOWS = sys.modules["likeness_comfyui"].REPOSITORY / "workflows"
 API_SUFFIX = ".api.json"
+SAVERS = {"LikenessSaveIdentity": "models/likeness_identities", "LikenessSaveEmbeds": "models/likeness_embeds"}
 UI_FILES = sorted(path for path in WORKFLOWS.glob("*.json") if not path.name.endswith(API_SUFFIX))
 
 
@@ -61,6 +63,28 @@ def test_a_note_names_every_file_that_is_needed(path, graph_tool):
     assert needed
     for model in needed:
         assert model["name"] in notes and model["url"] in notes and model["directory"] in notes
+
+
+@each_file
+def test_files_that_are_loaded_from_an_earlier_run_are_written_by_a_workflow_and_noted(path, graph_tool):
+    saved = {}  # name without counter -> folder, of every file that the workflows write
+    for other in UI_FILES:
+        for node in read(other)["nodes"]:
+            if node["type"] in SAVERS:
+                saved[node["widgets_values"][0]] = SAVERS[node["type"]]
+    notes = "\n".join(n["widgets_values"][0] for n in read(path)["nodes"] if n["type"] == "MarkdownNote")
+    for node in read(path)["nodes"]:
+        if node["type"] in graph_tool.OWN_FILE_LOADERS:
+            file = node["widgets_values"][0]
+            stem = re.sub(r"_\d+$", "", file.removesuffix(".safetensors"))
+            assert stem in saved, f"no workflow writes {file}"
+            assert file in notes and saved[stem] in notes
+
+
+@pytest.mark.host
+def test_every_node_of_ours_appears_in_a_workflow(object_info):
+    shown = {node["type"] for path in UI_FILES for node in read(path)["nodes"]}
+    assert {name for name in object_info if name.startswith("Likeness")} <= shown
 
 
 @pytest.mark.host
