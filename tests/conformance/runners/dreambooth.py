@@ -1,0 +1,56 @@
+"""DreamBooth: losses with prior preservation, in both batch forms in use."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from likeness.training.objectives import prior_preservation as prior
+from likeness.training.objectives import reconstruction, snr_weighting
+
+harness = sys.modules["likeness_conformance"]
+common = sys.modules["likeness_conformance__training"]
+
+
+@harness.runs("dreambooth", r"prior_preservation_loss")
+def prior_preservation_loss(case: Any) -> dict[str, Tensor]:
+    given, config = case.inputs, case.config
+    schedule, t = common.schedule_of(config), given["timesteps"]
+    prediction = given["pred"].requires_grad_()
+    losses = reconstruction.squared_error(prediction, schedule.target(given["latents"], given["noise"], t))
+    weights = torch.ones_like(losses)
+    if config["snr_gamma"] is not None:
+        weights = snr_weighting.min_snr(schedule.snr(t), config["snr_gamma"], schedule.prediction)
+    if config["prior_preservation"]:
+        parts = prior.prior_preservation(losses, config["prior_loss_weight"], weights.chunk(2)[0])
+        outputs = parts._asdict()
+    else:
+        instance = (losses * weights).mean()
+        outputs = {"instance": instance, "total": instance}
+    outputs["grad_pred"] = torch.autograd.grad(outputs["total"], prediction)[0]
+    return common.scaled(case, outputs)
+
+
+@harness.runs("dreambooth", r"weighted_loss")
+def weighted_loss(case: Any) -> dict[str, Tensor]:
+    given, config = case.inputs, case.config
+    schedule, t = common.schedule_of(config), given["timesteps"]
+    prediction = given["pred"].requires_grad_()
+    target = schedule.target(given["latents"], given["noise"], t)
+    if config["masked"]:
+        losses = reconstruction.masked_squared_error(prediction, target, given["alpha_mask"].unsqueeze(1))
+    else:
+        losses = reconstruction.squared_error(prediction, target)
+    losses, snr = losses * given["loss_weights"], schedule.snr(t)
+    if config["min_snr_gamma"] is not None:
+        losses = losses * snr_weighting.min_snr(snr, config["min_snr_gamma"], schedule.prediction)
+    if config["scale_v_like_noise"]:
+        losses = losses * snr_weighting.like_noise(snr)
+    if config["debiased"]:
+        losses = losses * snr_weighting.debiased(snr, schedule.prediction)
+    total = losses.mean()
+    gradient = torch.autograd.grad(total, prediction)[0]
+    return common.scaled(case, {"per_sample": losses, "total": total, "grad_pred": gradient})

@@ -1,0 +1,177 @@
+"""Low-rank changes of a model's weights: W + strength · (α / r) · up @ down (LoRA, arXiv 2106.09685).
+
+While training they are peft's layers; on disk and between formats they are `LoraPair`s under the module paths of
+diffusers and transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LikenessError
+
+ADAPTER = "likeness"  # peft's name for our layers
+
+
+@dataclass(frozen=True, eq=False)
+class LoraPair:
+    """One layer's change. Linear: down (r, in), up (out, r). Convolution: down (r, in, k, k), up (out, r, 1, 1), or
+    with `mid` (r, r, k, k) between two 1x1 kernels. alpha None, or 0 as in old files, means alpha = rank."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float | None = None
+    mid: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """α / r"""
+        return self.alpha / self.rank if self.alpha else 1.0
+
+    def delta(self, strength: float = 1.0) -> Tensor:
+        """The change of the weight, in its shape and in float32."""
+        down, up = self.down.float(), self.up.float()
+        if self.mid is not None:
+            product = torch.einsum("op,pqkl,qi->oikl", up.flatten(1), self.mid.float(), down.flatten(1))
+        else:
+            product = (up.flatten(1) @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
+        return strength * self.scale * product
+
+
+class Reach(Enum):
+    """Which layers of a denoiser or text encoder a LoRA changes; the value is what a user chooses."""
+
+    ATTENTION = "attention"
+    TRANSFORMER = "transformer"
+    EVERYTHING = "transformer and convolutions"
+
+
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
+_TRANSFORMER = (*_ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "mlp.fc1", "mlp.fc2")
+_CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv")
+_ENDINGS = {
+    Reach.ATTENTION: _ATTENTION,
+    Reach.TRANSFORMER: _TRANSFORMER,
+    Reach.EVERYTHING: _TRANSFORMER + _CONVOLUTIONS,
+}
+
+
+def lora_targets(model: nn.Module, reach: Reach) -> list[str]:
+    """Paths of the layers a LoRA of this reach changes, in the model's order."""
+    endings = tuple(f".{ending}" for ending in _ENDINGS[reach])
+    return [path for path, module in model.named_modules() if path.endswith(endings) and _changeable(module)]
+
+
+def _changeable(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, nn.Conv2d))
+
+
+def add_lora(
+    model: nn.Module, targets: Iterable[str], rank: int, alpha: float | None = None, dropout: float = 0.0
+) -> list[nn.Parameter]:
+    """Give the target layers a trainable LoRA that changes nothing yet, and return its parameters.
+
+    alpha None means alpha = rank. down ~ N(0, 1/r²), up = 0, both float32. The model's own parameters are frozen.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    paths = list(targets)
+    if rank < 1 or not paths:
+        raise LikenessError("A LoRA needs a rank of at least 1 and at least one layer: raise the rank.")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        init_lora_weights="gaussian",
+        target_modules=paths,
+    )
+    model.requires_grad_(False)
+    inject_adapter_in_model(config, model, ADAPTER)
+    parameters = []
+    for _, layer in _lora_layers(model):
+        parameters += [layer.lora_A[ADAPTER].float().weight, layer.lora_B[ADAPTER].float().weight]
+    return parameters
+
+
+def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    for path, module in model.named_modules():
+        if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
+            yield path, module
+
+
+def trained_pairs(model: nn.Module) -> dict[str, LoraPair]:
+    """The LoRA of a model as it is now, by module path."""
+    return {
+        path: LoraPair(
+            layer.lora_A[ADAPTER].weight.detach().clone(),
+            layer.lora_B[ADAPTER].weight.detach().clone(),
+            layer.scaling[ADAPTER] * layer.r[ADAPTER],
+        )
+        for path, layer in _lora_layers(model)
+    }
+
+
+@torch.no_grad()
+def fill_lora(model: nn.Module, pairs: Mapping[str, LoraPair]) -> None:
+    """Give a model's LoRA layers (of `add_lora`) these values, to go on training from them."""
+    layers = dict(_lora_layers(model))
+    if set(layers) != set(pairs):
+        raise LikenessError(
+            f"This LoRA changes {len(pairs)} layers and the training {len(layers)}, not the same ones: "
+            "continue with the settings it was trained with."
+        )
+    for path, pair in pairs.items():
+        layer = layers[path]
+        if layer.r[ADAPTER] != pair.rank:
+            raise LikenessError(
+                f"This LoRA has rank {pair.rank} and the training rank {layer.r[ADAPTER]}: set them equal."
+            )
+        layer.lora_A[ADAPTER].weight.copy_(pair.down)
+        layer.lora_B[ADAPTER].weight.copy_(pair.up)
+        layer.scaling[ADAPTER] = pair.scale
+
+
+@contextmanager
+def merged(model: nn.Module, pairs: Mapping[str, LoraPair], strength: float = 1.0) -> Iterator[nn.Module]:
+    """The model with a LoRA added to its own weights, restored bit by bit on leaving.
+
+    Raises LikenessError when a layer's shape does not fit, before anything is changed.
+    """
+    weights = {path: model.get_submodule(path).weight for path in pairs}
+    for path, pair in pairs.items():
+        _check_fit(path, pair, weights[path])  # type: ignore[arg-type]
+    originals = {path: weight.detach().clone() for path, weight in weights.items()}  # type: ignore[operator]
+    try:
+        with torch.no_grad():
+            for path, pair in pairs.items():
+                weight: Any = weights[path]
+                weight += pair.delta(strength).to(weight).reshape(weight.shape)
+        yield model
+    finally:
+        with torch.no_grad():
+            for path, original in originals.items():
+                weights[path].copy_(original)  # type: ignore[operator]
+
+
+def _check_fit(path: str, pair: LoraPair, weight: Tensor) -> None:
+    fits = pair.up.shape[0] == weight.shape[0] and pair.down[0].numel() == weight[0].numel()
+    if pair.mid is not None:
+        fits = pair.up.shape[0] == weight.shape[0] and pair.down.shape[1] == weight.shape[1]
+    if not fits:
+        raise LikenessError(
+            f"This LoRA does not fit the model: {path} is {tuple(weight.shape)} there and the file changes "
+            f"{(pair.up.shape[0], *pair.down.shape[1:])}. Choose a LoRA made for this base model."
+        )

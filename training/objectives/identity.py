@@ -1,0 +1,123 @@
+"""Identity loss: the face in the picture a denoiser is heading for should be the person's (MagiCapture).
+
+    L_id = 1 − cos(R(crop(x̂_0)), e),   x̂_0 = decode(ẑ_0)
+
+with R a frozen recogniser and e the recogniser's embedding of the person. Gradients flow through the recogniser, the
+crop and the decoder into ẑ_0. Pictures are (batch, 3, H, W), RGB 0..1; keypoints are (batch, 5, 2) in their pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...faces.align import arcface_template, differentiable_crop, invert, similarity_transform, transform_points
+
+CROP = 112
+
+Recogniser = Callable[[Tensor], Tensor]  # crops (batch, 3, 112, 112), RGB -1..1 -> embeddings (batch, d)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A VAE's way back to pictures: `decode` takes latents without the scaling factor to (batch, 3, H, W), -1..1."""
+
+    decode: Callable[[Tensor], Tensor]
+    scaling_factor: float
+    pixels_per_cell: int
+
+    @classmethod
+    def of(cls, vae: Any) -> Decoder:
+        """That of a diffusers AutoencoderKL."""
+        config = vae.config
+        return cls(lambda z: vae.decode(z).sample, config.scaling_factor, 2 ** (len(config.block_out_channels) - 1))
+
+    def picture(self, latents: Tensor) -> Tensor:
+        """Pictures 0..1 of latents as a denoiser sees them. Pixels beyond 0..1 are clamped and get no gradient."""
+        return (self.decode(latents / self.scaling_factor) / 2 + 0.5).clamp(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """Who a sample should look like, and where.
+
+    keypoints: (5, 2) in pixels of the picture. embedding: (d,), as the recogniser gives it; its length does not matter.
+    """
+
+    keypoints: Tensor
+    embedding: Tensor
+
+
+def identity(pictures: Tensor, keypoints: Tensor, embeddings: Tensor, recogniser: Recogniser) -> Tensor:
+    """1 − cos(R(crop(x)), e): (batch,), 0..2. embeddings: (batch, d)."""
+    crops = differentiable_crop(pictures, keypoints, CROP)
+    return 1 - F.cosine_similarity(recogniser((crops - 0.5) / 0.5), embeddings)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of the latents, in cells: rows top..bottom, columns left..right, ends not included."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def cut(self, latents: Tensor) -> Tensor:
+        """(..., h, w) -> (..., bottom − top, right − left)"""
+        return latents[..., self.top : self.bottom, self.left : self.right]
+
+
+def face_window(keypoints: Tensor, latent_size: tuple[int, int], scale: int, margin: int = 4) -> Window:
+    """The latent cells that the recogniser's crop of this face is decoded from, and `margin` more on every side.
+
+    scale: pixels per latent cell. What a decoder computes from the whole picture (its norms, its middle attention)
+    differs inside a window, so the loss is close to that of the whole picture and not equal to it.
+    """
+    matrix = similarity_transform(keypoints.detach().double().cpu().numpy(), arcface_template(CROP))
+    corners = np.array([(0, 0), (CROP - 1, 0), (0, CROP - 1), (CROP - 1, CROP - 1)], np.float64)
+    cells = transform_points(invert(matrix), corners) / scale
+    (left, top), (right, bottom) = np.floor(cells.min(0)) - margin, np.ceil(cells.max(0)) + 1 + margin
+    rows, columns = latent_size
+    top, left = int(np.clip(top, 0, rows - 1)), int(np.clip(left, 0, columns - 1))
+    return Window(top, int(np.clip(bottom, top + 1, rows)), left, int(np.clip(right, left + 1, columns)))
+
+
+def identity_of_latents(
+    z0: Tensor,
+    likenesses: list[Likeness | None],
+    decoder: Decoder,
+    recogniser: Recogniser,
+    margin: int | None = None,
+) -> Tensor:
+    """L_id of estimated clean latents (batch, c, h, w): (batch,).
+
+    likenesses: one per sample; None (no face was found, or its timestep is too noisy to tell) gives 0 and is not
+    decoded. margin: None decodes whole pictures; a number decodes only the face's window and that many cells around
+    it, which is cheaper by the area left out.
+    """
+    losses = []
+    for latents, likeness in zip(z0, likenesses, strict=True):
+        if likeness is None:
+            losses.append(latents.new_zeros(()))
+            continue
+        latents, keypoints = latents.unsqueeze(0), likeness.keypoints
+        if margin is not None:
+            scale = decoder.pixels_per_cell
+            window = face_window(keypoints, (latents.shape[-2], latents.shape[-1]), scale, margin)
+            latents = window.cut(latents)
+            keypoints = keypoints - keypoints.new_tensor([window.left, window.top]) * scale
+        picture = decoder.picture(latents)
+        losses.append(identity(picture, keypoints.unsqueeze(0), likeness.embedding.unsqueeze(0), recogniser)[0])
+    return torch.stack(losses)
+
+
+def below_cap(likenesses: list[Likeness | None], t: Tensor, cap: int) -> list[Likeness | None]:
+    """Only the samples whose timestep is below the cap T': of noisier ones x̂_0 is a blur that tells nothing."""
+    return [likeness if step < cap else None for likeness, step in zip(likenesses, t.tolist(), strict=True)]

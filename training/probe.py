@@ -1,0 +1,191 @@
+"""Attention maps with gradient, of the wanted tokens at the wanted sites and of nothing else.
+
+The probe hooks the queries and keys that a site computes anyway, so every attention, the probed ones included, keeps
+its own processor and stays on the fast path. Of the softmax over the prompt only the wanted columns are made:
+A_k = exp(s_k − logsumexp(s)), in float32.
+
+Gradient checkpointing runs a transformer block once without keeping its graph and again in the backward pass, and
+values caught on the side in the first run may have no gradient. Here the maps leave a checkpointed block through its
+outputs, so they have one in every mode, the reentrant included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LikenessError
+from ..injection.sites import AttentionSite, sites_of_diffusers_unet
+
+Grid = tuple[int, int]
+
+
+def columns_of(queries: Tensor, keys: Tensor, positions: Tensor, heads: int) -> Tensor:
+    """softmax(QKᵀ/√d) per head, only the columns of some keys: (batch, heads, n, L), float32.
+
+    queries: (batch, L, width), keys: (batch, tokens, width), positions: (batch, n), indices into the tokens.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        q = queries.float().unflatten(-1, (heads, -1)).transpose(1, 2)
+        k = keys.float().unflatten(-1, (heads, -1)).transpose(1, 2)
+        scores = (k @ q.transpose(-1, -2)) * q.shape[-1] ** -0.5  # (batch, heads, tokens, L)
+        wanted = positions[:, None, :, None].expand(-1, heads, -1, scores.shape[-1])
+        return (scores.gather(2, wanted) - scores.logsumexp(2, keepdim=True)).exp()
+
+
+def sites_by_grid(unet: nn.Module, latent_size: Grid) -> dict[Grid, list[AttentionSite]]:
+    """The sites of the down and up path by the grid of their queries, in the order in which they run.
+
+    latent_size: (height, width). The middle block is left out: its maps are too coarse to place anything.
+    """
+    grids: list[Grid] = [latent_size]
+    for block in unet.down_blocks[:-1]:  # type: ignore[union-attr, index]
+        height, width = grids[-1]
+        halved = getattr(block, "downsamplers", None) is not None
+        grids.append(((height + 1) // 2, (width + 1) // 2) if halved else (height, width))
+    levels = {"down_blocks": grids, "up_blocks": grids[::-1]}
+    table: dict[Grid, list[AttentionSite]] = {}
+    for site in sorted(sites_of_diffusers_unet(unet), key=lambda s: (s.transformer, s.index)):
+        part, level, *_ = site.diffusers_path.split(".")
+        if part in levels:
+            table.setdefault(levels[part][int(level)], []).append(site)
+    return table
+
+
+def sites_at(unet: nn.Module, latent_size: Grid, grid: Grid) -> list[AttentionSite]:
+    """The sites of the down and up path whose queries lie on this grid.
+
+    Raises LikenessError, naming the grids there are, when there is none.
+    """
+    table = sites_by_grid(unet, latent_size)
+    if grid not in table:
+        there = ", ".join(f"{h}x{w}" for h, w in sorted(table, reverse=True)) or "none"
+        raise LikenessError(
+            f"This model has no attention maps of {grid[0]}x{grid[1]} for latents of "
+            f"{latent_size[0]}x{latent_size[1]} (there are: {there}): choose another resolution for the attention loss."
+        )
+    return table[grid]
+
+
+def refocusing_grid(latent_size: Grid) -> Grid:
+    """A quarter of the latent's sides: 16x16 for SD1.5 at 512, 32x32 for SDXL at 1024 (MagiCapture, generalised)."""
+    height, width = latent_size
+    return -(-height // 4), -(-width // 4)
+
+
+@dataclass
+class _Listening:
+    positions: Tensor
+    maps: dict[int, Tensor] = field(default_factory=dict)  # by slot, in the order in which sites run
+
+
+class AttentionProbe:
+    """Listens at some cross-attention sites of a diffusers UNet.
+
+        probe = AttentionProbe(unet, sites_at(unet, size, refocusing_grid(size)))
+        with probe.listening(positions) as maps:
+            prediction = unet(...)
+        attention_refocusing(maps, ...)
+
+    Attach it once for the length of a training run, after LoRA layers and checkpointing are in place, and `detach` it
+    after the last backward pass: checkpointed blocks run again there, and must do again what they did in the forward
+    pass. While nobody listens it costs nothing.
+    """
+
+    def __init__(self, unet: nn.Module, sites: Sequence[AttentionSite]) -> None:
+        self._listening: _Listening | None = None
+        self._queries: dict[int, Tensor] = {}
+        self._keys: dict[int, Tensor] = {}
+        self._hooks: list[Any] = []
+        self._checkpoints: list[tuple[Any, Callable[..., Any]]] = []
+        transformers: dict[str, Any] = {}
+        for site in sites:
+            self._attach(unet.get_submodule(f"{site.diffusers_path}.attn2"), site)
+            path = site.diffusers_path.rsplit(".transformer_blocks.", 1)[0]
+            transformers[path] = unet.get_submodule(path)
+        for transformer in transformers.values():
+            if getattr(transformer, "gradient_checkpointing", False):
+                original = transformer._gradient_checkpointing_func
+                self._checkpoints.append((transformer, original))
+                transformer._gradient_checkpointing_func = self._through(original)
+
+    @contextmanager
+    def listening(self, positions: Tensor) -> Iterator[list[Tensor]]:
+        """Positions (batch, n) of the wanted tokens in the prompt, the start token counted. After the UNet has run and
+        the block is left, the list holds one map per site, (batch, heads, n, L), in the order in which sites run."""
+        maps: list[Tensor] = []
+        with self._while(_Listening(positions)) as listening:
+            yield maps
+        assert listening is not None
+        maps.extend(listening.maps.values())
+
+    def detach(self) -> None:
+        """Leave the UNet as it was."""
+        for hook in self._hooks:
+            hook.remove()
+        for transformer, original in self._checkpoints:
+            transformer._gradient_checkpointing_func = original
+        self._hooks, self._checkpoints = [], []
+
+    def _attach(self, attention: Any, site: AttentionSite) -> None:
+        slot = site.slot
+
+        def keep(store: dict[int, Tensor]) -> Callable[[nn.Module, Any, Tensor], None]:
+            def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
+                if self._listening is not None:
+                    store[slot] = output
+
+            return hook
+
+        def record(_module: nn.Module, _args: Any, _output: Any) -> None:
+            if self._listening is not None:
+                q, k = self._queries.pop(slot), self._keys.pop(slot)
+                self._listening.maps[slot] = columns_of(q, k, self._listening.positions, site.heads)
+
+        self._hooks += [
+            attention.to_q.register_forward_hook(keep(self._queries)),
+            attention.to_k.register_forward_hook(keep(self._keys)),
+            attention.register_forward_hook(record),
+        ]
+
+    def _through(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        """The checkpoint function, with the maps among the outputs of what it runs.
+
+        What is listened for belongs to the forward pass and goes with the closure into the second run, whatever the
+        probe does by then.
+        """
+
+        def run_checkpointed(block: nn.Module, *args: Any) -> Any:
+            outer = self._listening
+            slots: list[int] = []
+
+            def run(*inputs: Any) -> Any:
+                inner = None if outer is None else _Listening(outer.positions)
+                with self._while(inner):
+                    output = block(*inputs)
+                if inner is None or not inner.maps:
+                    return output
+                slots[:] = inner.maps
+                return output, *inner.maps.values()
+
+            output = checkpoint(run, *args)
+            if outer is None or not slots:
+                return output
+            output, *maps = output
+            outer.maps.update(zip(slots, maps, strict=True))
+            return output
+
+        return run_checkpointed
+
+    @contextmanager
+    def _while(self, listening: _Listening | None) -> Iterator[_Listening | None]:
+        before, self._listening = self._listening, listening
+        try:
+            yield listening
+        finally:
+            self._listening = before
