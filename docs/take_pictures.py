@@ -1,10 +1,11 @@
 """Photographs the example graphs in the real ComfyUI: `python docs/take_pictures.py [workflow ...]`.
 
-Writes `docs/pictures/<workflow>.png` (English and `.zh.png`; the graph is inside, so that the picture can be dragged
-onto the canvas) and the template's thumbnail `workflows/<workflow>.jpg`. Needs the real ComfyUI (see `make comfyui`),
-Chromium, a Chinese font, and the packages playwright and facenet-pytorch in this Python.
+Writes the templates' thumbnails `workflows/<workflow>.jpg`; for those in `SHOWN` also `docs/pictures/<workflow>.png`
+(English, and `.zh.png`; the graph is inside, so that the picture can be dragged onto the canvas). Needs the real
+ComfyUI (see `make comfyui`), Chromium, a Chinese font, and the packages playwright and facenet-pytorch in this Python.
 
-The models are empty files: nothing is sampled. The previews of Find Faces are real, by MTCNN, which needs no file.
+The models are empty files: nothing is sampled. The previews of Find Faces are real, by MTCNN, which needs no file. The
+photos come with scikit-image and are free: the astronaut is NASA's, coffee and cat are CC0.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ PICTURES = HERE / "pictures"
 THUMBNAIL = 400
 LONGEST_SIDE = 1600  # CSS pixels; twice as many in the file
 OUR_NODE = "LikenessApplyIdentity"
-LANGUAGES = {"zh-CN": ".zh.png", "en-US": ".png"}  # the last one's picture is on the thumbnail
+SHOWN = ("portrait_faceid",)  # in the READMEs
+ENGLISH = "en-US"
+LANGUAGES = {ENGLISH: ".png", "zh-CN": ".zh.png"}
 
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
@@ -48,18 +51,18 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 READY = """node => window.app?.vueAppReady && app.extensionManager.workflow.activeWorkflow?.isLoaded
   && LiteGraph.registered_node_types[node]"""
 
-# Runs what the picture previews need, and nothing behind it; resolves when the previews are drawn.
+# Runs what the picture previews need, and nothing behind it; returns the ids of the previews. Those behind a model file
+# stay empty.
 PREVIEW = """async () => {
+  const models = ['CheckpointLoaderSimple', 'CLIPVisionLoader', 'LikenessLoadIdentityAdapter', 'LikenessLoadIdentity',
+    'LikenessLoadEmbeds'];
   const {output} = await app.graphToPrompt();
   const wanted = Object.keys(output).filter(id => output[id].class_type === 'PreviewImage');
-  const needed = {};
-  const take = id => {
-    if (needed[id]) return;
-    needed[id] = output[id];
-    for (const value of Object.values(output[id].inputs)) if (Array.isArray(value)) take(value[0]);
-  };
-  wanted.forEach(take);
-  if (!wanted.length) return;
+  const links = id => Object.values(output[id].inputs).filter(Array.isArray);
+  const behind = id => [id, ...links(id).flatMap(link => behind(link[0]))];
+  const free = wanted.filter(id => !behind(id).some(other => models.includes(output[other].class_type)));
+  if (!free.length) return free;
+  const needed = Object.fromEntries(free.flatMap(behind).map(id => [id, output[id]]));
   for (const node of Object.values(needed))
     if (node.class_type === 'LikenessLoadFaceAnalysis') node.inputs.model = 'MTCNN (no recogniser)';
   const done = new Promise((resolve, reject) => {
@@ -70,9 +73,10 @@ PREVIEW = """async () => {
   const answer = await fetch('/prompt', {method: 'POST', headers: {'Content-Type': 'application/json'}, body});
   if (!answer.ok) throw new Error(await answer.text());
   await done;
+  return free;
 }"""
 
-PREVIEWS_DRAWN = """() => app.graph._nodes.every(node => (node.type !== 'PreviewImage' && node.type !== 'LoadImage')
+PREVIEWS_DRAWN = """ids => app.graph._nodes.every(node => (!ids.includes(`${node.id}`) && node.type !== 'LoadImage')
   || (node.imgs?.length && node.imgs.every(image => image.complete && image.naturalWidth)))"""
 
 EXTENT = """() => {
@@ -103,14 +107,10 @@ def names_of_workflows() -> list[str]:
 
 
 def prepare(base: Path, workflows: list[dict[str, Any]]) -> None:
-    """Settings, empty model files under the names the workflows want, and the photo under the names they load."""
-    import skimage.data
-    from PIL import Image
-
+    """Settings, empty model files under the names the workflows want, and photos under the names they load."""
     settings = base / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(parents=True)
     settings.write_text(json.dumps(SETTINGS))
-    photo = Image.fromarray(skimage.data.astronaut())
     for node in (node for workflow in workflows for node in workflow["nodes"]):
         for model in node.get("properties", {}).get("models", []):
             path = base / "models" / model["directory"] / model["name"]
@@ -119,7 +119,18 @@ def prepare(base: Path, workflows: list[dict[str, Any]]) -> None:
         if node["type"] == "LoadImage":
             path = base / "input" / node["widgets_values"][0]
             path.parent.mkdir(parents=True, exist_ok=True)
-            photo.save(path, quality=95)
+            photo(path.name).save(path, quality=95)
+
+
+def photo(name: str) -> Any:
+    """A person for names that ask for one, the same person mirrored for a second one, and things for other names."""
+    import skimage.data
+    from PIL import Image, ImageOps
+
+    if name.startswith(("style", "reference")):
+        return Image.fromarray(skimage.data.chelsea() if "2" in name else skimage.data.coffee())
+    person = Image.fromarray(skimage.data.astronaut())
+    return ImageOps.mirror(person) if "2" in name or "right" in name else person
 
 
 @contextmanager
@@ -146,8 +157,7 @@ def browser(address: str, locale: str) -> Iterator[Any]:
 def photograph(page: Any, name: str, workflow: dict[str, Any]) -> bytes:
     """The whole graph as PNG, with the previews that need no model file."""
     page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [workflow, name])
-    page.evaluate(PREVIEW)
-    page.wait_for_function(PREVIEWS_DRAWN)
+    page.wait_for_function(PREVIEWS_DRAWN, arg=page.evaluate(PREVIEW))
     page.keyboard.press("Escape")
     margin = 24
     x0, y0, x1, y1 = page.evaluate(EXTENT)
@@ -173,29 +183,33 @@ def save_picture(png: bytes, path: Path, workflow: dict[str, Any]) -> None:
         small.save(path, optimize=True, pnginfo=chunks)
 
 
-def save_thumbnail(png: bytes, preview: bytes | None, path: Path) -> None:
-    """A square: the graph below, and above it the middle of what Find Faces shows, if the graph has a preview."""
+def save_thumbnail(png: bytes, previews: list[bytes], path: Path) -> None:
+    """A square: what the first two previews show, and the graph below; without previews the left of the graph."""
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(png)) as picture:
         graph = picture.convert("RGB")
-    square = Image.new("RGB", (THUMBNAIL, THUMBNAIL), graph.getpixel((2, 2)))
-    graph = ImageOps.contain(graph, (THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    room = THUMBNAIL - graph.height
-    square.paste(graph, (0, room if preview else room // 2))
-    if preview and room:
-        with Image.open(io.BytesIO(preview)) as picture:
-            top = ImageOps.fit(
-                picture.convert("RGB"), (THUMBNAIL, room), Image.Resampling.LANCZOS, centering=(0.5, 0.1)
-            )
-        square.paste(top, (0, 0))
+    strip = ImageOps.contain(graph, (THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    room = THUMBNAIL - strip.height
+    if not previews or room < THUMBNAIL / 4:
+        square = ImageOps.fit(graph, (THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS, centering=(0, 0))
+    else:
+        square = Image.new("RGB", (THUMBNAIL, THUMBNAIL), graph.getpixel((2, 2)))
+        square.paste(strip, (0, room))
+        width = THUMBNAIL // len(previews[:2])
+        for place, preview in enumerate(previews[:2]):
+            with Image.open(io.BytesIO(preview)) as picture:
+                part = ImageOps.fit(
+                    picture.convert("RGB"), (width, room), Image.Resampling.LANCZOS, centering=(0.5, 0.1)
+                )
+            square.paste(part, (place * width, 0))
     square.save(path, quality=88, optimize=True)
 
 
-def preview_picture(page: Any) -> bytes | None:
-    """What the first Preview Image node of the graph shows."""
-    address = page.evaluate("app.graph._nodes.find(node => node.type === 'PreviewImage')?.imgs?.[0].src")
-    return page.request.get(address).body() if address else None
+def preview_pictures(page: Any) -> list[bytes]:
+    """What the Preview Image nodes of the graph show."""
+    shown = "app.graph._nodes.filter(node => node.type === 'PreviewImage' && node.imgs).map(node => node.imgs[0].src)"
+    return [page.request.get(address).body() for address in page.evaluate(shown)]
 
 
 def main() -> None:
@@ -214,11 +228,15 @@ def main() -> None:
         with server_module.running(host, base, REPOSITORY) as server:
             for locale, ending in LANGUAGES.items():
                 for name, workflow in workflows.items():
+                    if locale != ENGLISH and name not in SHOWN:
+                        continue
                     with browser(server.client.address, locale) as page:
-                        png, preview = photograph(page, name, workflow), preview_picture(page)
-                    save_picture(png, PICTURES / f"{name}{ending}", workflow)
-                    save_thumbnail(png, preview, WORKFLOWS / f"{name}.jpg")
-                    print(f"{name}{ending}")
+                        png, previews = photograph(page, name, workflow), preview_pictures(page)
+                    if name in SHOWN:
+                        save_picture(png, PICTURES / f"{name}{ending}", workflow)
+                    if locale == ENGLISH:
+                        save_thumbnail(png, previews, WORKFLOWS / f"{name}.jpg")
+                    print(f"{name} ({locale})")
 
 
 if __name__ == "__main__":
