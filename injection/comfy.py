@@ -92,8 +92,10 @@ def as_managed(value: Any) -> ManagedAdapter:
     """
     if isinstance(value, ManagedAdapter):
         return value
-    groups = value.get("ipadapter", {}).get("model", value) if isinstance(value, dict) else None
-    if not groups or not {"image_proj", "ip_adapter"} <= set(groups):
+    groups = value if isinstance(value, dict) else {}
+    if "ipadapter" in groups:
+        groups = (groups["ipadapter"] or {}).get("model") or {}
+    if not {"image_proj", "ip_adapter"} <= set(groups):
         raise LikenessError("The adapter input holds no IP-Adapter: connect Load Identity Adapter.")
     weights = {f"{group}.{key}": t for group in ("image_proj", "ip_adapter") for key, t in groups[group].items()}
     name = "unnorm adapter" if groups.get("portraitunnorm") else "adapter from another pack"
@@ -129,27 +131,45 @@ def apply_identity(model: Any, injections: Iterable[Injection]) -> Any:
 def apply_lora(model: Any, adapter: IPAdapter, strength: float) -> int:
     """Add the LoRA of a FaceID file to a MODEL's own weights, in place; returns the number of weights it changes.
 
-    A LoRA that the model already has from the same file is raised to the greater of both strengths, not added twice,
-    so that several people can use one adapter.
+    A LoRA that the model already has from the same adapter is raised to the greater of both strengths, not added
+    twice, so that several people can use one adapter. One that another node has put there is left as it is.
     """
     import comfy.lora
 
-    applied: dict[str, float] = dict(model.attachments.get(f"{KEY}_lora", {}))
-    missing = strength - applied.get(adapter.name, 0.0)
-    if not adapter.has_lora or missing == 0 or (adapter.name in applied and missing < 0):
+    key = adapter.lora_id if adapter.has_lora else None
+    if key is None or has_companion_lora(model, adapter):
         return 0
-    paths = {}
-    for site in sites_of(model):
-        paths[site.slot - 1] = f"diffusion_model.{site.comfy_path}.attn1"
-        paths[site.slot] = f"diffusion_model.{site.comfy_path}.attn2"
-    lora, targets = {}, {}
+    applied: dict[str, float] = dict(model.attachments.get(f"{KEY}_lora", {}))
+    missing = strength - applied.get(key, 0.0)
+    if missing == 0 or (key in applied and missing < 0):
+        return 0
+    lora, targets, weights = {}, {}, _lora_targets(model)
     for pair in adapter.lora_pairs():
         name = f"{pair.slot}.{pair.layer}"
         lora[f"{name}.lora_up.weight"], lora[f"{name}.lora_down.weight"] = pair.up, pair.down
-        targets[name] = f"{paths[pair.slot]}.{pair.layer}.weight"
+        targets[name] = f"{weights[pair.slot]}.{pair.layer}.weight"
     changed = model.add_patches(comfy.lora.load_lora(lora, targets), missing)
-    model.attachments[f"{KEY}_lora"] = {**applied, adapter.name: strength}
+    model.attachments[f"{KEY}_lora"] = {**applied, key: strength}
     return len(changed)
+
+
+def has_companion_lora(model: Any, adapter: IPAdapter) -> bool:
+    """Whether another node has loaded this adapter's LoRA onto the MODEL, from the file that is published beside it."""
+    if not adapter.has_lora or adapter.lora_id in model.attachments.get(f"{KEY}_lora", {}):
+        return False
+    pair = next(adapter.lora_pairs())
+    patches = model.patches.get(f"{_lora_targets(model)[pair.slot]}.{pair.layer}.weight", [])
+    ups = [getattr(patch[1], "weights", [None])[0] for patch in patches]
+    return any(isinstance(up, Tensor) and torch.equal(up.to("cpu", pair.up.dtype), pair.up.cpu()) for up in ups)
+
+
+def _lora_targets(model: Any) -> dict[int, str]:
+    """slot -> path of the attention layer, self-attention included."""
+    targets = {}
+    for site in sites_of(model):
+        targets[site.slot - 1] = f"diffusion_model.{site.comfy_path}.attn1"
+        targets[site.slot] = f"diffusion_model.{site.comfy_path}.attn2"
+    return targets
 
 
 def stack_of(model: Any) -> IdentityStack | None:

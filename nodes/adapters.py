@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..errors import LikenessError
+from .choices import finite
 from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema
 
 log = logging.getLogger("likeness")
@@ -170,12 +171,13 @@ class ApplyIdentity(io.ComfyNode):
     ) -> io.NodeOutput:
         """Check, encode once, and hand over to the injection."""
         from ..adapters.clip_vision import ComfyClipEncoder
-        from ..adapters.reference import references
+        from ..adapters.reference import references, unused_inputs
         from ..injection import comfy as binding
         from ..injection.masks import as_mask, combined
         from ..injection.plan import Injection, check_fit, layout_of
         from .references import Options
 
+        finite(strength=weight, start_at=start_at, end_at=end_at, lora_strength=lora_strength)
         adapter, options = binding.as_managed(adapter), options or Options()
         sites = binding.sites_of(model)
         check_fit(adapter, sites, binding.model_name(model))
@@ -199,8 +201,13 @@ class ApplyIdentity(io.ComfyNode):
             for reference in found
         ]
         patched = binding.apply_identity(model, injections)
-        changed = binding.apply_lora(patched, adapter.adapter, lora_strength) if weight != 0 else 0
+        silent = all(injection.silent for injection in injections)
+        changed = 0 if silent else binding.apply_lora(patched, adapter.adapter, lora_strength)
         report = _report(adapter, identity, injections, sites, changed, lora_strength)
+        if unused := unused_inputs(adapter.adapter, options.reference):
+            report += f" This adapter reads no pictures, so these options do nothing: {', '.join(unused)}."
+        if not silent and binding.has_companion_lora(patched, adapter.adapter):
+            report += " The MODEL has the adapter's LoRA from another node; it was not added a second time."
         log.info("[likeness] %s", report)
         return io.NodeOutput(patched, report)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import TypeVar
 
@@ -21,3 +22,10 @@ def member(kind: type[E], value: str, name: str) -> E:
         return kind(value)
     except ValueError:
         raise LikenessError(f"'{value}' is no choice for {name}: choose one of {', '.join(choices(kind))}.") from None
+
+
+def finite(**numbers: float) -> None:
+    """LikenessError naming the first input that is no number. Widgets give none, but linked inputs may."""
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise LikenessError(f"The input {name} is {value}, which is no number: give one such as 1.0.")

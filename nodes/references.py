@@ -17,13 +17,13 @@ from ..adapters.clip_vision import (
 )
 from ..adapters.embeds import CombineMode, EmbedsScaling, ImageEmbeds, combine, combine_uncond, load_embeds, save_embeds
 from ..adapters.image_prep import Crop, ReferenceNoise, Resampling, add_noise, sharpen, to_rgb, to_square
-from ..adapters.reference import ReferenceOptions
+from ..adapters.reference import ReferenceOptions, check_reference_mask
 from ..adapters.schedules import FrameRange, Method, Timing, parse_weights, schedule
 from ..adapters.site_weights import WeightType
 from ..errors import LikenessError
 from ..injection.comfy import as_managed
 from ..injection.masks import MaskResize
-from .choices import choices, member
+from .choices import choices, finite, member
 from .files import free_path, save_folder
 from .schema import AdapterSocket, EmbedsSocket, OptionsSocket, advanced, schema
 
@@ -297,10 +297,13 @@ class EncodeReference(io.ComfyNode):
             raise LikenessError(
                 f"The adapter '{network.name}' reads no pictures but a face embedding: save the identity instead."
             )
+        finite(weight=weight)
         encoder = ComfyClipEncoder(clip_vision)
         hidden = network.needs_features
         check_encoder(network.feature_dim if hidden else None, None if hidden else network.feature_dim, encoder.size)
-        features = encode_images(encoder, to_rgb(image, "image"), member(Crop, crop, "crop"), mask=mask)
+        image = to_rgb(image, "image")
+        mask = None if mask is None else check_reference_mask(mask, len(image))
+        features = encode_images(encoder, image, member(Crop, crop, "crop"), mask=mask)
         if hidden:
             cond, uncond = features.penultimate, encode_unconditional(encoder).penultimate
         else:
@@ -573,6 +576,7 @@ class ReferenceNoiseNode(io.ComfyNode):
     def execute(cls, image: torch.Tensor, kind: str, strength: float, blur: int, seed: int) -> io.NodeOutput:
         """Random numbers come from the seed alone."""
         generator = torch.Generator().manual_seed(seed % 2**63)
+        finite(strength=strength)
         noise = member(ReferenceNoise, kind, "kind")
         return io.NodeOutput(add_noise(to_rgb(image, "image"), noise, strength, generator, blur))
 
