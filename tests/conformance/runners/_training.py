@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from likeness.training.checkpoint_layout import load_text_encoder
 from likeness.training.noise import NoiseSchedule, Prediction
 
 
@@ -58,9 +59,7 @@ def text_encoder_of(case: Any, weights: dict[str, Tensor]) -> Any:
         encoder = CLIPTextModelWithProjection(config)
     else:
         encoder = CLIPTextModel(config)
-    own = list(encoder.state_dict())
-    by_tail = {name.removeprefix("text_model."): value for name, value in weights.items()}
-    encoder.load_state_dict({name: by_tail[name.removeprefix("text_model.")] for name in own})
+    load_text_encoder(encoder, weights)
     return encoder.eval().requires_grad_(False)
 
 

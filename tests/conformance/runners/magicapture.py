@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from likeness.faces.align import arcface_template, differentiable_crop, similarity_transform
 from likeness.faces.recognition import FrozenRecogniser
-from likeness.training.lora import LoraPair, add_lora, fill_lora
+from likeness.training import lora_files
+from likeness.training.lora import LoraPair, add_lora, fill_lora, merged
+from likeness.training.masks import face_mask
 from likeness.training.noise import NoiseSchedule
 from likeness.training.objectives import magicapture, reconstruction
 from likeness.training.objectives.attention_refocusing import attention_refocusing
@@ -79,6 +81,13 @@ def face_align(case: Any) -> dict[str, Tensor]:
     return {"crop": crop, "grad_image": gradient, "matrix": torch.from_numpy(np.asarray(matrix, np.float32))}
 
 
+@harness.runs("magicapture", r"face_mask")
+def mask_of_face(case: Any) -> dict[str, Tensor]:
+    (_, height, width) = case.expected["mask"].shape
+    labels = case.inputs["labels"].numpy().repeat(8, 0).repeat(8, 1)
+    return {"mask": face_mask(labels, case.config["bbox"], (height, width))}
+
+
 # LoRA -----------------------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +141,27 @@ def lora_cross_attention(case: Any) -> dict[str, Tensor]:
     }
     layer = with_lora(loaded(attention, weights), pairs, config["scale"])
     return {"y": layer(case.inputs["hidden_states"], case.inputs["encoder_hidden_states"])}
+
+
+# Official files -------------------------------------------------------------------------------------------------------
+
+
+@harness.runs("magicapture", r"official_file_unet")
+def official_file_unet(case: Any) -> dict[str, Tensor]:
+    unet, file, header = common.unet_of(case), case.weights_below("file."), case.config["file_metadata"]
+    order = lora_files.official_unet_order(unet, lora_files.official_targets(header, lora_files.UNET))
+    assert order == case.config["index_to_module"]
+    with merged(unet, lora_files.read_official(file, lora_files.UNET, order), case.config["lora_scale"]):
+        eps = common.forward(case, unet)
+    return {"eps": eps, "embeds": torch.stack(list(lora_files.official_tokens(file, header).values()))}
+
+
+@harness.runs("magicapture", r"official_file_text_encoder")
+def official_file_text_encoder(case: Any) -> dict[str, Tensor]:
+    encoder, file = common.text_encoder_of(case, case.weights_below("text.")), case.weights_below("file.")
+    order = lora_files.official_text_order(encoder)
+    with merged(encoder, lora_files.read_official(file, lora_files.TEXT, order), case.config["lora_scale"]):
+        return common.encoded(encoder, case.inputs["input_ids"])
 
 
 # One tuning step ------------------------------------------------------------------------------------------------------

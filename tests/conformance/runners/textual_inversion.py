@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from likeness.training.embedding_files import TokenEmbedding, embedding_tensors, load_embedding, read_embedding
 from likeness.training.objectives import token_embeddings
 from likeness.training.placeholders import PlaceholderEmbedding
 
@@ -64,3 +67,24 @@ def std_retraction(case: Any) -> dict[str, Tensor]:
         moved = embedding.rows.data + delta[embedding.ids]
         embedding.rows.data = token_embeddings.std_retraction(moved, case.config["reference_std"])
     return {"embedding": embedding.rows}
+
+
+def as_a1111_pickle(case: Any, vectors: Tensor) -> TokenEmbedding:
+    """Written to disk as A1111 writes it, and read again."""
+    content = {**case.config["a1111_pickle"], "string_to_param": {"*": nn.Parameter(vectors)}}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "embedding.pt"
+        torch.save(content, path)
+        return load_embedding(path)
+
+
+@harness.runs("textual_inversion", r"embedding_files")
+def embedding_files(case: Any) -> dict[str, Tensor]:
+    files = [read_embedding(case.weights_below(f"{name}.")) for name in case.config["files"]]
+    files.append(as_a1111_pickle(case, case.weights["a1111.string_to_param.*"]))
+    files += [read_embedding(embedding_tensors(file)) for file in files]
+    fullest = max(files, key=lambda file: len(file.vectors))
+    for file in files:
+        assert file.count == case.config["vectors"]
+        assert all(torch.equal(vectors, fullest.vectors[encoder]) for encoder, vectors in file.vectors.items())
+    return fullest.vectors

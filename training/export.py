@@ -1,0 +1,215 @@
+"""Results as files that ComfyUI loads: LoRA, embedding, checkpoint. Nothing is ever overwritten or left half-written.
+
+A file is first written under a temporary name beside its destination and then renamed; when the name is taken, a
+number is added. Metadata tells recipe, steps and trigger words, never paths, hosts or a licence nobody gave.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LikenessError
+from .checkpoint_layout import checkpoint_weights
+from .embedding_files import TokenEmbedding, embedding_tensors
+from .lora import LoraPair
+from .lora_files import SDXL_TEXT_1, SDXL_TEXT_2, TEXT, kohya_text_names, kohya_unet_names, kohya_weights
+from .noise import Prediction
+
+
+class Base(Enum):
+    """The family a result was trained for: kohya's name and ModelSpec's."""
+
+    SD15 = ("sd_v1", "stable-diffusion-v1")
+    SD2 = ("sd_v2", "stable-diffusion-v2")
+    SDXL = ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base")
+
+    @property
+    def kohya(self) -> str:
+        return self.value[0]
+
+    @property
+    def modelspec(self) -> str:
+        return self.value[1]
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What a file says about its own making.
+
+    recipe: the method's name. resolution: (width, height). extra: further `ss_` entries, without the prefix, such as
+    the learning rate.
+    """
+
+    recipe: str
+    base: Base
+    steps: int
+    trigger_words: tuple[str, ...] = ()
+    seed: int | None = None
+    resolution: tuple[int, int] | None = None
+    prediction: Prediction = Prediction.EPSILON
+    finished: datetime | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Metadata -------------------------------------------------------------------------------------------------------------
+
+
+def _common_metadata(record: TrainingRecord, title: str, kind: str) -> dict[str, str]:
+    finished = record.finished or datetime.now(timezone.utc)
+    entries = {
+        "ss_output_name": title,
+        "ss_base_model_version": record.base.kohya,
+        "ss_v2": str(record.base is Base.SD2),
+        "ss_steps": str(record.steps),
+        "ss_training_comment": record.recipe,
+        "ss_training_finished_at": str(finished.timestamp()),
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": record.base.modelspec + kind,
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": title,
+        "modelspec.date": finished.strftime("%Y-%m-%dT%H:%M:%S"),
+        "modelspec.prediction_type": "v" if record.prediction is Prediction.VELOCITY else "epsilon",
+        "modelspec.trigger_phrase": ", ".join(record.trigger_words),
+    }
+    if record.seed is not None:
+        entries["ss_seed"] = str(record.seed)
+    if record.resolution is not None:
+        entries["ss_resolution"] = str(record.resolution)
+        entries["modelspec.resolution"] = "{}x{}".format(*record.resolution)
+    return entries | {f"ss_{name}": str(value) for name, value in record.extra.items()}
+
+
+def _lora_metadata(record: TrainingRecord, title: str, pairs: Sequence[LoraPair]) -> dict[str, str]:
+    ranks = {pair.rank for pair in pairs}
+    alphas = {round(pair.scale * pair.rank, 6) for pair in pairs}
+    return _common_metadata(record, title, "/lora") | {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": str(alphas.pop()) if len(alphas) == 1 else "Dynamic",
+    }
+
+
+def _with_hashes(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> dict[str, str]:
+    """A1111 tells networks apart by the hash of their tensors, and by an older one of 64 KiB of the file."""
+    from safetensors.torch import save
+
+    training = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    content = save(dict(tensors), training)
+    body = 8 + int.from_bytes(content[:8], "little")
+    return metadata | {
+        "sshs_model_hash": hashlib.sha256(content[body:]).hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8],
+    }
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def free_path(folder: Path, name: str, suffix: str = ".safetensors") -> Path:
+    """A path in the folder that no file has: `name.safetensors`, else `name_2.safetensors` and so on.
+
+    The file is made, empty, so that nobody else takes the name in the meantime. Characters that file systems or
+    prompts cannot hold become underscores.
+    """
+    stem = re.sub(r'[<>:"/\\|?*\x00-\x1f\s]+', "_", name).strip("._") or "result"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = folder / f"{stem}{'' if number == 1 else f'_{number}'}{suffix}"
+        try:
+            path.open("x").close()
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError("unreachable")
+
+
+def write_safetensors(
+    tensors: Mapping[str, Tensor], folder: Path, name: str, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write tensors to a new file of this name in the folder, whole or not at all; returns its path.
+
+    Raises LikenessError when a tensor holds NaN or infinity, and when the disk is full or read-only.
+    """
+    from safetensors.torch import save_file
+
+    broken = next((key for key, value in tensors.items() if not bool(torch.isfinite(value).all())), None)
+    if broken is not None:
+        raise LikenessError(
+            f"The result holds values that are not numbers ({broken}) and was not saved: lower the learning rate and "
+            "train again from the last saved step."
+        )
+    plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    path = partial = None
+    try:
+        path = free_path(folder, name)
+        partial = path.with_name(f".{path.name}.part")
+        save_file(plain, partial, dict(metadata or {}))
+        os.replace(partial, path)
+    except Exception as error:
+        for leftover in (partial, path):
+            if leftover is not None:
+                leftover.unlink(missing_ok=True)
+        raise LikenessError(
+            f"'{name}' could not be saved in the folder '{folder.name}' ({error}): free some space or choose a folder "
+            "that can be written to."
+        ) from error
+    return path
+
+
+def _as(dtype: torch.dtype, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def save_lora(
+    unet: nn.Module,
+    unet_pairs: Mapping[str, LoraPair],
+    folder: Path,
+    name: str,
+    record: TrainingRecord,
+    text_encoders: Sequence[nn.Module] = (),
+    text_pairs: Sequence[Mapping[str, LoraPair]] = (),
+    dtype: torch.dtype = torch.float16,
+) -> Path:
+    """A LoRA with kohya's keys; returns its path. text_pairs: one mapping per text encoder, empty ones allowed."""
+    tensors = kohya_weights(unet_pairs, kohya_unet_names(unet))
+    components = (SDXL_TEXT_1, SDXL_TEXT_2) if len(text_encoders) > 1 else (TEXT,)
+    for encoder, pairs, component in zip(text_encoders, text_pairs, components, strict=False):
+        tensors |= kohya_weights(pairs, kohya_text_names(encoder, component))
+    every = [*unet_pairs.values(), *(pair for pairs in text_pairs for pair in pairs.values())]
+    tensors = {key: value.detach().cpu().contiguous() for key, value in _as(dtype, tensors).items()}
+    metadata = _with_hashes(tensors, _lora_metadata(record, name, every))
+    return write_safetensors(tensors, folder, name, metadata)
+
+
+def save_embedding(embedding: TokenEmbedding, folder: Path, name: str, record: TrainingRecord) -> Path:
+    """A textual-inversion file, float32; returns its path. Prompts call it `embedding:` and the file's name."""
+    metadata = _common_metadata(record, name, "/textual-inversion")
+    return write_safetensors(_as(torch.float32, embedding_tensors(embedding)), folder, name, metadata)
+
+
+def save_checkpoint(
+    unet: Any,
+    vae: Any,
+    text_encoders: Sequence[Any],
+    folder: Path,
+    name: str,
+    record: TrainingRecord,
+    dtype: torch.dtype = torch.float16,
+) -> Path:
+    """A full single-file checkpoint; returns its path. SDXL models that predict velocity carry the key `v_pred`."""
+    tensors = _as(dtype, checkpoint_weights(unet, vae, text_encoders))
+    if record.base is Base.SDXL and record.prediction is Prediction.VELOCITY:
+        tensors["v_pred"] = torch.tensor([])
+    return write_safetensors(tensors, folder, name, _common_metadata(record, name, ""))

@@ -1,0 +1,278 @@
+"""LoRA files in every spelling in use: kohya, diffusers (peft and older), raw peft, LyCORIS, and MagiCapture's index.
+
+Underscored names cannot be taken apart ("to_out_0"), so every spelling of every module of a model is built and looked
+up. What is written is kohya's, the one that ComfyUI, A1111 and diffusers all read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LikenessError
+from .checkpoint_layout import unet_names, with_text_model
+from .lora import LoraPair
+
+# Endings of keys, and which part of a `LoraPair` each holds.
+_ENDINGS = {
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_mid.weight": "mid",
+    ".alpha": "alpha",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+}
+_PEFT_METADATA = "lora_adapter_metadata"
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of a pipeline, as LoRA files call it. kohya: prefixes without the last underscore, our own first."""
+
+    kohya: tuple[str, ...]
+    diffusers: str
+
+
+UNET = Component(("lora_unet",), "unet")
+TEXT = Component(("lora_te", "lora_te1"), "text_encoder")
+SDXL_TEXT_1 = Component(("lora_te1", "lora_te"), "text_encoder")
+SDXL_TEXT_2 = Component(("lora_te2",), "text_encoder_2")
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def unet_spellings(unet: nn.Module) -> dict[str, str]:
+    """Every name of every weighted module of a diffusers UNet in a LoRA file -> its path in the model."""
+    paths = _weighted(unet)
+    original = unet_names(paths)
+    spellings: dict[str, str] = {}
+    for path in paths:
+        o = original.get(path, path)
+        flat = _flat(path)
+        processor = path.replace("attn1.", "attn1.processor.").replace("attn2.", "attn2.processor.")
+        older = processor.replace("to_out.0", "to_out")
+        for name in (
+            f"lora_unet_{flat}",
+            f"lora_unet_{_flat(o)}",
+            f"lycoris_{flat}",
+            f"diffusion_model.{o}",
+            f"unet.{path}",
+            path,
+            f"base_model.model.{path}",
+            f"unet.{older}",
+            older,
+        ):
+            spellings[name] = path
+    return spellings
+
+
+def text_spellings(encoder: nn.Module, component: Component) -> dict[str, str]:
+    """The same for a transformers CLIP text encoder."""
+    spellings: dict[str, str] = {}
+    for path in _weighted(encoder):
+        name = with_text_model(path)
+        for prefix in component.kohya:
+            spellings[f"{prefix}_{_flat(name)}"] = path
+        spellings[f"{component.diffusers}.{name}"] = path
+        spellings[f"{component.diffusers}.{path}"] = path
+    return spellings
+
+
+def _weighted(model: nn.Module) -> list[str]:
+    return [path for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+
+
+def _flat(path: str) -> str:
+    return path.replace(".", "_")
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """What a file says of one model: pairs by module path, and the keys that name none of its modules."""
+
+    pairs: dict[str, LoraPair]
+    others: tuple[str, ...]
+
+
+def read_lora(
+    weights: Mapping[str, Tensor],
+    spellings: Mapping[str, str],
+    component: Component = UNET,
+    metadata: Mapping[str, str] | None = None,
+) -> LoraFile:
+    """The LoRA of one model, whatever its spelling. metadata: the file's header, for the strength of peft files.
+
+    Raises LikenessError when a layer is incomplete or its halves do not fit each other. A module that the file spells
+    twice is read once.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    owners: dict[str, str] = {}
+    others = []
+    for key, value in weights.items():
+        name, part = _part_of(key)
+        path = spellings.get(name)
+        if path is None or part is None:
+            others.append(key)
+        elif owners.setdefault(path, name) == name:
+            found.setdefault(path, {})[part] = value
+    strengths = _PeftStrengths.of(metadata or {}, component)
+    return LoraFile({path: _pair(path, parts, strengths) for path, parts in found.items()}, tuple(others))
+
+
+def _part_of(key: str) -> tuple[str, str | None]:
+    for ending, part in _ENDINGS.items():
+        if key.endswith(ending):
+            return key[: -len(ending)], part
+    return key, None
+
+
+@dataclass(frozen=True)
+class _PeftStrengths:
+    """peft keeps α out of the tensors; diffusers writes it into the header."""
+
+    alpha: float | None
+    by_path: Mapping[str, float]
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str], component: Component) -> _PeftStrengths:
+        settings = json.loads(metadata.get(_PEFT_METADATA, "{}"))
+        prefix = f"{component.diffusers}."
+        return cls(settings.get(f"{prefix}lora_alpha"), settings.get(f"{prefix}alpha_pattern") or {})
+
+
+def _pair(path: str, parts: Mapping[str, Tensor], strengths: _PeftStrengths) -> LoraPair:
+    if "down" not in parts or "up" not in parts:
+        raise LikenessError(f"This LoRA file is not complete (one half of {path} is missing): download it again.")
+    down, up = parts["down"], parts["up"]
+    if down.shape[0] == 0 or down.shape[0] != up.shape[1]:
+        raise LikenessError(
+            f"This LoRA file is damaged (ranks {down.shape[0]} and {up.shape[1]} of {path} differ): download it again."
+        )
+    alpha = float(parts["alpha"]) if "alpha" in parts else strengths.by_path.get(path, strengths.alpha)
+    return LoraPair(down, up, alpha, parts.get("mid"))
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
+
+
+def kohya_unet_names(unet: nn.Module) -> dict[str, str]:
+    """Module path -> the name kohya's trainer writes: diffusers' names for SD1.x and 2.x, original ones for SDXL."""
+    paths = _weighted(unet)
+    is_sdxl = getattr(unet.config, "addition_embed_type", None) == "text_time"
+    names = unet_names(paths) if is_sdxl else {path: path for path in paths}
+    return {path: f"{UNET.kohya[0]}_{_flat(name)}" for path, name in names.items()}
+
+
+def kohya_text_names(encoder: nn.Module, component: Component) -> dict[str, str]:
+    """Module path -> the name kohya's trainer writes."""
+    return {path: f"{component.kohya[0]}_{_flat(with_text_model(path))}" for path in _weighted(encoder)}
+
+
+def kohya_weights(pairs: Mapping[str, LoraPair], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors of a kohya LoRA file. alpha is always written, so that no reader has to guess."""
+    weights = {}
+    for path, pair in pairs.items():
+        name = names[path]
+        weights[f"{name}.lora_down.weight"] = pair.down
+        weights[f"{name}.lora_up.weight"] = pair.up
+        weights[f"{name}.alpha"] = torch.tensor(pair.scale * pair.rank)
+        if pair.mid is not None:
+            weights[f"{name}.lora_mid.weight"] = pair.mid
+    return weights
+
+
+def peft_weights(pairs: Mapping[str, LoraPair], component: Component) -> dict[str, Tensor]:
+    """Tensors of a diffusers LoRA file; α / r is folded into the up matrix, because these files cannot hold it."""
+    weights = {}
+    for path, pair in pairs.items():
+        name = path if component is UNET else with_text_model(path)
+        weights[f"{component.diffusers}.{name}.lora_A.weight"] = pair.down
+        weights[f"{component.diffusers}.{name}.lora_B.weight"] = pair.scale * pair.up
+    return weights
+
+
+# MagiCapture's own files ----------------------------------------------------------------------------------------------
+
+_BRANCHES = ("attn1", "ff", "attn2")  # the order in which diffusers 0.14 registered them
+_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out", "net")
+_RESNET = ("conv1", "time_emb_proj", "conv2", "conv_shortcut")
+_TEXT_PROJECTIONS = ("k_proj", "v_proj", "q_proj", "out_proj")
+
+
+def official_unet_order(unet: nn.Module, target_classes: Iterable[str]) -> list[str]:
+    """Paths of a UNet's LoRA layers in the order that `unet:<i>:up|down` counts them.
+
+    target_classes: those the file's metadata names under `unet`. The order is that of diffusers 0.14: down, up, middle;
+    attentions before residual blocks; the feed-forward between the two attentions.
+    """
+    classes = set(target_classes)
+    wanted = {
+        "attn": bool(classes & {"Attention", "CrossAttention"}),
+        "ff": "GEGLU" in classes,
+        "resnets": "ResnetBlock2D" in classes,
+    }
+    unknown = classes - {"Attention", "CrossAttention", "GEGLU", "ResnetBlock2D"}
+    if unknown:
+        raise LikenessError(f"This MagiCapture file changes layers of an unknown kind: {', '.join(sorted(unknown))}.")
+    keyed = []
+    for path in _weighted(unet):
+        words = path.split(".")
+        if ".resnets." in path and wanted["resnets"]:
+            inner = (1, int(words[words.index("resnets") + 1]), 0, 0, _RESNET.index(words[-1]))
+        elif (".attn" in path and wanted["attn"]) or (path.endswith(".ff.net.0.proj") and wanted["ff"]):
+            at = words.index("transformer_blocks")
+            branch = _BRANCHES.index(words[at + 2])
+            inner = (0, int(words[at - 1]), int(words[at + 1]), branch, _PROJECTIONS.index(words[at + 3]))
+        else:
+            continue
+        part = ("down_blocks", "up_blocks", "mid_block").index(words[0])
+        level = int(words[1]) if part < 2 else 0
+        keyed.append(((part, level, *inner), path))
+    return [path for _, path in sorted(keyed)]
+
+
+def official_text_order(encoder: nn.Module) -> list[str]:
+    """Paths of a text encoder's LoRA layers in the order of `text_encoder:<i>`: per layer k, v, q, out."""
+    paths = [path for path in _weighted(encoder) if path.endswith(_TEXT_PROJECTIONS)]
+    return sorted(
+        paths, key=lambda p: (int(p.split("layers.")[1].split(".")[0]), _TEXT_PROJECTIONS.index(p.split(".")[-1]))
+    )
+
+
+def read_official(weights: Mapping[str, Tensor], component: Component, order: list[str]) -> dict[str, LoraPair]:
+    """The LoRA of one model in a MagiCapture (or cloneofsimo/lora) file. It has no alpha.
+
+    Raises LikenessError when the file counts other layers than the model has.
+    """
+    prefix = f"{component.diffusers}:"
+    count = sum(key.startswith(prefix) and key.endswith(":up") for key in weights)
+    if count != len(order):
+        raise LikenessError(
+            f"This MagiCapture file changes {count} layers of the {component.diffusers}, but this model has "
+            f"{len(order)}: it was made for another base model (SD1.5 has 144 and 48)."
+        )
+    return {path: LoraPair(weights[f"{prefix}{i}:down"], weights[f"{prefix}{i}:up"]) for i, path in enumerate(order)}
+
+
+def official_tokens(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
+    """The learned tokens of such a file, (dim,) each, sorted by name."""
+    return {name: weights[name] for name in sorted(metadata) if metadata[name] == "<embed>"}
+
+
+def official_targets(metadata: Mapping[str, Any], component: Component) -> list[str]:
+    """The classes of layers that such a file changes."""
+    return json.loads(metadata[component.diffusers])
