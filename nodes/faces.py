@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Sequence
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,14 +41,14 @@ from ..faces.found import (
     preview,
 )
 from ..faces.identity import OUTLIER_COSINE
-from .choices import choices, member
+from .choices import choices, finite, member
+from .files import Shelf
 from .schema import FaceAnalysisSocket, FacesSocket, IdentitySocket, advanced, schema
 
 log = logging.getLogger(__name__)
 
 CATEGORY = "likeness/faces"
-IDENTITIES = "likeness_identities"  # the kind of folder in ComfyUI's models
-SUFFIX = ".safetensors"
+IDENTITIES = Shelf("likeness_identities", fallback="likeness", what="The identity")
 NO_IDENTITY = "(no identity saved yet)"
 BIOMETRIC = "The file holds biometric data of a person: share it only with that person's consent."
 MOST_IDENTITIES = 4
@@ -396,64 +394,6 @@ def _identity(value: Any, name: str) -> Identity:
     return value
 
 
-def _identity_folders() -> list[Path]:
-    """Where identities lie: the models folders, then `output/likeness` for machines whose models are read-only."""
-    import folder_paths
-
-    return [*models_download.folders(IDENTITIES), Path(folder_paths.get_output_directory()) / "likeness"]
-
-
-def _find_identity(name: str) -> Path | None:
-    """The identity file of this name in the first folder that has it; `LikenessError` for names that lead out."""
-    models_download.resolve(IDENTITIES, name)  # refuses names that lead out
-    relative = name.replace("\\", "/")
-    return next((folder / relative for folder in _identity_folders() if (folder / relative).is_file()), None)
-
-
-def list_identities() -> list[str]:
-    """Names for Load Identity, relative to their folder, sorted."""
-    fallback = _identity_folders()[-1]
-    found = {path.relative_to(fallback).as_posix() for path in fallback.rglob(f"*{SUFFIX}") if path.is_file()}
-    return sorted(found.union(models_download.list_files(IDENTITIES, {SUFFIX})), key=str.lower)
-
-
-def _free_name(filename: str) -> str:
-    """`filename` as a file's name that no identity has: with the suffix, and a counter where it is taken."""
-    stem = filename.strip().replace("\\", "/").removesuffix(SUFFIX)
-    try:
-        models_download.resolve(IDENTITIES, stem + SUFFIX)
-    except LikenessError:
-        stem = ""
-    if not stem or stem.endswith("/"):
-        raise LikenessError(
-            f"The filename {filename!r} does not name a file inside the identities folder: use a name such as person, "
-            "or family/person."
-        )
-    numbers = itertools.count(2)
-    name = stem + SUFFIX
-    while _find_identity(name):
-        name = f"{stem}_{next(numbers)}{SUFFIX}"
-    return name
-
-
-def save_identity(identity: Identity, filename: str) -> str:
-    """Write the identity into the first folder that can be written; returns the name Load Identity knows it by."""
-    name = _free_name(filename)
-    reasons = []
-    for folder in _identity_folders():
-        try:
-            path = identity.save(folder / name)
-        except OSError as error:
-            reasons.append(f"{folder}: {error.strerror or error}")
-            continue
-        log.info("[likeness] Saved %s. %s", path, BIOMETRIC)
-        return name
-    raise LikenessError(
-        f"The identity could not be written ({'; '.join(reasons)}): make one of these folders writable, or use a "
-        "shorter filename."
-    )
-
-
 class SaveIdentity(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -462,8 +402,8 @@ class SaveIdentity(io.ComfyNode):
             display_name="Save Identity",
             category=CATEGORY,
             description=(
-                f"Writes an identity to models/{IDENTITIES} (output/likeness if that cannot be written), so that it "
-                f"can be used without its photos and without face models. Nothing is overwritten. {BIOMETRIC}"
+                f"Writes an identity to models/{IDENTITIES.kind} (output/likeness if that cannot be written), so that "
+                f"it can be used without its photos and without face models. Nothing is overwritten. {BIOMETRIC}"
             ),
             inputs=[
                 IdentitySocket.Input("identity", tooltip="The person to save."),
@@ -484,8 +424,9 @@ class SaveIdentity(io.ComfyNode):
 
     @classmethod
     def execute(cls, identity: Identity, filename: str = "person") -> io.NodeOutput:
-        path = save_identity(_identity(identity, "identity"), filename)
-        return io.NodeOutput(path, ui=ui.PreviewText(path))
+        name = IDENTITIES.save(filename, _identity(identity, "identity").save)
+        log.info("[likeness] Saved %s. %s", IDENTITIES.find(name), BIOMETRIC)
+        return io.NodeOutput(name, ui=ui.PreviewText(name))
 
 
 class LoadIdentity(io.ComfyNode):
@@ -499,8 +440,8 @@ class LoadIdentity(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=list_identities() or [NO_IDENTITY],
-                    tooltip=f"An identity from models/{IDENTITIES} or output/likeness.",
+                    options=IDENTITIES.names() or [NO_IDENTITY],
+                    tooltip=f"An identity from models/{IDENTITIES.kind} or output/likeness.",
                 )
             ],
             outputs=_identity_outputs(),
@@ -514,17 +455,14 @@ class LoadIdentity(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str | None) -> str:
         """Changes when the file does."""
-        path = _find_identity(file) if file else None
-        return f"{path} {path.stat().st_mtime_ns} {path.stat().st_size}" if path else ""
+        return IDENTITIES.fingerprint(file)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        path = _find_identity(file)
-        if path is None:
-            searched = " and ".join(str(folder) for folder in _identity_folders())
-            missing = "No identity was saved yet" if file == NO_IDENTITY else f"The identity {file!r} was not found"
-            raise LikenessError(f"{missing} in {searched}: make one with Save Identity, or put the file there.")
-        identity = Identity.load(path)
+        if file == NO_IDENTITY:
+            folder = IDENTITIES.folders()[0]
+            raise LikenessError(f"No identity was saved yet in {folder}: make one with Save Identity, then reload.")
+        identity = Identity.load(IDENTITIES.find_or_explain(file))
         return io.NodeOutput(identity, _pictures(identity), _report(identity))
 
 
@@ -599,6 +537,7 @@ class CombineIdentities(io.ComfyNode):
             for number, (identity, weight) in enumerate(offered, 1)
             if identity is not None
         ]
+        finite(weight_1=weight_1, weight_2=weight_2, weight_3=weight_3, weight_4=weight_4)
         used = [pair for pair in given if pair[1] != 0] or given
         identities, weights = zip(*used, strict=True)
         return io.NodeOutput(combine(identities, weights, member(Combine, mode, "mode"), name.strip() or None))

@@ -24,12 +24,12 @@ from ..errors import LikenessError
 from ..injection.comfy import as_managed
 from ..injection.masks import MaskResize
 from .choices import choices, finite, member
-from .files import free_path, save_folder
+from .files import Shelf
 from .schema import AdapterSocket, EmbedsSocket, OptionsSocket, advanced, schema
 
 CATEGORY = "likeness/references"
 AS_TRAINED = "as the adapter was trained"
-EMBEDS_KIND = "likeness_embeds"
+EMBEDS = Shelf("likeness_embeds", "likeness_embeds", "The saved encoding", (".safetensors", ".ipadpt"))
 NO_EMBEDS = "(no saved embeds)"
 
 
@@ -375,10 +375,7 @@ class SaveEmbeds(io.ComfyNode):
     @classmethod
     def execute(cls, embeds: ImageEmbeds, filename: str) -> io.NodeOutput:
         """Write under a free name."""
-        folder = save_folder(EMBEDS_KIND)
-        path = free_path(folder, filename, ".safetensors")
-        save_embeds(path, embeds)
-        return io.NodeOutput(path.relative_to(folder).as_posix())
+        return io.NodeOutput(EMBEDS.save(filename, lambda path: save_embeds(path, embeds)))
 
 
 class LoadEmbeds(io.ComfyNode):
@@ -386,8 +383,6 @@ class LoadEmbeds(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from ..models_download import list_files
-
         return schema(
             node_id="LikenessLoadEmbeds",
             display_name="Load Embeds",
@@ -397,7 +392,7 @@ class LoadEmbeds(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=list_files(EMBEDS_KIND, {".safetensors", ".ipadpt"}) or [NO_EMBEDS],
+                    options=EMBEDS.names() or [NO_EMBEDS],
                     tooltip="A file in models/likeness_embeds.",
                 )
             ],
@@ -405,13 +400,21 @@ class LoadEmbeds(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, file: str | None) -> bool:
+        """Named here so that the host lets missing files through: our error says which folders were searched."""
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str | None) -> str:
+        """Changes when the file does."""
+        return EMBEDS.fingerprint(file)
+
+    @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         """Read and check."""
-        from ..models_download import find_file
-
         if file == NO_EMBEDS:
             raise LikenessError("There are no saved embeds yet: use Save Embeds, then reload the page.")
-        return io.NodeOutput(load_embeds(find_file(EMBEDS_KIND, file)))
+        return io.NodeOutput(load_embeds(EMBEDS.find_or_explain(file)))
 
 
 class WeightSchedule(io.ComfyNode):

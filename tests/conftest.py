@@ -53,6 +53,14 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.write_line(f"{count} tests chosen for the real ComfyUI in {host}")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The networks of the tests are tiny: threads that wait for each other cost more than they bring."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def host_path() -> Path:
     """The folder of the real ComfyUI; skips where there is none."""

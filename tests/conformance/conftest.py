@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+load_module = sys.modules["likeness_comfyui"].load_module  # set up by tests/conftest.py
 
-
-def _load(name: str, path: Path):
-    """Import a helper module of this folder under a fixed name, so that all of its users share one registry."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-harness = _load("likeness_conformance", HERE / "harness.py")
+harness = load_module("likeness_conformance", HERE / "harness.py")
 for _runner_file in sorted((HERE / "runners").glob("*.py")):
-    _load(f"likeness_conformance_{_runner_file.stem}", _runner_file)
+    load_module(f"likeness_conformance_{_runner_file.stem}", _runner_file)
 
 
 def pytest_terminal_summary(terminalreporter):

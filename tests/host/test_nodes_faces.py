@@ -532,7 +532,7 @@ def test_dots_in_a_name_are_no_suffix(run, places, ann):
 
 @pytest.mark.parametrize("filename", ["", "  ", "../ann", "a/../../ann", "/tmp/ann", "\\ann", "C:\\ann", "a/", "a\0b"])
 def test_names_that_lead_out_of_the_folder_are_refused(run, places, ann, filename):
-    with pytest.raises(LikenessError, match="does not name a file inside the identities folder"):
+    with pytest.raises(LikenessError, match="does not name a file inside models/likeness_identities"):
         run("SaveIdentity", identity=ann, filename=filename)
     assert not list(places.models.parent.rglob("*.safetensors"))
 
