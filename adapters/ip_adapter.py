@@ -214,6 +214,10 @@ class IPAdapter(nn.Module):
 
         structure: how much of the face's CLIP structure enters FaceID-Plus v2 (official `s_scale`).
         """
+        return self.tokens(evidence, structure)
+
+    def tokens(self, evidence: Evidence, structure: float = 1.0) -> IdentityTokens:
+        """`encode` with gradient, for training."""
         network, ids, features = self.image_proj, evidence.id_embeds, evidence.features
         if isinstance(network, FaceIdPlusProjection):
             assert ids is not None and features is not None and evidence.uncond_features is not None

@@ -51,15 +51,19 @@ class InjectedUNet:
     roles: one per chunk of the batch, (UNCOND, COND) for a guided pipeline's batch; set it when the batch's make-up
     changes. Keys and values are projected once, when the identities are injected. A UNet knows nothing of sampling, so
     `start` and `end` of an injection are the caller's affair: eject when its window closes.
+
+    live: for training; keys and values are projected at every call, with gradient to the adapter and to the tokens.
+    Before each step `injections` is set anew, to the same adapters with the step's tokens.
     """
 
-    def __init__(self, unet: Any, injections: Iterable[Injection], roles: Sequence[Role]) -> None:
+    def __init__(self, unet: Any, injections: Iterable[Injection], roles: Sequence[Role], live: bool = False) -> None:
         self.roles = tuple(roles)
+        self.live = live
         self.sites = sites_of_diffusers_unet(unet)
         self.injections = [injection for injection in injections if not injection.silent]
         for injection in self.injections:
             check_fit(injection.projector, self.sites, type(unet).__name__)
-        self._pairs: list[dict[int, RolePair]] = [self._project(injection) for injection in self.injections]
+        self._pairs = [] if live else [self._project(injection) for injection in self.injections]
         self._grids: dict[int, tuple[int, int]] = {}
         self._unet = unet
         self._originals: dict[str, Any] = {}
@@ -68,10 +72,11 @@ class InjectedUNet:
     def terms(self, site: AttentionSite, q: Tensor) -> Iterable[SiteTerm]:
         """The active terms of a site for a batch of queries (batch, L, width)."""
         pictures = len(q) // len(self.roles)
-        for injection, pairs in zip(self.injections, self._pairs, strict=True):
-            if site.slot not in pairs:
+        for number, injection in enumerate(self.injections):
+            if injection.weight_at(site).strength == 0:
                 continue
-            keys, values = stack_roles(pairs[site.slot], self.roles, pictures)
+            pair = project_site(injection, site, injection.tokens) if self.live else self._pairs[number][site.slot]
+            keys, values = stack_roles(pair, self.roles, pictures)
             factors = self._factors(injection, self._grids[site.transformer], pictures)
             yield SiteTerm(keys.to(q), values.to(q), None if factors is None else factors.to(q))
 
@@ -92,7 +97,7 @@ class InjectedUNet:
         processors = dict(self._unet.attn_processors)
         transformers: dict[int, nn.Module] = {}
         for site in self.sites:
-            if any(site.slot in pairs for pairs in self._pairs):
+            if any(injection.weight_at(site).strength != 0 for injection in self.injections):
                 name = f"{site.diffusers_path}.attn2.processor"
                 self._originals[name] = processors[name]
                 processors[name] = IdentityAttnProcessor(self, site)
@@ -121,10 +126,16 @@ class InjectedUNet:
 
 
 def inject(
-    unet: Any, injections: Iterable[Injection], roles: Sequence[Role] = (Role.UNCOND, Role.COND)
+    unet: Any,
+    injections: Iterable[Injection],
+    roles: Sequence[Role] = (Role.UNCOND, Role.COND),
+    live: bool = False,
 ) -> InjectedUNet:
-    """Put identities into a diffusers UNet; call `eject` on what is returned to take them out again."""
-    injected = InjectedUNet(unet, injections, roles)
+    """Put identities into a diffusers UNet; call `eject` on what is returned to take them out again.
+
+    live: project at every call, with gradient, for training; see `InjectedUNet`.
+    """
+    injected = InjectedUNet(unet, injections, roles, live)
     injected.attach()
     return injected
 

@@ -1,0 +1,81 @@
+"""What training an IP-Adapter needs beyond its inference: trainable parts, dropped images, and the official file back.
+
+The objective is the plain one (arXiv 2308.06721, equation 5): the mean of ‖ε − ε_θ(z_t, t, c_text, c_image)‖² over a
+batch in which images, texts or both are dropped at random. The adapter enters through `injection.diffusers` with
+`live=True`, its LoRA (FaceID) as trainable layers of the UNet.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.ip_adapter import Evidence, IPAdapter
+from ..injection.plan import check_fit
+from ..injection.sites import sites_of_diffusers_unet
+from .lora import ADAPTER, LoraPair, add_lora, fill_lora, trained_pairs
+
+
+def make_trainable(adapter: IPAdapter, unet: nn.Module) -> dict[str, nn.Parameter]:
+    """Free the adapter's networks and, where its file has a LoRA, give the UNet trainable layers that start from it.
+
+    Returns every trained parameter under its official key, float32. The UNet's own weights are frozen. Raises
+    LikenessError when the adapter was made for another UNet.
+    """
+    check_fit(adapter, sites_of_diffusers_unet(unet), type(unet).__name__)
+    unet.requires_grad_(False)
+    trained = dict(adapter.float().requires_grad_(True).named_parameters())
+    layers = _lora_layers(adapter, unet)
+    if not layers:
+        return trained
+    pairs = {path: LoraPair(pair.down, pair.up) for (path, _), pair in zip(layers, adapter.lora_pairs(), strict=True)}
+    add_lora(unet, pairs, rank=next(iter(pairs.values())).rank)
+    fill_lora(unet, pairs)
+    for path, name in layers:
+        layer: Any = unet.get_submodule(path)
+        for half, matrices in (("down", layer.lora_A), ("up", layer.lora_B)):
+            trained[f"{name}.{half}.weight"] = matrices[ADAPTER].weight
+    return trained
+
+
+def official_weights(adapter: IPAdapter, unet: nn.Module) -> dict[str, Tensor]:
+    """The adapter as it is now, with the official keys: what to write into a file that any IP-Adapter node loads."""
+    weights = {key: value.detach().clone() for key, value in adapter.state_dict().items()}
+    layers = _lora_layers(adapter, unet)
+    if layers:
+        pairs = trained_pairs(unet)
+        for path, name in layers:
+            weights[f"{name}.down.weight"], weights[f"{name}.up.weight"] = pairs[path].down, pairs[path].up
+    return weights
+
+
+def drop_images(evidence: Evidence, dropped: Tensor) -> Evidence:
+    """Evidence in which the images of some samples are taken away, before any network sees them.
+
+    dropped: (batch,), bool. An embedding becomes zero; features become those of the unconditioned picture, or zero
+    where the evidence has none (base variant).
+    """
+
+    def without(value: Tensor | None, empty: Tensor | None) -> Tensor | None:
+        if value is None:
+            return None
+        rows = dropped.view(-1, *[1] * (value.ndim - 1))
+        return torch.where(rows, torch.zeros_like(value) if empty is None else empty, value)
+
+    features = without(evidence.features, evidence.uncond_features)
+    return Evidence(without(evidence.id_embeds, None), features, evidence.uncond_features)
+
+
+def _lora_layers(adapter: IPAdapter, unet: nn.Module) -> list[tuple[str, str]]:
+    """Path in the UNet and official name of every layer that the adapter's LoRA changes, in its own order."""
+    paths = {}
+    for site in sites_of_diffusers_unet(unet):
+        paths[site.slot - 1] = f"{site.diffusers_path}.attn1"
+        paths[site.slot] = f"{site.diffusers_path}.attn2"
+    return [
+        (f"{paths[pair.slot]}.{pair.layer}", f"ip_adapter.{pair.slot}.{re.sub(r'[.]0$', '', pair.layer)}_lora")
+        for pair in adapter.lora_pairs()
+    ]
