@@ -8,15 +8,6 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Models this small are slower on several threads, and far slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def small_unet(seed: int = 0, **overrides: Any) -> Any:
     """A two-level UNet of the SD1.5 family: with 32x32 latents its second level runs at 16x16."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
