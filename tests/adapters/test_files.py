@@ -142,7 +142,8 @@ def test_pickled_code_is_refused_and_never_runs(tmp_path, form):
     sentence = refused(path)
     assert "program code" in sentence and ".safetensors" in sentence
     assert not mark.exists()
-    pickle.loads(pickle.dumps(Intruder(mark)))
+    touch, arguments = Intruder(mark).__reduce__()
+    touch(*arguments)
     assert mark.exists(), "the intruder works, so the test can fail"
 
 
