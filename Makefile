@@ -17,7 +17,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml requirements.txt Makefile $(wildcard $(COMFYUI_PATH)/requirements.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH) -e ".[test,diffusers]" \
+	$(BIN)/python -m pip install --quiet $(TORCH) -e ".[test,train]" \
 	    $(if $(COMFYUI_PATH),-r $(COMFYUI_PATH)/requirements.txt)
 	$(BIN)/python -m pip install --quiet --no-deps facenet-pytorch
 	$(BIN)/python -c "import torch, torchvision, torchaudio, transformers"

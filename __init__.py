@@ -1,4 +1,4 @@
-"""ComfyUI-Likeness: identity-preserving portraits. Importing this module is free: no torch, no host, no side effects."""
+"""ComfyUI-Likeness: identity-preserving portraits. Importing this is free: no torch, no host, no side effects."""
 
 from __future__ import annotations
 

@@ -210,9 +210,8 @@ def peer_variants(model: Any, sites: Any) -> dict[str, Any]:
     # It shows even FaceID's crops to CLIP and then drops the result; only sampling is measured here.
     module.encode_image_masked = lambda *_args, **_keywords: SimpleNamespace(image_embeds=torch.zeros(1, 1024))
     generator = torch.Generator().manual_seed(1)
-    face = type("Face", (), {})()
-    face.normed_embedding = torch.nn.functional.normalize(torch.randn(512, generator=generator), dim=0).numpy()
-    face.embedding, face.kps, face.bbox = face.normed_embedding, _KEYPOINTS, None
+    embedding = torch.nn.functional.normalize(torch.randn(512, generator=generator), dim=0).numpy()
+    face = SimpleNamespace(normed_embedding=embedding, embedding=embedding, kps=_KEYPOINTS, bbox=None)
 
     class Analysis:
         det_model = type("Detector", (), {"input_size": (640, 640)})()

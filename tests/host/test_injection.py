@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from likeness.adapters.types import IdentityTokens, SiteWeight
 from likeness.errors import LikenessError
@@ -553,7 +554,7 @@ def test_the_run_is_dropped_when_sampling_is_cancelled(ours, sd15):
     assert torch.isfinite(sd15(model)).all()
 
 
-class SyncSpy(torch.utils._python_dispatch.TorchDispatchMode):
+class SyncSpy(TorchDispatchMode):
     """Records operations that make the host wait for the device."""
 
     def __init__(self) -> None:
