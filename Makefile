@@ -5,8 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-# A trio that is consistent: a newer torch with the last torchaudio breaks `import transformers`.
-TORCH  := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0
+# What ComfyUI brings to an artist's environment, and the pack therefore never asks for. The trio is consistent: a newer
+# torch with the last torchaudio breaks `import transformers`.
+HOST_BRINGS := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0 transformers
 COMFYUI_PATH ?= $(firstword $(wildcard .comfyui/ComfyUI $(HOME)/comfy/ComfyUI))
 COMFYUI_VERSION ?= 0.3.64
 
@@ -17,7 +18,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml requirements.txt Makefile $(wildcard $(COMFYUI_PATH)/requirements.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH) -e ".[test,train]" \
+	$(BIN)/python -m pip install --quiet $(HOST_BRINGS) -e ".[test,train]" \
 	    $(if $(COMFYUI_PATH),-r $(COMFYUI_PATH)/requirements.txt)
 	$(BIN)/python -m pip install --quiet --no-deps facenet-pytorch
 	$(BIN)/python -c "import torch, torchvision, torchaudio, transformers"

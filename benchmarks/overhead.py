@@ -208,7 +208,7 @@ def peer_variants(model: Any, sites: Any) -> dict[str, Any]:
     module = sys.modules["likeness_peer.IPAdapterPlus"]
     execute = module.ipadapter_execute
     # It shows even FaceID's crops to CLIP and then drops the result; only sampling is measured here.
-    module.encode_image_masked = lambda *_args, **_keywords: SimpleNamespace(image_embeds=torch.zeros(1, 1024))
+    vars(module)["encode_image_masked"] = lambda *_, **__: SimpleNamespace(image_embeds=torch.zeros(1, 1024))
     generator = torch.Generator().manual_seed(1)
     embedding = torch.nn.functional.normalize(torch.randn(512, generator=generator), dim=0).numpy()
     face = SimpleNamespace(normed_embedding=embedding, embedding=embedding, kps=_KEYPOINTS, bbox=None)
