@@ -1,0 +1,269 @@
+"""Every committed example workflow through the real server: each API file runs to its end and does what its note says.
+
+The files run as they are, but for the sizes, the steps, and the names of three kinds of model: weights are random, in
+official layouts, and small. The checkpoint has SD1.5's layout (16 attention sites, so that style and composition types
+work) at a width of 320 throughout, also where a graph asks for SDXL; the adapters are cut to it. The image encoder is a
+ViT-L/14 in the place of ViT-H/14, which takes the server ten seconds a picture on two cores; ViT-H's own layout is
+therefore not run here. Pictures show nobody: what is held is what decides over them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+WORKFLOWS = sys.modules["likeness_comfyui"].REPOSITORY / "workflows"
+NAMES = sorted(path.name.removesuffix(".api.json") for path in WORKFLOWS.glob("*.api.json"))
+
+CHECKPOINT = "narrow_sd15.safetensors"
+FACEID, PLUS = "narrow_faceid.bin", "narrow_plus.safetensors"
+ENCODER = "vit_l.safetensors"
+ENCODER_WIDTH = 1024
+SIDE, STEPS, FRAMES = 128, 2, 2
+
+# Photos under the names that the graphs load; the detector of `models` knows both by heart.
+INPUTS = {
+    **dict.fromkeys(["person.jpg", "person_1.jpg", "person_2.jpg", "person_3.jpg"], "astronaut"),
+    **dict.fromkeys(["person_left.jpg", "pose.jpg", "reference_1.jpg", "style.jpg"], "astronaut"),
+    **dict.fromkeys(["person_right.jpg", "reference_2.jpg"], "six people"),
+}
+NEEDS = {"saved_identity": ["save_identity", "save_identity_again"], "saved_embeds": ["save_embeds"]}
+
+pytestmark = pytest.mark.slow
+
+
+# --- model files
+
+
+def cut_to(sites, groups: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
+    """An adapter's layers, cut to the widths of a UNet's sites."""
+    widths = {site.slot: site.width for site in sites}
+    cut = {}
+    for key, value in groups["ip_adapter"].items():
+        slot, layer = int(key.split(".")[0]), key.split(".", 1)[1]
+        width = widths[slot | 1]
+        if layer.endswith("lora.down.weight"):
+            reads_text = slot % 2 == 1 and layer.startswith(("to_k", "to_v"))
+            cut[key] = (value if reads_text else value[:, :width]).clone()
+        else:
+            cut[key] = value[:width].clone()
+    return {**groups, "ip_adapter": cut}
+
+
+def write_encoder(path: Path, files) -> None:
+    """A file that CLIPVisionLoader takes for ViT-L/14, with random weights in fp16 (600 MB)."""
+    import comfy.clip_model
+    import comfy.clip_vision
+    import comfy.ops
+
+    config = json.loads((Path(comfy.clip_vision.__file__).parent / "clip_vision_config_vitl.json").read_text())
+    with torch.device("meta"):
+        model = comfy.clip_model.CLIPVisionModelProjection(config, torch.float16, "meta", comfy.ops.disable_weight_init)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(dict(files._fill(model, "", files._Pool(11), torch.float16)), path)
+
+
+@pytest.fixture(scope="module")
+def narrow_models(models: Path, known_faces, files):
+    """The files named above, and InstantID's face pack; deleted at the end."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    from likeness.adapters.site_weights import SD15
+    from likeness.injection.plan import layout_of
+    from likeness.injection.sites import sites_of_comfy_unet
+
+    config = {**files.SD15_FULL, "channel_mult": [1, 1, 1, 1]}
+    with torch.device("meta"):
+        unet = UNetModel(**config, dtype=torch.float16, device="meta", operations=comfy.ops.disable_weight_init)
+    sites = sites_of_comfy_unet(unet)
+    assert layout_of(sites) == SD15
+    written = [
+        models / "checkpoints" / CHECKPOINT,
+        models / "clip_vision" / ENCODER,
+        files.write_adapter(models / "ipadapter" / FACEID, cut_to(sites, files.faceid_sd15(rank=16))),
+        files.write_adapter(models / "ipadapter" / PLUS, cut_to(sites, files.plus_sd15(encoder=ENCODER_WIDTH))),
+    ]
+    files.write_checkpoint(written[0], config, clip=True)
+    write_encoder(written[1], files)
+    pack = models / "insightface" / "models" / "antelopev2"
+    files.write_detector(pack / "scrfd_10g_bnkps.onnx", [face for faces in known_faces.values() for face in faces])
+    files.write_recogniser(pack / "glintr100.onnx", seed=4)
+    yield
+    for path in written:
+        path.unlink()
+
+
+# --- running
+
+
+def of_kind(prompt, kind: str) -> list[str]:
+    """The ids of the nodes of this kind, in the order of the graph."""
+    return [number for number, node in prompt.items() if node["class_type"] == kind]
+
+
+def small(prompt):
+    """The graph with the narrow models, small pictures, few steps and few frames."""
+    replaced = {
+        "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
+        "CLIPVisionLoader": {"clip_name": ENCODER},
+        "EmptyLatentImage": {"width": SIDE, "height": SIDE},
+        "KSampler": {"steps": STEPS},
+        "LikenessWeightSchedule": {"frames": FRAMES},
+    }
+    prompt = copy.deepcopy(prompt)
+    for node in prompt.values():
+        node["inputs"].update(replaced.get(node["class_type"], {}))
+        if node["class_type"] == "LikenessLoadIdentityAdapter":
+            node["inputs"]["adapter_file"] = FACEID if "faceid" in node["inputs"]["adapter_file"] else PLUS
+    return prompt
+
+
+@dataclass
+class Example:
+    """A workflow that has run."""
+
+    prompt: dict
+    run: object
+    client: object
+
+    def pictures(self, kind: str) -> list[np.ndarray]:
+        """What all nodes of this kind show, in the order of the graph."""
+        return [picture for number in of_kind(self.prompt, kind) for picture in self.client.images(self.run, number)]  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def execute(running_server, narrow_models, photos):
+    """Runs a graph after changes, `(node id, input) -> value`; every graph runs once only, what it needs before it."""
+    client = running_server.client
+    for name, photo in INPUTS.items():
+        client.upload_image(name, photos[photo])
+    finished: dict[str, Example] = {}
+
+    def run(name: str, changes=None) -> Example:
+        for needed in NEEDS.get(name, []):
+            run(needed)
+        if not changes and name in finished:
+            return finished[name]
+        prompt = small(json.loads((WORKFLOWS / f"{name.removesuffix('_again')}.api.json").read_text()))
+        if name.endswith("_again"):  # for a second person
+            for number in of_kind(prompt, "LoadImage"):
+                prompt[number]["inputs"]["image"] = "person_right.jpg"
+        for (number, key), value in (changes or {}).items():
+            assert key in prompt[number]["inputs"]
+            prompt[number]["inputs"][key] = value
+        example = Example(prompt, client.run(prompt), client)
+        return example if changes else finished.setdefault(name, example)
+
+    return run
+
+
+def differ(one: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.abs(one.astype(int) - other.astype(int)).mean() > 0.5)
+
+
+# --- all of them
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_node_of_the_workflow_runs_and_every_output_shows_something(server, execute, name):
+    example = execute(name)
+    run, prompt = example.run, example.prompt
+    assert not run.node_errors
+    assert {*run.executed, *run.cached} == set(prompt)
+    for number in [*of_kind(prompt, "SaveImage"), *of_kind(prompt, "PreviewImage")]:
+        for picture in example.client.images(run, number):
+            assert picture.std() > 3, f"node {number} shows an empty picture"
+    for number in of_kind(prompt, "PreviewAny"):
+        assert run.outputs[number]["text"][0].strip()
+    for picture in example.pictures("SaveImage"):
+        assert picture.shape == (SIDE, SIDE, 3)
+
+
+# --- each of them
+
+
+def test_two_people_each_decide_over_the_picture(server, execute):
+    [reference] = execute("two_people").pictures("SaveImage")
+    for photo in of_kind(execute("two_people").prompt, "LoadImage"):
+        shown = execute("two_people").prompt[photo]["inputs"]["image"]
+        other = {"person_left.jpg": "person_right.jpg", "person_right.jpg": "person_left.jpg"}[shown]
+        [changed] = execute("two_people", {(photo, "image"): other}).pictures("SaveImage")  # the same face twice
+        assert differ(changed, reference)
+
+
+def test_scale_identities_at_0_takes_both_people_out(server, execute):
+    prompt = execute("two_people").prompt
+    without_lora = {(number, "lora_strength"): 0.0 for number in of_kind(prompt, "LikenessApplyIdentity")}
+    [scale], [sampler] = of_kind(prompt, "LikenessScaleIdentities"), of_kind(prompt, "KSampler")
+    [checkpoint] = of_kind(prompt, "CheckpointLoaderSimple")
+    [silent] = execute("two_people", {**without_lora, (scale, "factor"): 0.0}).pictures("SaveImage")
+    [plain] = execute("two_people", {(sampler, "model"): [checkpoint, 0]}).pictures("SaveImage")
+    assert np.array_equal(silent, plain)
+    assert differ(plain, execute("two_people").pictures("SaveImage")[0])
+
+
+def test_save_identity_writes_all_photos_and_never_over_an_earlier_file(server, execute):
+    from likeness.faces import Identity
+
+    report = execute("save_identity").run.outputs[of_kind(execute("save_identity").prompt, "PreviewAny")[0]]["text"][0]
+    execute("save_identity_again")
+    folder = server.base / "models" / "likeness_identities"
+    first, second = (Identity.load(folder / name) for name in ("person.safetensors", "person_2.safetensors"))
+    assert "3 photos used" in report
+    assert len(first) == len(second) == 3
+    assert float(first.mean_embedding() @ second.mean_embedding()) < 0.99
+
+
+def test_both_saved_identities_enter_the_blend(server, execute):
+    [blend] = of_kind(execute("saved_identity").prompt, "LikenessCombineIdentities")
+    [half] = execute("saved_identity").pictures("SaveImage")
+    [first] = execute("saved_identity", {(blend, "weight_2"): 0.0}).pictures("SaveImage")
+    [second] = execute("saved_identity", {(blend, "weight_1"): 0.0}).pictures("SaveImage")
+    assert differ(half, first) and differ(half, second) and differ(first, second)
+
+
+def test_the_style_reference_is_shown_as_the_encoder_sees_it(server, execute):
+    prepared, noise = execute("style_reference").pictures("PreviewImage")
+    assert prepared.shape == noise.shape == (224, 224, 3)
+    assert differ(prepared, noise)
+
+
+def test_saved_embeds_hold_both_references_and_decide_over_the_portrait(server, execute):
+    from likeness.adapters.embeds import load_embeds
+
+    example = execute("saved_embeds")
+    embeds = load_embeds(server.base / "models" / "likeness_embeds" / "reference.safetensors")
+    assert embeds.cond.shape == (2, 257, ENCODER_WIDTH)
+    [apply] = of_kind(example.prompt, "LikenessApplyIdentity")
+    [silent] = execute("saved_embeds", {(apply, "weight"): 0.0}).pictures("SaveImage")
+    assert differ(silent, example.pictures("SaveImage")[0])
+
+
+def test_a_schedule_hands_the_batch_from_one_reference_to_the_other(server, execute):
+    example = execute("batch_schedule")
+    first, last = example.pictures("SaveImage")
+    assert differ(first, last)
+    [_, other] = of_kind(example.prompt, "LoadImage")
+    # With the first reference in the second one's place as well, only the last picture becomes another.
+    same_first, changed_last = execute("batch_schedule", {(other, "image"): "reference_1.jpg"}).pictures("SaveImage")
+    assert not differ(same_first, first)
+    assert differ(changed_last, last)
+
+
+def test_face_keypoints_lie_on_the_face_at_the_size_of_the_picture(server, execute, known_faces):
+    _, drawn = execute("face_keypoints").pictures("PreviewImage")
+    assert drawn.shape == (1024, 1024, 3)
+    assert (drawn.max(axis=-1) == 0).mean() > 0.9
+    [face] = known_faces["astronaut"]
+    scale = 1024 / face.photo.shape[0]
+    for x, y in face.keypoints * scale:
+        assert drawn[round(float(y)), round(float(x))].max() > 60
