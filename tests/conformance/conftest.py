@@ -14,12 +14,16 @@ for _runner_file in sorted((HERE / "runners").glob("*.py")):
 
 
 def pytest_terminal_summary(terminalreporter):
-    rows = []
+    """Counts per system, and the name of every case that was skipped because its part is not built yet."""
+    rows, skipped = [], {}
     for outcome in ("passed", "failed", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
             node = getattr(report, "nodeid", "")
             if "test_golden[" in node and (report.when == "call" or outcome == "skipped"):
-                rows.append((node.split("test_golden[")[1].split("/")[0], outcome))
+                system, _, case = node.split("test_golden[")[1].rstrip("]").partition("/")
+                rows.append((system, outcome))
+                if outcome == "skipped":
+                    skipped.setdefault(system, []).append(case)
     if not harness.find_cases(harness.golden_folder()):
         terminalreporter.section("golden cases")
         terminalreporter.write_line(f"skipped: none in {harness.golden_folder()}; set LIKENESS_GOLDEN to their folder")
@@ -30,3 +34,5 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.write_line(f"{'system':<20} {'passed':>7} {'failed':>7} {'skipped':>8}")
     for system, counts in sorted(table.items()):
         terminalreporter.write_line(f"{system:<20} {counts['passed']:>7} {counts['failed']:>7} {counts['skipped']:>8}")
+    for system, cases in sorted(skipped.items()):
+        terminalreporter.write_line(f"not built yet: {system}: {', '.join(sorted(cases))}")
