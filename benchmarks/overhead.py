@@ -6,7 +6,8 @@
 
 UNets of the real topology at reduced width (text width and token counts are the real ones), random weights, CPU, one
 thread. All variants run once per round in random order; reported are the ratio of medians of process time and the
-median and quartiles of the ratios paired by round.
+median and quartiles of the ratios paired by round. Beside them stand floating-point and tensor operations of a step
+over those without, which no other load on the machine can change.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CFG, SIDE = 5.0, 32  # guidance, side of the latent
@@ -257,6 +260,27 @@ def measure(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, li
     return times
 
 
+class Counter(TorchDispatchMode):
+    """Counts the tensor operations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += 1
+        return func(*args, **(kwargs or {}))
+
+
+def work(sampling: Callable[[], Any]) -> tuple[int, int]:
+    """(floating-point operations, tensor operations) of a call; unlike time, no other load can change them."""
+    with FlopCounterMode(display=False) as flops:
+        sampling()
+    with Counter() as counter:
+        sampling()
+    return flops.get_total_flops(), counter.operations
+
+
 def run(layout_name: str, rounds: int, steps: int, recipes: ModuleType) -> str:
     """One layout's table, as Markdown."""
     layout = LAYOUTS[layout_name]
@@ -279,6 +303,7 @@ def run(layout_name: str, rounds: int, steps: int, recipes: ModuleType) -> str:
         should = name not in ("no adapter", "FaceID, strength 0", "FaceID, outside its window")
         if changed is not should:
             raise SystemExit(f"{layout_name}: '{name}' {'changes' if changed else 'does not change'} the picture")
+    done = {name: work(sampling(variant, 1)) for name, variant in models.items()}
     times = measure({name: sampling(variant) for name, variant in models.items()}, rounds)
     base = times["no adapter"]
     millions = sum(p.numel() for p in model.model.diffusion_model.parameters()) / 1e6
@@ -286,13 +311,14 @@ def run(layout_name: str, rounds: int, steps: int, recipes: ModuleType) -> str:
         f"### {layout_name}: {millions:.1f} M parameters, {len(sites_of(model))} sites, "
         f"{statistics.median(base) / steps:.2f} s per step, {rounds} rounds x {steps} steps",
         "",
-        "| variant | ratio of medians | paired median | quartiles |",
-        "| --- | --- | --- | --- |",
+        "| variant | ratio of medians | paired median | quartiles | FLOPs | tensor operations |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, values in times.items():
         low, middle, high = quartiles([a / b for a, b in zip(values, base, strict=True)])
         ratio = statistics.median(values) / statistics.median(base)
-        lines.append(f"| {name} | {ratio:.3f} | {middle:.3f} | {low:.3f}–{high:.3f} |")
+        flops, operations = (a / b for a, b in zip(done[name], done["no adapter"], strict=True))
+        lines.append(f"| {name} | {ratio:.3f} | {middle:.3f} | {low:.3f}–{high:.3f} | {flops:.4f} | {operations:.4f} |")
     return "\n".join(lines)
 
 
