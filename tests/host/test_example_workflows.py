@@ -3,7 +3,7 @@
 The files run as they are, but for the sizes, the steps, and the names of three kinds of model: weights are random, in
 official layouts, and small. The checkpoint has SD1.5's layout (16 attention sites, so that style and composition types
 work) at a width of 320 throughout, also where a graph asks for SDXL; the adapters are cut to it. The image encoder is a
-ViT-L/14 in the place of ViT-H/14, which takes the server ten seconds a picture on two cores; ViT-H's own layout is
+ViT-L/14 in the place of ViT-H/14, which is several times slower on a CPU; ViT-H's own layout is
 therefore not run here. Pictures show nobody: what is held is what decides over them.
 """
 
@@ -27,7 +27,7 @@ CHECKPOINT = "narrow_sd15.safetensors"
 FACEID, PLUS = "narrow_faceid.bin", "narrow_plus.safetensors"
 ENCODER = "vit_l.safetensors"
 ENCODER_WIDTH = 1024
-SIDE, STEPS, FRAMES = 128, 2, 2
+SIDE, STEPS, FRAMES = 64, 1, 2
 
 # Photos under the names that the graphs load; the detector of `models` knows both by heart.
 INPUTS = {
