@@ -104,7 +104,7 @@ KINDS: dict[str, tuple[type[IntEnum], tuple[float, ...]]] = {
 # Who may be drawn for what. The ranges never meet, so nobody who is tested was ever trained on, and neither the judge
 # nor the adapter has seen the people of the recogniser that conditions.
 SPLITS: dict[str, range] = {
-    "base": range(0, 1_000_000),
+    "base": range(1_000_000),
     "recogniser": range(1_000_000, 2_000_000),
     "judge": range(2_000_000, 3_000_000),
     "adapter": range(3_000_000, 4_000_000),
@@ -147,6 +147,10 @@ class People:
     def person(self, row: int) -> Person:
         kinds = {name: kind(int(self.kinds[row, i])) for i, (name, (kind, _)) in enumerate(KINDS.items())}
         return Person(int(self.seeds[row]), dict(zip(TRAITS, self.traits[row].tolist(), strict=True)), kinds)
+
+    def marks(self) -> np.ndarray:
+        """(N,) `Mark` numbers."""
+        return self.kinds[:, list(KINDS).index("mark")]
 
     def vectors(self) -> np.ndarray:
         """(N, D) float32: `Person.vector` of everybody."""

@@ -8,17 +8,20 @@ Lengths below are in half heads: 0 is the middle of the face, +1 the chin, -1 th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import LikenessError
 from ..faces.parsing import Part
 from .backgrounds import paint_scenes
-from .canvas import Canvas
+from .canvas import Canvas, Window
 from .people import KINDS, TRAITS, HairColour, HairStyle, Iris, Mark, People
 from .shapes import arch_stroke, box, cover, ellipse, lens, rotate, segment, smoothstep, superellipse
 from .shots import HEAD_HALF_HEIGHT, LIMITS, Clothing, Colour, Expression, Shots
@@ -127,20 +130,34 @@ class Sitter:
         self.t = {name: self.column(people.traits[:, i]) for i, name in enumerate(TRAITS)}
         self.kind = {name: torch.as_tensor(people.kinds[:, i], device=device) for i, name in enumerate(KINDS)}
         self.n = {name: self.column(shots.nuisance[:, i]) for i, name in enumerate(LIMITS)}
-        self.glasses, self.beard = self.column(shots.glasses), self.column(shots.beard)
         self.hat = self.column(shots.hat >= 0)
 
-        axis = (torch.arange(size, device=device, dtype=torch.float32) + 0.5) * 2 / size - 1
-        self.x, self.y = axis.view(1, 1, size), axis.view(1, size, 1)
-        self.pixel = 2 / size
-
+        self.size, self.pixel = size, 2 / size
         self.scale = HEAD_HALF_HEIGHT + self.n["size"]
-        self.cx, self.cy = self.n["shift_x"], self.n["shift_y"] - 0.05
-        # Body frame: upright, following the head; head frame: turned by the roll.
+        self.cx, self.cy = self.n["shift_x"], self.n["shift_y"] - 0.02
+        self.px = self.pixel / self.scale  # a pixel in half heads
+        axis = torch.arange(size, device=device)
+        self.look_at(axis.view(1, size, 1), axis.view(1, 1, size))
+        self.mouth_open = self.where_expression(0.0, 0.13, 0.30)
+
+    def look_at(self, ys: Tensor, xs: Tensor) -> None:
+        """Lay the grid over these pixels: rows (B, H, 1) and columns (B, 1, W)."""
+        self.x, self.y = (xs + 0.5) * self.pixel - 1, (ys + 0.5) * self.pixel - 1
+        # Body frame: upright, following the head. Head frame: turned by the roll.
         self.bx, self.by = (self.x - self.cx) / self.scale, (self.y - self.cy) / self.scale
         self.u, self.v = rotate(self.bx, self.by, self.n["roll"])
-        self.px = self.pixel / self.scale  # a pixel in half heads
-        self.mouth_open = self.where_expression(0.0, 0.13, 0.30)
+        for name in ("head", "hair_outline", "face_opening"):  # what was computed on another grid
+            self.__dict__.pop(name, None)
+
+    def window(self, rows: Tensor, at: Feature, reach_u: float, reach_v: float) -> Window:
+        """The pixels within that reach of a feature, at any roll and size; `rows` says which pictures these people are on."""
+        turn, largest = LIMITS["roll"], HEAD_HALF_HEIGHT + LIMITS["size"]
+        half = [largest * reach / self.pixel for reach in (reach_u + turn * reach_v, reach_v + turn * reach_u)]
+        width, height = (min(self.size, 2 * math.ceil(h) + 2) for h in half)
+        centre = self.to_pixels(at.x, at.y).round().long()
+        left = (centre[:, 0] - width // 2).clamp(0, self.size - width)
+        top = (centre[:, 1] - height // 2).clamp(0, self.size - height)
+        return Window(rows, top, left, height, width)
 
     def column(self, values) -> Tensor:
         """Numbers per picture as (B, 1, 1) float32."""
@@ -213,7 +230,7 @@ class Sitter:
 
     @cached_property
     def face_width(self) -> Tensor:
-        return 0.745 + 0.11 * self.t["face_width"]
+        return 0.775 + 0.11 * self.t["face_width"]
 
     @cached_property
     def chin(self) -> Tensor:
@@ -223,9 +240,9 @@ class Sitter:
     def head(self) -> Tensor:
         """Distance to the outline of face and skull."""
         v0 = -0.05
-        taper = 1 - (0.20 - 0.16 * self.t["jaw_width"]) * smoothstep(0.0, 1.1, self.v)
+        taper = 1 - (0.17 - 0.14 * self.t["jaw_width"]) * smoothstep(0.0, 1.1, self.v)
         u = (self.u - 0.16 * self.n["yaw"] * smoothstep(0.0, 1.0, self.v)) / taper
-        power = torch.where(self.v < v0, 2.15, 2.25 + 0.45 * self.t["jaw_square"])
+        power = torch.where(self.v < v0, 2.15, 2.35 + 0.5 * self.t["jaw_square"])
         return superellipse(u, self.v - v0, self.face_width, torch.where(self.v < v0, 0.93, self.chin - v0), power)
 
     # Hair
@@ -273,9 +290,15 @@ class Sitter:
 
     @cached_property
     def eyes(self) -> tuple[Feature, Feature]:
-        x = 0.335 + 0.055 * self.t["eye_distance"]
+        x = 0.35 + 0.055 * self.t["eye_distance"]
         y = 0.03 + 0.06 * self.t["eye_level"]
         return self.place(-x, y), self.place(x, y)
+
+    @cached_property
+    def brows(self) -> tuple[Feature, Feature]:
+        above = 0.27 + 0.045 * self.t["brow_level"] + self.where_expression(0.0, 0.02, 0.13)
+        left, right = self.eyes
+        return Feature(left.x - 0.02, left.y - above, left.width), Feature(right.x + 0.02, right.y - above, right.width)
 
     @cached_property
     def nose(self) -> Feature:
@@ -292,7 +315,7 @@ class Sitter:
     @cached_property
     def mouth_lift(self) -> Tensor:
         """How far the corners stand above the middle of the mouth."""
-        return self.where_expression(0.0, 0.13, -0.02)
+        return self.where_expression(0.035, 0.15, -0.02)
 
 
 def render(people: People, shots: Shots, size: int = 64, device: torch.device | str = "cpu") -> Pictures:
@@ -307,23 +330,33 @@ def render(people: People, shots: Shots, size: int = 64, device: torch.device | 
     if len(people) != len(shots):
         raise ValueError(f"{len(people)} people for {len(shots)} shots")
     sitter = Sitter(people, shots, size, torch.device(device))
-    canvas = Canvas(len(people), size, sitter.device)
     scene = torch.as_tensor(shots.scene, device=sitter.device)
-    canvas.rgb = paint_scenes(scene, *torch.broadcast_tensors(sitter.x, sitter.y), sitter.n["backdrop"], sitter.pixel)
-
+    canvas = Canvas.on(
+        paint_scenes(scene, *torch.broadcast_tensors(sitter.x, sitter.y), sitter.n["backdrop"], sitter.pixel)
+    )
     paint_back_hair(canvas, sitter)
-    paint_body(canvas, sitter)
+    with close_up(canvas, sitter, lambda s: s.place(0.0, 1.3), 9.0, 0.95) as (piece, s):
+        paint_body(piece, s)
     paint_head(canvas, sitter)
-    paint_marks(canvas, sitter)
-    for side, eye in zip((-1, 1), sitter.eyes, strict=True):
-        paint_eye(canvas, sitter, eye, side)
-    paint_nose(canvas, sitter)
-    paint_beard(canvas, sitter)
-    paint_mouth(canvas, sitter)
+    with close_up(canvas, sitter, lambda s: s.place(0.0, 0.1), 0.75, 0.75, people.marks() != Mark.NONE) as (piece, s):
+        paint_marks(piece, s)
+    for side in (-1, 1):
+        with close_up(canvas, sitter, lambda s, side=side: s.eyes[side > 0], 0.38, 0.36) as (piece, s):
+            paint_eye(piece, s, side)
+    with close_up(canvas, sitter, lambda s: s.place(0.0, 0.2, out=0.1), 0.34, 0.52) as (piece, s):
+        paint_nose(piece, s)
+    with close_up(canvas, sitter, lambda s: s.place(0.0, 0.75), 1.05, 0.95, shots.beard) as (piece, s):
+        paint_beard(piece, s)
+    with close_up(canvas, sitter, lambda s: s.mouth, 0.50, 0.48) as (piece, s):
+        paint_mouth(piece, s)
     paint_front_hair(canvas, sitter)
-    paint_brows(canvas, sitter)
-    paint_glasses(canvas, sitter)
-    paint_hat(canvas, sitter)
+    for side in (-1, 1):
+        with close_up(canvas, sitter, lambda s, side=side: s.brows[side > 0], 0.36, 0.24) as (piece, s):
+            paint_brow(piece, s, side)
+    with close_up(canvas, sitter, lambda s: s.place(0.0, 0.05), 1.10, 0.45, shots.glasses) as (piece, s):
+        paint_glasses(piece, s)
+    with close_up(canvas, sitter, lambda s: s.place(0.0, -0.75), 1.60, 0.70, shots.hat >= 0) as (piece, s):
+        paint_hat(piece, s)
     paint_light(canvas, sitter)
 
     style = torch.as_tensor(shots.style, device=sitter.device)
@@ -349,6 +382,28 @@ def render_batches(
         yield render(people[rows], shots[rows], size, device)
 
 
+@contextmanager
+def close_up(
+    canvas: Canvas,
+    sitter: Sitter,
+    where: Callable[[Sitter], Feature],
+    reach_u: float,
+    reach_v: float,
+    chosen: np.ndarray | None = None,
+) -> Iterator[tuple[Canvas, Sitter]]:
+    """Paint only near a feature, and only on the pictures `chosen` (bool, B): most of a face is smaller than the frame.
+
+    Whatever is painted must end within the reach; a test compares with painting on the whole frame.
+    """
+    rows = np.arange(len(sitter.people)) if chosen is None else np.flatnonzero(chosen)
+    piece = Sitter(sitter.people[rows], sitter.shots[rows], sitter.size, sitter.device)
+    window = piece.window(torch.as_tensor(rows, device=sitter.device), where(piece), reach_u, reach_v)
+    piece.look_at(window.ys, window.xs)
+    cut = canvas.cut(window)
+    yield cut, piece
+    canvas.put(window, cut)
+
+
 def paint_back_hair(canvas: Canvas, s: Sitter) -> None:
     """The hair that hangs behind neck and shoulders, and what stands up from the head."""
     hair = torch.minimum(s.hair_outline, torch.full_like(s.hair_outline, 9.0))
@@ -370,42 +425,41 @@ def paint_body(canvas: Canvas, s: Sitter) -> None:
     cloth = s.look_up(_CLOTH, torch.as_tensor(s.shots.clothing_colour, device=s.device))
     shirt, sweater, suit = (s.where_clothing(clothing) for clothing in Clothing)
 
-    neck_width = 0.37 + 0.09 * s.t["neck_width"]
-    flare = neck_width + 0.25 * smoothstep(1.0, 1.5, y) ** 2
+    neck_width = 0.36 + 0.09 * s.t["neck_width"]
+    flare = neck_width + 0.15 * smoothstep(0.9, 1.35, y) ** 2
     neck = torch.maximum((s.bx - lean * smoothstep(0.3, 1.1, y)).abs() - flare, 0.3 - y)
-    shoulders = superellipse(x, y - 2.45, 1.36, 1.26, 2.8)
+    shoulders = superellipse(x, y - 2.42, 1.42, 1.26, 2.6)
+    neck_colour = s.skin_times(0.90, 0.85, 0.83)
 
+    canvas.paint(cover(neck, s.px) * cover(y - 1.5, s.px), neck_colour, Part.NECK)
     canvas.paint(cover(shoulders, s.px), cloth, Part.CLOTH)
-    canvas.paint(0.35 * cover(shoulders + 0.10, 0.25) * smoothstep(0.7, 1.3, x.abs()), cloth * 0.6)
-    canvas.paint(cover(neck, s.px) * cover(y - 1.45, s.px), s.skin_times(0.90, 0.85, 0.83), Part.NECK)
-    # The head's shadow falls on the neck.
-    shadow = ellipse(s.u, s.v - 0.35, 0.72, 0.85)
-    canvas.paint(0.55 * cover(shadow, 0.30) * cover(neck, s.px), s.skin_times(0.62, 0.52, 0.50))
+    canvas.paint(0.45 * cover(shoulders, s.px) * smoothstep(0.75, 1.4, x.abs()), cloth * 0.6)
 
     # A V of skin above a shirt, of white cloth above a suit.
-    tip = 1.50 + 0.35 * suit
-    slope = (neck_width + 0.06) / (tip - 1.08)
+    tip = 1.48 + 0.40 * suit
+    slope = (neck_width + 0.07) / (tip - 1.08)
     edge = (x.abs() - slope * (tip - y)) / torch.sqrt(1 + slope * slope)
-    opening = torch.maximum(edge, shoulders)
-    canvas.paint(cover(opening, s.px) * suit, s.rgb(0.95, 0.95, 0.96), Part.CLOTH)
-    below_chin = torch.maximum(edge, y - tip)
-    canvas.paint(cover(below_chin, s.px) * shirt * cover(1.2 - y, s.px), s.skin_times(0.90, 0.85, 0.83), Part.NECK)
-    tie = torch.maximum(x.abs() - 0.06 - 0.10 * (y - 1.25).clamp_min(0), 1.24 - y)
+    opening = torch.maximum(edge, 1.0 - y)
+    canvas.paint(cover(torch.maximum(opening, shoulders), s.px) * suit, s.rgb(0.95, 0.95, 0.96), Part.CLOTH)
+    canvas.paint(cover(torch.maximum(opening, neck), s.px) * shirt, neck_colour, Part.NECK)
+    # The head's shadow falls on the neck.
+    shadow = ellipse(s.u, s.v - 0.35, 0.72, 0.85)
+    throat = cover(torch.maximum(neck, y - 1.30), s.px)
+    canvas.paint(0.60 * cover(shadow, 0.30) * throat, s.skin_times(0.62, 0.52, 0.50))
+    tie = torch.maximum(x.abs() - 0.07 - 0.10 * (y - 1.25).clamp_min(0), 1.26 - y)
     canvas.paint(cover(tie, s.px) * suit, cloth * 0.45, Part.CLOTH)
 
     # Lapels and collar.
     bright = (cloth * 1.12 + 0.07).clamp(0, 1)
-    collar = torch.maximum(edge.abs() - 0.075, torch.maximum(y - tip - 0.06, 1.02 - y))
+    collar = torch.maximum(edge.abs() - 0.085, torch.maximum(y - tip - 0.06, 1.07 + 0.25 * (x.abs() - neck_width) - y))
     canvas.paint(cover(collar, s.px) * shirt, bright, Part.CLOTH)
-    canvas.paint(cover(collar - 0.03, s.px) * suit, cloth * 0.72, Part.CLOTH)
+    canvas.paint(cover(collar - 0.02, s.px) * suit, cloth * 0.72, Part.CLOTH)
     placket = torch.maximum(x.abs() - 0.03, tip + 0.05 - y)
     canvas.paint(cover(placket, s.px) * shirt, cloth * 0.75, Part.CLOTH)
-    roll_neck = box(x, y - 1.17, neck_width + 0.09, 0.15, 0.09)
+    roll_neck = box(x, y - 1.17, neck_width + 0.07, 0.16, 0.09)
     canvas.paint(cover(roll_neck, s.px) * sweater, bright * 0.94, Part.CLOTH)
-    canvas.paint(
-        0.8 * cover((y - 1.33 - 0.05 * x * x).abs() - 0.025, s.px) * cover(roll_neck - 0.05, s.px) * sweater,
-        cloth * 0.6,
-    )
+    fold = (y - 1.32 - 0.05 * x * x).abs() - 0.025
+    canvas.paint(0.8 * cover(torch.maximum(fold, roll_neck - 0.05), s.px) * sweater, cloth * 0.6)
 
 
 def paint_head(canvas: Canvas, s: Sitter) -> None:
@@ -439,7 +493,7 @@ def paint_marks(canvas: Canvas, s: Sitter) -> None:
     mole = torch.hypot(s.u - at.x, s.v - at.y) - 0.062
     canvas.paint(cover(mole, s.px) * s.where_kind("mark", Mark.MOLE), s.skin_times(0.32, 0.22, 0.20))
 
-    at = s.place(side * 0.34, -0.05 + 0.38 * s.t["mark_height"])
+    at = s.place(side * 0.42, torch.where(s.t["mark_height"] > 0, 0.42, -0.40))
     patch = ellipse(s.u - at.x, s.v - at.y, 0.20, 0.17) + 0.03 * torch.cos(3 * torch.atan2(s.v - at.y, s.u - at.x))
     canvas.paint(
         0.75 * cover(patch, 1.5 * s.px) * head * s.where_kind("mark", Mark.BIRTHMARK), s.skin_times(0.78, 0.42, 0.42)
@@ -447,22 +501,25 @@ def paint_marks(canvas: Canvas, s: Sitter) -> None:
 
     nose = s.place(0.0, 0.28)
     u, v = s.u - nose.x, s.v - nose.y
-    row = torch.floor(v / 0.105)
-    du, dv = (u + 0.07 * (row % 2)) % 0.14 - 0.07, v - 0.105 * row - 0.0525
-    dots = torch.hypot(du, dv) - 0.036
-    band = cover(ellipse(u, v, 0.58, 0.20), s.px)
+    row, pitch = torch.floor(v / 0.13), 0.17
+    u = u + 0.5 * pitch * (row % 2)
+    column = torch.floor(u / pitch)
+    wander = 0.035 * torch.sin(12.9 * row + 78.2 * column)  # freckles keep no grid
+    du, dv = u - pitch * (column + 0.5) + wander, v - 0.13 * (row + 0.5) - 0.8 * wander
+    dots = torch.hypot(du, dv) - 0.042
+    band = cover(ellipse(s.u - nose.x, v, 0.60, 0.21), 2 * s.px)
     canvas.paint(
         0.8 * cover(dots, s.px) * band * head * s.where_kind("mark", Mark.FRECKLES), s.skin_times(0.66, 0.44, 0.34)
     )
 
 
-def paint_eye(canvas: Canvas, s: Sitter, eye: Feature, side: int) -> None:
+def paint_eye(canvas: Canvas, s: Sitter, side: int) -> None:
     """White, iris, pupil, glint and lids of one eye; `side` is -1 for the one on the left of the picture."""
-    part = Part.RIGHT_EYE if side < 0 else Part.LEFT_EYE
+    eye, part = s.eyes[side > 0], Part.LEFT_EYE if side > 0 else Part.RIGHT_EYE
     u, v = rotate(s.u - eye.x, s.v - eye.y, -side * (0.04 + 0.20 * s.t["eye_tilt"]))
-    half_width = (0.195 + 0.035 * s.t["eye_size"]) * eye.width
+    half_width = (0.212 + 0.038 * s.t["eye_size"]) * eye.width
     wide = s.where_expression(1.0, 0.86, 1.28)
-    top = (0.125 + 0.022 * s.t["eye_size"] + 0.038 * s.t["eye_roundness"]) * wide
+    top = (0.138 + 0.024 * s.t["eye_size"] + 0.038 * s.t["eye_roundness"]) * wide
     bottom = top * s.where_expression(0.78, 0.48, 0.85)
     opening = lens(u, v, half_width, top, bottom)
 
@@ -472,14 +529,14 @@ def paint_eye(canvas: Canvas, s: Sitter, eye: Feature, side: int) -> None:
     canvas.paint(white, s.rgb(0.97, 0.97, 0.97), part)
     canvas.paint(0.35 * white * cover(v + 0.35 * top, 0.10), s.rgb(0.55, 0.55, 0.62))  # the lid's shadow
 
-    radius = 0.118
+    radius = 0.130
     reach_x, reach_y = (half_width - radius).clamp_min(0.02), 0.35 * top
     iu, iv = u - 0.75 * s.n["gaze_x"] * reach_x, v + 0.1 * top - s.n["gaze_y"] * reach_y
     centre = torch.hypot(iu / eye.width.clamp_max(1), iv)
     canvas.paint(white * cover(centre - radius, s.px), s.look_up(_IRIS, s.kind["iris"]))
     canvas.paint(white * cover((centre - radius).abs() - 0.012, 1.2 * s.px) * 0.6, s.rgb(0.08, 0.06, 0.07))
-    canvas.paint(white * cover(centre - 0.052, s.px), s.rgb(0.04, 0.03, 0.04))
-    glint = torch.hypot(iu + 0.045, iv + 0.045) - 0.034
+    canvas.paint(white * cover(centre - 0.058, s.px), s.rgb(0.04, 0.03, 0.04))
+    glint = torch.hypot(iu + 0.045, iv + 0.045) - 0.038
     canvas.paint(0.95 * white * cover(glint, s.px), s.rgb(1.0, 1.0, 1.0))
 
     lid = arch_stroke(u, v, 1.06 * half_width, top, 0.036)
@@ -490,17 +547,14 @@ def paint_eye(canvas: Canvas, s: Sitter, eye: Feature, side: int) -> None:
     canvas.paint(0.5 * cover(crease, 1.5 * s.px), s.skin_times(0.55, 0.42, 0.42))
 
 
-def paint_brows(canvas: Canvas, s: Sitter) -> None:
+def paint_brow(canvas: Canvas, s: Sitter, side: int) -> None:
     """Brows are hair, darker than the head's so that they show on every skin."""
-    colour = torch.lerp(s.hair * 0.62, s.skin_times(0.35, 0.25, 0.22), 0.25)
-    raised = s.where_expression(0.0, 0.02, 0.13)
-    for side, eye, part in zip((-1, 1), s.eyes, (Part.RIGHT_BROW, Part.LEFT_BROW), strict=True):
-        y = eye.y - 0.245 - 0.045 * s.t["brow_level"] - raised
-        u, v = rotate(s.u - eye.x - side * 0.02, s.v - y, side * (0.05 + 0.26 * s.t["brow_tilt"]))
-        brow = arch_stroke(
-            u, v, (0.225 + 0.02 * s.t["eye_size"]) * eye.width, 0.05, 0.044 + 0.024 * s.t["brow_thickness"]
-        )
-        canvas.paint(cover(brow, s.px) * canvas.face, colour, part)
+    brow = s.brows[side > 0]
+    colour = torch.lerp(s.hair * 0.55, s.skin_times(0.30, 0.20, 0.18), 0.3)
+    u, v = rotate(s.u - brow.x, s.v - brow.y, side * (0.05 + 0.26 * s.t["brow_tilt"]))
+    half_width = (0.235 + 0.02 * s.t["eye_size"]) * brow.width
+    stroke = arch_stroke(u, v, half_width, 0.05, 0.046 + 0.025 * s.t["brow_thickness"])
+    canvas.paint(cover(stroke, s.px) * canvas.face, colour, Part.LEFT_BROW if side > 0 else Part.RIGHT_BROW)
 
 
 def paint_nose(canvas: Canvas, s: Sitter) -> None:
@@ -542,7 +596,7 @@ def paint_beard(canvas: Canvas, s: Sitter) -> None:
     narrow = superellipse(u, v - 0.18, 0.36, 0.38, 3.0)
     beard = torch.where(goatee > 0, torch.maximum(torch.minimum(outer, s.head - growth), narrow), beard)
     shade = (s.hair * 0.88 * (1 + 0.07 * torch.cos(s.u * 42)[:, None])).clamp(0, 1)
-    alpha = cover(beard, s.px) * s.beard
+    alpha = cover(beard, s.px)
     canvas.reveal_face(alpha)
     canvas.paint(alpha, shade, Part.SKIN)
     canvas.paint(0.35 * alpha * smoothstep(0.0, 0.5, v), s.hair * 0.6)
@@ -584,16 +638,13 @@ def paint_front_hair(canvas: Canvas, s: Sitter) -> None:
     canvas.paint(0.45 * cover(cap - 0.05, 0.16) * canvas.face * dense, s.skin_times(0.55, 0.42, 0.40))
 
     angle = torch.atan2(s.u - 0.25 * s.cut("parting") * 2, -(s.v + 0.9)) * (s.v < 0.3) + s.u * 1.5
-    strands = 1 + 0.11 * s.cut("strands") * torch.cos(angle * 17 + 5 * s.t["hair_shade"])
+    strands = 1 + 0.09 * s.cut("strands") * torch.cos(angle * 12 + 5 * s.t["hair_shade"])
     curls = torch.cos(13 * s.u + 2 * torch.sin(11 * s.v)) * torch.cos(13 * s.v + 2 * torch.sin(9 * s.u))
     strands = strands + 0.16 * curls * (s.cut("bumps") > 10)
-    depth = 0.72 + 0.36 * smoothstep(0.0, -0.22, s.hair_outline)
-    gloss = (
-        0.20
-        * torch.exp(-(((torch.hypot(s.u - 0.25 * s.n["light_x"], s.v + 0.1) - 0.82) / 0.10) ** 2))
-        * smoothstep(-0.1, -0.5, s.v)
-    )
-    colour = (s.hair * (strands * depth)[:, None] + (gloss * s.cut("strands"))[:, None] * (0.35 + s.hair)).clamp(0, 1)
+    depth = 0.72 + 0.28 * smoothstep(0.0, -0.22, s.hair_outline)
+    band = (torch.hypot(s.u - 0.25 * s.n["light_x"], s.v + 0.1) - 0.82) / 0.10
+    gloss = 0.24 * s.cut("strands") * torch.exp(-band * band) * smoothstep(-0.1, -0.5, s.v)
+    colour = torch.lerp((s.hair * (strands * depth)[:, None]).clamp(0, 1), (s.hair + 1) / 2, gloss[:, None])
     canvas.paint(cover(cap, s.px) * opacity, colour, Part.HAIR)
 
     crest = superellipse(s.u - 0.3 * s.n["yaw"], s.v + 0.74, 0.20, 0.34, 2.5)
@@ -606,14 +657,13 @@ def paint_front_hair(canvas: Canvas, s: Sitter) -> None:
 
 def paint_glasses(canvas: Canvas, s: Sitter) -> None:
     """Round black frames with a pale reflection, temples and a bridge."""
-    worn = s.glasses
     left, right = s.eyes
     frame = s.rgb(0.07, 0.07, 0.09)
     rings = []
     for eye in (left, right):
-        rim = superellipse(s.u - eye.x, s.v - eye.y - 0.02, 0.295 * eye.width, 0.265, 2.6)
-        rings.append(rim.abs() - 0.036)
-        lens_area = cover(rim, s.px) * worn
+        rim = superellipse(s.u - eye.x, s.v - eye.y - 0.02, 0.31 * eye.width, 0.285, 2.6)
+        rings.append(rim.abs() - 0.030)
+        lens_area = cover(rim, s.px)
         canvas.paint(0.13 * lens_area, s.rgb(0.75, 0.88, 1.0))
         streak = ((s.u - eye.x) + (s.v - eye.y) * 0.8 + 0.10).abs() - 0.035
         canvas.paint(0.30 * lens_area * cover(streak, s.px), s.rgb(1.0, 1.0, 1.0))
@@ -625,7 +675,7 @@ def paint_glasses(canvas: Canvas, s: Sitter) -> None:
     shape = torch.minimum(
         torch.minimum(rings[0], rings[1]), torch.minimum(bridge, torch.maximum(temples - 0.026, s.head))
     )
-    canvas.paint(cover(shape, s.px) * worn, frame, Part.GLASSES)
+    canvas.paint(cover(shape, s.px), frame, Part.GLASSES)
 
 
 def paint_hat(canvas: Canvas, s: Sitter) -> None:
@@ -635,13 +685,13 @@ def paint_hat(canvas: Canvas, s: Sitter) -> None:
     width = s.face_width + 0.10
     line = -0.50 - 0.10 * (u / width) ** 2 * -1
     dome = torch.maximum(superellipse(u, v + 0.46, width, 0.66, 2.6), v - line)
-    canvas.paint(0.45 * cover(v - line - 0.16, 0.14) * canvas.face * s.hat, s.skin_times(0.50, 0.40, 0.40))
+    canvas.paint(0.45 * cover(v - line - 0.16, 0.14) * canvas.face, s.skin_times(0.50, 0.40, 0.40))
     fall = (0.80 + 0.28 * smoothstep(0.0, -0.35, dome))[:, None]
-    canvas.paint(cover(dome, s.px) * s.hat, (colour * fall).clamp(0, 1), Part.HAT)
+    canvas.paint(cover(dome, s.px), (colour * fall).clamp(0, 1), Part.HAT)
     ribbon = torch.maximum(dome, line - 0.20 - v)
-    canvas.paint(cover(ribbon, s.px) * s.hat, colour * 0.45, Part.HAT)
+    canvas.paint(cover(ribbon, s.px), colour * 0.45, Part.HAT)
     brim = lens(u, v - line - 0.02, width + 0.42, 0.05, 0.11)
-    canvas.paint(cover(brim, s.px) * s.hat, (colour * 0.92 + 0.02).clamp(0, 1), Part.HAT)
+    canvas.paint(cover(brim, s.px), (colour * 0.92 + 0.02).clamp(0, 1), Part.HAT)
 
 
 def paint_light(canvas: Canvas, s: Sitter) -> None:

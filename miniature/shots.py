@@ -85,7 +85,7 @@ LIMITS: dict[str, float] = {
     "warmth": 0.06,  # white balance
     "backdrop": 1.0,  # where things stand in the scene
 }
-HEAD_HALF_HEIGHT = 0.60  # of half the frame
+HEAD_HALF_HEIGHT = 0.64  # of half the frame
 
 _CONTENT_STREAM, _NUISANCE_STREAM = 11, 12
 _HAT_SHARE, _GLASSES_SHARE, _BEARD_SHARE = 0.25, 0.3, 0.25

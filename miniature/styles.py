@@ -59,19 +59,20 @@ def _photo(sheet: Sheet) -> Tensor:
 def _pencil(sheet: Sheet) -> Tensor:
     """Graphite on paper. Tone is kept, since it alone tells hair and skin apart here."""
     person = sheet.person[:, None]
-    tone = sheet.grey
     hatch = 0.5 + 0.5 * torch.cos((sheet.x + sheet.y)[:, None] * 50.0)
-    dark = (1 - tone) * torch.lerp(torch.full_like(person, 0.55), torch.full_like(person, 0.95), person)
-    ink = dark * (0.80 + 0.20 * hatch) + 0.9 * smoothstep(0.08, 0.5, _edges(sheet.rgb)) * (0.3 + 0.7 * person)
-    return torch.lerp(_paper(sheet, 0.97, 0.96, 0.93), _paper(sheet, 0.16, 0.16, 0.19), ink.clamp(0, 1))
+    dark = (1 - sheet.grey) * torch.lerp(torch.full_like(person, 0.45), torch.full_like(person, 1.0), person)
+    contour = smoothstep(0.15, 0.6, _edges(person))
+    lines = smoothstep(0.15, 0.8, _edges(sheet.grey)) * (0.25 + 0.30 * person)
+    ink = dark * (0.84 + 0.16 * hatch) + torch.maximum(0.55 * contour, lines)
+    return torch.lerp(_paper(sheet, 0.97, 0.96, 0.93), _paper(sheet, 0.15, 0.15, 0.18), ink.clamp(0, 1))
 
 
 def _pop_art(sheet: Sheet) -> Tensor:
     """Few loud colours, dots behind, black contours."""
     person = sheet.person[:, None]
     grey = sheet.grey
-    loud = (grey + 1.9 * (sheet.rgb - grey)).clamp(0, 1)
-    steps = 4.0
+    loud = (grey + 1.45 * (sheet.rgb - grey)).clamp(0, 1)
+    steps = 5.0
     level = loud * steps
     whole = torch.floor(level)
     loud = (whole + smoothstep(0.35, 0.65, level - whole)) / steps
@@ -79,16 +80,17 @@ def _pop_art(sheet: Sheet) -> Tensor:
     dots = torch.hypot(sheet.x % cell - cell / 2, sheet.y % cell - cell / 2)[:, None]
     dotted = torch.where(person > 0.5, loud, loud * 0.55 + 0.45)
     dotted = torch.lerp(dotted, dotted * _paper(sheet, 1.0, 0.55, 0.75), (1 - person) * smoothstep(0.055, 0.03, dots))
-    line = smoothstep(0.25, 0.6, _edges(sheet.rgb)) * person
+    contour = smoothstep(0.15, 0.6, _edges(person))
+    line = 0.85 * torch.maximum(contour, smoothstep(0.4, 0.9, _edges(grey)) * person)
     return torch.lerp(dotted, _paper(sheet, 0.06, 0.04, 0.08), line)
 
 
 def _night(sheet: Sheet) -> Tensor:
     """Blue darkness around a person whom a warm lamp keeps at half light or more."""
     person = sheet.person[:, None]
-    dark = sheet.rgb * _paper(sheet, 0.26, 0.32, 0.55) + _paper(sheet, 0.0, 0.01, 0.05)
+    dark = sheet.rgb * _paper(sheet, 0.36, 0.42, 0.68) + _paper(sheet, 0.0, 0.01, 0.06)
     lamp = smoothstep(1.5, 0.1, torch.hypot(sheet.x + 0.35, sheet.y + 0.1))[:, None]
-    lit = sheet.rgb * torch.lerp(_paper(sheet, 0.42, 0.47, 0.78), _paper(sheet, 0.95, 0.80, 0.66), lamp)
+    lit = sheet.rgb * torch.lerp(_paper(sheet, 0.50, 0.54, 0.82), _paper(sheet, 1.0, 0.86, 0.72), lamp)
     rim = smoothstep(0.0, 0.5, _blur(1 - person, 3.0)) * person
     lit = lit + rim * _paper(sheet, 0.10, 0.18, 0.42)
     return torch.lerp(dark, lit, person)
@@ -99,7 +101,7 @@ def _watercolour(sheet: Sheet) -> Tensor:
     paper = _paper(sheet, 0.99, 0.98, 0.95)
     person = sheet.person[:, None]
     wash = torch.lerp(_blur(sheet.rgb, 3.0), _blur(sheet.rgb, 0.5), person)
-    pooled = wash - 0.35 * smoothstep(0.1, 0.6, _edges(wash)) * wash
+    pooled = wash - 0.30 * smoothstep(0.15, 0.8, _edges(wash)) * wash
     grain = (
         0.04
         * torch.cos(sheet.x * 23 + 3 * torch.sin(sheet.y * 11))
