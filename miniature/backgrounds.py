@@ -1,6 +1,6 @@
 """The eight scenes behind a person: few, large, soft shapes, as a lens out of focus would show them.
 
-Detail here would cost the generator what it needs for faces, so each scene is known by its colours and two or three forms.
+Detail here would cost the generator what it needs for faces, so each scene is known by its colours and a few forms.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Window:
 
 
 class Canvas:
-    """Pictures (B, 3, H, W) with part labels (B, H, W) and the coverage of face and person (B, H, W), painted back to front."""
+    """Pictures (B, 3, H, W) with part labels and the coverage of face and person (B, H, W), painted back to front."""
 
     def __init__(self, rgb: Tensor, parts: Tensor, face: Tensor, person: Tensor) -> None:
         self.rgb, self.parts, self.face, self.person = rgb, parts, face, person
@@ -45,7 +45,7 @@ class Canvas:
     def on(cls, background: Tensor) -> Canvas:
         """Nobody yet, in front of a background (B, 3, H, W)."""
         blank = torch.zeros_like(background[:, 0])
-        return cls(background, blank.to(torch.uint8), blank, blank)
+        return cls(background, blank.to(torch.uint8), blank, blank.clone())
 
     def cut(self, window: Window) -> Canvas:
         """A copy of what a window shows; `put` lays it back."""
@@ -55,10 +55,10 @@ class Canvas:
     def put(self, window: Window, piece: Canvas) -> None:
         """Replace what a window shows."""
         plane, colour = _places(window)
-        self.rgb = self.rgb.index_put(colour, piece.rgb)
-        self.parts = self.parts.index_put(plane, piece.parts)
-        self.face = self.face.index_put(plane, piece.face)
-        self.person = self.person.index_put(plane, piece.person)
+        self.rgb.index_put_(colour, piece.rgb)
+        self.parts.index_put_(plane, piece.parts)
+        self.face.index_put_(plane, piece.face)
+        self.person.index_put_(plane, piece.person)
 
     def paint(self, alpha: Tensor, colour: Tensor, part: Part | None = None) -> None:
         """Lay `colour` (B, 3, 1, 1) or (B, 3, H, W) over the pictures where `alpha` (B, H, W) says.

@@ -173,7 +173,7 @@ def draw_person(seed: int) -> Person:
 
 
 def split_people(split: str, count: int, start: int = 0) -> People:
-    """`count` people of one of the `SPLITS`, from its `start`-th on. KeyError for another name, ValueError beyond its end."""
+    """`count` people of one of the `SPLITS`, from its `start`-th on. KeyError for others, ValueError past the end."""
     seeds = SPLITS[split]
     if start < 0 or start + count > len(seeds):
         raise ValueError(f"split '{split}' holds {len(seeds)} people, not {start}..{start + count}")

@@ -3,7 +3,7 @@
     people = split_people("test", 4)
     pictures = render(people, draw_shots(range(4)), size=128)
 
-Lengths below are in half heads: 0 is the middle of the face, +1 the chin, -1 the crown, at any pose. Angles are radians.
+Lengths are in half heads: 0 is the middle of the face, +1 the chin, -1 the crown, at any pose. Angles are radians.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ _CUTS: dict[HairStyle, Cut] = {
 
 @dataclass(frozen=True)
 class Pictures:
-    """B rendered portraits and everything that is known about them. Coordinates are pixels, origin top left, pixel centres whole."""
+    """B portraits and all that is known about them. Coordinates are pixels, origin top left, pixel centres whole."""
 
     rgb: Tensor  # (B, H, W, 3) float32, 0..1, as ComfyUI's IMAGE
     face: Tensor  # (B, H, W) float32, 0..1: coverage of the visible face, features included, hair and hat excluded
@@ -122,7 +122,7 @@ class Feature:
 
 
 class Sitter:
-    """A batch of people in their poses: every length and colour, (B, 1, 1) and (B, 3, 1, 1), and the grid they are drawn on."""
+    """A batch of people in their poses: lengths and colours, (B, 1, 1) and (B, 3, 1, 1), and the grid to draw on."""
 
     def __init__(self, people: People, shots: Shots, size: int, device: torch.device) -> None:
         self.device = device
@@ -150,7 +150,7 @@ class Sitter:
             self.__dict__.pop(name, None)
 
     def window(self, rows: Tensor, at: Feature, reach_u: float, reach_v: float) -> Window:
-        """The pixels within that reach of a feature, at any roll and size; `rows` says which pictures these people are on."""
+        """The pixels within that reach of a feature, at any roll and size; `rows` says which pictures."""
         turn, largest = LIMITS["roll"], HEAD_HALF_HEIGHT + LIMITS["size"]
         half = [largest * reach / self.pixel for reach in (reach_u + turn * reach_v, reach_v + turn * reach_u)]
         width, height = (min(self.size, 2 * math.ceil(h) + 2) for h in half)
@@ -331,9 +331,8 @@ def render(people: People, shots: Shots, size: int = 64, device: torch.device | 
         raise ValueError(f"{len(people)} people for {len(shots)} shots")
     sitter = Sitter(people, shots, size, torch.device(device))
     scene = torch.as_tensor(shots.scene, device=sitter.device)
-    canvas = Canvas.on(
-        paint_scenes(scene, *torch.broadcast_tensors(sitter.x, sitter.y), sitter.n["backdrop"], sitter.pixel)
-    )
+    x, y = torch.broadcast_tensors(sitter.x, sitter.y)
+    canvas = Canvas.on(paint_scenes(scene, x, y, sitter.n["backdrop"], sitter.pixel))
     paint_back_hair(canvas, sitter)
     with close_up(canvas, sitter, lambda s: s.place(0.0, 1.3), 9.0, 0.95) as (piece, s):
         paint_body(piece, s)
@@ -406,15 +405,16 @@ def close_up(
 
 def paint_back_hair(canvas: Canvas, s: Sitter) -> None:
     """The hair that hangs behind neck and shoulders, and what stands up from the head."""
-    hair = torch.minimum(s.hair_outline, torch.full_like(s.hair_outline, 9.0))
+    hair = s.hair_outline
     standing = 1 - s.hat
     knot = ellipse(s.u, s.v + 1.12 + 0.05 * s.t["hair_volume"], s.cut("knot") + 1e-3, 0.85 * s.cut("knot") + 1e-3)
-    teeth = 0.07 * torch.cos(s.v * 0 + torch.atan2(s.u, -(s.v + 0.2)) * 30)
+    teeth = 0.07 * torch.cos(torch.atan2(s.u, -(s.v + 0.2)) * 30)
     crest = superellipse(s.u - 0.3 * s.n["yaw"], s.v + 0.80, 0.22, 0.42 * s.hair_reach, 3.0) - teeth * smoothstep(
         -0.7, -1.1, s.v
     )
+    rounded = (s.hair * (0.70 + 0.35 * smoothstep(0.0, -0.25, knot))[:, None]).clamp(0, 1)
     canvas.paint(cover(hair, s.px) * (s.cut("opacity") > 0.5), s.hair * 0.62, Part.HAIR)
-    canvas.paint(cover(knot, s.px) * (s.cut("knot") > 0) * standing, s.hair * 0.9, Part.HAIR)
+    canvas.paint(cover(knot, s.px) * (s.cut("knot") > 0) * standing, rounded, Part.HAIR)
     canvas.paint(cover(crest, s.px) * s.cut("crest") * standing, s.hair * 0.85, Part.HAIR)
 
 
@@ -470,9 +470,10 @@ def paint_head(canvas: Canvas, s: Sitter) -> None:
         u = s.u - side * (s.face_width + 0.35 * size)
         v = s.v - 0.12 - 0.5 * s.n["pitch"]
         ear = ellipse(u, v, size * turned, 1.75 * size)
-        canvas.paint(cover(ear, s.px), s.skin_times(0.95, 0.88, 0.86), part)
+        bare = (s.cut("end") < 0.5).float()  # longer hair hides the ears
+        canvas.paint(bare * cover(ear, s.px), s.skin_times(0.95, 0.88, 0.86), part)
         inner = ellipse(u + side * 0.01, v + 0.01, 0.55 * size * turned, 1.15 * size)
-        canvas.paint(0.6 * cover(inner, 2 * s.px), s.skin_times(0.74, 0.60, 0.58))
+        canvas.paint(0.6 * bare * cover(inner, 2 * s.px), s.skin_times(0.74, 0.60, 0.58))
 
     head = cover(s.head, s.px)
     canvas.reveal_face(head)
@@ -645,7 +646,8 @@ def paint_front_hair(canvas: Canvas, s: Sitter) -> None:
     band = (torch.hypot(s.u - 0.25 * s.n["light_x"], s.v + 0.1) - 0.82) / 0.10
     gloss = 0.24 * s.cut("strands") * torch.exp(-band * band) * smoothstep(-0.1, -0.5, s.v)
     colour = torch.lerp((s.hair * (strands * depth)[:, None]).clamp(0, 1), (s.hair + 1) / 2, gloss[:, None])
-    canvas.paint(cover(cap, s.px) * opacity, colour, Part.HAIR)
+    colour = torch.lerp(s.skin * 0.85, colour, opacity[:, None])  # cropped hair lets the skin through
+    canvas.paint(cover(cap, s.px) * (opacity > 0), colour, Part.HAIR)
 
     crest = superellipse(s.u - 0.3 * s.n["yaw"], s.v + 0.74, 0.20, 0.34, 2.5)
     ridge = (s.hair * (1 + 0.14 * torch.cos(s.u * 40))[:, None]).clamp(0, 1)

@@ -26,7 +26,7 @@ def ellipse(x: Tensor, y: Tensor, rx: Number, ry: Number) -> Tensor:
 
 
 def superellipse(x: Tensor, y: Tensor, rx: Number, ry: Number, power: Number) -> Tensor:
-    """|x/rx|^p + |y/ry|^p = 1: an ellipse at p = 2, nearly a rectangle at p = 6. The distance is scaled by the smaller radius."""
+    """|x/rx|^p + |y/ry|^p = 1: an ellipse at p = 2, nearly a rectangle at p = 6. Scaled by the smaller radius."""
     px, py = (x / rx).abs().clamp_min(1e-6), (y / ry).abs().clamp_min(1e-6)
     a, b = px**power, py**power
     k0 = (a + b) ** (1 / power)
@@ -56,7 +56,7 @@ def segment(x: Tensor, y: Tensor, x0: Number, y0: Number, x1: Number, y1: Number
 
 
 def arch_stroke(x: Tensor, y: Tensor, half_width: Number, lift: Number, thickness: Number) -> Tensor:
-    """A parabolic stroke from (-half_width, 0) to (half_width, 0), its middle `lift` above the axis, thinner at its ends."""
+    """A parabolic stroke from (-half_width, 0) to (half_width, 0), its middle `lift` above the axis, with thin ends."""
     t = (x / half_width).clamp(-1, 1)
     line = y + lift * (1 - t * t)
     radius = thickness * (1 - 0.6 * t * t)

@@ -123,7 +123,7 @@ _RENDERINGS: dict[Style, Callable[[Sheet], Tensor]] = {
 
 
 def apply_styles(canvas: Canvas, style: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The canvas' pictures in the `Style` numbers (B,) asked for, (B, 3, H, W) in 0..1; `x`, `y` is the grid (1, H, W)."""
+    """The canvas' pictures in the `Style` numbers (B,) given, (B, 3, H, W) in 0..1; `x`, `y` is the grid (1, H, W)."""
     result = canvas.rgb.clone()
     for kind, rendering in _RENDERINGS.items():
         rows = (style == kind).nonzero().flatten()

@@ -1,0 +1,77 @@
+"""Writes the tokenizer's files. `python -m likeness.miniature.build_tokenizer` rebuilds them to the byte.
+
+Standard CLIP files, which `transformers.CLIPTokenizer` and ComfyUI's `SDTokenizer` load alike: byte-pair merges trained
+on the vocabulary until every word is one token, then all single characters, so that any other word falls to letters.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from pathlib import Path
+
+from .captions import vocabulary
+
+FOLDER = Path(__file__).parent / "tokenizer"
+START, END = "<|startoftext|>", "<|endoftext|>"
+MAX_LENGTH = 77
+_SUFFIX = "</w>"
+
+
+def merges_of(words: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges that make one token of each word.
+
+    The trainer orders them; merges written by hand word for word would fire inside one another.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from tokenizers.trainers import BpeTrainer
+
+    tokenizer = Tokenizer(BPE(end_of_word_suffix=_SUFFIX))
+    tokenizer.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
+    trainer = BpeTrainer(
+        vocab_size=10_000, min_frequency=1, show_progress=False, end_of_word_suffix=_SUFFIX, initial_alphabet=_alphabet()
+    )
+    tokenizer.train_from_iterator(words, trainer)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return [(left, right) for left, right in merges]
+
+
+def _alphabet() -> list[str]:
+    return sorted(string.ascii_lowercase + string.digits + string.punctuation)
+
+
+def tokenizer_files() -> dict[str, str]:
+    """The four files by name."""
+    merges = merges_of([word for word in vocabulary() if len(word) > 1])
+    tokens = [*_alphabet(), *(character + _SUFFIX for character in _alphabet())]
+    tokens += [left + right for left, right in merges]
+    tokens = [*dict.fromkeys(tokens), START, END]
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    config = {
+        **special,
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": MAX_LENGTH,
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+    }
+    return {
+        "vocab.json": json.dumps({token: i for i, token in enumerate(tokens)}, indent=0) + "\n",
+        "merges.txt": "\n".join(["#version: 0.2", *(f"{left} {right}" for left, right in merges)]) + "\n",
+        "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+        "special_tokens_map.json": json.dumps(special, indent=2) + "\n",
+    }
+
+
+def write_tokenizer(folder: Path = FOLDER) -> None:
+    """Write the files into a folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in tokenizer_files().items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    write_tokenizer()
+    print(f"written to {FOLDER}")
