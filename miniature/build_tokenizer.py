@@ -1,6 +1,6 @@
 """Writes the tokenizer's files. `python -m likeness.miniature.build_tokenizer` rebuilds them to the byte.
 
-Standard CLIP files, which `transformers.CLIPTokenizer` and ComfyUI's `SDTokenizer` load alike: byte-pair merges trained
+Standard CLIP files, which `transformers.CLIPTokenizer` and ComfyUI's `SDTokenizer` load alike: byte-pair merges learned
 on the vocabulary until every word is one token, then all single characters, so that any other word falls to letters.
 """
 
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import string
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from .captions import vocabulary
@@ -19,23 +21,29 @@ _SUFFIX = "</w>"
 
 
 def merges_of(words: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges that make one token of each word.
+    """Byte-pair merges that make one token of each word (Sennrich et al., 2016, arXiv:1508.07909).
 
-    The trainer orders them; merges written by hand word for word would fire inside one another.
+    The commonest pair is merged everywhere, again and again; merges written by hand word for word would fire inside one
+    another. Ties go to the pair first in the alphabet: the trainer of `tokenizers` orders them anew in every process.
     """
-    from tokenizers import Tokenizer
-    from tokenizers.models import BPE
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from tokenizers.trainers import BpeTrainer
+    pieces = [[*word[:-1], word[-1] + _SUFFIX] for word in words]
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for word in pieces for pair in pairwise(word)):
+        left, right = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append((left, right))
+        pieces = [_merge(word, left, right) for word in pieces]
+    return merges
 
-    tokenizer = Tokenizer(BPE(end_of_word_suffix=_SUFFIX))
-    tokenizer.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
-    trainer = BpeTrainer(
-        vocab_size=10_000, min_frequency=1, show_progress=False, end_of_word_suffix=_SUFFIX, initial_alphabet=_alphabet()
-    )
-    tokenizer.train_from_iterator(words, trainer)
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    return [(left, right) for left, right in merges]
+
+def _merge(word: list[str], left: str, right: str) -> list[str]:
+    """A word in which every `left` before a `right` is joined to it."""
+    merged: list[str] = []
+    for piece in word:
+        if merged and merged[-1] == left and piece == right:
+            merged[-1] = left + right
+        else:
+            merged.append(piece)
+    return merged
 
 
 def _alphabet() -> list[str]:

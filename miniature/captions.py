@@ -52,7 +52,7 @@ TEMPLATES = (
     "{style} of a {expression}person {where}{beard} wearing {clothes}",
     "{where}, {style} of a {expression}person{beard}, wearing {clothes}",
 )
-# Words that methods put into prompts: the class word in its other forms, and a trigger and a rare word to be given a meaning.
+# Words that methods put into prompts: the class word in other forms, a trigger, and a rare word to be given a meaning.
 RESERVED = ("man", "woman", "face", "portrait", "img", "sks")
 PUNCTUATION = (",", ".")
 
@@ -145,7 +145,7 @@ def unknown_words(prompt: str, placeholders: Iterable[str] = ()) -> list[str]:
 
 
 def check_prompt(prompt: str, placeholders: Iterable[str] = ()) -> None:
-    """LikenessError that names the words a prompt may not use and those it may, when there are any of the first kind."""
+    """LikenessError when a prompt has words this world does not know; it names them, and those that are known."""
     unknown = unknown_words(prompt, placeholders)
     if unknown:
         known = ", ".join(word for word in vocabulary() if word.isalnum())

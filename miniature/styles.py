@@ -60,7 +60,7 @@ def _pencil(sheet: Sheet) -> Tensor:
     """Graphite on paper. Tone is kept, since it alone tells hair and skin apart here."""
     person = sheet.person[:, None]
     hatch = 0.5 + 0.5 * torch.cos((sheet.x + sheet.y)[:, None] * 50.0)
-    dark = (1 - sheet.grey) * torch.lerp(torch.full_like(person, 0.45), torch.full_like(person, 1.0), person)
+    dark = (1 - sheet.grey) * torch.lerp(torch.full_like(person, 0.60), torch.full_like(person, 1.0), person)
     contour = smoothstep(0.15, 0.6, _edges(person))
     lines = smoothstep(0.15, 0.8, _edges(sheet.grey)) * (0.25 + 0.30 * person)
     ink = dark * (0.84 + 0.16 * hatch) + torch.maximum(0.55 * contour, lines)
@@ -103,12 +103,12 @@ def _watercolour(sheet: Sheet) -> Tensor:
     wash = torch.lerp(_blur(sheet.rgb, 3.0), _blur(sheet.rgb, 0.5), person)
     pooled = wash - 0.30 * smoothstep(0.15, 0.8, _edges(wash)) * wash
     grain = (
-        0.04
+        0.022
         * torch.cos(sheet.x * 23 + 3 * torch.sin(sheet.y * 11))
         * torch.cos(sheet.y * 19 + 2 * torch.sin(sheet.x * 13))
     )
     radius = torch.hypot(sheet.x, 0.9 * sheet.y) + 0.06 * torch.sin(7 * torch.atan2(sheet.y, sheet.x)) + grain
-    fade = torch.lerp(smoothstep(1.05, 0.75, radius)[:, None] * 0.75, torch.full_like(person, 0.86), person)
+    fade = torch.lerp(smoothstep(1.05, 0.75, radius)[:, None] * 0.75, torch.full_like(person, 0.92), person)
     fade = fade * smoothstep(1.32, 1.12, radius)[:, None]
     return torch.lerp(paper, (pooled + grain[:, None]).clamp(0, 1), fade)
 
