@@ -29,7 +29,7 @@ _RIDGE = 1e-6
 
 
 class PatchCodec(nn.Module):
-    """The encoder: a 4x4 convolution of stride 4 on the halved picture. The decoder: a 3x3 convolution to 8x8 pixels."""
+    """The encoder: a 4x4 convolution of stride 4 on the halved picture. The decoder: a 3x3 one to 8x8 pixels."""
 
     def __init__(self) -> None:
         super().__init__()
