@@ -1,0 +1,177 @@
+"""A training run that can be stopped at any moment and goes on bit for bit: what every training of the pack is made of.
+
+    run = Run(folder, {"unet": unet}, optimizer, steps=4000, seed=1)
+    run.go(lambda step, random: loss_of(batch(step), random))
+
+Nothing random is ever carried from step to step: step n draws from a generator seeded by (seed, n), and its batch
+follows from n. So a checkpoint is weights, optimiser and a number, and a resumed run repeats an unbroken one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import LikenessError
+
+StepLoss = Callable[[int, torch.Generator], Tensor]
+Report = Callable[[int, float], None]
+
+
+class Average:
+    """The exponential moving average of a network's weights, float32, with a warm-up: min(decay, (1+n)/(10+n))."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.shadow = {key: value.detach().clone() for key, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Take in the weights after step number `step`."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for key, value in module.state_dict().items():
+            if value.is_floating_point():
+                self.shadow[key].lerp_(value, 1 - decay)
+            else:
+                self.shadow[key].copy_(value)
+
+    @contextmanager
+    def applied(self, module: nn.Module) -> Iterator[None]:
+        """The module with the averaged weights, for a look at what has been learned."""
+        own = {key: value.detach().clone() for key, value in module.state_dict().items()}
+        module.load_state_dict(self.shadow)
+        try:
+            yield
+        finally:
+            module.load_state_dict(own)
+
+
+def warm_then_decay(warm_up: int = 100, decay_from: float = 0.6) -> Callable[[float, int], float]:
+    """The learning rate's factor: rises over the first steps, stays, and falls as a cosine from that share of the run.
+
+    A run that is prolonged while it is still constant has lost nothing.
+    """
+
+    def factor(progress: float, step: int) -> float:
+        fall = max(0.0, (progress - decay_from) / (1 - decay_from))
+        return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * fall))
+
+    return factor
+
+
+@dataclass
+class Run:
+    """One optimisation: its networks by name, its optimiser, and the folder in which it survives.
+
+    averages: which networks also have their moving average kept. seconds: stop after so many, with the state saved.
+    """
+
+    folder: Path
+    modules: dict[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    steps: int
+    seed: int = 0
+    factor: Callable[[float, int], float] = field(default_factory=warm_then_decay)
+    averages: dict[str, Average] = field(default_factory=dict)
+    clip: float = 1.0
+    save_every: int = 200
+    step: int = 0
+
+    @property
+    def file(self) -> Path:
+        """Where the state is kept."""
+        return self.folder / "state.pt"
+
+    def generator(self, step: int) -> torch.Generator:
+        """The random numbers of one step."""
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
+
+    def save(self) -> None:
+        """Write the state; a crash at any moment leaves the old one or the new one whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "step": self.step,
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "averages": {name: average.shadow for name, average in self.averages.items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+        partial = self.file.with_suffix(".partial")
+        try:
+            torch.save(state, partial)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            raise LikenessError(
+                f"The training's state could not be written to '{self.file}' ({error}): free some space and start "
+                f"again, it goes on from the last saved state."
+            ) from error
+        partial.replace(self.file)
+
+    def resume(self) -> bool:
+        """Take up the saved state if there is one. LikenessError when it belongs to other networks."""
+        if not self.file.exists():
+            return False
+        try:
+            state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
+            for name, module in self.modules.items():
+                module.load_state_dict(state["modules"][name])
+            for name, average in self.averages.items():
+                average.shadow = state["averages"][name]
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = state["step"]
+        except Exception as error:
+            raise LikenessError(
+                f"'{self.file}' is not the state of this training (damaged, or of other networks): "
+                "move it away to start anew."
+            ) from error
+        return True
+
+    def go(self, loss_of: StepLoss, report: Report | None = None, seconds: float = math.inf) -> bool:
+        """Train until `steps`, or until time is up. True when the run is complete. The state is saved on every way out."""
+        end = time.monotonic() + seconds
+        try:
+            while self.step < self.steps and time.monotonic() < end:
+                self._advance(loss_of, report)
+                if self.step % self.save_every == 0:
+                    self.save()
+        finally:
+            self.save()
+        return self.step >= self.steps
+
+    def _advance(self, loss_of: StepLoss, report: Report | None) -> None:
+        scale = self.factor(self.step / self.steps, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.setdefault("base_lr", group["lr"]) * scale
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(self.step, self.generator(self.step))
+        value = float(loss)
+        if not math.isfinite(value):
+            raise LikenessError(
+                f"The loss became {value} at step {self.step}; the last good state is in '{self.file}'. "
+                "Lower the learning rate and start again from it."
+            )
+        loss.backward()
+        trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        nn.utils.clip_grad_norm_(trained, self.clip)
+        self.optimizer.step()
+        self.step += 1
+        for name, average in self.averages.items():
+            average.update(self.modules[name], self.step)
+        if report is not None:
+            report(self.step, value)
+
+
+def rows_of_step(step: int, batch: int, count: int, seed: int) -> np.ndarray:
+    """The rows (batch,) of step `step`: every epoch a new order of all `count` rows, each once."""
+    per_epoch = max(1, count // batch)
+    order = np.random.default_rng([seed, step // per_epoch]).permutation(count)
+    at = step % per_epoch * batch
+    return order[at : at + batch]
