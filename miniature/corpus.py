@@ -1,0 +1,120 @@
+"""Pictures for training, drawn once and kept on disk: what the training of the miniature's networks reads.
+
+Who and what is drawn follows from the split and the seeds alone, so only pixels and measured places are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ..faces.parsing import Part
+from .people import People, split_people
+from .renderer import render_batches
+from .shots import Shots, draw_shots
+
+SIDE = 64
+_SHARD = 2048
+_FACE_WEIGHT, _HEAD_WEIGHT = 4, 2  # of the loss, where the background and the clothes count 1
+_NOT_HEAD = (Part.BACKGROUND, Part.CLOTH)
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which pictures: `each` of every one of `count` people of a split, from its `start`-th person on."""
+
+    split: str
+    count: int
+    each: int
+    start: int = 0
+
+    def people(self) -> People:
+        """One row per picture: a person's pictures follow each other."""
+        return split_people(self.split, self.count, self.start)[np.repeat(np.arange(self.count), self.each)]
+
+    def shots(self) -> Shots:
+        """One row per picture; a shot's seed is the person's and the picture's number, never drawn for anybody else."""
+        seeds = self.people().seeds * 1000 + np.tile(np.arange(self.each), self.count)
+        return draw_shots(seeds)
+
+    def __len__(self) -> int:
+        return self.count * self.each
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The pictures of an order."""
+
+    order: Order
+    people: People
+    shots: Shots
+    rgb: np.ndarray  # (N, 64, 64, 3) uint8
+    weight: np.ndarray  # (N, 16, 16) uint8: how much each latent counts, more where the head and the face are
+    keypoints: np.ndarray  # (N, 5, 2) float32 pixels
+    boxes: np.ndarray  # (N, 4) float32 pixels
+
+    def __len__(self) -> int:
+        return len(self.rgb)
+
+    @property
+    def person(self) -> np.ndarray:
+        """(N,) int: the person's number within the order."""
+        return np.repeat(np.arange(self.order.count), self.order.each)
+
+
+def importance(parts: np.ndarray, face: np.ndarray) -> np.ndarray:
+    """Loss weights (B, 16, 16) uint8 from the parsing map (B, 64, 64) and the face's coverage (B, 64, 64)."""
+    head = ~np.isin(parts, [int(part) for part in _NOT_HEAD])
+    cells = [area.reshape(len(parts), 16, 4, 16, 4).mean((2, 4)) > 0.25 for area in (head, face)]
+    return np.where(cells[1], _FACE_WEIGHT, np.where(cells[0], _HEAD_WEIGHT, 1)).astype(np.uint8)
+
+
+def draw_corpus(order: Order, folder: Path, workers: int = 1, progress: Progress | None = None) -> Corpus:
+    """The pictures of an order, read from `folder`; those that are missing are drawn first, in worker processes."""
+    folder = folder / f"{order.split}-{order.start}-{order.count}x{order.each}"
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(order), _SHARD)
+    missing = [start for start in starts if not _shard(folder, start).exists()]
+    draw = partial(_draw_shard, order, folder)
+    done = len(starts) - len(missing)
+    if workers > 1 and len(missing) > 1:
+        with ProcessPoolExecutor(workers) as pool:
+            results = pool.map(draw, missing)
+            for done, _ in enumerate(results, done + 1):
+                if progress:
+                    progress(done, len(starts))
+    else:
+        for done, start in enumerate(missing, done + 1):
+            draw(start)
+            if progress:
+                progress(done, len(starts))
+    shards = [np.load(_shard(folder, start)) for start in starts]
+    arrays = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0].files}
+    return Corpus(order, order.people(), order.shots(), **arrays)
+
+
+def _shard(folder: Path, start: int) -> Path:
+    return folder / f"{start:07d}.npz"
+
+
+def _draw_shard(order: Order, folder: Path, start: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    rows = slice(start, start + _SHARD)
+    batches = list(render_batches(order.people()[rows], order.shots()[rows], SIDE))
+    partial_file = folder / f"{start:07d}.partial.npz"
+    np.savez(
+        partial_file,
+        rgb=np.concatenate([(batch.rgb * 255 + 0.5).to(torch.uint8).numpy() for batch in batches]),
+        weight=np.concatenate([importance(batch.parts.numpy(), batch.face.numpy()) for batch in batches]),
+        keypoints=np.concatenate([batch.keypoints.numpy() for batch in batches]),
+        boxes=np.concatenate([batch.boxes.numpy() for batch in batches]),
+    )
+    partial_file.replace(_shard(folder, start))

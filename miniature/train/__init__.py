@@ -1,0 +1,1 @@
+"""Retrains the miniature's networks from nothing but drawn pictures: `python -m likeness.miniature.train`."""
