@@ -17,7 +17,7 @@ from ..corpus import Corpus
 from ..latents import PatchCodec
 from ..networks import Scaffold, build_text_encoder, build_tokenizer, build_unet, noise_schedule
 
-BATCH = 64
+BATCH = 48
 LEARNING_RATE = 1e-3
 DROPPED = 0.1  # of the captions, for guidance without a classifier
 

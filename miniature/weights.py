@@ -1,0 +1,67 @@
+"""The shipped weights of the miniature world: half precision on disk, single precision in use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from ..errors import LikenessError
+from .networks import Observer, build_judge, build_recogniser, build_text_encoder, build_unet
+
+FOLDER = Path(__file__).parent / "weights"
+ADAPTER_FILE = FOLDER / "ip-adapter-faceid_miniature.safetensors"
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def load_unet(folder: Path = FOLDER) -> Any:
+    """The denoiser, a diffusers `UNet2DConditionModel`, frozen. LikenessError when the file is missing or damaged."""
+    return _load(build_unet, folder / "unet.safetensors")
+
+
+def load_text_encoder(folder: Path = FOLDER) -> Any:
+    """The `CLIPTextModel`, frozen. LikenessError when the file is missing or damaged."""
+    return _load(build_text_encoder, folder / "text_encoder.safetensors")
+
+
+def load_recogniser(folder: Path = FOLDER) -> nn.Module:
+    """The recogniser that conditions, frozen. LikenessError when the file is missing or damaged."""
+    return _load(build_recogniser, folder / "recogniser.safetensors")
+
+
+def load_judge(folder: Path = FOLDER) -> nn.Module:
+    """The recogniser that judges, frozen. LikenessError when the file is missing or damaged."""
+    return _load(build_judge, folder / "judge.safetensors")
+
+
+def load_observer(folder: Path = FOLDER) -> Observer:
+    """The net that finds the face and reads what a picture shows, frozen. LikenessError as the others."""
+    return _load(Observer, folder / "observer.safetensors")
+
+
+def save_weights(weights: dict[str, Tensor], file: Path) -> None:
+    """Write tensors in half precision, whole or not at all."""
+    from safetensors.torch import save_file
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    save_file({key: (t.half() if t.is_floating_point() else t).contiguous() for key, t in weights.items()}, partial)
+    partial.replace(file)
+
+
+def _load(build: Callable[[], Module], file: Path) -> Module:
+    from safetensors.torch import load_file
+
+    module = build()
+    try:
+        weights = load_file(file)
+        module.load_state_dict({key: t.float() if t.is_floating_point() else t for key, t in weights.items()})
+    except Exception as error:
+        raise LikenessError(
+            f"'{file.name}' of the miniature world is missing or damaged: restore the file '{file}' from the "
+            "repository, or retrain it with `python -m likeness.miniature.train`."
+        ) from error
+    return module.eval().requires_grad_(False)
