@@ -1,0 +1,561 @@
+"""Photos made ready for training: the right face found, cropped, judged, masked and captioned.
+
+    dataset = build_dataset(photos, Settings(DatasetKind.PERSON, "ohwx"), analysis)
+    dataset.examples()
+
+Every photo is judged before any is refused, so that a user hears of all problems at once. What a photo is refused for
+(no face, too small, blurred, a copy, somebody else) is told apart from what is merely worth knowing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import LikenessError
+from ..faces import Choice, Face, FaceAnalysis, FaceParser, Identity, cosine_similarity, order_faces, parse_face
+from ..faces.align import clip_box
+from ..faces.analysis import SMALLEST_PHOTO
+from ..faces.identity import OUTLIER_COSINE
+from ..faces.parsing import part_mask
+from .captions import SLOT, check_captions, check_trigger, fill, person_templates, style_templates
+from .examples import Example
+from .masks import FACE_PARTS
+from .objectives.identity import Likeness
+from .photo_files import Photo
+from .photo_quality import Looks, sharpness
+
+SMALLEST_FACE = 64  # pixels of the photo; a smaller face teaches mostly interpolation
+LEAST_SHARPNESS = 15.0  # a face of 120 pixels, in focus 150 to 800, blurred by 2 pixels 5 to 9
+ENLARGED = 1.5  # times, from which it is worth a remark
+SMALL_SHARE = 0.15  # of the picture's side, below which a face teaches little
+BYSTANDER = 0.25  # of the face's side, from which somebody else in the picture counts
+
+
+class DatasetKind(Enum):
+    """What the pictures have in common."""
+
+    PERSON = "person"
+    STYLE = "style"  # portraits of anybody; the mask tells the face from the style
+
+
+class Framing(Enum):
+    """Which part of a photo is used."""
+
+    HEAD = "head and shoulders"  # a square of three faces' side; without a face like SQUARE
+    SQUARE = "largest square"  # moved so that the face is in its middle, as far as the photo allows
+    WHOLE = "whole picture"  # the photo's proportions, up to 1:2
+
+
+class Unfit(Enum):
+    """What happens to a photo that should not be trained on."""
+
+    LEAVE_OUT = "leave out"
+    STOP = "stop"
+    KEEP = "keep"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How photos become a dataset. templates: with `{}` for the trigger; empty: the built-in ones."""
+
+    kind: DatasetKind
+    trigger: str
+    class_word: str = "person"
+    resolution: int = 512
+    framing: Framing = Framing.HEAD
+    unfit: Unfit = Unfit.LEAVE_OUT
+    templates: tuple[str, ...] = ()
+    smallest_face: int = SMALLEST_FACE
+    least_sharpness: float = LEAST_SHARPNESS
+    outlier_cosine: float = OUTLIER_COSINE
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trigger", check_trigger(self.trigger))
+        if self.resolution < 64 or self.resolution % 8:
+            raise LikenessError(f"The resolution {self.resolution} is no multiple of 8 from 64 on: use 512 or 1024.")
+
+    def template(self, number: int) -> str:
+        """The template of the picture with this number."""
+        built_in = person_templates if self.kind is DatasetKind.PERSON else style_templates
+        templates = self.templates or built_in(self.class_word)
+        return templates[number % len(templates)]
+
+
+# --- what comes out
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One picture to train on. Coordinates are its own pixels."""
+
+    name: str
+    pixels: np.ndarray  # (H, W, 3) uint8 RGB; sides are multiples of 8
+    mask: np.ndarray | None  # (H, W) uint8, 255 on the face, all 0 where there is none; None: unknown
+    caption: str
+    original_size: tuple[int, int]  # (height, width) of the photo
+    crop: tuple[int, int] = (0, 0)  # (top, left) in the photo once it is scaled
+    keypoints: np.ndarray | None = None  # (5, 2) float32
+    embedding: np.ndarray | None = None  # (D,) float32, raw, of the photo
+    remarks: tuple[str, ...] = ()
+
+    def example(self) -> Example:
+        """As the engine takes it."""
+        mask = None if self.mask is None else torch.from_numpy(self.mask)[None].float() / 255
+        pixels = torch.from_numpy(self.pixels).permute(2, 0, 1).float() / 127.5 - 1
+        return Example(pixels.contiguous(), self.caption, mask, self.original_size, self.crop)
+
+    def likeness(self) -> Likeness | None:
+        """Who the face is and where, for the identity loss; None without keypoints or embedding."""
+        if self.keypoints is None or self.embedding is None:
+            return None
+        return Likeness(torch.from_numpy(self.keypoints).float(), torch.from_numpy(self.embedding).float())
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """A photo that is not trained on, and why."""
+
+    name: str
+    pixels: np.ndarray  # (H, W, 3) uint8 RGB, framed like the others
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Pictures of one person, or in one style, that share a trigger word."""
+
+    kind: DatasetKind
+    trigger: str
+    class_word: str
+    samples: tuple[Sample, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    remarks: tuple[str, ...] = ()  # about the whole
+    recogniser: str | None = None  # that made the embeddings
+    folder: str | None = None  # where it lies on disk
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def examples(self) -> list[Example]:
+        """Every picture as the engine takes it."""
+        return [sample.example() for sample in self.samples]
+
+    def likenesses(self) -> list[Likeness | None]:
+        """One for every picture, for the identity loss."""
+        return [sample.likeness() for sample in self.samples]
+
+    def require_masks(self) -> None:
+        """LikenessError naming the pictures without a mask (for a person: without a white pixel in it)."""
+        person = self.kind is DatasetKind.PERSON
+        lacking = [s.name for s in self.samples if s.mask is None or (person and not s.mask.any())]
+        if lacking:
+            raise LikenessError(
+                f"{', '.join(lacking[:5])} has no face mask, which this training needs: connect a face analysis to "
+                "Portrait Dataset, paint the mask yourself, or leave the picture out."
+            )
+
+    def report(self) -> str:
+        """What was found, line by line."""
+        lines = [
+            f"{len(self.samples)} picture{'s' if len(self.samples) != 1 else ''} of a {self.kind.value}, trigger word "
+            f"'{self.trigger}'" + (f", in {self.folder}" if self.folder else ""),
+            *self.remarks,
+        ]
+        for sample in self.samples:
+            lines.append(f"{sample.name}: {'; '.join(['used', *sample.remarks])}")
+        lines += [f"{photo.name}: left out, because {'; '.join(photo.reasons)}" for photo in self.left_out]
+        return "\n".join(lines)
+
+
+# --- one photo
+
+
+@dataclass
+class Finding:
+    """What is known of one photo. `problems` make it unfit, `remarks` do not."""
+
+    photo: Photo
+    face: Face | None = None
+    others: list[Face] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    cosine: float | None = None  # to the person
+
+
+def look_at(
+    photo: Photo, number: int, settings: Settings, analysis: FaceAnalysis | None, reference: Tensor | None
+) -> Finding:
+    """Find the meant face of a photo and judge the photo by itself. reference: (D,), whom to look for."""
+    finding = Finding(photo, remarks=list(photo.remarks))
+    is_person = settings.kind is DatasetKind.PERSON
+    if min(photo.pixels.shape[:2]) < SMALLEST_PHOTO:
+        finding.problems.append(f"it has only {photo.pixels.shape[1]}x{photo.pixels.shape[0]} pixels")
+        return finding
+    if analysis is not None:
+        search = analysis.search(photo.pixels, number)
+        if search.faces:
+            finding.face, *finding.others = _in_order(search.faces, reference)
+    if finding.face is None and photo.mask is not None and photo.mask.any():
+        finding.face = _masked(photo.mask)
+    if finding.face is None and is_person:
+        finding.problems.append("no face was found in it")
+    if finding.face is not None and is_person:
+        width, height = _sides(finding.face)
+        if min(width, height) < settings.smallest_face:
+            finding.problems.append(
+                f"its face is too small ({width:.0f}x{height:.0f} pixels, {settings.smallest_face} are needed)"
+            )
+    subject = _cut(photo.pixels, finding.face.box) if is_person and finding.face is not None else photo.pixels
+    if (sharp := sharpness(subject)) < settings.least_sharpness:
+        finding.problems.append(f"it is blurred (sharpness {sharp:.0f}, {settings.least_sharpness:.0f} is needed)")
+    return finding
+
+
+def _masked(mask: np.ndarray) -> Face:
+    """Stands in for the face that the user has painted a mask of."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return Face(np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32), score=1.0)
+
+
+def _in_order(faces: list[Face], reference: Tensor | None) -> list[Face]:
+    if reference is None or any(face.embedding is None for face in faces):
+        return order_faces(faces, Choice.LARGEST)
+    return order_faces(faces, Choice.SIMILAR, reference=reference)
+
+
+def _sides(face: Face) -> tuple[float, float]:
+    x1, y1, x2, y2 = (float(value) for value in face.box)
+    return x2 - x1, y2 - y1
+
+
+def _cut(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """The part of a picture in a box; all of it when the box lies outside."""
+    x1, y1, x2, y2 = (int(value) for value in clip_box(box, (picture.shape[0], picture.shape[1])))
+    part = picture[y1:y2, x1:x2]
+    return part if part.size else picture
+
+
+# --- all photos together
+
+
+def judge_copies(findings: Sequence[Finding]) -> None:
+    """Mark every photo that is a copy of an earlier one."""
+    kept: list[tuple[Finding, Looks]] = []
+    for finding in findings:
+        looks = Looks.of(finding.photo.pixels)
+        original = next((other for other, its in kept if looks.is_copy_of(its, _cosine(finding, other))), None)
+        if original is not None:
+            finding.problems.append(f"it is almost the same picture as {original.photo.name}")
+        else:
+            kept.append((finding, looks))
+
+
+def _cosine(one: Finding, other: Finding) -> float | None:
+    a, b = (f.face.embedding if f.face is not None else None for f in (one, other))
+    if a is None or b is None:
+        return None
+    return float(cosine_similarity(torch.from_numpy(a)[None], torch.from_numpy(b)[None])[0, 0])
+
+
+def judge_people(findings: Sequence[Finding], settings: Settings, reference: Tensor | None, who: str) -> None:
+    """Mark photos of somebody else: unlike the reference, or unlike the photo that is most like all others.
+
+    Raises LikenessError when half of the photos or more are strangers to the rest, because then nobody can tell who is
+    meant; not when unfit photos are kept.
+    """
+    seen = [f for f in findings if f.face is not None and f.face.embedding is not None and not f.problems]
+    if not seen or (reference is None and len(seen) < 2):
+        return
+    rows = torch.stack([torch.from_numpy(f.face.embedding).float() for f in seen])  # type: ignore[union-attr]
+    if reference is not None:
+        alike, whom = cosine_similarity(rows, reference[None])[:, 0], f"'{who}'"
+    else:
+        table = cosine_similarity(rows, rows)
+        alike, whom = table[int(table.sum(1).argmax())], "the others"
+    strangers = []
+    for finding, cosine in zip(seen, alike.tolist(), strict=True):
+        finding.cosine = cosine
+        if cosine < settings.outlier_cosine:
+            strangers.append(finding)
+            finding.problems.append(f"its face does not look like {whom} (cosine {cosine:.2f})")
+    if reference is None and 2 * len(strangers) >= len(seen) and settings.unfit is not Unfit.KEEP:
+        rest = [f.photo.name for f in seen if f not in strangers]
+        raise LikenessError(
+            f"The photos show different people: {', '.join(f.photo.name for f in strangers)} beside {', '.join(rest)}. "
+            "Keep the photos of one person, or connect the identity of the one you mean."
+        )
+
+
+# --- cropping
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A part of a photo, in its pixels, and the size it is brought to."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    size: tuple[int, int]  # (height, width)
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Pixels of the result for one of the photo: (down, across)."""
+        return self.size[0] / self.height, self.size[1] / self.width
+
+    def cut(self, picture: np.ndarray) -> np.ndarray:
+        """A picture (H, W, 3) or mask (H, W), uint8, at the frame's size, with anti-aliasing."""
+        from PIL import Image
+
+        part = np.ascontiguousarray(picture[self.top : self.top + self.height, self.left : self.left + self.width])
+        how = Image.Resampling.LANCZOS if picture.ndim == 3 else Image.Resampling.BILINEAR
+        return np.array(Image.fromarray(part).resize((self.size[1], self.size[0]), how))
+
+    def points(self, points: np.ndarray) -> np.ndarray:
+        """Points (n, 2) of the photo, x before y, pixel centres whole, in pixels of the result."""
+        down, across = self.scale
+        moved = (points + 0.5 - np.array([self.left, self.top])) * np.array([across, down]) - 0.5
+        return moved.astype(np.float32)
+
+
+def frame_of(size: tuple[int, int], face: Face | None, settings: Settings) -> Frame:
+    """The part of a photo of `size` (H, W) to train on; always inside the photo."""
+    height, width = size
+    centre = (height / 2, width / 2)
+    if face is not None:
+        x1, y1, x2, y2 = (float(value) for value in face.box)
+        centre = ((y1 + y2) / 2, (x1 + x2) / 2)
+    target = settings.resolution, settings.resolution
+    if settings.framing is Framing.WHOLE:
+        target = _proportional(size, settings.resolution)
+    wanted = min(height / target[0], width / target[1])  # photo's pixels for one of the target
+    if settings.framing is Framing.HEAD and face is not None:
+        side = max(_sides(face))
+        wanted = min(wanted, max(3 * side, 8) / settings.resolution)
+        centre = centre[0] + side / 4, centre[1]  # shoulders below
+    rows, columns = (min(round(wanted * t), limit) for t, limit in zip(target, size, strict=True))
+    rows, columns = max(1, rows), max(1, columns)
+    top = int(np.clip(round(centre[0] - rows / 2), 0, height - rows))
+    left = int(np.clip(round(centre[1] - columns / 2), 0, width - columns))
+    return Frame(top, left, rows, columns, target)
+
+
+def _proportional(size: tuple[int, int], resolution: int) -> tuple[int, int]:
+    """(height, width) of about resolution² pixels in the photo's proportions, at most 1:2, on the network's grid."""
+    grid = 64 if resolution % 64 == 0 else 8
+    aspect = float(np.clip(size[1] / size[0], 0.5, 2.0)) ** 0.5
+    height, width = (max(grid, round(side / grid) * grid) for side in (resolution / aspect, resolution * aspect))
+    return height, width
+
+
+# --- masks
+
+
+def ellipse_mask(size: tuple[int, int], face: Face) -> np.ndarray:
+    """(H, W) uint8: an ellipse from the hairline to the chin, leaning as the face does; in its box without keypoints.
+
+    Its proportions are those of a face on the FFHQ template: from the eyes one eye-mouth distance up and 1.75 down.
+    """
+    rows, columns = np.mgrid[: size[0], : size[1]].astype(np.float32)
+    if face.keypoints is None:
+        x1, y1, x2, y2 = (float(value) for value in face.box)
+        centre, half_width, half_height = np.array([(x1 + x2) / 2, (y1 + y2) / 2]), (x2 - x1) / 2, (y2 - y1) / 2
+        down = np.array([0.0, 1.0])
+    else:
+        points = np.asarray(face.keypoints, np.float64)
+        eyes, mouth = points[:2].mean(0), points[3:].mean(0)
+        length = max(float(np.linalg.norm(mouth - eyes)), 1e-3)
+        down = (mouth - eyes) / length
+        centre, half_height = eyes + 0.375 * length * down, 1.375 * length
+        half_width = max(1.15 * float(np.linalg.norm(points[1] - points[0])), 0.95 * length)  # the latter in profile
+    x, y = columns - centre[0], rows - centre[1]
+    along, across = x * down[0] + y * down[1], x * down[1] - y * down[0]
+    inside = (along / max(half_height, 0.5)) ** 2 + (across / max(half_width, 0.5)) ** 2 <= 1
+    return inside.astype(np.uint8) * 255
+
+
+def mask_of(
+    finding: Finding, kind: DatasetKind, parser: FaceParser | None = None, analysed: bool = True
+) -> np.ndarray | None:
+    """The face mask of a whole photo, (H, W) uint8: the user's own, else the parser's, else an ellipse.
+
+    Of the meant face for a person, of all faces for a style, which is none of theirs. All 0 where there is no face,
+    None where nobody has looked for one.
+    """
+    if finding.photo.mask is not None:
+        return finding.photo.mask
+    if finding.face is None and not analysed:
+        return None
+    mask = np.zeros(finding.photo.pixels.shape[:2], np.uint8)
+    others = finding.others if kind is DatasetKind.STYLE else []
+    for face in [finding.face, *others]:
+        if face is not None:
+            mask |= _mask_of_face(finding, face, parser)
+    return mask
+
+
+def _mask_of_face(finding: Finding, face: Face, parser: FaceParser | None) -> np.ndarray:
+    pixels = finding.photo.pixels
+    if parser is not None and face.keypoints is not None:
+        parsed = part_mask(parse_face(parser, pixels, face.keypoints), FACE_PARTS)
+        if parsed.any():
+            return parsed.astype(np.uint8) * 255
+        finding.remarks.append("the face parser saw no face; its mask is an ellipse")
+    return ellipse_mask((pixels.shape[0], pixels.shape[1]), face)
+
+
+# --- all of it
+
+
+def build_dataset(
+    photos: Sequence[Photo],
+    settings: Settings,
+    analysis: FaceAnalysis | None = None,
+    parser: FaceParser | None = None,
+    identity: Identity | None = None,
+    unreadable: Sequence[str] = (),
+    after_each: Callable[[], Any] = lambda: None,
+) -> Dataset:
+    """The dataset of these photos. identity: the person meant, where photos show several people.
+
+    unreadable: sentences about pictures that could not be opened. `after_each` is called twice for every photo, for
+    progress and cancelling. Raises LikenessError when nothing is left, when a caption lacks the trigger word, when
+    people are mixed beyond telling, or, with `Unfit.STOP`, when any photo is unfit; all photos are named together.
+    """
+    if not photos:
+        raise LikenessError("There is no picture to train on: connect images, or name a folder with photos.")
+    reference = _reference(identity, analysis)
+    if settings.kind is DatasetKind.PERSON and analysis is None and any(photo.mask is None for photo in photos):
+        raise LikenessError(
+            "Nobody can look for faces in the photos of a person: connect a face analysis, or put a mask beside every "
+            "picture (anna.mask.png for anna.jpg)."
+        )
+    findings = []
+    for number, photo in enumerate(photos):
+        findings.append(look_at(photo, number, settings, analysis, reference))
+        after_each()
+    judge_copies(findings)
+    if settings.kind is DatasetKind.PERSON:
+        judge_people(findings, settings, reference, identity.name if identity else "")
+    refused = [f"{f.photo.name}: {'; '.join(f.problems)}" for f in findings if f.problems]
+    if settings.unfit is Unfit.STOP and (refused or unreadable):
+        raise LikenessError(
+            f"{len(refused) + len(unreadable)} of {len(photos) + len(unreadable)} pictures are unfit for training "
+            f"({'. '.join([*refused, *unreadable])}): replace them, or let Portrait Dataset leave them out."
+        )
+    samples, left_out = [], []
+    for finding in findings:
+        frame = frame_of(finding.photo.pixels.shape[:2], finding.face, settings)
+        if finding.problems and settings.unfit is not Unfit.KEEP:
+            pixels = frame.cut(finding.photo.pixels)
+            left_out.append(LeftOut(finding.photo.name, pixels, tuple(finding.problems)))
+        else:
+            mask = mask_of(finding, settings.kind, parser, analysis is not None)
+            samples.append(_sample(finding, frame, mask, settings, len(samples)))
+        after_each()
+    if not samples:
+        raise LikenessError(
+            f"None of the {len(photos)} pictures is fit for training ({'. '.join(refused)}): use other photos."
+        )
+    check_captions([(sample.name, sample.caption) for sample in samples], settings.trigger)
+    has_embeddings = any(sample.embedding is not None for sample in samples)
+    return Dataset(
+        kind=settings.kind,
+        trigger=settings.trigger,
+        class_word=settings.class_word,
+        samples=tuple(samples),
+        left_out=tuple(left_out),
+        remarks=(*_about_the_whole(samples), *unreadable),
+        recogniser=analysis.recogniser.name if analysis and analysis.recogniser and has_embeddings else None,
+    )
+
+
+def _reference(identity: Identity | None, analysis: FaceAnalysis | None) -> Tensor | None:
+    """Whom to look for, (D,). LikenessError when this analysis cannot tell."""
+    if identity is None or analysis is None:
+        return None
+    name = analysis.recogniser.name if analysis.recogniser else None
+    if name is None or identity.recogniser != name:
+        raise LikenessError(
+            f"The identity '{identity.name}' was made by the recogniser {identity.recogniser or 'none'} and these "
+            f"photos are seen by {name or 'none'}: make both with the same face analysis."
+        )
+    return identity.mean_embedding()
+
+
+def _sample(finding: Finding, frame: Frame, mask: np.ndarray | None, settings: Settings, number: int) -> Sample:
+    photo, face = finding.photo, finding.face
+    remarks = [*(f"unfit but kept: {problem}" for problem in finding.problems), *finding.remarks]
+    remarks += _about_the_crop(finding, frame, settings)
+    down, across = frame.scale
+    return Sample(
+        name=photo.name,
+        pixels=frame.cut(photo.pixels),
+        mask=None if mask is None else frame.cut(mask),
+        caption=fill(photo.caption or settings.template(number), settings.trigger),
+        original_size=(photo.pixels.shape[0], photo.pixels.shape[1]),
+        crop=(round(frame.top * down), round(frame.left * across)),
+        keypoints=None if face is None or face.keypoints is None else frame.points(face.keypoints),
+        embedding=None if face is None else face.embedding,
+        remarks=tuple(remarks),
+    )
+
+
+def _about_the_crop(finding: Finding, frame: Frame, settings: Settings) -> list[str]:
+    remarks = []
+    if (enlarged := max(frame.scale)) > ENLARGED:
+        remarks.append(f"enlarged {enlarged:.1f} times: a larger photo shows more detail")
+    if finding.face is None:
+        return remarks
+    side = max(_sides(finding.face))
+    share = side * frame.scale[0] / frame.size[0]
+    if settings.kind is DatasetKind.PERSON and share < SMALL_SHARE:
+        remarks.append(f"the face fills only {share:.0%} of its height: '{Framing.HEAD.value}' crops closer")
+    bystanders = sum(max(_sides(face)) >= BYSTANDER * side and _is_inside(face, frame) for face in finding.others)
+    if bystanders and settings.kind is DatasetKind.PERSON:
+        people = "somebody else is" if bystanders == 1 else f"{bystanders} other people are"
+        remarks.append(f"{people} in the picture: the method may learn them too")
+    if finding.cosine is not None:
+        remarks.append(f"cosine {finding.cosine:.2f}")
+    return remarks
+
+
+def _is_inside(face: Face, frame: Frame) -> bool:
+    x, y = (face.box[:2] + face.box[2:]) / 2
+    return bool(frame.left <= x < frame.left + frame.width and frame.top <= y < frame.top + frame.height)
+
+
+def _about_the_whole(samples: Sequence[Sample]) -> list[str]:
+    if len(samples) > 1:
+        return []
+    return ["There is one picture only: training will repeat its pose and background. Four to ten are better."]
+
+
+def fingerprint(
+    photos: Sequence[Photo],
+    settings: Settings,
+    analysis: FaceAnalysis | None = None,
+    parser: FaceParser | None = None,
+    identity: Identity | None = None,
+) -> str:
+    """What a dataset was made of and how, in 32 letters: the same for the same photos and settings."""
+    digest = hashlib.sha256()
+    names = analysis.name if analysis else None, parser.name if parser else None
+    digest.update(repr((settings, names, SLOT)).encode())
+    if identity is not None and identity.has_embeddings:
+        digest.update(identity.mean_embedding().numpy().tobytes())
+    for photo in photos:
+        digest.update(repr((photo.name, photo.caption, photo.pixels.shape)).encode())
+        digest.update(np.ascontiguousarray(photo.pixels).data)
+        if photo.mask is not None:
+            digest.update(np.ascontiguousarray(photo.mask).data)
+    return digest.hexdigest()[:32]
