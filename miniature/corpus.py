@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,11 @@ import numpy as np
 from ..faces.parsing import Part
 from .people import People, split_people
 from .renderer import render_batches
-from .shots import Shots, draw_shots
+from .shots import Shots, Style, draw_shots
 
 SIDE = 64
 _SHARD = 2048
+_FIRST_PHOTO = 500  # a person's pictures of every style have smaller numbers
 _FACE_WEIGHT, _HEAD_WEIGHT = 4, 2  # of the loss, where the background and the clothes count 1
 _NOT_HEAD = (Part.BACKGROUND, Part.CLOTH)
 Progress = Callable[[int, int], None]
@@ -27,12 +29,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Order:
-    """Which pictures: `each` of every one of `count` people of a split, from its `start`-th person on."""
+    """Which pictures: `each` of every one of `count` people of a split, from its `start`-th person on.
+
+    photos: in the style of a photo only, in other poses and lights than the pictures of every style.
+    """
 
     split: str
     count: int
     each: int
     start: int = 0
+    photos: bool = False
 
     def people(self) -> People:
         """One row per picture: a person's pictures follow each other."""
@@ -40,8 +46,14 @@ class Order:
 
     def shots(self) -> Shots:
         """One row per picture; a shot's seed is the person's and the picture's number, never drawn for anybody else."""
-        seeds = self.people().seeds * 1000 + np.tile(np.arange(self.each), self.count)
-        return draw_shots(seeds)
+        number = np.tile(np.arange(self.each), self.count) + (_FIRST_PHOTO if self.photos else 0)
+        shots = draw_shots(self.people().seeds * 1000 + number)
+        return shots.with_style(Style.PHOTO) if self.photos else shots
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.split}-{self.start}-{self.count}x{self.each}{'-photos' if self.photos else ''}"
 
     def __len__(self) -> int:
         return self.count * self.each
@@ -77,21 +89,14 @@ def importance(parts: np.ndarray, face: np.ndarray) -> np.ndarray:
 
 def draw_corpus(order: Order, folder: Path, workers: int = 1, progress: Progress | None = None) -> Corpus:
     """The pictures of an order, read from `folder`; those that are missing are drawn first, in worker processes."""
-    folder = folder / f"{order.split}-{order.start}-{order.count}x{order.each}"
+    folder = folder / order.name
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(order), _SHARD)
     missing = [start for start in starts if not _shard(folder, start).exists()]
     draw = partial(_draw_shard, order, folder)
-    done = len(starts) - len(missing)
-    if workers > 1 and len(missing) > 1:
-        with ProcessPoolExecutor(workers) as pool:
-            results = pool.map(draw, missing)
-            for done, _ in enumerate(results, done + 1):
-                if progress:
-                    progress(done, len(starts))
-    else:
-        for done, start in enumerate(missing, done + 1):
-            draw(start)
+    with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
+        finished = pool.map(draw, missing) if pool else map(draw, missing)
+        for done, _ in enumerate(finished, 1 + len(starts) - len(missing)):
             if progress:
                 progress(done, len(starts))
     shards = [np.load(_shard(folder, start)) for start in starts]

@@ -19,6 +19,35 @@ from ..injection.sites import sites_of_diffusers_unet
 from .lora import ADAPTER, LoraPair, add_lora, fill_lora, trained_pairs
 
 
+def fresh_faceid(
+    unet: nn.Module, id_dim: int = 512, tokens: int = 4, hidden: int | None = None, rank: int = 16
+) -> dict[str, Tensor]:
+    """Weights of an untrained FaceID adapter for this UNet under the official keys, as the official trainer starts.
+
+    The projections of the image tokens are those of the text, so that they are understood from the first step; the
+    LoRA changes nothing yet. hidden: of the image projection, default twice `id_dim`.
+    """
+    sites = sites_of_diffusers_unet(unet)
+    weights: dict[str, Tensor] = {}
+    for site in sites:
+        attention: Any = unet.get_submodule(f"{site.diffusers_path}.attn2")
+        for name in ("to_k", "to_v"):
+            weights[f"ip_adapter.{site.slot}.{name}_ip.weight"] = getattr(attention, name).weight.detach().clone()
+        for slot, path in ((site.slot - 1, "attn1"), (site.slot, "attn2")):
+            block: Any = unet.get_submodule(f"{site.diffusers_path}.{path}")
+            layers = {"to_q": block.to_q, "to_k": block.to_k, "to_v": block.to_v, "to_out": block.to_out[0]}
+            for name, layer in layers.items():
+                key = f"ip_adapter.{slot}.{name}_lora"
+                weights[f"{key}.down.weight"] = torch.randn(rank, layer.in_features) / rank
+                weights[f"{key}.up.weight"] = torch.zeros(layer.out_features, rank)
+    dim = next(value.shape[1] for key, value in weights.items() if key.endswith("to_k_ip.weight"))
+    hidden = hidden or 2 * id_dim
+    projection = nn.Sequential(nn.Linear(id_dim, hidden), nn.GELU(), nn.Linear(hidden, tokens * dim))
+    norm = nn.LayerNorm(dim)
+    weights |= {f"image_proj.proj.{key}": value.detach() for key, value in projection.state_dict().items()}
+    return weights | {f"image_proj.norm.{key}": value.detach() for key, value in norm.state_dict().items()}
+
+
 def make_trainable(adapter: IPAdapter, unet: nn.Module) -> dict[str, nn.Parameter]:
     """Free the adapter's networks and, where its file has a LoRA, give the UNet trainable layers that start from it.
 

@@ -32,12 +32,11 @@ class Captions:
         self.empty = _ids(tokenizer, [""])[0]
         self.person = tokenizer.convert_tokens_to_ids("person</w>")
 
-    def of(self, rows: np.ndarray, random: torch.Generator) -> Tensor:
-        """Ids (B, 77) of these pictures, each in a random template; a tenth of them empty."""
+    def of(self, rows: np.ndarray, random: torch.Generator, dropped: Tensor) -> Tensor:
+        """Ids (B, 77) of these pictures, each in a random template; those that are dropped (B,) empty."""
         template = torch.randint(len(TEMPLATES), (len(rows),), generator=random).numpy()
         ids = self.ids[template, rows].astype(np.int64)
-        dropped = torch.rand(len(rows), generator=random).numpy() < DROPPED
-        ids[dropped] = self.empty
+        ids[dropped.numpy()] = self.empty
         return torch.from_numpy(ids)
 
     def with_words(self, ids: Tensor, words: int) -> tuple[Tensor, Tensor]:
@@ -108,7 +107,8 @@ class BaseTraining:
         return (self._error(anonymous, random) + self._error(told, random, as_words=step % 2 == 0)) / 2
 
     def _error(self, rows: np.ndarray, random: torch.Generator, as_words: bool | None = None) -> Tensor:
-        ids = self.captions.of(rows, random)
+        dropped = torch.rand(len(rows), generator=random) < DROPPED
+        ids = self.captions.of(rows, random, dropped)
         z0 = self.latents[rows].float()
         noise = torch.randn(z0.shape, generator=random)
         t = torch.randint(len(self.schedule), (len(rows),), generator=random)
