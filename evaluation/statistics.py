@@ -1,4 +1,4 @@
-"""Means over people with honest intervals. The unit of sampling is the person: 400 pictures of 10 people are 10 samples.
+"""Means over people with honest intervals: 400 pictures of 10 people are 10 samples with repeats.
 
 A person's values are averaged first, then people are, so that everybody counts once. NaN stands for "not defined" and
 takes no part; a failure (a face that was not found) is a value, 0, and does.
@@ -136,7 +136,7 @@ def paired(a: ArrayLike, b: ArrayLike, people: Sequence[str], resamples: int = R
 
 
 def wilson(successes: int, total: int) -> Interval:
-    """A share of independent trials with Wilson's score interval (1927), which holds for small numbers and at 0 and 1."""
+    """A share of independent trials with Wilson's score interval (1927), which holds for few trials and at 0 and 1."""
     from scipy.special import ndtri
 
     if total == 0:

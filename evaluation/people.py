@@ -1,0 +1,130 @@
+"""Several people in one picture: who is who, is everybody there, and did one person's features reach another.
+
+Faces and references are embeddings of the judge, one row each; faces (n, D), references (m, D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..faces import cosine_similarity
+
+NOBODY = -1
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Which face is whose: at most one face each."""
+
+    face_of: tuple[int, ...]  # for each reference the face's row, or NOBODY
+    cosines: tuple[float, ...]  # for each reference, 0 where it has no face
+
+    @property
+    def id_min(self) -> float:
+        """The least well kept person: a method that gets one of two right must not average to good."""
+        return min(self.cosines, default=float("nan"))
+
+    @property
+    def id_mean(self) -> float:
+        """The mean over people."""
+        return float(np.mean(self.cosines)) if self.cosines else float("nan")
+
+
+def match(faces: torch.Tensor, references: torch.Tensor) -> Matching:
+    """The assignment of faces to people with the greatest sum of cosines (Hungarian method); NaN counts as -1."""
+    from scipy.optimize import linear_sum_assignment
+
+    alike = _cosines(faces, references)
+    rows, columns = linear_sum_assignment(alike, maximize=True)
+    face_of = dict(zip(columns.tolist(), rows.tolist(), strict=True))
+    everybody = range(alike.shape[1])
+    return Matching(
+        face_of=tuple(face_of.get(person, NOBODY) for person in everybody),
+        cosines=tuple(float(alike[face_of[person], person]) if person in face_of else 0.0 for person in everybody),
+    )
+
+
+def _cosines(faces: torch.Tensor, references: torch.Tensor) -> np.ndarray:
+    if not len(faces) or not len(references):
+        return np.zeros((len(faces), len(references)))
+    return np.nan_to_num(cosine_similarity(faces, references).double().numpy(), nan=-1.0)
+
+
+def count_ok(faces: torch.Tensor, asked: int) -> float:
+    """1 when the picture shows as many faces as were asked for, else 0."""
+    return float(len(faces) == asked)
+
+
+def confusion(faces: torch.Tensor, references: torch.Tensor, matching: Matching | None = None) -> float:
+    """Mean over matched faces of max(0, cosine to the best wrong reference - cosine to the right one).
+
+    0: every face is most like its own person. NaN with fewer than two people or without a matched face.
+    """
+    alike = _cosines(faces, references)
+    matching = matching or match(faces, references)
+    if alike.shape[1] < 2:
+        return float("nan")
+    gaps = [
+        max(0.0, float(np.delete(alike[face], person).max() - alike[face, person]))
+        for person, face in enumerate(matching.face_of)
+        if face != NOBODY
+    ]
+    return float(np.mean(gaps)) if gaps else float("nan")
+
+
+def blend(faces: torch.Tensor, references: torch.Tensor, matching: Matching | None = None) -> float:
+    """Mean cosine of faces to people they are not, minus the mean cosine between the people themselves.
+
+    0: faces are as unlike the others as the people are. NaN with fewer than two people or without a matched face.
+    """
+    alike, people = _cosines(faces, references), _cosines(references, references)
+    matching = matching or match(faces, references)
+    wrong = [
+        alike[face, other]
+        for person, face in enumerate(matching.face_of)
+        for other in range(alike.shape[1])
+        if face != NOBODY and other != person
+    ]
+    if not wrong:
+        return float("nan")
+    between = people[~np.eye(len(people), dtype=bool)]
+    return float(np.mean(wrong) - between.mean())
+
+
+def leak_pixels(with_person: torch.Tensor, without: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
+    """How much a person changes the picture outside of their region: RMS change outside over RMS change inside (n,).
+
+    Pictures (n, H, W, 3) of the same seeds, region (H, W) or (n, H, W) 0..1. NaN where nothing changed inside or the
+    region leaves no outside.
+    """
+    change = (with_person.double() - without.double()).pow(2).mean(-1)
+    region = region.double().expand_as(change)
+    inside = (change * region).sum((1, 2)) / region.sum((1, 2))
+    outside = (change * (1 - region)).sum((1, 2)) / (1 - region).sum((1, 2))
+    return torch.where(inside > 0, (outside / inside).sqrt(), torch.nan)
+
+
+def leak_attention(
+    maps: Sequence[torch.Tensor], regions: torch.Tensor, weights: Sequence[float] | None = None
+) -> torch.Tensor:
+    """Share (people,) of the attention mass of each person's tokens that lies outside of the person's region.
+
+    `maps` (people, h, w) are the masses of one site and step each, of any size; `regions` (people, H, W) 0..1. The
+    shares are averaged with `weights`, one for each map. A map without mass takes no part.
+    """
+    weights = [1.0] * len(maps) if weights is None else list(weights)
+    total, mass = torch.zeros(len(regions), dtype=torch.float64), torch.zeros(len(regions), dtype=torch.float64)
+    for heat, weight in zip(maps, weights, strict=True):
+        heat = heat.double()
+        _, height, width = heat.shape
+        inside = F.adaptive_avg_pool2d(regions.double()[:, None], (height, width))[:, 0]
+        sums = heat.sum((1, 2))
+        share = (heat * (1 - inside)).sum((1, 2)) / sums.clamp(min=1e-12)
+        counts = weight * (sums > 0)
+        total, mass = total + counts * share, mass + counts
+    return torch.where(mass > 0, total / mass.clamp(min=1e-12), torch.nan)

@@ -1,0 +1,174 @@
+"""Prompts, similarity of pictures and quality, with encoders that read colours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from likeness.evaluation.prompts import (
+    PROMPTS,
+    PROMPTS_OF_SEVERAL,
+    Kind,
+    attributes,
+    clip_score,
+    clip_t,
+    clip_t_directional,
+    plain_text,
+    zero_shot,
+)
+from likeness.evaluation.quality import sane, sharpness
+from likeness.evaluation.similarity import (
+    aligned_faces,
+    diversity,
+    face_mask,
+    keep_base,
+    masked_clip,
+    style_gain,
+    without_faces,
+)
+from likeness.faces import Face
+from likeness.faces.align import arcface_template
+
+WORDS = {"red": (1.0, 0, 0), "green": (0, 1.0, 0), "blue": (0, 0, 1.0)}
+
+
+class ColourClip:
+    """A picture is its mean colour, a text the sum of the colours it names."""
+
+    def encode_images(self, images):
+        return images.mean((1, 2))
+
+    def encode_texts(self, texts):
+        return torch.tensor(
+            [np.sum([WORDS[w] for w in WORDS if w in text] or [(1, 1, 1)], 0) for text in texts]
+        ).float()
+
+    def count_tokens(self, text):
+        return len(text.split()) + 2
+
+
+CLIP = ColourClip()
+
+
+def _flat(*colours):
+    return torch.tensor(colours).float().reshape(-1, 1, 1, 3).expand(-1, 8, 8, 3)
+
+
+RED, GREEN, GREY = (1.0, 0, 0), (0, 1.0, 0), (0.5, 0.5, 0.5)
+
+
+def test_clip_t_is_the_cosine_of_picture_and_text():
+    cosines = clip_t(_flat(RED, RED, GREY), ["a red hat", "a green hat", "red and blue"], CLIP)
+    np.testing.assert_allclose(cosines, [1, 0, np.sqrt(2 / 3)], atol=1e-6)
+    np.testing.assert_allclose(clip_score(torch.tensor([-0.1, 0.3])), [0, 30])
+    assert clip_t(torch.zeros(0, 8, 8, 3), [], CLIP).shape == (0,)
+    with pytest.raises(ValueError, match="1 pictures and 2 texts"):
+        clip_t(_flat(RED), ["a", "b"], CLIP)
+
+
+def test_a_long_prompt_is_the_mean_of_its_sentences():
+    padding = "very " * 80
+    cosines = clip_t(_flat(RED), [f"A {padding}red hat. A green coat."], CLIP)
+    assert float(cosines) == pytest.approx(0.5)
+    assert float(clip_t(_flat(RED), ["A red hat. A green coat."], CLIP)) == pytest.approx(np.sqrt(0.5))
+
+
+def test_the_placeholder_becomes_a_word_that_clip_knows():
+    assert plain_text("a photo of <ann>, not of <anna>", "<ann>", "a woman") == "a photo of a woman, not of <anna>"
+    assert plain_text("sks, masks", "sks", "person") == "person, masks"
+    assert plain_text("a photo", "", "person") == "a photo"
+
+
+def test_the_directional_score_follows_the_change():
+    base, changed = _flat(RED), _flat((0.5, 0.5, 0))
+    towards = clip_t_directional(changed, base, ["red and green"], ["red"], CLIP)
+    away = clip_t_directional(changed, base, ["red"], ["red and green"], CLIP)
+    assert float(towards) == pytest.approx(1, abs=1e-6) and float(away) == pytest.approx(-1, abs=1e-6)
+
+
+def test_attributes_are_a_share_of_what_was_asked():
+    def classifier(images):
+        return [{"hat": "red", "glasses": "none"} for _ in images]
+
+    wanted = [{"hat": "red", "glasses": "round"}, {"hat": "red"}, {}, {"beard": "long"}]
+    np.testing.assert_allclose(attributes(_flat(*[RED] * 4), wanted, classifier), [0.5, 1, np.nan, 0])
+
+
+def test_clip_can_classify():
+    classify = zero_shot(CLIP, {"hat": {"red": "a red hat", "green": "a green hat"}, "coat": {"blue": "blue"}})
+    assert classify(_flat(RED, GREEN)) == [{"hat": "red", "coat": "blue"}, {"hat": "green", "coat": "blue"}]
+
+
+def test_there_are_forty_and_twenty_prompts_of_every_kind():
+    assert len(PROMPTS) == 40 and len(PROMPTS_OF_SEVERAL) == 20
+    every = PROMPTS + PROMPTS_OF_SEVERAL
+    assert {prompt.kind for prompt in every} == set(Kind) and len({prompt.text for prompt in every}) == 60
+    for prompt in every:
+        text = prompt.of("ann", "bob", "cleo")
+        assert "{" not in text and ("ann" in text) == (prompt.kind is not Kind.NOBODY)
+        assert ("bob" in text) == (prompt.kind in (Kind.TWO, Kind.THREE))
+        assert (len(text.split()) > 60) == (prompt.kind is Kind.LONG)
+
+
+# --- similarity
+
+
+def test_the_face_does_not_count_for_style():
+    image, reference = _flat(RED).clone(), _flat(RED).clone()
+    mask = torch.zeros(1, 8, 8)
+    mask[:, 2:6, 2:6] = 1
+    image[:, 2:6, 2:6] = torch.tensor(GREEN)
+    encoder = CLIP.encode_images
+    assert float(masked_clip(image, reference, mask, mask, encoder)) == pytest.approx(1)
+    assert float(masked_clip(image, reference, 0 * mask, 0 * mask, encoder)) < 0.99
+    assert torch.equal(without_faces(image, mask)[0, 3, 3], torch.tensor(GREY))
+
+
+def test_style_is_a_difference():
+    np.testing.assert_allclose(style_gain(torch.tensor([0.8]), torch.tensor([[0.5, 0.7]])), [0.2], atol=1e-6)
+
+
+def test_an_undisturbed_base_is_kept():
+    mask = torch.zeros(2, 8, 8)
+    kept = keep_base(_flat(RED, GREEN), _flat(RED, RED), mask, CLIP.encode_images)
+    np.testing.assert_allclose(kept, [1, 0], atol=1e-6)
+
+
+def test_diversity_is_the_mean_distance_of_pairs():
+    assert diversity(_flat(RED, RED, RED), CLIP.encode_images) == pytest.approx(0, abs=1e-6)
+    assert diversity(_flat(RED, GREEN, RED), CLIP.encode_images) == pytest.approx(2 / 3, abs=1e-6)
+    assert np.isnan(diversity(_flat(RED), CLIP.encode_images))
+
+
+def test_the_mask_of_a_face_covers_it_and_is_empty_without():
+    mask = face_mask(Face(box=np.array([10, 10, 20, 30], np.float32), score=1.0), 40, 40)
+    assert mask[20, 15] == 1 and mask[20, 1] == 0 and mask[20, 20] == 1 and mask[9, 9] == 0
+    assert face_mask(None, 4, 4).sum() == 0
+    assert face_mask(Face(box=np.full(4, 5, np.float32), score=1.0), 8, 8).sum() == 0, "a box of no size"
+
+
+def test_aligned_faces_leave_out_who_has_no_keypoints():
+    photo = np.full((112, 112, 3), 200, np.uint8)
+    face = Face(box=np.zeros(4), score=1.0, keypoints=arcface_template(112).astype(np.float32))
+    assert aligned_faces([photo, photo], [face, None]).shape == (1, 112, 112, 3)
+    assert aligned_faces([photo], [None]).shape == (0, 112, 112, 3)
+
+
+# --- quality
+
+
+def test_what_is_no_picture_is_told():
+    images = torch.rand(4, 8, 8, 3, generator=torch.Generator().manual_seed(0))
+    images[1] = 0
+    images[2] = 0.7
+    images[3, 0, 0, 0] = torch.nan
+    assert sane(images).tolist() == [True, False, False, False]
+
+
+def test_a_blurred_face_is_less_sharp():
+    sharp = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    planes = sharp.permute(0, 3, 1, 2)
+    blurred = torch.nn.functional.avg_pool2d(planes, 3, 1, 1).permute(0, 2, 3, 1)
+    assert float(sharpness(blurred)) < 0.2 * float(sharpness(sharp))
+    assert float(sharpness(torch.full((1, 8, 8, 3), 0.3))) == pytest.approx(0, abs=1e-12)
