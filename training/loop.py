@@ -44,6 +44,12 @@ class Average:
             else:
                 self.shadow[key].copy_(value)
 
+    @torch.no_grad()
+    def load(self, shadow: dict[str, Tensor]) -> None:
+        """Go on from a saved average, on whatever device this one is."""
+        for key, value in shadow.items():
+            self.shadow[key].copy_(value)
+
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
         """The module with the averaged weights, for a look at what has been learned."""
@@ -124,7 +130,7 @@ class Run:
             for name, module in self.modules.items():
                 module.load_state_dict(state["modules"][name])
             for name, average in self.averages.items():
-                average.shadow = state["averages"][name]
+                average.load(state["averages"][name])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
         except Exception as error:
@@ -134,11 +140,18 @@ class Run:
             ) from error
         return True
 
-    def go(self, loss_of: StepLoss, report: Report | None = None, seconds: float = math.inf) -> bool:
-        """Train until `steps`, or until time is up. True when the run is complete. The state is saved on every way out."""
+    def go(
+        self,
+        loss_of: StepLoss,
+        report: Report | None = None,
+        seconds: float = math.inf,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Train until `steps`, until time is up, or until someone cancels. True when the run is complete. The state is
+        saved on every way out."""
         end = time.monotonic() + seconds
         try:
-            while self.step < self.steps and time.monotonic() < end:
+            while self.step < self.steps and time.monotonic() < end and not cancelled():
                 self._advance(loss_of, report)
                 if self.step % self.save_every == 0:
                     self.save()
@@ -151,22 +164,38 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group.setdefault("base_lr", group["lr"]) * scale
         self.optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(self.step, self.generator(self.step))
-        value = float(loss)
-        if not math.isfinite(value):
-            raise LikenessError(
-                f"The loss became {value} at step {self.step}; the last good state is in '{self.file}'. "
-                "Lower the learning rate and start again from it."
-            )
-        loss.backward()
-        trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        nn.utils.clip_grad_norm_(trained, self.clip)
+        value = self.gradients(loss_of)
         self.optimizer.step()
+        self.after_step()
         self.step += 1
         for name, average in self.averages.items():
             average.update(self.modules[name], self.step)
         if report is not None:
             report(self.step, value)
+
+    def gradients(self, loss_of: StepLoss) -> float:
+        """Give all parameters the step's clipped gradients; returns the loss, which is a number or an error."""
+        loss = loss_of(self.step, self.generator(self.step))
+        value = self.finite(float(loss))
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.trained(), self.clip)
+        return value
+
+    def after_step(self) -> None:
+        """Whatever else a step does to the weights."""
+
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that have a gradient now."""
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+    def finite(self, value: float) -> float:
+        """The value. Raises LikenessError when it is none."""
+        if not math.isfinite(value):
+            raise LikenessError(
+                f"The loss became {value} at step {self.step}; the last good state is in '{self.file}'. "
+                "Lower the learning rate and start again from it."
+            )
+        return value
 
 
 def rows_of_step(step: int, batch: int, count: int, seed: int) -> np.ndarray:

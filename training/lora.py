@@ -52,7 +52,9 @@ class LoraPair:
 class Reach(Enum):
     """Which layers of a denoiser or text encoder a LoRA changes; the value is what a user chooses."""
 
+    CROSS_ATTENTION = "cross-attention"
     ATTENTION = "attention"
+    ATTENTION_AND_GEGLU = "attention and GEGLU"
     TRANSFORMER = "transformer"
     EVERYTHING = "transformer and convolutions"
 
@@ -60,8 +62,11 @@ class Reach(Enum):
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
 _TRANSFORMER = (*_ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "mlp.fc1", "mlp.fc2")
 _CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv")
+_CROSS = tuple(f"attn2.{layer}" for layer in ("to_q", "to_k", "to_v", "to_out.0"))
 _ENDINGS = {
+    Reach.CROSS_ATTENTION: _CROSS,
     Reach.ATTENTION: _ATTENTION,
+    Reach.ATTENTION_AND_GEGLU: (*_ATTENTION, "ff.net.0.proj"),
     Reach.TRANSFORMER: _TRANSFORMER,
     Reach.EVERYTHING: _TRANSFORMER + _CONVOLUTIONS,
 }
@@ -98,9 +103,15 @@ def add_lora(
     )
     model.requires_grad_(False)
     inject_adapter_in_model(config, model, ADAPTER)
-    parameters = []
-    for _, layer in _lora_layers(model):
-        parameters += [layer.lora_A[ADAPTER].float().weight, layer.lora_B[ADAPTER].float().weight]
+    return list(lora_parameters(model).values())
+
+
+def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained halves of a model's LoRA layers, `<path>.down` and `<path>.up`, float32."""
+    parameters = {}
+    for path, layer in _lora_layers(model):
+        parameters[f"{path}.down"] = layer.lora_A[ADAPTER].float().weight
+        parameters[f"{path}.up"] = layer.lora_B[ADAPTER].float().weight
     return parameters
 
 

@@ -93,7 +93,9 @@ def text_spellings(encoder: nn.Module, component: Component) -> dict[str, str]:
 
 
 def _weighted(model: nn.Module) -> list[str]:
-    return [path for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    """Paths of the layers with weights, without what peft puts around and beside them."""
+    layers = [path for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    return [path.removesuffix(".base_layer") for path in layers if ".lora_" not in path]
 
 
 def _flat(path: str) -> str:

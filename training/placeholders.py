@@ -7,7 +7,7 @@ of 49 408.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,12 @@ class PlaceholderEmbedding(nn.Module):
         table = self.table.weight.new_zeros(size, self.embedding_dim)
         table[: self.table.num_embeddings] = self.table.weight
         return table.index_copy(0, self.ids, self.rows.to(table))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PlaceholderEmbedding:
+        rows = self.rows.data
+        super()._apply(fn, recurse)
+        self.rows.data = rows.to(self.rows.device)  # wherever the module goes, in whatever precision
+        return self
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """(batch, length) -> (batch, length, dim)"""

@@ -1,0 +1,235 @@
+"""The recipes, run on models of a few thousand weights: what they train, what they leave alone, what comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from likeness.errors import LikenessError
+from likeness.faces.recognition import FrozenRecogniser
+from likeness.training.config import LoraSettings, RunSettings
+from likeness.training.embedding_files import load_embedding
+from likeness.training.engine import train
+from likeness.training.export import TrainingRecord
+from likeness.training.lora import Reach
+from likeness.training.losses import read_losses
+from likeness.training.noise import Prediction
+from likeness.training.portraits import Portrait
+from likeness.training.recipes.denoising import Mask
+from likeness.training.recipes.dreambooth import DreamBoothSettings, class_pictures, dreambooth
+from likeness.training.recipes.magicapture import (
+    IdentityPass,
+    Layout,
+    MagiCaptureSettings,
+    Refocusing,
+    magicapture,
+)
+from likeness.training.recipes.textual_inversion import Tether, TextualInversionSettings, textual_inversion
+
+FAMILIES = pytest.mark.parametrize("sdxl", [False, True], ids=["SD1.5", "SDXL"])
+KEYPOINTS = torch.tensor([[11.0, 13.0], [20.0, 13.0], [16.0, 18.0], [12.0, 22.0], [19.0, 22.0]])
+
+
+def values(base: Any) -> dict[str, torch.Tensor]:
+    """All weights of a base model, by a name that LoRA layers and placeholders do not change."""
+    found = {}
+    for network in base.networks:
+        for name, value in network.state_dict().items():
+            plain = name.replace(".base_layer", "").replace("token_embedding.table", "token_embedding")
+            found[f"{id(network)}.{plain}"] = value.clone()
+    return found
+
+
+def recogniser() -> FrozenRecogniser:
+    torch.manual_seed(7)
+    return FrozenRecogniser(
+        torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(588, 16)), "x"
+    )
+
+
+def portraits(make_photo: Any, *numbers: int) -> list[Portrait]:
+    return [Portrait(make_photo(n), KEYPOINTS, torch.randn(16)) for n in numbers]
+
+
+@FAMILIES
+@pytest.mark.parametrize("tether", Tether)
+def test_textual_inversion_moves_the_new_word_and_nothing_else(make_base, photos, tmp_path, sdxl, tether):
+    base = make_base(sdxl)
+    before = values(base)
+    settings = TextualInversionSettings(token="<me>", vectors=2, steps=3, tether=tether, weight_decay=0)
+    recipe = textual_inversion(base, photos, settings)
+    rows = [tower.encoder.get_input_embeddings().rows for tower in base.text]
+    started = [row.detach().clone() for row in rows]
+    assert train(base, recipe, RunSettings(), tmp_path / "run").complete
+    assert all(not torch.equal(row, start) for row, start in zip(rows, started, strict=True))
+    after = values(base)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    (file,) = recipe.save(tmp_path, "me", TrainingRecord("Textual Inversion", base.family, 3))
+    assert {k: v.shape[0] for k, v in load_embedding(file).vectors.items()} == (
+        {"clip_l": 2, "clip_g": 2} if sdxl else {"clip_l": 2}
+    )
+
+
+@FAMILIES
+def test_a_dreambooth_lora_learns_with_its_class_beside_it(make_base, photos, make_photo, tmp_path, sdxl):
+    base = make_base(sdxl)
+    before = values(base)
+    settings = DreamBoothSettings(steps=2, text_encoder=True, min_snr=5.0, mask=Mask.FACE)
+    recipe = dreambooth(base, photos, settings, class_photos=[make_photo(9)])
+    assert train(base, recipe, RunSettings(batch=2), tmp_path / "run").complete
+    row = read_losses(tmp_path / "run" / "losses.csv")[-1]
+    assert float(row["total"]) == pytest.approx(float(row["instance"]) + float(row["prior"]), rel=1e-4)
+    after = values(base)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert any(".lora_B." in name and bool(value.any()) for name, value in after.items())
+    (file,) = recipe.save(tmp_path, "me", TrainingRecord("DreamBooth", base.family, 2))
+    assert file.stat().st_size > 0
+
+
+def test_full_dreambooth_changes_the_denoiser_and_rests_the_text_encoder(base, photos, tmp_path):
+    before = values(base)
+    settings = DreamBoothSettings(lora=None, steps=3, text_encoder=True, text_until=1, prior_weight=0)
+    recipe = dreambooth(base, photos, settings)
+    train(base, recipe, RunSettings(save_every=1), tmp_path / "run")
+    changed = {name for name, value in values(base).items() if not torch.equal(before[name], value)}
+    assert any(name.startswith(str(id(base.unet))) for name in changed)
+    assert any(name.startswith(str(id(base.text[0].encoder))) for name in changed)
+    assert recipe.save(tmp_path, "me", TrainingRecord("DreamBooth", base.family, 3))
+
+
+def test_class_pictures_are_made_once(base, tmp_path):
+    first = class_pictures(base, "a photo of person", 1, tmp_path, (16, 16))
+    stamp = next(tmp_path.iterdir()).stat().st_mtime_ns
+    again = class_pictures(base, "a photo of person", 2, tmp_path, (16, 16))
+    assert len(again) == 2 and torch.equal(first[0].pixels, again[0].pixels)
+    assert (tmp_path / "class_00000.png").stat().st_mtime_ns == stamp
+
+
+@FAMILIES
+@pytest.mark.parametrize("prediction", Prediction)
+def test_magicapture_runs_both_phases(make_base, make_photo, tmp_path, sdxl, prediction):
+    base = make_base(sdxl, prediction)
+    before = values(base)
+    settings = MagiCaptureSettings(inversion_steps=2, tuning_steps=3, map_division=2, vectors=2)
+    recipe = magicapture(base, portraits(make_photo, 1, 2), portraits(make_photo, 3), settings, recogniser=recogniser())
+    result = train(base, recipe, RunSettings(batch=4, gradient_checkpointing=True), tmp_path / "run")
+    assert result.complete and result.steps == 5
+    after = values(base)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    rows = read_losses(result.losses)
+    assert [row["phase"] for row in rows] == ["inversion"] * 2 + ["tuning"] * 3
+    assert all(float(row["identity"]) > 0 and float(row["attention"]) > 0 for row in rows[2:])
+    files = recipe.save(tmp_path, "me", TrainingRecord("MagiCapture", base.family, 5))
+    assert [file.name for file in files] == ["me.safetensors", "me-person.safetensors", "me-style.safetensors"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("form", Refocusing)
+def test_refocusing_alone_trains_the_lora(base, make_photo, tmp_path, checkpointing, form):
+    settings = MagiCaptureSettings(
+        inversion_steps=1, tuning_steps=2, map_division=2, lambda_id=0, lambda_style=0, refocusing=form, weight_decay=0
+    )
+    recipe = magicapture(base, portraits(make_photo, 1), portraits(make_photo, 3), settings)
+    tuning = recipe.phases[1]
+    only = [objective for objective in tuning.objectives if objective.name == "attention"]
+    object.__setattr__(tuning, "objectives", only)
+    train(base, recipe, RunSettings(gradient_checkpointing=checkpointing), tmp_path / "run")
+    ups = [v for name, v in base.unet.state_dict().items() if ".lora_B." in name]
+    assert any(bool(up.any()) for up in ups)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"identity_pass": IdentityPass.SEPARATE}, {"layout": Layout.DETECTED}, {"decode_margin": None}],
+    ids=["separate pass", "detected", "whole picture"],
+)
+def test_the_identity_loss_can_go_the_official_ways(base, make_photo, tmp_path, options):
+    settings = MagiCaptureSettings(inversion_steps=1, tuning_steps=2, map_division=2, **options)
+    recipe = magicapture(
+        base,
+        portraits(make_photo, 1),
+        portraits(make_photo, 3),
+        settings,
+        recogniser=recogniser(),
+        detect=lambda picture: KEYPOINTS.numpy(),
+    )
+    result = train(base, recipe, RunSettings(batch=3), tmp_path / "run")
+    assert float(read_losses(result.losses)[-1]["identity"]) > 0
+
+
+def test_a_batch_is_the_mean_of_its_samples(make_base, make_photo, tmp_path):
+    def losses(batch: int, accumulation: int) -> list[float]:
+        base = make_base()
+        settings = MagiCaptureSettings(inversion_steps=1, tuning_steps=1, map_division=2)
+        people, styles = portraits(make_photo, 1, 2), portraits(make_photo, 3)
+        recipe = magicapture(base, people, styles, settings, recogniser=recogniser())
+        run = RunSettings(batch=batch, accumulation=accumulation)
+        result = train(base, recipe, run, tmp_path / f"{batch}")
+        return [float(row["total"]) for row in read_losses(result.losses)]
+
+    torch.manual_seed(0)
+    together = losses(4, 1)
+    torch.manual_seed(0)
+    assert losses(1, 4) == pytest.approx(together, rel=1e-4)
+
+
+def test_reaches_name_the_official_layers(make_unet):
+    assert len(LoraSettings(reach=Reach.CROSS_ATTENTION).add_to(make_unet())) == 2 * 4 * 7
+    # Self-attention and the gate of the feed-forward come in the official code on top of the paper's cross-attention.
+    assert len(LoraSettings(reach=Reach.ATTENTION_AND_GEGLU).add_to(make_unet())) == 2 * 9 * 7
+
+
+BAD = {
+    "no photos": (lambda s, base, p: s["ti"](base, [], token="<me>"), "no photo to train on"),
+    "a word that exists": (lambda s, base, p: s["ti"](base, p, token="person"), "already a word"),
+    "a template without a place": (lambda s, base, p: s["ti"](base, p, token="<me>", templates=("a face",)), "no {}"),
+    "a caption without the word": (
+        lambda s, base, p: s["ti"](base, p, token="<me>", captions=True),
+        "lacks the trigger",
+    ),
+    "no mask": (lambda s, base, p: s["ti"](base, s["maskless"], token="<me>", mask=Mask.FACE), "no face mask"),
+    "vectors of another model": (lambda s, base, p: s["ti"](base, p, s["sd15"], token="<me>"), "another base model"),
+    "a prompt without the identifier": (lambda s, base, p: s["db"](base, p, prompt="a person"), "no {}"),
+    "no class pictures": (lambda s, base, p: s["db"](base, p), "no class picture"),
+}
+
+
+@pytest.mark.parametrize("case", BAD.values(), ids=BAD.keys())
+def test_what_cannot_be_trained_is_refused_in_a_sentence(make_base, photos, make_photo, case):
+    from likeness.training.embedding_files import TokenEmbedding
+    from likeness.training.examples import Example
+
+    make, words = case
+    services = {
+        "ti": lambda base, p, start=None, **options: textual_inversion(
+            base, p, TextualInversionSettings(**options), start=start
+        ),
+        "db": lambda base, p, **options: dreambooth(base, p, DreamBoothSettings(**options)),
+        "maskless": [Example(photos[0].pixels, "")],
+        "sd15": TokenEmbedding({"clip_l": torch.zeros(1, 24)}),
+    }
+    with pytest.raises(LikenessError, match=words):
+        make(services, make_base(sdxl=True), photos)
+
+
+def test_magicapture_refuses_photos_of_mixed_sizes(base, make_photo):
+    mixed = [Portrait(make_photo(1)), Portrait(make_photo(2, side=64))]
+    with pytest.raises(LikenessError, match="different sizes"):
+        magicapture(base, mixed, mixed, MagiCaptureSettings(lambda_id=0))
+
+
+def test_magicapture_refuses_an_identity_loss_without_faces(base, make_photo):
+    people = [Portrait(make_photo(1))]
+    with pytest.raises(LikenessError, match="No face was found"):
+        magicapture(base, people, people, MagiCaptureSettings(), recogniser=recogniser())
+    with pytest.raises(LikenessError, match="recogniser"):
+        magicapture(base, people, people, MagiCaptureSettings())
+
+
+def test_a_batch_of_mixed_sizes_is_refused(base, make_photo, tmp_path: Path):
+    recipe = textual_inversion(base, [make_photo(1), make_photo(2, side=64)], TextualInversionSettings(token="<me>"))
+    with pytest.raises(LikenessError, match="different sizes"):
+        train(base, recipe, RunSettings(batch=2), tmp_path)

@@ -1,0 +1,174 @@
+"""The model a training starts from: denoiser, text encoders, codec and noise schedule, whoever built them.
+
+Nothing here knows where the modules come from: a diffusers folder, a host's sockets, or the miniature world.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .export import Base
+from .noise import NoiseSchedule
+from .objectives.identity import Decoder
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """The latents of pictures, (batch, channels, h, w), as the denoiser sees them: a normal distribution, or, with
+    std None, just these."""
+
+    mean: Tensor
+    std: Tensor | None = None
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Latents drawn on the generator's device."""
+        if self.std is None:
+            return self.mean
+        return self.mean + self.std * torch.randn(self.mean.shape, generator=generator)
+
+
+@dataclass(frozen=True, eq=False)
+class Codec:
+    """Pictures to latents and back. encode: (batch, 3, H, W), -1..1, to their posterior. module: what holds weights."""
+
+    encode: Callable[[Tensor], Posterior]
+    decoder: Decoder
+    module: nn.Module
+
+    @classmethod
+    def of(cls, vae: Any) -> Codec:
+        """That of a diffusers AutoencoderKL."""
+
+        def encode(pictures: Tensor) -> Posterior:
+            found = vae.encode(pictures.to(vae.device, vae.dtype)).latent_dist
+            scale = vae.config.scaling_factor
+            return Posterior(found.mean.float() * scale, found.std.float() * scale)
+
+        return cls(encode, Decoder.of(vae), vae)
+
+    @classmethod
+    def exact(cls, module: Any, pixels_per_cell: int = 8) -> Codec:
+        """That of a module whose `encode` and `decode` map pictures 0..1 to latents and back, without chance."""
+
+        def encode(pictures: Tensor) -> Posterior:
+            return Posterior(module.encode((pictures + 1) / 2))
+
+        return cls(encode, Decoder(lambda z: 2 * module.decode(z) - 1, 1.0, pixels_per_cell), module)
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """What the denoiser hears of prompts. states: (batch, tokens, dim); pooled: (batch, dim), SDXL only."""
+
+    states: Tensor
+    pooled: Tensor | None = None
+
+
+@dataclass(eq=False)
+class TextTower:
+    """One text encoder with its tokenizer. kind: clip_l, clip_g or clip_h, as embedding files call it."""
+
+    tokenizer: Any
+    encoder: Any
+    kind: str = "clip_l"
+
+    def ids(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (batch, length), padded as the tokenizer pads, cut off at its length."""
+        length = min(self.tokenizer.model_max_length, self.encoder.config.max_position_embeddings)
+        found = self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+        return found.input_ids.to(self.encoder.device)
+
+    def last(self, ids: Tensor, skip: int) -> Tensor:
+        """The last hidden states, or those `skip` layers earlier, after the final norm: SD1.x."""
+        found = self.encoder(ids, output_hidden_states=skip > 0)
+        if skip == 0:
+            return found.last_hidden_state
+        return getattr(self.encoder, "text_model", self.encoder).final_layer_norm(found.hidden_states[-1 - skip])
+
+    def penultimate(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """SDXL's hidden states [-2] without a norm, and the projected state of the end token where there is one.
+
+        The end token is looked for by its id: encoders with an old configuration take the highest id instead, which is
+        a placeholder's once there are any.
+        """
+        found = self.encoder(ids, output_hidden_states=True)
+        projection = getattr(self.encoder, "text_projection", None)
+        if projection is None:
+            return found.hidden_states[-2], None
+        end = (ids == self.tokenizer.eos_token_id).int().argmax(-1)
+        last = found.last_hidden_state[torch.arange(len(ids), device=ids.device), end]
+        return found.hidden_states[-2], projection(last)
+
+
+@dataclass(eq=False)
+class BaseModel:
+    """What is trained, or trained against. One tower: SD1.x and SD2; two: SDXL. clip_skip: layers left out, SD1.x."""
+
+    unet: Any
+    text: tuple[TextTower, ...]
+    codec: Codec
+    schedule: NoiseSchedule
+    clip_skip: int = 0
+    spell: Callable[[str], str] = field(default=str)  # how the tokenizers know a prompt's learned words
+
+    @property
+    def is_sdxl(self) -> bool:
+        return len(self.text) > 1
+
+    @property
+    def family(self) -> Base:
+        if self.is_sdxl:
+            return Base.SDXL
+        return Base.SD2 if self.text[0].kind == "clip_h" else Base.SD15
+
+    @property
+    def encoders(self) -> list[Any]:
+        return [tower.encoder for tower in self.text]
+
+    @property
+    def networks(self) -> list[Any]:
+        """All that a training could change."""
+        return [self.unet, *self.encoders]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move everything, with weights in `dtype`; the codec stays float32 (SDXL's overflows in half precision)."""
+        for network in self.networks:
+            network.to(device)
+            if network.dtype != dtype:
+                network.to(dtype)
+        self.codec.module.to(device)
+
+    def ids(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (batch, length) of the first text encoder."""
+        return self.text[0].ids([self.spell(prompt) for prompt in prompts])
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """The prompts as the denoiser hears them, with gradient to whatever in the encoders wants one."""
+        if not self.is_sdxl:
+            return Conditioning(self.text[0].last(self.ids(prompts), self.clip_skip))
+        spelled = [self.spell(prompt) for prompt in prompts]
+        found = [tower.penultimate(tower.ids(spelled)) for tower in self.text]
+        return Conditioning(torch.cat([states for states, _ in found], -1), found[-1][1])
+
+    def predict(self, z_t: Tensor, t: Tensor, conditioning: Conditioning, time_ids: Tensor | None = None) -> Tensor:
+        """The denoiser's output, ε or velocity. time_ids: (batch, 6), SDXL's sizes and crops."""
+        added = None
+        if self.is_sdxl:
+            added = {"text_embeds": conditioning.pooled, "time_ids": time_ids}
+        return self.unet(z_t, t, conditioning.states, added_cond_kwargs=added).sample
+
+    def fingerprint(self) -> str:
+        """Tells base models apart, before they are trained: shapes of all weights of the denoiser, and a few values."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, value in sorted(self.unet.state_dict().items()):
+            few = value.detach().flatten()[:: max(1, value.numel() // 4)][:4].float().cpu()
+            digest.update(f"{name} {tuple(value.shape)}".encode() + few.half().numpy().tobytes())
+        return digest.hexdigest()

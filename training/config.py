@@ -1,0 +1,126 @@
+"""What a user chooses about any training; the recipes add their own. Saved in full with every run."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from ..errors import LikenessError
+from .lora import Reach, add_lora, lora_parameters, lora_targets
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown names and impossible values are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Precision(Enum):
+    """What the frozen weights are kept in and the passes computed in; trained parameters are always float32."""
+
+    FLOAT32 = "no"
+    FLOAT16 = "fp16"
+    BFLOAT16 = "bf16"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.value]
+
+
+class Optimiser(Enum):
+    ADAMW = "adamw"
+    ADAMW_8BIT = "adamw 8-bit"  # with bitsandbytes
+    PRODIGY = "prodigy"  # with prodigyopt
+
+
+class Schedule(Enum):
+    CONSTANT = "constant"
+    LINEAR = "linear"  # to 0
+    COSINE = "cosine"  # to 0
+
+    def factor(self, steps: int, warm_up: int = 0, ahead: int = 0) -> Callable[[int], float]:
+        """What the learning rate of each step is multiplied by. ahead: steps by which the schedule precedes the
+        optimiser (1 for trainers that step the schedule first)."""
+
+        def factor(step: int) -> float:
+            progress = min(1.0, (step + ahead) / steps)
+            rising = min(1.0, (step + 1) / warm_up) if warm_up else 1.0
+            if self is Schedule.LINEAR:
+                return rising * (1 - progress)
+            return rising * (0.5 + 0.5 * math.cos(math.pi * progress) if self is Schedule.COSINE else 1.0)
+
+        return factor
+
+
+class LoraSettings(Settings):
+    """A LoRA's size and reach."""
+
+    rank: int = Field(default=4, ge=1, le=1024)
+    alpha: float | None = Field(default=None, description="None: the rank, so that the change is not scaled.")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    reach: Reach = Reach.ATTENTION
+
+    def add_to(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Give the model trainable layers that change nothing yet; returns their parameters by name."""
+        add_lora(model, lora_targets(model, self.reach), self.rank, self.alpha, self.dropout)
+        return lora_parameters(model)
+
+
+class RunSettings(Settings):
+    """How a training runs, whatever it trains."""
+
+    seed: int = 0
+    batch: int = Field(default=1, ge=1)
+    accumulation: int = Field(default=1, ge=1, description="Batches per step.")
+    precision: Precision = Precision.FLOAT32
+    optimiser: Optimiser = Optimiser.ADAMW
+    gradient_checkpointing: bool = False
+    ema: float = Field(default=0.0, ge=0, lt=1, description="Decay of the weights' moving average; 0: none is kept.")
+    save_every: int = Field(default=200, ge=1)
+    preview_every: int = Field(default=0, ge=0, description="Steps between sample pictures; 0: none.")
+    preview_prompts: tuple[str, ...] = ()
+    cache_latents: bool = True
+    cache_text: bool = True
+    cache_megabytes: int = Field(
+        default=1024, ge=0, description="What a cache may hold in memory; the rest goes to disk."
+    )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a learning rate. until: the step after which they rest; None: never."""
+
+    name: str
+    parameters: Mapping[str, nn.Parameter]
+    learning_rate: float
+    weight_decay: float = 0.0
+    until: int | None = None
+
+
+def make_optimiser(kind: Optimiser, groups: Iterable[Group]) -> torch.optim.Optimizer:
+    """Betas .9/.999, eps 1e-8. Raises LikenessError when the optimiser's package is not installed."""
+    settings: list[dict[str, Any]] = [
+        {"params": list(group.parameters.values()), "lr": group.learning_rate, "weight_decay": group.weight_decay}
+        for group in groups
+    ]
+    if kind is Optimiser.ADAMW:
+        return torch.optim.AdamW(settings)
+    package, name = {
+        Optimiser.ADAMW_8BIT: ("bitsandbytes.optim", "AdamW8bit"),
+        Optimiser.PRODIGY: ("prodigyopt", "Prodigy"),
+    }[kind]
+    try:
+        return getattr(importlib.import_module(package), name)(settings)
+    except ImportError as error:
+        raise LikenessError(
+            f"The optimiser '{kind.value}' needs the package {package.split('.')[0]}, which is not installed here: "
+            "install it, or choose 'adamw'."
+        ) from error

@@ -1,0 +1,392 @@
+"""The engine: runs any recipe's phases on a base model. It knows no method, no loss and no host by name.
+
+Every step draws its samples, noises their latents, lets the denoiser predict once, and sums the objectives' weighted
+losses. Nothing random is carried from step to step: sample n of a stream draws all of its chances from a generator
+seeded by (seed, phase, stream, n), whichever process it falls to. So a resumed run repeats an unbroken one, and two
+processes train what one does.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LikenessError
+from .base_model import BaseModel, Conditioning, Posterior
+from .config import Group, RunSettings, make_optimiser
+from .loop import Average, Run
+from .losses import LossLog
+from .previews import sample_pictures
+from .probe import AttentionProbe
+from .recipe import Listening, Objective, Pass, Phase, Recipe, Sample, generator, seed_of
+from .shelf import Shelf
+
+# Who watches ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Watch:
+    """The outside of a training. progress: steps done, steps in all, losses by name. preview: called with the phase's
+    name, the step and pictures (n, 3, H, W) 0..1. cancelled: asked before every step; the state is kept."""
+
+    progress: Callable[[int, int, Mapping[str, float]], None] = lambda done, steps, losses: None
+    preview: Callable[[str, int, Tensor], None] = lambda phase, step, pictures: None
+    cancelled: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a training ended: complete or cancelled, after how many of its steps, and where its losses lie."""
+
+    complete: bool
+    steps: int
+    losses: Path
+
+
+# Running --------------------------------------------------------------------------------------------------------------
+
+
+def train(
+    base: BaseModel,
+    recipe: Recipe,
+    settings: RunSettings,
+    folder: Path,
+    watch: Watch | None = None,
+    accelerator: Any = None,
+) -> Result:
+    """Run a recipe in a run folder, from its beginning or from where it stopped there.
+
+    The base's modules become the trained ones. The folder gets the settings, the state of every phase, the losses as
+    CSV and picture, and previews. Raises LikenessError when the folder is another training's, the loss is no number, or
+    the disk is full; the last good state is kept. accelerator: `accelerate`'s, where the caller made one already.
+    """
+    from accelerate import Accelerator
+
+    empty = next((phase for phase in recipe.phases if phase.steps < 1), None)
+    if empty is not None:
+        raise LikenessError(f"The phase '{empty.name}' has {empty.steps} steps: give it at least one.")
+    watch = watch or Watch()
+    accelerator = accelerator or Accelerator(mixed_precision=settings.precision.value)
+    with accelerator.main_process_first():
+        _claim(folder, base, recipe, settings, accelerator.is_main_process)
+    base.to(accelerator.device, settings.precision.dtype)
+    names = list(dict.fromkeys(objective.name for phase in recipe.phases for objective in phase.objectives))
+    log = LossLog(folder, names, accelerator.is_main_process)
+    total, before, complete = sum(phase.steps for phase in recipe.phases), 0, True
+    with ExitStack() as stack:
+        stack.enter_context(_own_chances())
+        cache = Path(stack.enter_context(TemporaryDirectory(prefix="cache-", dir=folder, ignore_cleanup_errors=True)))
+        latents = Shelf(cache / "latents", settings.cache_megabytes, settings.cache_latents)
+        for number, phase in enumerate(recipe.phases):
+            texts = Shelf(cache / f"texts-{number}", settings.cache_megabytes, settings.cache_text)
+            worker = _Worker(base, phase, settings, accelerator, latents, texts)
+            reporter = _Reporter(worker, watch, log, before, total)
+            run = worker.open(folder / f"{number + 1}-{phase.name}")
+            log.keep_until(phase.name, run.step)
+            with worker.at_work():
+                complete = run.go(
+                    worker.loss, reporter.report, cancelled=functools.partial(_agreed, accelerator, watch)
+                )
+            before += run.step
+            if not complete:
+                break
+            worker.keep_average()
+    log.draw()
+    return Result(complete, before, log.file)
+
+
+def _claim(folder: Path, base: BaseModel, recipe: Recipe, settings: RunSettings, writes: bool) -> None:
+    """Write what this training is into its folder, or check that it is the one that is there."""
+    ours = {"recipe": recipe.name, "base": base.fingerprint(), "settings": settings.model_dump(mode="json")}
+    ours["phases"] = [[phase.name, phase.steps] for phase in recipe.phases]
+    file = folder / "run.json"
+    if file.exists():
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+        if theirs["base"] != ours["base"]:
+            raise LikenessError(
+                f"The run in '{folder}' was started with another base model: resume it with that one, or choose a new "
+                "folder."
+            )
+        other = [key for key in ("recipe", "phases") if theirs[key] != ours[key]]
+        other += [key for key in ("seed", "batch", "accumulation") if theirs["settings"][key] != ours["settings"][key]]
+        if other:
+            raise LikenessError(
+                f"The run in '{folder}' was started with other settings ({', '.join(other)}): resume it with the same "
+                "ones, or choose a new folder."
+            )
+    if writes:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(ours, indent=2), encoding="utf-8")
+        except OSError as error:
+            raise LikenessError(
+                f"The run folder '{folder}' cannot be written to ({error}): choose another one, or free some space."
+            ) from error
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _own_chances() -> Iterator[None]:
+    """The caller's global random numbers, as they were, on leaving."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=list(devices)):
+        yield
+
+
+def _agreed(accelerator: Any, watch: Watch) -> bool:
+    """Whether any process was told to stop."""
+    stop = watch.cancelled()
+    if accelerator.num_processes == 1:
+        return stop
+    return bool(accelerator.reduce(torch.tensor(float(stop), device=accelerator.device), "sum") > 0)
+
+
+class _Trained(nn.Module):
+    """Parameters that live in other modules, as a checkpoint holds them."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        super().__init__()
+        for group in groups:
+            for name, parameter in group.parameters.items():
+                self.register_parameter(f"{group.name}/{name}".replace(".", "/"), parameter)
+
+
+@dataclass
+class _SharedRun(Run):
+    """A `Run` whose step is several batches in several processes, through accelerate."""
+
+    accelerator: Any = None
+    batches: int = 1
+    then: Callable[[], None] | None = None
+
+    def gradients(self, loss_of: Callable[[int, torch.Generator], Tensor]) -> float:
+        value = torch.zeros((), device=self.accelerator.device)
+        for number in range(self.step * self.batches, (self.step + 1) * self.batches):
+            loss = loss_of(number, self.generator(number)) / self.batches
+            self.accelerator.backward(loss)
+            value += loss.detach()
+        trained = self.trained()
+        if self.accelerator.num_processes > 1:
+            value = self.accelerator.reduce(value, "mean")
+            gradients = [parameter.grad for parameter in trained]
+            flat = nn.utils.parameters_to_vector(gradients)  # type: ignore[arg-type]
+            nn.utils.vector_to_parameters(self.accelerator.reduce(flat, "mean"), gradients)  # type: ignore[arg-type]
+        value = self.finite(float(value))
+        norm = self.accelerator.clip_grad_norm_(trained, self.clip)
+        if self.accelerator.scaler is None:  # which, where there is one, skips steps of infinite gradients
+            self.finite(float(norm))
+        return value
+
+    def after_step(self) -> None:
+        if self.then is not None:
+            self.then()
+
+    def save(self) -> None:
+        if self.accelerator.is_main_process:
+            super().save()
+        self.accelerator.wait_for_everyone()
+
+
+class _Worker:
+    """One phase at work in one process."""
+
+    def __init__(
+        self, base: BaseModel, phase: Phase, settings: RunSettings, accelerator: Any, latents: Shelf, texts: Shelf
+    ) -> None:
+        self.base, self.phase, self.settings, self.accelerator = base, phase, settings, accelerator
+        self._latents, self._texts = latents, texts
+        self._probe: AttentionProbe | None = None
+        self._terms = torch.zeros(len(self._objectives), device=accelerator.device)
+        torch.manual_seed(seed_of(settings.seed, phase.name))
+        self._groups = list(phase.begin())
+        for network in base.networks:
+            network.requires_grad_(False)
+        base.codec.module.requires_grad_(False)
+        for group in self._groups:
+            _set_trainable(group, True)
+        self._trained = _Trained(self._groups)
+
+    @property
+    def _objectives(self) -> list[Objective]:
+        return [objective for objective in self.phase.objectives if objective.weight != 0]
+
+    def open(self, folder: Path) -> _SharedRun:
+        """The phase's run, where it left off."""
+        settings, averages = self.settings, {}
+        if settings.ema:
+            averages["trained"] = Average(self._trained, settings.ema)
+        optimiser = make_optimiser(settings.optimiser, self._groups)
+        self._run = _SharedRun(
+            folder,
+            {"trained": self._trained},
+            self.accelerator.prepare(optimiser),
+            self.phase.steps,
+            settings.seed,
+            factor=lambda _progress, step: self.phase.factor(step),
+            averages=averages,
+            clip=self.phase.clip,
+            save_every=settings.save_every,
+            accelerator=self.accelerator,
+            batches=settings.accumulation,
+            then=self._after_step,
+        )
+        self._run.resume()
+        return self._run
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """The networks in training mode, with checkpointing and probe; in evaluation mode on leaving."""
+        base, listening = self.base, self.phase.listening
+        for network in base.networks:
+            network.train()
+        if self.settings.gradient_checkpointing:
+            base.unet.enable_gradient_checkpointing()
+            for encoder in base.encoders:
+                encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        if listening is not None:
+            self._probe = AttentionProbe(base.unet, listening.sites)
+        try:
+            yield
+        finally:
+            if self._probe is not None:
+                self._probe.detach()
+            if self.settings.gradient_checkpointing:
+                base.unet.disable_gradient_checkpointing()
+                for encoder in base.encoders:
+                    encoder.gradient_checkpointing_disable()
+            for network in base.networks:
+                network.eval()
+
+    def keep_average(self) -> None:
+        """End the phase with the averaged weights, where an average was kept."""
+        for average in self._run.averages.values():
+            self._trained.load_state_dict(average.shadow)
+
+    def losses(self) -> dict[str, float]:
+        """The objectives' values at the last step, over all processes, unweighted."""
+        values = self.accelerator.reduce(self._terms, "mean").tolist()
+        self._terms = torch.zeros_like(self._terms)
+        return dict(zip([objective.name for objective in self._objectives], values, strict=True))
+
+    def loss(self, number: int, _random: torch.Generator) -> Tensor:
+        """The weighted sum of the objectives over batch `number` of the phase."""
+        self._rest(number // self.settings.accumulation)
+        torch.manual_seed(
+            seed_of(self.settings.seed, self.phase.name, number, self.accelerator.process_index)
+        )  # dropout
+        found = self._denoise(number)
+        losses = [objective.loss(found) for objective in self._objectives]
+        self._terms += torch.stack([loss.detach() for loss in losses]) / self.settings.accumulation
+        weights = [objective.weight for objective in self._objectives]
+        return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
+
+    def _rest(self, step: int) -> None:
+        for group in self._groups:
+            if group.until is not None:
+                _set_trainable(group, step < group.until)
+
+    def _after_step(self) -> None:
+        if self.phase.after_step is not None:
+            groups = zip(self._groups, self._run.optimizer.param_groups, strict=True)
+            with torch.no_grad():
+                self.phase.after_step({group.name: settings["lr"] for group, settings in groups})
+
+    # A batch ----------------------------------------------------------------------------------------------------------
+
+    def _denoise(self, number: int) -> Pass:
+        accelerator, settings, phase = self.accelerator, self.settings, self.phase
+        first = (number * accelerator.num_processes + accelerator.process_index) * settings.batch
+        chances, samples = [], []
+        for index, stream in enumerate(phase.streams):
+            for n in range(first, first + settings.batch):
+                chances.append(generator(settings.seed, phase.name, index, n))
+                samples.append(stream(n, chances[-1]))
+        z0 = self._stack([self._posterior(s).sample(g) for s, g in zip(samples, chances, strict=True)])
+        noise = self._stack([torch.randn(z0.shape[1:], generator=g)[None] for g in chances])
+        conditioning, time_ids = self._encode(samples), self._time_ids(samples)
+        progress = number // settings.accumulation / phase.steps
+
+        def look(listening: Listening | None = None) -> Pass:
+            t = torch.tensor([phase.timestep(g) for g in chances], device=z0.device)
+            z_t = self.base.schedule.add_noise(z0, noise, t)
+            heard = nullcontext([])
+            if listening is not None and self._probe is not None:
+                heard = self._probe.listening(listening.positions(samples))
+            with heard as maps, accelerator.autocast():
+                prediction = self.base.predict(z_t, t, conditioning, time_ids)
+            return Pass(samples, self.base.schedule, progress, z0, noise, t, z_t, prediction, maps, look)
+
+        return look(phase.listening)
+
+    def _stack(self, latents: Sequence[Tensor]) -> Tensor:
+        sizes = {tuple(latent.shape[-2:]) for latent in latents}
+        if len(sizes) > 1:
+            raise LikenessError(
+                "A batch cannot hold photos of different sizes: crop them all to one size, or train with a batch of 1."
+            )
+        return torch.cat(list(latents)).to(self.accelerator.device)
+
+    def _posterior(self, sample: Sample) -> Posterior:
+        def encode() -> dict[str, Tensor]:
+            pixels = sample.example.pixels.flip(-1) if sample.flipped else sample.example.pixels
+            with torch.no_grad():
+                found = self.base.codec.encode(pixels.unsqueeze(0).to(self.accelerator.device))
+            return {"mean": found.mean} if found.std is None else {"mean": found.mean, "std": found.std}
+
+        return Posterior(**self._latents.get((sample.example, sample.flipped), encode))
+
+    def _encode(self, samples: Sequence[Sample]) -> Conditioning:
+        """With gradient while anything in the text encoders is trained; from the shelf else."""
+        prompts = [sample.prompt for sample in samples]
+        if any(p.requires_grad for encoder in self.base.encoders for p in encoder.parameters()):
+            with self.accelerator.autocast():
+                return self.base.encode(prompts)
+        found = [self._texts.get(prompt, functools.partial(self._read, prompt)) for prompt in prompts]
+        joined = {name: torch.cat([f[name] for f in found]).to(self.accelerator.device) for name in found[0]}
+        return Conditioning(**joined)
+
+    def _read(self, prompt: str) -> dict[str, Tensor]:
+        with torch.no_grad(), self.accelerator.autocast():
+            found = self.base.encode([prompt])
+        return {"states": found.states} if found.pooled is None else {"states": found.states, "pooled": found.pooled}
+
+    def _time_ids(self, samples: Sequence[Sample]) -> Tensor | None:
+        if not self.base.is_sdxl:
+            return None
+        rows = [(*(s.example.original_size or s.example.size), *s.example.crop, *s.example.size) for s in samples]
+        return torch.tensor(rows, dtype=torch.float32, device=self.accelerator.device)
+
+
+def _set_trainable(group: Group, wanted: bool) -> None:
+    for parameter in group.parameters.values():
+        parameter.requires_grad_(wanted)
+
+
+@dataclass
+class _Reporter:
+    """Tells the log and the watch of every step."""
+
+    worker: _Worker
+    watch: Watch
+    log: LossLog
+    before: int
+    total: int
+
+    def report(self, step: int, loss: float) -> None:
+        worker, phase, every = self.worker, self.worker.phase, self.worker.settings.preview_every
+        losses = {**worker.losses(), "total": loss}
+        self.log.add(phase.name, step, losses)
+        self.watch.progress(self.before + step, self.total, losses)
+        if every and (self.before + step) % every == 0 and worker.accelerator.is_main_process:
+            prompts = worker.settings.preview_prompts
+            self.watch.preview(phase.name, step, sample_pictures(worker.base, prompts, seed=worker.settings.seed))

@@ -1,0 +1,58 @@
+"""Training photos with what a recogniser needs to know about the face in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..faces.align import differentiable_crop
+from .dataset import Dataset
+from .examples import Example
+from .objectives.identity import CROP, Recogniser
+
+MIRRORED = (1, 0, 2, 4, 3)  # eyes and mouth corners change sides in the mirror
+
+Detect = Callable[[np.ndarray], "np.ndarray | None"]  # (H, W, 3) uint8 RGB -> (5, 2) keypoints of the face, or None
+
+
+@dataclass(frozen=True, eq=False)
+class Portrait:
+    """A photo, its face's keypoints (5, 2) in pixels and recogniser embedding (d,); None where no face was found."""
+
+    example: Example
+    keypoints: Tensor | None = None
+    embedding: Tensor | None = None
+
+    def keypoints_as_shown(self, flipped: bool) -> Tensor | None:
+        """The keypoints in the photo or in its mirror image."""
+        if self.keypoints is None or not flipped:
+            return self.keypoints
+        mirrored = self.keypoints[list(MIRRORED)].clone()
+        mirrored[:, 0] = self.example.size[1] - 1 - mirrored[:, 0]
+        return mirrored
+
+
+def portraits(dataset: Dataset, recogniser: Recogniser | None = None) -> list[Portrait]:
+    """A dataset's pictures, their faces measured by the recogniser of the identity loss. Once, before a training."""
+    found = []
+    for sample in dataset.samples:
+        example = sample.example()
+        if sample.keypoints is None:
+            found.append(Portrait(example))
+            continue
+        keypoints, embedding = torch.from_numpy(sample.keypoints).float(), None
+        if recogniser is not None:
+            crop = differentiable_crop((example.pixels / 2 + 0.5).unsqueeze(0), keypoints.unsqueeze(0), CROP)
+            with torch.no_grad():
+                embedding = recogniser((crop - 0.5) / 0.5)[0]
+        found.append(Portrait(example, keypoints, embedding))
+    return found
+
+
+def as_uint8(picture: Tensor) -> np.ndarray:
+    """(3, H, W), 0..1, to (H, W, 3) uint8."""
+    return (picture.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()

@@ -1,0 +1,155 @@
+"""DreamBooth: a rare word beside its class becomes one person (Ruiz et al., CVPR 2023, arXiv 2208.12242).
+
+    L = E‖ε − ε_θ(z_t, c)‖² + λ E‖ε' − ε_θ(z'_t', c_pr)‖²
+
+c says "a [identifier] [class]"; c_pr says "a [class]", and its pictures z' are the frozen model's own. Trained are the
+whole denoiser and, if wanted, the text encoders; or a LoRA in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from ...errors import LikenessError
+from ..base_model import BaseModel
+from ..config import Group, LoraSettings, Schedule, Settings
+from ..examples import Example
+from ..export import TrainingRecord, save_checkpoint, save_lora
+from ..lora import trained_pairs
+from ..objectives.prior_preservation import PriorPreservation, prior_preservation
+from ..objectives.snr_weighting import min_snr
+from ..previews import sample_pictures
+from ..recipe import Objective, Pass, Phase, Recipe, uniform_timesteps
+from . import prompts
+from .denoising import Mask, denoising_losses, require_masks
+
+
+class DreamBoothSettings(Settings):
+    """Defaults: a LoRA of rank 4 in the denoiser, as diffusers' README has it. For the full model use 5e-6."""
+
+    kind: Literal["dreambooth"] = "dreambooth"
+    identifier: str = Field(default="ohwx", description="A rare word; 'sks', often seen, is a weapon's name.")
+    prompt: str = "a photo of {} person"
+    class_prompt: str = "a photo of person"
+    captions: bool = Field(default=False, description="Use the photos' captions, which must name the identifier.")
+    lora: LoraSettings | None = Field(default=LoraSettings(), description="None: all weights are trained.")
+    text_encoder: bool = Field(default=False, description="Train the text encoders too.")
+    text_until: int | None = Field(default=None, ge=0, description="The step after which the text encoders rest.")
+    steps: int = 500
+    learning_rate: float = Field(default=1e-4, gt=0)
+    text_learning_rate: float | None = Field(default=None, gt=0, description="None: that of the denoiser.")
+    schedule: Schedule = Schedule.CONSTANT
+    warm_up: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    prior_weight: float = Field(default=1.0, ge=0, description="λ; 0 needs no class pictures.")
+    class_pictures: int = Field(default=100, ge=0)
+    mask: Mask = Mask.NONE
+    min_snr: float | None = Field(default=None, gt=0)
+    flip: float = Field(default=0.0, ge=0, le=1, description="Faces with marks on one side are better not mirrored.")
+
+
+def dreambooth(
+    base: BaseModel,
+    photos: Sequence[Example],
+    settings: DreamBoothSettings,
+    seed: int = 0,
+    class_photos: Sequence[Example] = (),
+) -> Recipe:
+    """The recipe, on SD1.x, SD2 and SDXL. class_photos: from `class_pictures`; not needed where λ is 0."""
+    prompts.require_photos(photos, "photo")
+    require_masks(photos, settings.mask)
+    word = settings.identifier
+    if settings.captions:
+        said = prompts.from_captions(photos, word)
+    else:
+        said = prompts.from_templates([settings.prompt], word)
+    streams = [prompts.Photos(photos, said, seed, settings.flip)]
+    if settings.prior_weight > 0:
+        prompts.require_photos(class_photos, "class picture")
+        streams.append(prompts.Photos(class_photos, lambda *_: settings.class_prompt, seed, settings.flip))
+        terms = partial(preserved, mask=settings.mask, gamma=settings.min_snr)
+        objectives = [
+            Objective("instance", lambda found: terms(found).instance),
+            Objective("prior", lambda found: terms(found).prior, settings.prior_weight),
+        ]
+    else:
+        objectives = [Objective("instance", lambda f: denoising_losses(f, settings.mask, settings.min_snr).mean())]
+    tuning = Phase(
+        "tuning",
+        settings.steps,
+        begin=partial(_free, base, settings),
+        streams=streams,
+        objectives=objectives,
+        factor=settings.schedule.factor(settings.steps, settings.warm_up),
+        timestep=uniform_timesteps(len(base.schedule)),
+        clip=settings.clip,
+    )
+    return Recipe("DreamBooth", [tuning], (word,), partial(_save, base, settings))
+
+
+def preserved(found: Pass, mask: Mask = Mask.NONE, gamma: float | None = None) -> PriorPreservation:
+    """Both terms, of a batch with the person's photos in its first half. Class pictures get no min-SNR weight."""
+    losses = denoising_losses(found, mask)
+    if gamma is None:
+        return prior_preservation(losses, 1.0)
+    mine = found.t.chunk(2)[0]
+    return prior_preservation(losses, 1.0, min_snr(found.schedule.snr(mine), gamma, found.schedule.prediction))
+
+
+def _free(base: BaseModel, settings: DreamBoothSettings) -> list[Group]:
+    """What is trained: the denoiser, then the text encoders, each with its own learning rate."""
+    text_rate = settings.text_learning_rate or settings.learning_rate
+    groups = [Group("unet", _trainable(base.unet, settings), settings.learning_rate, settings.weight_decay)]
+    for tower in base.text if settings.text_encoder else ():
+        parameters = _trainable(tower.encoder, settings)
+        groups.append(Group(tower.kind, parameters, text_rate, settings.weight_decay, settings.text_until))
+    return groups
+
+
+def _trainable(network: Any, settings: DreamBoothSettings) -> dict[str, torch.nn.Parameter]:
+    if settings.lora is not None:
+        return settings.lora.add_to(network)
+    return dict(network.float().named_parameters())
+
+
+def _save(base: BaseModel, settings: DreamBoothSettings, folder: Path, name: str, record: TrainingRecord) -> list[Path]:
+    if settings.lora is None:
+        return [save_checkpoint(base.unet, base.codec.module, base.encoders, folder, name, record)]
+    pairs = [trained_pairs(encoder) for encoder in base.encoders]
+    return [save_lora(base.unet, trained_pairs(base.unet), folder, name, record, base.encoders, pairs)]
+
+
+def class_pictures(base: BaseModel, prompt: str, count: int, folder: Path, size: tuple[int, int]) -> list[Example]:
+    """`count` pictures of the class by the untouched model, (height, width) in pixels; those in the folder are reused.
+
+    Raises LikenessError when the folder cannot be written to.
+    """
+    from PIL import Image
+
+    found = []
+    for number in range(count):
+        path = folder / f"class_{number:05d}.png"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                picture = sample_pictures(base, [prompt], size, seed=number)[0]
+                pixels = (picture * 255).round().byte().permute(1, 2, 0).numpy()
+                partial_file = path.with_suffix(".partial")
+                Image.fromarray(pixels).save(partial_file, format="png")
+                partial_file.replace(path)
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB").resize((size[1], size[0])), np.float32)
+        except OSError as error:
+            raise LikenessError(
+                f"The class picture '{path}' could not be made or read ({error}): free some space, or delete it."
+            ) from error
+        found.append(Example(torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1).contiguous(), prompt))
+    return found

@@ -1,0 +1,353 @@
+"""MagiCapture: a person's likeness in a portrait style (Hyung, Shin, Choo, AAAI 2024, arXiv 2309.06895).
+
+Phase 1 learns a word for the person and one for the style. Phase 2 tunes a LoRA in denoiser and text encoder with them:
+
+    L = L_mask + λ_id L_id + λ_AR L_AR
+
+over the person's photos (`INSTANCE`: only the face counts), the style's (`STYLE`: all but the face) and composed
+prompts (`BOTH`: the style photo outside the face is the pseudo-label of a prompt with both words; inside, L_id alone).
+
+Defaults are the published command's in effect: its learning rates times its accumulation of 4. Where the official code
+has faults, the paper's behaviour is taken: refocusing has its gradient under checkpointing, only the placeholders' rows
+move in phase 2, a batch is the mean of its samples, ẑ_0 follows the prediction type. Two of its detours are options,
+`IdentityPass.SEPARATE` and `Layout.DETECTED`; a shared pass and the reference's layout teach the same for less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ...errors import LikenessError
+from ..base_model import BaseModel
+from ..captions import composed, fill, parse_templates, person_templates, style_templates
+from ..config import Group, LoraSettings, Schedule, Settings
+from ..export import TrainingRecord, save_embedding, save_lora
+from ..lora import Reach, trained_pairs
+from ..objectives.attention_refocusing import attention_refocusing, attention_refocusing_per_map
+from ..objectives.identity import Decoder, Likeness, Recogniser, below_cap, identity_of_latents
+from ..objectives.magicapture import Kind, positions, reconstruction_weight, regions
+from ..objectives.reconstruction import masked_reconstruction, soft_mask
+from ..portraits import Detect, Portrait, as_uint8
+from ..probe import Grid, sites_at
+from ..recipe import Listening, Objective, Pass, Phase, Recipe, Sample, epochs, generator, uniform_timesteps
+from ..vocabulary import NewToken, Vocabulary
+from . import prompts
+from .denoising import Mask, require_masks
+from .textual_inversion import Tether, hold
+
+
+class Refocusing(Enum):
+    """The form of L_AR."""
+
+    OFFICIAL = "official code"  # mean over the maps first, towards the soft mask
+    PAPER = "paper"  # every map for itself, towards nothing outside
+
+
+class IdentityPass(Enum):
+    """Which pass of the denoiser L_id looks at."""
+
+    SHARED = "shared"  # that of the other losses
+    SEPARATE = "separate"  # one of its own, at another timestep
+
+
+class Layout(Enum):
+    """Where L_id takes the face to be."""
+
+    REFERENCE = "reference"  # where it is in the training photo
+    DETECTED = "detected"  # where a detector finds it in the picture that the latents stand for
+
+
+class MagiCaptureSettings(Settings):
+    """Everything the method leaves open."""
+
+    kind: Literal["magicapture"] = "magicapture"
+    subject: str = "<sks>"
+    style: str = "<style1>"
+    vectors: int = Field(default=1, ge=1, le=16, description="Per word.")
+    subject_start: str | None = "person"
+    style_start: str | None = Field(default=None, description="None: chance, N(0, 0.017²).")
+    inversion_steps: int = 1200
+    tuning_steps: int = 1500
+    inversion_rate: float = Field(default=2e-3, gt=0)
+    unet_rate: float = Field(default=4e-4, gt=0)
+    text_rate: float = Field(default=4e-5, gt=0)
+    rows_rate: float = Field(default=1e-4, gt=0)
+    weight_decay: float = Field(default=1e-3, ge=0, description="In the second phase; the first has none.")
+    clip: float = Field(default=1.0, gt=0, description="In the second phase; the first has none.")
+    lora: LoraSettings = LoraSettings(reach=Reach.ATTENTION_AND_GEGLU)  # the paper: cross-attention alone
+    text_lora: LoraSettings = LoraSettings()
+    lambda_id: float = Field(default=0.25, ge=0)
+    lambda_attention: float = Field(default=2.5, ge=0)
+    lambda_style: float = Field(default=2.0, ge=0)
+    compose: bool = Field(default=True, description="Train on composed prompts.")
+    mask_temperature: float = Field(default=1.0, gt=0)
+    noise_share: float = Field(
+        default=0.8, gt=0, le=1, description="The second phase's timesteps, of all from the clean end."
+    )
+    identity_share: float = Field(
+        default=0.8, gt=0, le=1, description="The timesteps at which the identity loss is asked."
+    )
+    refocusing: Refocusing = Refocusing.OFFICIAL
+    map_division: int = Field(
+        default=4, ge=1, description="Latent sides divided by this give the attention maps' grid."
+    )
+    identity_pass: IdentityPass = IdentityPass.SHARED
+    layout: Layout = Layout.REFERENCE
+    decode_margin: int | None = Field(
+        default=4, ge=0, description="Latent cells decoded around the face; none: the picture."
+    )
+    flip: float = Field(default=0.5, ge=0, le=1)
+    person_templates: tuple[str, ...] = person_templates("person")
+    style_templates: tuple[str, ...] = style_templates("person")
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """What one sample shows. mask: (1, h, w), where its reconstruction counts. likeness: who should be where."""
+
+    kind: Kind
+    mask: Tensor
+    likeness: Likeness | None
+
+
+def magicapture(
+    base: BaseModel,
+    people: Sequence[Portrait],
+    styles: Sequence[Portrait],
+    settings: MagiCaptureSettings,
+    seed: int = 0,
+    recogniser: Recogniser | None = None,
+    detect: Detect | None = None,
+) -> Recipe:
+    """The recipe, on SD1.x, SD2 and SDXL, whatever they predict.
+
+    people: the person's photos; styles: the reference photos; all of one size and with face masks. recogniser: needed
+    unless λ_id is 0; detect: where the layout is to be detected.
+    """
+    size = _check(base, people, styles, settings, recogniser, detect)
+    grid = (-(-size[0] // settings.map_division), -(-size[1] // settings.map_division))
+    tokens = [
+        NewToken(settings.subject, settings.vectors, settings.subject_start),
+        NewToken(settings.style, settings.vectors, settings.style_start, std=0.017),
+    ]
+    vocabulary = Vocabulary(base, tokens, seed)
+    words = Words(base, vocabulary, settings)
+    draw = partial(Shots, people, styles, settings, size, seed)
+    reconstruction = Objective("reconstruction", partial(reconstruct, lambda_style=settings.lambda_style))
+
+    inversion = Phase(
+        "inversion",
+        settings.inversion_steps,
+        begin=lambda: [Group("rows", vocabulary.rows, settings.inversion_rate)],
+        streams=[draw(pairs=False)],
+        objectives=[reconstruction],
+        factor=Schedule.LINEAR.factor(settings.inversion_steps, ahead=1),
+        timestep=uniform_timesteps(len(base.schedule)),
+        after_step=partial(hold, vocabulary, Tether.NORM),
+    )
+
+    def tuned() -> list[Group]:
+        decay = settings.weight_decay
+        groups = [Group("unet", settings.lora.add_to(base.unet), settings.unet_rate, decay)]
+        for tower in base.text:
+            groups.append(Group(tower.kind, settings.text_lora.add_to(tower.encoder), settings.text_rate, decay))
+        return [*groups, Group("rows", vocabulary.rows, settings.rows_rate, decay)]
+
+    objectives = [reconstruction]
+    if recogniser is not None:
+        cap = round(settings.identity_share * len(base.schedule))
+        term = partial(resemble, settings, base.codec.decoder, recogniser, cap, detect)
+        objectives.append(Objective("identity", term, settings.lambda_id))
+    listening = None
+    if settings.lambda_attention > 0:
+        objectives.append(
+            Objective("attention", partial(refocus, words, settings.refocusing, grid), settings.lambda_attention)
+        )
+        listening = Listening(sites_at(base.unet, size, grid), words.positions)
+
+    tuning = Phase(
+        "tuning",
+        settings.tuning_steps,
+        begin=tuned,
+        streams=[draw(pairs=settings.compose)],
+        objectives=objectives,
+        factor=Schedule.LINEAR.factor(settings.tuning_steps, ahead=1),
+        timestep=uniform_timesteps(round(settings.noise_share * len(base.schedule))),
+        clip=settings.clip,
+        listening=listening,
+    )
+
+    def save(folder: Path, name: str, record: TrainingRecord) -> list[Path]:
+        pairs = [trained_pairs(encoder) for encoder in base.encoders]
+        lora = save_lora(base.unet, trained_pairs(base.unet), folder, name, record, base.encoders, pairs)
+        names = {settings.subject: f"{name}-person", settings.style: f"{name}-style"}
+        learned = [save_embedding(vocabulary.embedding(word), folder, names[word], record) for word in names]
+        return [lora, *learned]
+
+    return Recipe("MagiCapture", [inversion, tuning], (settings.subject, settings.style), save)
+
+
+# Samples --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shots:
+    """The stream of photos and composed prompts.
+
+    Items are the person's photos, repeated to about as many as the style's, the style's photos, and half as many random
+    pairs of both where prompts are composed. Each comes once per epoch, in a new order.
+    """
+
+    people: Sequence[Portrait]
+    styles: Sequence[Portrait]
+    settings: MagiCaptureSettings
+    size: Grid  # of the latents
+    seed: int
+    pairs: bool
+
+    def items(self) -> list[tuple[Kind, int, int]]:
+        """Kind, which person's photo, which style photo."""
+        persons, styles = len(self.people), len(self.styles)
+        singles = [(Kind.INSTANCE, i, 0) for i in range(persons)] * max(1, styles // persons)
+        singles += [(Kind.STYLE, 0, j) for j in range(styles)]
+        pairs = torch.randperm(persons * styles, generator=generator(self.seed, "pairs"))[: len(singles) // 2].tolist()
+        return singles + [(Kind.BOTH, pair // styles, pair % styles) for pair in pairs if self.pairs]
+
+    def __call__(self, n: int, random: torch.Generator) -> Sample:
+        items, settings = self.items(), self.settings
+        kind, i, j = items[epochs(len(items), self.seed, n)]
+        person, style = self.people[i], self.styles[j]
+        shown = person if kind is Kind.INSTANCE else style
+        prompt = self._prompt(kind, random)
+        flipped = prompts.happens(settings.flip, random)
+        face = shown.example.face_mask
+        assert face is not None
+        counts = face if kind is Kind.INSTANCE else 1 - face
+        mask = soft_mask(counts.unsqueeze(0), self.size, settings.mask_temperature)[0]
+        likeness, keypoints = None, shown.keypoints_as_shown(flipped)
+        if kind.shows_person and keypoints is not None and person.embedding is not None:
+            likeness = Likeness(keypoints, person.embedding)
+        return Sample(shown.example, prompt, flipped, Shot(kind, mask.flip(-1) if flipped else mask, likeness))
+
+    def _prompt(self, kind: Kind, random: torch.Generator) -> str:
+        settings = self.settings
+        if kind is Kind.STYLE:
+            return fill(prompts.choose(settings.style_templates, random), settings.style)
+        template = prompts.choose(settings.person_templates, random)
+        return fill(composed(template, settings.style) if kind is Kind.BOTH else template, settings.subject)
+
+
+@dataclass(frozen=True)
+class Words:
+    """Where the learned words stand in the prompts."""
+
+    base: BaseModel
+    vocabulary: Vocabulary
+    settings: MagiCaptureSettings
+
+    def of(self, kind: Kind) -> list[int]:
+        """The ids of the learned words in prompts of a kind, the subject's before the style's."""
+        subject, style = self.vocabulary.ids(self.settings.subject), self.vocabulary.ids(self.settings.style)
+        return {Kind.INSTANCE: subject, Kind.STYLE: style, Kind.BOTH: subject + style}[kind]
+
+    def positions(self, samples: Sequence[Sample]) -> Tensor:
+        """(batch, tokens); where a prompt has fewer words than another, 0 fills its row."""
+        ids = self.base.ids([sample.prompt for sample in samples])
+        rows = [positions(ids[i : i + 1], self.of(s.about.kind))[0] for i, s in enumerate(samples)]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+# Objectives -----------------------------------------------------------------------------------------------------------
+
+
+def reconstruct(found: Pass, lambda_style: float) -> Tensor:
+    """L_mask: the masked reconstruction, style photos weighing more in a phase's first half."""
+    masks = torch.stack([sample.about.mask for sample in found.samples]).to(found.prediction.device)
+    weights = [reconstruction_weight(sample.about.kind, found.progress, lambda_style) for sample in found.samples]
+    losses = masked_reconstruction(found.prediction, found.target, masks)
+    return (torch.tensor(weights, device=losses.device) * losses).mean()
+
+
+def refocus(words: Words, form: Refocusing, grid: Grid, found: Pass) -> Tensor:
+    """L_AR: the subject's word looks at the face alone, the style's at everything else."""
+    penalty = attention_refocusing if form is Refocusing.OFFICIAL else attention_refocusing_per_map
+    vectors, losses = words.settings.vectors, []
+    for i, sample in enumerate(found.samples):
+        shot: Shot = sample.about
+        wanted = regions(shot.kind, shot.mask.unsqueeze(0).to(found.z0.device), vectors, vectors)
+        maps = [each[i : i + 1, :, : wanted.shape[1]] for each in found.maps]
+        losses.append(penalty(maps, wanted, grid)[0])
+    return torch.stack(losses).mean()
+
+
+def resemble(
+    settings: MagiCaptureSettings,
+    decoder: Decoder,
+    recogniser: Recogniser,
+    cap: int,
+    detect: Detect | None,
+    found: Pass,
+) -> Tensor:
+    """L_id of the samples that show the person, at timesteps below the cap; 0 for the others."""
+    look = found.again() if settings.identity_pass is IdentityPass.SEPARATE else found
+    z0, likenesses = look.z0_estimate, [sample.about.likeness for sample in look.samples]
+    if settings.layout is Layout.DETECTED:
+        assert detect is not None
+        likenesses = [_detected(detect, decoder, z0[i : i + 1], each) for i, each in enumerate(likenesses)]
+    likenesses = [each and Likeness(each.keypoints, each.embedding.to(z0.device)) for each in likenesses]
+    margin = settings.decode_margin
+    return identity_of_latents(z0, below_cap(likenesses, look.t, cap), decoder, recogniser, margin).mean()
+
+
+@torch.no_grad()
+def _detected(detect: Detect, decoder: Decoder, z0: Tensor, likeness: Likeness | None) -> Likeness | None:
+    if likeness is None:
+        return None
+    keypoints = detect(as_uint8(decoder.picture(z0)[0]))
+    if keypoints is None:
+        return None
+    return Likeness(torch.from_numpy(np.asarray(keypoints, np.float32)), likeness.embedding)
+
+
+def _check(
+    base: BaseModel,
+    people: Sequence[Portrait],
+    styles: Sequence[Portrait],
+    settings: MagiCaptureSettings,
+    recogniser: Recogniser | None,
+    detect: Detect | None,
+) -> Grid:
+    """The size of the latents. Raises LikenessError when something is lacking."""
+    for what, found in (("photo of the person", people), ("style photo", styles)):
+        photos = [portrait.example for portrait in found]
+        prompts.require_photos(photos, what)
+        require_masks(photos, Mask.FACE_NORMALISED)
+    parse_templates("\n".join((*settings.person_templates, *settings.style_templates)))
+    sizes = {portrait.example.size for portrait in (*people, *styles)}
+    if len(sizes) > 1:
+        raise LikenessError(
+            f"The photos of person and style have different sizes ({', '.join(f'{w}x{h}' for h, w in sorted(sizes))}): "
+            "crop them all to one size."
+        )
+    if settings.lambda_id > 0 and recogniser is None:
+        raise LikenessError("The identity loss needs a face recogniser: load one, or set its weight to 0.")
+    if settings.lambda_id > 0 and all(portrait.embedding is None for portrait in people):
+        raise LikenessError(
+            "No face was found in any photo of the person: use photos that show the face larger, or set the identity "
+            "loss's weight to 0."
+        )
+    if settings.layout is Layout.DETECTED and detect is None:
+        raise LikenessError("A detected layout needs a face detector: load one, or use the reference layout.")
+    height, width = sizes.pop()
+    scale = base.codec.decoder.pixels_per_cell
+    return height // scale, width // scale

@@ -1,0 +1,66 @@
+"""What training prompts say, and how samples are drawn from photos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...errors import LikenessError
+from ..captions import check_captions, fill, parse_templates
+from ..examples import Example
+from ..recipe import Sample, epochs
+
+Prompts = Callable[[Example, torch.Generator], str]
+
+
+def choose(templates: Sequence[str], random: torch.Generator) -> str:
+    """One of them, all alike likely."""
+    return templates[int(torch.randint(len(templates), (), generator=random))]
+
+
+def happens(probability: float, random: torch.Generator) -> bool:
+    """True that often."""
+    return bool(torch.rand((), generator=random) < probability)
+
+
+def from_templates(templates: Sequence[str], word: str) -> Prompts:
+    """A template at random with the word in it. Raises LikenessError when one has no place for it, or there is none."""
+    parse_templates("\n".join(templates))
+    if not templates:
+        raise LikenessError(
+            f"There is no template for '{word}': write at least one, such as 'a photo of a {{}} person'."
+        )
+    return lambda _, random: fill(choose(templates, random), word)
+
+
+def from_captions(photos: Sequence[Example], word: str) -> Prompts:
+    """Every photo's own caption. Raises LikenessError when one does not name the word."""
+    check_captions([(f"photo {number}", photo.caption) for number, photo in enumerate(photos, 1)], word)
+    return lambda photo, _: photo.caption
+
+
+@dataclass(frozen=True)
+class Photos:
+    """A stream of photos with prompts: each once per epoch, mirrored with probability `flip`."""
+
+    examples: Sequence[Example]
+    prompts: Prompts
+    seed: int = 0
+    flip: float = 0.0
+
+    def __call__(self, n: int, random: torch.Generator) -> Sample:
+        example = self.examples[epochs(len(self.examples), self.seed, n)]
+        return Sample(example, self.prompts(example, random), happens(self.flip, random))
+
+
+def require_photos(photos: Sequence[Example], what: str) -> None:
+    """Raises LikenessError when there are none, or when they are of no size a network could take."""
+    if not photos:
+        raise LikenessError(f"There is no {what} to train on: add at least one.")
+    for number, photo in enumerate(photos, 1):
+        if photo.pixels.ndim != 3 or photo.pixels.shape[0] != 3 or any(side % 8 or side < 8 for side in photo.size):
+            raise LikenessError(
+                f"{what} {number} is {tuple(photo.pixels.shape)}: give it three colours and sides that 8 divides."
+            )
