@@ -212,7 +212,7 @@ _ONE_PERSON = {
     Kind.LONG: [
         "A quiet photo of {person} in the kitchen of an old farmhouse. Morning light falls through a small window onto "
         "a wooden table with flour, eggs and a bowl of cherries. {person} wears a blue apron over a striped shirt, "
-        "with the sleeves rolled up. Copper pans hang on the wall behind, and a dog sleeps on the tiles. The picture was "
+        "with the sleeves rolled up. Copper pans hang on the wall behind, and a dog sleeps on the tiles. It was "
         "taken with a short telephoto lens, at eye level, with soft contrast and natural colours.",
         "{person} stands on the platform of a small railway station in the rain. A red umbrella, a leather suitcase "
         "and a long beige coat stand out against the grey. The clock shows ten past six. Puddles reflect the lamps, "
