@@ -1,4 +1,4 @@
-"""The miniature world in one value: everything that makes a portrait of a drawn person, and everything that judges one."""
+"""The miniature world in one value: all that makes a portrait of a drawn person, and all that judges one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..adapters import load
@@ -73,6 +72,10 @@ class World:
         chosen = {name: logits.argmax(1).tolist() for name, logits in answers.items()}
         return [{name: answer_of(name, chosen[name][row]) for name in QUESTIONS} for row in range(len(images))]
 
+    def observer_features(self, images: Tensor) -> Tensor:
+        """How the observer sees whole pictures (B, H, W, 3): (B, 128), for how much pictures differ."""
+        return self.observer.features(halve(images.permute(0, 3, 1, 2)))
+
 
 def load_world(folder: Path = FOLDER) -> World:
     """LikenessError for a weight file that is missing or damaged."""
@@ -96,7 +99,7 @@ def photos_of(person: Person | int, count: int, first: int = 0, size: int = PHOT
 
 
 def wanted(prompt: str) -> dict[str, str]:
-    """What a prompt asks for, in the words of `World.read`: the attributes it names, and none of those it leaves out."""
+    """What a prompt asks for, in the words of `World.read`: what it names, and no more."""
     wish = parse(prompt)
     asked: dict[str, str] = {}
     for name in ("style", "scene", "clothing", "clothing_colour", "expression"):

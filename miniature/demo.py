@@ -1,0 +1,132 @@
+"""The zero-download demonstration: a drawn person nobody was trained on, from four photos to portraits of that person.
+
+python -m likeness.miniature.demo                   somebody new
+python -m likeness.miniature.demo --photos FOLDER   the person of these photos (of this world)
+python -m likeness.miniature.demo --comfyui         the pictures are made by the real ComfyUI
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from tqdm import tqdm
+
+from ..errors import LikenessError
+from ..evaluation.report import report
+from ..evaluation.table import Record
+from ..faces.identity import Identity
+from ..faces.sheet import read_photos
+from ..training.export import free_path
+from .study import DEMO_PEOPLE, Sitter, measure, sitters
+from .world import World, load_world
+
+PROMPTS = (
+    "a photo of a person wearing a red shirt in the forest",
+    "a photo of a smiling person wearing a blue sweater on the beach",
+    "a photo of a person wearing glasses and a black suit in the city",
+    "a watercolor painting of a person wearing a green shirt in the mountains",
+    "a photo of a surprised person wearing an orange hat and a white shirt in the snow",
+    "a night photo of a person wearing a purple suit on a stage",
+)
+WITHOUT, WITH = "without", "FaceID"
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_OTHERS = range(DEMO_PEOPLE.stop, DEMO_PEOPLE.stop + 12)  # whom the likeness is compared with
+Pictures = torch.Tensor  # (prompts, H, W, 3) RGB 0..1
+
+
+def somebody(world: World, number: int) -> Sitter:
+    """A person never drawn for training; LikenessError when there is none of that number."""
+    if not 0 <= number < len(DEMO_PEOPLE):
+        raise LikenessError(f"There is no person number {number}: choose one from 0 to {len(DEMO_PEOPLE) - 1}.")
+    return sitters(world, [DEMO_PEOPLE[number]])[0]
+
+
+def sitter_of(world: World, folder: Path) -> Sitter:
+    """The person of a folder's photos; LikenessError when there is no folder or no picture in it.
+
+    The photos that are given are also those that judge: there are no others.
+    """
+    if not folder.is_dir():
+        raise LikenessError(f"'{folder}' is no folder: name one with photos of one person.")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
+    if not files:
+        raise LikenessError(f"The folder '{folder}' has no pictures ({', '.join(_PICTURES)}): put photos into it.")
+    photos = read_photos(files)
+    return Sitter(folder.resolve().name, photos, photos, world)
+
+
+def paint(world: World, identity: Identity, seed: int) -> dict[str, Pictures]:
+    """Every prompt without and with the identity, from the same noise."""
+    seeds = list(range(seed, seed + len(PROMPTS)))
+    embedding = identity.mean_embedding()[None]
+    made = {}
+    for method, condition in ((WITHOUT, None), (WITH, embedding)):
+        with tqdm(desc=f"portraits {method}", unit="step") as bar:
+
+            def progress(done: int, total: int, bar: tqdm = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            made[method] = world.portraits(PROMPTS, seeds, condition, progress=progress)
+    return made
+
+
+def demo(
+    photos: Annotated[Path | None, typer.Option(help="A folder with photos of one person of this world.")] = None,
+    out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("demo"),
+    person: Annotated[int, typer.Option(help="Which of the people that no network was trained on.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the first picture's noise.")] = 1,
+    comfyui: Annotated[bool, typer.Option(help="Make the pictures in the real ComfyUI.")] = False,
+) -> None:
+    """From a few photos to portraits, with a report of how much they show the person."""
+    try:
+        run(photos, out, person, seed, comfyui)
+    except LikenessError as error:
+        print(f"likeness: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def run(photos: Path | None, out: Path, person: int, seed: int, comfyui: bool) -> list[Record]:
+    """`demo`, with its errors as exceptions; returns what was measured."""
+    world = load_world()
+    sitter = sitter_of(world, photos) if photos else somebody(world, person)
+    for remark in sitter.identity.outliers:
+        print(remark)
+    if comfyui:
+        from .demo_comfyui import paint_in_comfyui
+
+        made = paint_in_comfyui(sitter.given, PROMPTS, seed)
+    else:
+        made = paint(world, sitter.identity, seed)
+    seeds = range(seed, seed + len(PROMPTS))
+    others = sitters(world, _OTHERS)
+    records = [
+        record
+        for method, pictures in made.items()
+        for record in measure(world, method, sitter, pictures, PROMPTS, seeds, others)
+    ]
+    _save_pictures(out, sitter, made)
+    file = sitter.identity.save(free_path(out, sitter.name))
+    report(records, out)
+    print(f"\nlook at  {out / 'report.png'}\nread     {out / 'report.md'}")
+    print(f"identity {file} (biometric data: share it only with the person's consent)")
+    return records
+
+
+def _save_pictures(out: Path, sitter: Sitter, made: dict[str, Pictures]) -> None:
+    from PIL import Image
+
+    pictures = {f"photos/{i + 1}.png": photo for i, photo in enumerate(sitter.given)}
+    for method, images in made.items():
+        pixels = (images.numpy() * 255 + 0.5).astype(np.uint8)
+        pictures |= {f"{method}/{sitter.name}-{i + 1}.png": picture for i, picture in enumerate(pixels)}
+    for name, picture in pictures.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(out / name)
+
+
+if __name__ == "__main__":
+    typer.run(demo)
