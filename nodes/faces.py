@@ -43,6 +43,7 @@ from ..faces.found import (
 from ..faces.identity import OUTLIER_COSINE
 from .choices import choices, finite, member
 from .files import Shelf
+from .progress import counter
 from .schema import FaceAnalysisSocket, FacesSocket, IdentitySocket, advanced, schema
 
 log = logging.getLogger(__name__)
@@ -253,23 +254,9 @@ class FindFaces(io.ComfyNode):
     ) -> io.NodeOutput:
         rule = Rule(member(Choice, choice, "choice"), index, member(IfNone, if_none, "if_none"), min_size, reference)
         photos = to_photos(image)
-        found = find_faces(adopt_analysis(face_analysis), photos, rule, _progress(len(photos)))
+        found = find_faces(adopt_analysis(face_analysis), photos, rule, counter(len(photos)))
         _log_choices(found, rule)
         return io.NodeOutput(found, preview(found), chosen_heads(found), chosen_masks(found), found.count)
-
-
-def _progress(total: int) -> Callable[[], None]:
-    """Moves the node's progress bar by one, and stops the run when the artist has pressed Cancel."""
-    from comfy.model_management import throw_exception_if_processing_interrupted
-    from comfy.utils import ProgressBar
-
-    bar = ProgressBar(total)
-
-    def step() -> None:
-        throw_exception_if_processing_interrupted()
-        bar.update(1)
-
-    return step
 
 
 def _log_choices(found: FoundFaces, rule: Rule) -> None:

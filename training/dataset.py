@@ -28,7 +28,6 @@ from ..faces.parsing import part_mask
 from .captions import SLOT, check_captions, check_trigger, fill, person_templates, style_templates
 from .examples import Example
 from .masks import FACE_PARTS
-from .objectives.identity import Likeness
 from .photo_files import Photo
 from .photo_quality import Looks, sharpness
 
@@ -103,7 +102,6 @@ class Sample:
     original_size: tuple[int, int]  # (height, width) of the photo
     crop: tuple[int, int] = (0, 0)  # (top, left) in the photo once it is scaled
     keypoints: np.ndarray | None = None  # (5, 2) float32
-    embedding: np.ndarray | None = None  # (D,) float32, raw, of the photo
     remarks: tuple[str, ...] = ()
 
     def example(self) -> Example:
@@ -111,12 +109,6 @@ class Sample:
         mask = None if self.mask is None else torch.from_numpy(self.mask)[None].float() / 255
         pixels = torch.from_numpy(self.pixels).permute(2, 0, 1).float() / 127.5 - 1
         return Example(pixels.contiguous(), self.caption, mask, self.original_size, self.crop)
-
-    def likeness(self) -> Likeness | None:
-        """Who the face is and where, for the identity loss; None without keypoints or embedding."""
-        if self.keypoints is None or self.embedding is None:
-            return None
-        return Likeness(torch.from_numpy(self.keypoints).float(), torch.from_numpy(self.embedding).float())
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +130,6 @@ class Dataset:
     samples: tuple[Sample, ...]
     left_out: tuple[LeftOut, ...] = ()
     remarks: tuple[str, ...] = ()  # about the whole
-    recogniser: str | None = None  # that made the embeddings
     folder: str | None = None  # where it lies on disk
 
     def __len__(self) -> int:
@@ -147,10 +138,6 @@ class Dataset:
     def examples(self) -> list[Example]:
         """Every picture as the engine takes it."""
         return [sample.example() for sample in self.samples]
-
-    def likenesses(self) -> list[Likeness | None]:
-        """One for every picture, for the identity loss."""
-        return [sample.likeness() for sample in self.samples]
 
     def require_masks(self) -> None:
         """LikenessError naming the pictures without a mask (for a person: without a white pixel in it)."""
@@ -467,7 +454,6 @@ def build_dataset(
             f"None of the {len(photos)} pictures is fit for training ({'. '.join(refused)}): use other photos."
         )
     check_captions([(sample.name, sample.caption) for sample in samples], settings.trigger)
-    has_embeddings = any(sample.embedding is not None for sample in samples)
     return Dataset(
         kind=settings.kind,
         trigger=settings.trigger,
@@ -475,7 +461,6 @@ def build_dataset(
         samples=tuple(samples),
         left_out=tuple(left_out),
         remarks=(*_about_the_whole(samples), *unreadable),
-        recogniser=analysis.recogniser.name if analysis and analysis.recogniser and has_embeddings else None,
     )
 
 
@@ -505,7 +490,6 @@ def _sample(finding: Finding, frame: Frame, mask: np.ndarray | None, settings: S
         original_size=(photo.pixels.shape[0], photo.pixels.shape[1]),
         crop=(round(frame.top * down), round(frame.left * across)),
         keypoints=None if face is None or face.keypoints is None else frame.points(face.keypoints),
-        embedding=None if face is None else face.embedding,
         remarks=tuple(remarks),
     )
 

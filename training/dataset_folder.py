@@ -27,7 +27,7 @@ from .photo_files import CAPTION_SUFFIX, MASK_SUFFIX, picture_files, read_captio
 
 INDEX = "dataset.json"
 FORMAT, VERSION = "likeness.dataset", 1
-NOTICE = "This folder holds photos and face embeddings of a person: share it only with that person's consent."
+NOTICE = "This folder holds photos of a person: share it only with that person's consent."
 
 
 def place_for(root: Path, name: str, made_from: str) -> tuple[Path, bool]:
@@ -89,7 +89,7 @@ def save_dataset(dataset: Dataset, folder: Path, made_from: str = "") -> Path:
             "kind": dataset.kind.value,
             "trigger": dataset.trigger,
             "class word": dataset.class_word,
-            "recogniser": dataset.recogniser,
+            "left out": [{"photo": Path(p.name).name, "reasons": list(p.reasons)} for p in dataset.left_out],
             "samples": [_record(stem, sample) for stem, sample in zip(stems, dataset.samples, strict=True)],
         }
         (temporary / INDEX).write_text(json.dumps(index, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -112,9 +112,6 @@ def _plain(name: str) -> str:
 
 
 def _record(stem: str, sample: Sample) -> dict[str, Any]:
-    def numbers(array: np.ndarray | None) -> list[Any] | None:
-        return None if array is None else np.asarray(array, np.float64).round(6).tolist()
-
     return {
         "name": stem,
         "photo": Path(sample.name).name,
@@ -122,8 +119,7 @@ def _record(stem: str, sample: Sample) -> dict[str, Any]:
         "size": list(sample.pixels.shape[:2]),
         "original size": list(sample.original_size),
         "crop": list(sample.crop),
-        "keypoints": numbers(sample.keypoints),
-        "embedding": numbers(sample.embedding),
+        "keypoints": None if sample.keypoints is None else sample.keypoints.tolist(),
         "remarks": list(sample.remarks),
     }
 
@@ -138,6 +134,8 @@ def load_dataset(folder: Path) -> Dataset:
     index = _read_index(folder)
     trigger = str(index["trigger"])
     samples, remarks = [], []
+    for photo in index.get("left out", ()):
+        remarks.append(f"{photo['photo']}: left out when this was made, because {'; '.join(photo['reasons'])}")
     for record in index["samples"]:
         path = folder / f"{record['name']}.png"
         if not path.is_file():
@@ -157,7 +155,6 @@ def load_dataset(folder: Path) -> Dataset:
         class_word=str(index["class word"]),
         samples=tuple(samples),
         remarks=tuple(remarks),
-        recogniser=index["recogniser"],
         folder=folder.name,
     )
 
@@ -173,8 +170,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
         version = int(index["version"])
         fits = (
             index["kind"] in [kind.value for kind in DatasetKind]
-            and {"trigger", "class word", "recogniser"} <= set(index)
+            and {"trigger", "class word"} <= set(index)
             and all(re.fullmatch(r"[\w-]+", record["name"]) and "caption" in record for record in index["samples"])
+            and all(isinstance(photo["photo"], str) and list(photo["reasons"]) for photo in index.get("left out", ()))
             and all(len(record[key]) == 2 for record in index["samples"] for key in ("size", "original size", "crop"))
         )
     except (OSError, ValueError, KeyError, TypeError):
@@ -195,7 +193,7 @@ def _read_sample(path: Path, record: dict[str, Any], trigger: str) -> Sample:
         )
     caption = read_caption(path.with_suffix(CAPTION_SUFFIX)) or str(record["caption"])
     as_written = [height, width] == list(record["size"])
-    keypoints, embedding = record.get("keypoints"), record.get("embedding")
+    keypoints = record.get("keypoints")
     return Sample(
         name=path.name,
         pixels=pixels,
@@ -204,6 +202,5 @@ def _read_sample(path: Path, record: dict[str, Any], trigger: str) -> Sample:
         original_size=(int(record["original size"][0]), int(record["original size"][1])),
         crop=(int(record["crop"][0]), int(record["crop"][1])),
         keypoints=np.array(keypoints, np.float32) if keypoints and as_written else None,
-        embedding=np.array(embedding, np.float32) if embedding else None,
         remarks=tuple(str(remark) for remark in record.get("remarks", ())),
     )

@@ -128,12 +128,11 @@ def dataset(count=2, **changes):
             original_size=(160, 240),
             crop=(3, 4),
             keypoints=np.arange(10, dtype=np.float32).reshape(5, 2),
-            embedding=np.array([1.5, -2.25], np.float32),
             remarks=("enlarged",),
         )
 
     samples = tuple(sample(number) for number in range(count))
-    fields = {"kind": DatasetKind.PERSON, "trigger": "ohwx", "class_word": "person", "recogniser": "r"} | changes
+    fields = {"kind": DatasetKind.PERSON, "trigger": "ohwx", "class_word": "person"} | changes
     return Dataset(samples=samples, **fields)
 
 
@@ -144,16 +143,11 @@ def saved(tmp_path):
 
 def test_what_is_written_is_read_back(saved):
     before, after = dataset(), load_dataset(saved)
-    assert (after.kind, after.trigger, after.class_word, after.recogniser) == (
-        DatasetKind.PERSON,
-        "ohwx",
-        "person",
-        "r",
-    )
+    assert (after.kind, after.trigger, after.class_word) == (DatasetKind.PERSON, "ohwx", "person")
     for one, other in zip(before.samples, after.samples, strict=True):
         assert np.array_equal(one.pixels, other.pixels) and np.array_equal(one.mask, other.mask)  # type: ignore[arg-type]
         assert (one.caption, one.original_size, one.crop) == (other.caption, other.original_size, other.crop)
-        assert np.array_equal(one.keypoints, other.keypoints) and np.array_equal(one.embedding, other.embedding)  # type: ignore[arg-type]
+        assert np.array_equal(one.keypoints, other.keypoints)  # type: ignore[arg-type]
         assert one.remarks == other.remarks
     names = sorted(path.name for path in saved.iterdir())
     assert names == [
@@ -191,7 +185,7 @@ def test_a_picture_that_was_cropped_loses_its_keypoints_only(saved):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture)
     picture.with_suffix(".mask.png").unlink()
     sample = load_dataset(saved).samples[0]
-    assert sample.keypoints is None and sample.embedding is not None
+    assert sample.keypoints is None
     Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(picture)
     with pytest.raises(LikenessError, match="keep the sides of a dataset's pictures multiples of 8"):
         load_dataset(saved)

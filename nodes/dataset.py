@@ -1,0 +1,382 @@
+"""Photos made ready for training: a folder or a batch in, a dataset out, editable on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from .. import models_download
+from ..errors import LikenessError
+from ..faces import FaceParser, adopt_analysis, load_parser, to_photos
+from ..faces.identity import OUTLIER_COSINE, Identity
+from ..training.captions import parse_templates
+from ..training.dataset import (
+    LEAST_SHARPNESS,
+    SMALLEST_FACE,
+    Dataset,
+    DatasetKind,
+    Framing,
+    Settings,
+    Unfit,
+    build_dataset,
+    fingerprint,
+)
+from ..training.dataset_folder import NOTICE, is_dataset, load_dataset, place_for, save_dataset
+from ..training.dataset_sheet import sheet
+from ..training.photo_files import Photo, read_folder
+from .choices import choices, finite, member
+from .progress import counter
+from .schema import DatasetSocket, FaceAnalysisSocket, IdentitySocket, advanced, schema
+
+log = logging.getLogger(__name__)
+
+CATEGORY = "likeness/training"
+DATASETS = Path("likeness") / "datasets"  # below ComfyUI's output
+
+
+class _Masks(Enum):
+    """Where face masks come from, besides the parsing networks in models/facexlib."""
+
+    ELLIPSE = "ellipse"
+
+
+def dataset_root() -> Path:
+    """Where datasets are saved."""
+    import folder_paths
+
+    return Path(folder_paths.get_output_directory()) / DATASETS
+
+
+def find_folder(name: str) -> Path:
+    """The folder of this name below ComfyUI's input, output or saved datasets; LikenessError for any other.
+
+    A full path will do when it leads into one of them. Links inside them are followed.
+    """
+    import folder_paths
+
+    roots = [Path(folder_paths.get_input_directory()), dataset_root(), Path(folder_paths.get_output_directory())]
+    inside = []
+    for root in roots:
+        path = Path(os.path.normpath(root / name.strip()))
+        if path.is_relative_to(os.path.normpath(root)) and "\0" not in name:
+            inside.append(path)
+    if not inside:
+        raise LikenessError(
+            f"The folder {name!r} lies outside of ComfyUI's input and output folders: copy the photos into "
+            f"{roots[0]} and name the folder there."
+        )
+    found = next((path for path in inside if path.is_dir()), None)
+    if found is None:
+        raise LikenessError(
+            f"The folder {name!r} was not found in {roots[0]}, nor among the datasets in {roots[1]}: put the photos "
+            "into a folder there."
+        )
+    return found
+
+
+def parsers() -> list[str]:
+    """The face parsing networks among the models."""
+    names = models_download.list_files("facexlib")
+    return [name for name in names if Path(name).name.startswith(("parsing_", "79999_iter"))]
+
+
+class PortraitDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessPortraitDataset",
+            display_name="Portrait Dataset",
+            category=CATEGORY,
+            description=(
+                "Makes photos ready for training: finds the person's face in each, crops, masks and captions them, and "
+                "sorts out photos without a face, blurred ones, copies and other people. The preview shows every photo "
+                "with its mask, caption and verdict. Saved datasets can be edited on disk. "
+                + NOTICE.replace("This folder", "A saved dataset")
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "kind",
+                    options=choices(DatasetKind),
+                    default=DatasetKind.PERSON.value,
+                    tooltip=(
+                        "What is to be learned. 'person': one person's face. 'style': how the portraits look, whoever "
+                        "is in them; photos need no face then."
+                    ),
+                ),
+                io.String.Input(
+                    "trigger_word",
+                    default="ohwx",
+                    tooltip="The word that will stand for the person or style in prompts: a rare one, without spaces.",
+                ),
+                io.String.Input(
+                    "class_word",
+                    default="person",
+                    tooltip="What the trigger word is one of: person, woman, man. It stands in the captions.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=512,
+                    min=64,
+                    max=2048,
+                    step=8,
+                    tooltip="Side of the pictures in pixels: 512 for SD1.5, 1024 for SDXL.",
+                ),
+                io.Combo.Input(
+                    "framing",
+                    options=choices(Framing),
+                    default=Framing.HEAD.value,
+                    tooltip=(
+                        "Which part of a photo is used. 'head and shoulders' keeps a person best; 'largest square' and "
+                        "'whole picture' (the photo's proportions) keep clothes and surroundings."
+                    ),
+                ),
+                io.Combo.Input(
+                    "unfit",
+                    options=choices(Unfit),
+                    default=Unfit.LEAVE_OUT.value,
+                    tooltip=(
+                        "What happens to photos that should not be trained on: 'leave out' and report them, 'stop' "
+                        "with one message that names all of them, or 'keep' them."
+                    ),
+                ),
+                io.Combo.Input(
+                    "masks",
+                    options=[*choices(_Masks), *parsers()],
+                    default=_Masks.ELLIPSE.value,
+                    tooltip=(
+                        "Where face masks come from: an ellipse around the keypoints, or a parsing network in "
+                        "models/facexlib (`likeness models get facexlib/parsing_bisenet`), which follows the face "
+                        "exactly."
+                    ),
+                ),
+                io.String.Input(
+                    "folder",
+                    default="",
+                    tooltip=(
+                        "A folder with photos in ComfyUI's input folder, or a saved dataset. Photos may have captions "
+                        "(anna.txt) and masks (anna.mask.png) beside them. Empty: only the input image is used."
+                    ),
+                ),
+                io.String.Input(
+                    "save_as",
+                    default="",
+                    tooltip=(
+                        "Writes the dataset to output/likeness/datasets/<name> once; later runs read it back with all "
+                        "that you have edited there. Empty: nothing is written."
+                    ),
+                ),
+                io.String.Input(
+                    "templates",
+                    default="",
+                    multiline=True,
+                    tooltip=(
+                        "Captions for photos without one of their own, one a line, {} where the trigger word goes. "
+                        "Empty: built-in ones."
+                    ),
+                ),
+                advanced(
+                    io.Int.Input(
+                        "smallest_face",
+                        default=SMALLEST_FACE,
+                        min=0,
+                        max=4096,
+                        tooltip="Faces less wide or high than this, in pixels of the photo, are too small.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "least_sharpness",
+                        default=LEAST_SHARPNESS,
+                        min=0.0,
+                        max=10000.0,
+                        step=1.0,
+                        tooltip="Variance of the face's Laplacian below which a photo counts as blurred; 0 keeps all.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "outlier_threshold",
+                        default=OUTLIER_COSINE,
+                        min=-1.0,
+                        max=1.0,
+                        step=0.01,
+                        tooltip=(
+                            "Cosine similarity to the other photos, or to the identity, below which a face is somebody "
+                            "else's. 0.25 suits ArcFace recognisers; -1 keeps everybody."
+                        ),
+                    )
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="One photo or a batch of photos, besides those of the folder.",
+                ),
+                FaceAnalysisSocket.Input(
+                    "face_analysis",
+                    optional=True,
+                    tooltip="From Load Face Analysis. Needed for a person; keeps faces out of a style.",
+                ),
+                IdentitySocket.Input(
+                    "identity",
+                    optional=True,
+                    tooltip="The person meant, where photos show several people. Otherwise the largest face is taken.",
+                ),
+            ],
+            outputs=[
+                DatasetSocket.Output(
+                    "dataset", display_name="dataset", tooltip="Pictures, masks and captions, for the Train nodes."
+                ),
+                io.Image.Output(
+                    "preview",
+                    display_name="preview",
+                    tooltip="Every photo with its mask, its caption and what was thought of it.",
+                ),
+                io.String.Output(
+                    "report", display_name="report", tooltip="The same in words: what is used, what is not, and why."
+                ),
+            ],
+            is_output_node=True,
+            search_aliases=["training data", "dreambooth dataset", "LoRA dataset", "instance images", "captions"],
+        )
+
+    @classmethod
+    def validate_inputs(cls, masks: str | None) -> bool:
+        """Named here so that the host lets missing parsers through: our error says where they belong."""
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str = "", save_as: str = "", **others: Any) -> str:
+        """Changes when a picture, a caption or a mask in the folder or in the saved dataset does."""
+        places = []
+        if isinstance(folder, str) and folder.strip():
+            try:
+                places.append(find_folder(folder))
+            except LikenessError:
+                places.append(Path("missing"))
+        if isinstance(save_as, str) and save_as.strip():
+            places += sorted(dataset_root().glob(f"{_escaped(save_as.strip())}*"))
+        digest = hashlib.sha256()
+        for path in (file for place in places if place.is_dir() for file in sorted(place.iterdir())):
+            state = path.stat()
+            digest.update(f"{path} {state.st_mtime_ns} {state.st_size}\n".encode())
+        return digest.hexdigest()
+
+    @classmethod
+    def execute(
+        cls,
+        kind: str,
+        trigger_word: str,
+        class_word: str = "person",
+        resolution: int = 512,
+        framing: str = Framing.HEAD.value,
+        unfit: str = Unfit.LEAVE_OUT.value,
+        masks: str = _Masks.ELLIPSE.value,
+        folder: str = "",
+        save_as: str = "",
+        templates: str = "",
+        smallest_face: int = SMALLEST_FACE,
+        least_sharpness: float = LEAST_SHARPNESS,
+        outlier_threshold: float = OUTLIER_COSINE,
+        image: torch.Tensor | None = None,
+        face_analysis: Any = None,
+        identity: Identity | None = None,
+    ) -> io.NodeOutput:
+        finite(least_sharpness=least_sharpness, outlier_threshold=outlier_threshold)
+        place = find_folder(folder) if folder.strip() else None
+        if place is not None and is_dataset(place):
+            if image is not None:
+                raise LikenessError(
+                    f"The folder {folder!r} is a finished dataset, to which images cannot be added: disconnect image, "
+                    "or name a folder with photos."
+                )
+            dataset = load_dataset(place)
+        else:
+            settings = Settings(
+                kind=member(DatasetKind, kind, "kind"),
+                trigger=trigger_word,
+                class_word=class_word.strip() or "person",
+                resolution=resolution,
+                framing=member(Framing, framing, "framing"),
+                unfit=member(Unfit, unfit, "unfit"),
+                templates=parse_templates(templates),
+                smallest_face=smallest_face,
+                least_sharpness=least_sharpness,
+                outlier_cosine=outlier_threshold,
+            )
+            dataset = _make(settings, place, image, face_analysis, _parser(masks), identity, save_as.strip())
+        _log(dataset)
+        page = torch.from_numpy(sheet(dataset))[None].float() / 255
+        return io.NodeOutput(dataset, page, dataset.report(), ui=ui.PreviewText(dataset.report()))
+
+
+def _escaped(name: str) -> str:
+    import glob
+
+    return glob.escape(Path(name).name)
+
+
+def _parser(masks: str) -> FaceParser | None:
+    if masks in choices(_Masks):
+        return None
+    return load_parser(models_download.find_file("facexlib", masks))
+
+
+def _photos(place: Path | None, image: torch.Tensor | None) -> tuple[list[Photo], Sequence[str]]:
+    """All photos that were given, and sentences about files that cannot be read."""
+    photos, unreadable = [], []
+    if image is not None:
+        photos = [Photo(f"image {number}", pixels) for number, pixels in enumerate(to_photos(image), 1)]
+    if place is not None:
+        found = read_folder(place)
+        photos, unreadable = [*photos, *found.photos], found.unreadable
+    return photos, unreadable
+
+
+def _make(
+    settings: Settings,
+    place: Path | None,
+    image: torch.Tensor | None,
+    face_analysis: Any,
+    parser: FaceParser | None,
+    identity: Identity | None,
+    save_as: str,
+) -> Dataset:
+    """A new dataset, or the one that was saved from the same photos and settings."""
+    analysis = None if face_analysis is None else adopt_analysis(face_analysis)
+    if identity is not None and not isinstance(identity, Identity):
+        raise LikenessError(
+            f"The input 'identity' holds a {type(identity).__name__}, not an identity of this pack: connect Identity "
+            "from Photos or Load Identity."
+        )
+    photos, unreadable = _photos(place, image)
+    where, made_from = None, ""
+    if save_as:
+        made_from = fingerprint(photos, settings, analysis, parser, identity)
+        where, is_there = place_for(dataset_root(), save_as, made_from)
+        if is_there:
+            return load_dataset(where)
+    dataset = build_dataset(photos, settings, analysis, parser, identity, unreadable, counter(2 * len(photos)))
+    if where is None:
+        return dataset
+    save_dataset(dataset, where, made_from)
+    log.info("[likeness] Saved the dataset %s. %s", where, NOTICE)
+    return replace(dataset, folder=where.name)
+
+
+def _log(dataset: Dataset) -> None:
+    for line in dataset.remarks:
+        log.warning("[likeness] %s", line)
+    for photo in dataset.left_out:
+        log.warning("[likeness] %s was left out, because %s.", photo.name, "; ".join(photo.reasons))
+
+
+NODES: list[type[io.ComfyNode]] = [PortraitDataset]
