@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,16 +53,27 @@ def save_weights(weights: dict[str, Tensor], file: Path) -> None:
     partial.replace(file)
 
 
-def _load(build: Callable[[], Module], file: Path) -> Module:
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file in single precision. LikenessError when it is missing or damaged."""
     from safetensors.torch import load_file
 
-    module = build()
+    with _explained(file):
+        return {key: t.float() if t.is_floating_point() else t for key, t in load_file(file).items()}
+
+
+def _load(build: Callable[[], Module], file: Path) -> Module:
+    weights, module = read_weights(file), build()
+    with _explained(file):
+        module.load_state_dict(weights)
+    return module.eval().requires_grad_(False)
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
     try:
-        weights = load_file(file)
-        module.load_state_dict({key: t.float() if t.is_floating_point() else t for key, t in weights.items()})
+        yield
     except Exception as error:
         raise LikenessError(
             f"'{file.name}' of the miniature world is missing or damaged: restore the file '{file}' from the "
             "repository, or retrain it with `python -m likeness.miniature.train`."
         ) from error
-    return module.eval().requires_grad_(False)
