@@ -155,18 +155,19 @@ def _finish(stage: Stage, folder: Path, facts: dict, **figures: float) -> None:
 
 
 def _train_recogniser(folder: Path, steps: int, seconds: float, row: int) -> None:
-    _train_either(Stage.RECOGNISER, build_recogniser(), RECOGNISER_CROP, Augmentation(), folder, steps, seconds, row)
+    _train_either(Stage.RECOGNISER, build_recogniser, RECOGNISER_CROP, Augmentation(), folder, steps, seconds, row)
 
 
 def _train_judge(folder: Path, steps: int, seconds: float, row: int) -> None:
-    _train_either(Stage.JUDGE, build_judge(), JUDGE_CROP, _JUDGE_LOOK, folder, steps, seconds, row)
+    _train_either(Stage.JUDGE, build_judge, JUDGE_CROP, _JUDGE_LOOK, folder, steps, seconds, row)
 
 
-def _train_either(stage, net, crop, look, folder, steps, seconds, row) -> None:
+def _train_either(stage, build, crop, look, folder, steps, seconds, row) -> None:
     corpus = _draw(folder, stage.value)
     seed = {Stage.RECOGNISER: 1, Stage.JUDGE: 2}[stage]
-    training = RecogniserTraining(net, crop, corpus, load_codec(), folder / stage.value, steps, look, seed)
+    training = RecogniserTraining(build, crop, corpus, load_codec(), folder / stage.value, steps, look, seed)
     facts = _go(stage, training.run, training.loss, seconds, row)
+    net = training.net
     with training.run.averages["net"].applied(net):
         save_weights(net.state_dict(), folder / "weights" / f"{stage.value}.safetensors")
         test = _draw(folder, "test")

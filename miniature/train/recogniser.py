@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,18 +92,18 @@ class RecogniserTraining:
     """Trains one recogniser on one corpus."""
 
     def __init__(
-        self, net: IResNet, crop: int, corpus: Corpus, codec: PatchCodec, folder: Path, steps: int,
+        self, build: Callable[[], IResNet], crop: int, corpus: Corpus, codec: PatchCodec, folder: Path, steps: int,
         how: Augmentation = Augmentation(), seed: int = 0,
     ) -> None:  # fmt: skip
         torch.manual_seed(seed)
-        self.net, self.crop, self.corpus, self.codec, self.how, self.seed = net, crop, corpus, codec, how, seed
-        dim = net.features.num_features
+        self.net, self.crop, self.corpus, self.codec, self.how, self.seed = build(), crop, corpus, codec, how, seed
+        dim = self.net.features.num_features
         self.cosface, self.traits_head = CosFace(dim, corpus.order.count), TraitsHead(dim)
         self.net.to(memory_format=torch.channels_last).train()
         modules = {"net": self.net, "cosface": self.cosface, "traits": self.traits_head}
         parameters = [p for module in modules.values() for p in module.parameters()]
         optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=0.05)
-        averages = {"net": Average(net, 0.998)}
+        averages = {"net": Average(self.net, 0.998)}
         self.run = Run(folder, modules, optimizer, steps, seed, averages=averages, clip=5.0)
         self.person = torch.from_numpy(corpus.person)
         self.traits = torch.from_numpy(corpus.people.traits)
