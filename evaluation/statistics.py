@@ -7,7 +7,7 @@ takes no part; a failure (a face that was not found) is a value, 0, and does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -154,7 +154,9 @@ def share(hits: ArrayLike, people: Sequence[str], resamples: int = RESAMPLES, se
     defined = np.isfinite(hits)
     if len(set(names[defined])) == defined.sum():
         return wilson(int(hits[defined].sum()), int(defined.sum()))
-    return bootstrap(hits, people, resamples, seed)
+    interval = bootstrap(hits, people, resamples, seed)
+    low, high = (float(np.clip(limit, 0, 1)) for limit in (interval.low, interval.high))  # a share stays one
+    return replace(interval, low=low, high=high)
 
 
 def holm(p: ArrayLike) -> np.ndarray:

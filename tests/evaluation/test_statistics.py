@@ -138,6 +138,8 @@ def test_a_share_is_wilsons_only_where_each_person_gives_one_picture():
     people = [str(number) for number in range(10)]
     assert share([1] * 10, people) == wilson(10, 10)
     assert share([1, 0] * 10, [name for name in people for _ in range(2)]).low == 0.5
+    nearly = share([1] * 19 + [0], [name for name in people for _ in range(2)])
+    assert nearly.low < nearly.mean < nearly.high == 1, "no share is above 1"
     assert np.isnan(wilson(0, 0).mean)
 
 
