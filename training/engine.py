@@ -69,13 +69,11 @@ def train(
     CSV and picture, and previews. Raises LikenessError when the folder is another training's, the loss is no number, or
     the disk is full; the last good state is kept. accelerator: `accelerate`'s, where the caller made one already.
     """
-    from accelerate import Accelerator
-
     empty = next((phase for phase in recipe.phases if phase.steps < 1), None)
     if empty is not None:
         raise LikenessError(f"The phase '{empty.name}' has {empty.steps} steps: give it at least one.")
     watch = watch or Watch()
-    accelerator = accelerator or Accelerator(mixed_precision=settings.precision.value)
+    accelerator = accelerator or make_accelerator(settings)
     with accelerator.main_process_first():
         _claim(folder, base, recipe, settings, accelerator.is_main_process)
     base.to(accelerator.device, settings.precision.dtype)
@@ -102,6 +100,15 @@ def train(
             worker.keep_average()
     log.draw()
     return Result(complete, before, log.file)
+
+
+def make_accelerator(settings: RunSettings, cpu: bool = False) -> Any:
+    """accelerate's picture of devices, processes and precision. An earlier training's in this process is forgotten."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=settings.precision.value, cpu=cpu)
 
 
 def _claim(folder: Path, base: BaseModel, recipe: Recipe, settings: RunSettings, writes: bool) -> None:

@@ -1,0 +1,296 @@
+"""The engine: the same numbers however a run is cut, shared or cached, and nothing lost when it ends badly."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from likeness.errors import LikenessError
+from likeness.training.config import Optimiser, RunSettings, Schedule, make_optimiser
+from likeness.training.engine import Watch, train
+from likeness.training.losses import loss_picture, read_losses
+from likeness.training.recipe import Objective, Recipe, epochs, generator, uniform_timesteps
+from likeness.training.recipes.dreambooth import DreamBoothSettings, dreambooth
+from likeness.training.recipes.textual_inversion import TextualInversionSettings, textual_inversion
+
+HERE = Path(__file__).parent
+
+
+def lora_recipe(base: Any, photos: Any, steps: int = 4, **options: Any) -> Recipe:
+    settings = DreamBoothSettings(
+        steps=steps, prior_weight=0, flip=0.5, text_encoder=True, schedule=Schedule.LINEAR, **options
+    )
+    return dreambooth(base, photos, settings)
+
+
+def two_phases(base: Any, photos: Any) -> Recipe:
+    """Textual Inversion, then a LoRA."""
+    words = textual_inversion(base, photos, TextualInversionSettings(token="<me>", steps=2))
+    return replace(words, phases=[*words.phases, *lora_recipe(base, photos).phases])
+
+
+def weights(base: Any) -> dict[str, torch.Tensor]:
+    return {
+        f"{number}.{name}": value.clone()
+        for number, network in enumerate(base.networks)
+        for name, value in network.state_dict().items()
+        if "lora_" in name or name.endswith("rows")
+    }
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys() and one
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Stop:
+    """Cancels before step number `after`."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 5])
+def test_a_cancelled_run_goes_on_bit_for_bit(make_base, photos, tmp_path, after):
+    settings = RunSettings(batch=2, ema=0.9)
+    unbroken = make_base()
+    whole = train(unbroken, two_phases(unbroken, photos), settings, tmp_path / "unbroken")
+    cut = make_base()
+    result = train(cut, two_phases(cut, photos), settings, tmp_path / "cut", Watch(cancelled=Stop(after)))
+    assert not result.complete and result.steps == after
+    resumed = make_base()
+    torch.rand(5)  # whatever else the process did in the meantime
+    assert train(resumed, two_phases(resumed, photos), settings, tmp_path / "cut").complete
+    assert_same(weights(resumed), weights(unbroken))
+    assert read_losses(whole.losses) == read_losses(tmp_path / "cut" / "losses.csv")
+
+
+def test_rows_after_the_last_saved_step_are_forgotten(make_base, photos, tmp_path):
+    base = make_base()
+    recipe = lora_recipe(base, photos)
+    train(base, recipe, RunSettings(), tmp_path, Watch(cancelled=Stop(2)))
+    with (tmp_path / "losses.csv").open("a") as file:
+        file.write("tuning,3,1.0,1.0\n")  # a crash between a row and a save
+    base = make_base()
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path)
+    assert [row["step"] for row in read_losses(tmp_path / "losses.csv")] == ["1", "2", "3", "4"]
+
+
+def test_a_finished_run_is_taken_up_without_a_step(make_base, photos, tmp_path):
+    first, second = make_base(), make_base()
+    train(first, two_phases(first, photos), RunSettings(), tmp_path)
+    steps = []
+    watch = Watch(progress=lambda done, total, losses: steps.append(done))
+    assert train(second, two_phases(second, photos), RunSettings(), tmp_path, watch).complete
+    assert steps == []
+    assert_same(weights(first), weights(second))
+
+
+def test_caches_on_disk_and_none_at_all_change_nothing(make_base, photos, tmp_path):
+    results = []
+    for name, options in {
+        "memory": {},
+        "disk": {"cache_megabytes": 0},
+        "none": {"cache_latents": False, "cache_text": False},
+    }.items():
+        base = make_base()
+        recipe = dreambooth(base, photos, DreamBoothSettings(steps=3, prior_weight=0, flip=0.5))
+        train(base, recipe, RunSettings(**options), tmp_path / name)
+        results.append(weights(base))
+        assert not list((tmp_path / name).glob("cache-*"))
+    assert_same(results[0], results[1])
+    assert_same(results[0], results[2])
+
+
+def test_what_does_not_change_is_computed_once(make_base, photos, tmp_path):
+    base = make_base()
+    encoded, read = [], []
+    encode, text = base.codec.encode, base.encode
+    object.__setattr__(base.codec, "encode", lambda pictures: encoded.append(1) or encode(pictures))
+    base.encode = lambda prompts: read.append(1) or text(prompts)
+    recipe = dreambooth(base, photos, DreamBoothSettings(steps=9, prior_weight=0))
+    train(base, recipe, RunSettings(), tmp_path)
+    assert len(encoded) == len(photos) and len(read) == 1
+
+
+def test_the_callers_random_numbers_and_networks_are_left_as_they_were(base, photos, tmp_path):
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    train(base, lora_recipe(base, photos, steps=1), RunSettings(gradient_checkpointing=True), tmp_path)
+    assert torch.equal(torch.rand(4), expected)
+    assert not any(network.training for network in base.networks) and not base.unet.is_gradient_checkpointing
+
+
+def test_checkpointing_accumulation_and_seed(make_base, photos, tmp_path):
+    def trained(name: str, **options: Any) -> dict[str, torch.Tensor]:
+        base = make_base()
+        train(base, lora_recipe(base, photos, steps=2), RunSettings(**options), tmp_path / name)
+        return weights(base)
+
+    plain = trained("plain", batch=4)
+    for name, options in {
+        "accumulated": {"accumulation": 4},
+        "recomputed": {"batch": 4, "gradient_checkpointing": True},
+    }.items():
+        other = trained(name, **options)
+        for key, value in plain.items():
+            torch.testing.assert_close(other[key], value, rtol=1e-3, atol=1e-6)
+    other = trained("another seed", batch=4, seed=1)
+    assert not all(torch.equal(value, other[key]) for key, value in plain.items())
+
+
+def test_bfloat16_keeps_what_is_trained_in_single_precision(base, photos, tmp_path):
+    from likeness.training.config import Precision
+
+    train(base, two_phases(base, photos), RunSettings(precision=Precision.BFLOAT16), tmp_path)
+    assert base.unet.dtype == torch.bfloat16 and base.codec.module.dtype == torch.float32
+    assert all(value.dtype == torch.float32 and torch.isfinite(value).all() for value in weights(base).values())
+
+
+def test_previews_come_with_the_learned_words(base, photos, tmp_path):
+    seen = []
+    watch = Watch(preview=lambda phase, step, pictures: seen.append((phase, step, tuple(pictures.shape))))
+    settings = RunSettings(preview_every=2, preview_prompts=("a photo of <me> person",))
+    recipe = textual_inversion(base, photos, TextualInversionSettings(token="<me>", steps=2))
+    train(base, recipe, settings, tmp_path, watch)
+    assert seen == [("inversion", 2, (1, 3, 64, 64))]
+
+
+# Bad ends -------------------------------------------------------------------------------------------------------------
+
+
+def breaking(recipe: Recipe, step: int) -> Recipe:
+    """The recipe with a loss that is no number at one step."""
+    phase = recipe.phases[0]
+    at = {"calls": 0}
+
+    def loss(found: Any) -> torch.Tensor:
+        at["calls"] += 1
+        return phase.objectives[0].loss(found) * (float("nan") if at["calls"] == step + 1 else 1.0)
+
+    return replace(recipe, phases=[replace(phase, objectives=[Objective("loss", loss)])])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(make_base, photos, tmp_path):
+    base, good = make_base(), make_base()
+    with pytest.raises(LikenessError, match="at step 2"):
+        train(base, breaking(lora_recipe(base, photos), 2), RunSettings(), tmp_path / "broken")
+    train(good, lora_recipe(good, photos), RunSettings(), tmp_path / "good", Watch(cancelled=Stop(2)))
+    broken, expected = (torch.load(tmp_path / name / "1-tuning" / "state.pt") for name in ("broken", "good"))
+    assert broken["step"] == 2
+    assert_same(broken["modules"]["trained"], expected["modules"]["trained"])
+
+
+def test_a_full_disk_is_named_and_the_old_state_survives(make_base, photos, tmp_path, monkeypatch):
+    base = make_base()
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(2)))
+    before = (tmp_path / "1-tuning" / "state.pt").read_bytes()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    base = make_base()
+    with pytest.raises(LikenessError, match="No space left"):
+        train(base, lora_recipe(base, photos), RunSettings(), tmp_path)
+    assert (tmp_path / "1-tuning" / "state.pt").read_bytes() == before
+
+
+def test_a_run_goes_on_with_its_own_base_model_only(make_base, photos, tmp_path):
+    base, other = make_base(), make_base()
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(1)))
+    with torch.no_grad():
+        other.unet.conv_in.weight += 1
+    with pytest.raises(LikenessError, match="another base model"):
+        train(other, lora_recipe(other, photos), RunSettings(), tmp_path)
+
+
+def test_a_run_goes_on_with_its_own_settings_only(make_base, photos, tmp_path):
+    base, other, third = make_base(), make_base(), make_base()
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(1)))
+    with pytest.raises(LikenessError, match="other settings"):
+        train(other, lora_recipe(other, photos, steps=9), RunSettings(), tmp_path)
+    with pytest.raises(LikenessError, match="not the state of this training"):
+        recipe = dreambooth(third, photos, DreamBoothSettings(steps=4, prior_weight=0))
+        train(third, recipe, RunSettings(), tmp_path)
+
+
+def test_zero_steps_are_refused_before_anything_is_written(base, photos, tmp_path):
+    with pytest.raises(LikenessError, match="0 steps"):
+        train(base, lora_recipe(base, photos, steps=0), RunSettings(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_optimiser_package_is_named():
+    with pytest.raises(LikenessError, match="prodigyopt"):
+        make_optimiser(Optimiser.PRODIGY, [])
+
+
+def test_the_run_folder_says_what_was_run(base, photos, tmp_path):
+    train(base, lora_recipe(base, photos, steps=1), RunSettings(seed=5), tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["settings"]["seed"] == 5 and record["phases"] == [["tuning", 1]]
+    assert (tmp_path / "losses.png").exists()
+
+
+# Pieces ---------------------------------------------------------------------------------------------------------------
+
+
+def test_every_epoch_shows_each_item_once_in_an_order_of_its_own():
+    orders = [tuple(epochs(7, 0, n) for n in range(7 * e, 7 * e + 7)) for e in range(4)]
+    assert all(sorted(order) == list(range(7)) for order in orders) and len(set(orders)) > 1
+
+
+def test_timesteps_stay_below_their_cap_and_reach_it():
+    random = generator("test")
+    drawn = {uniform_timesteps(5)(random) for _ in range(200)}
+    assert drawn == {0, 1, 2, 3, 4}
+
+
+def test_schedules():
+    linear, ahead = Schedule.LINEAR.factor(4), Schedule.LINEAR.factor(4, ahead=1)
+    assert [linear(n) for n in range(4)] == [1, 0.75, 0.5, 0.25] and [ahead(n) for n in range(4)] == [
+        0.75,
+        0.5,
+        0.25,
+        0,
+    ]
+    assert Schedule.CONSTANT.factor(4, warm_up=2)(0) == 0.5 and Schedule.COSINE.factor(4)(2) == pytest.approx(0.5)
+
+
+def test_losses_are_drawn_whatever_they_are():
+    rows = [{"phase": "a", "step": "1", "x": "", "total": "nan"}, {"phase": "b", "step": "1", "x": "0", "total": "2"}]
+    assert loss_picture(rows).size == loss_picture([]).size == (800, 420)
+
+
+def test_two_processes_train_what_one_does(make_base, photos, tmp_path):
+    # accelerate launches several processes for GPUs alone; where there is none, they take CPUs.
+    options = "--multi_gpu --num_machines 1 --num_processes 2 --mixed_precision no --dynamo_backend no"
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options.split()]
+    command += ["--main_process_port", "0", str(HERE / "two_processes.py"), str(tmp_path / "two")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    base = make_base()
+    train(base, two_phases(base, photos), RunSettings(batch=2), tmp_path / "one")
+    shared = torch.load(tmp_path / "two" / "2-tuning" / "state.pt")["modules"]["trained"]
+    alone = torch.load(tmp_path / "one" / "2-tuning" / "state.pt")["modules"]["trained"]
+    assert shared.keys() == alone.keys()
+    for name, value in alone.items():
+        torch.testing.assert_close(shared[name], value, rtol=1e-4, atol=1e-6)
+    one, two = (read_losses(tmp_path / name / "losses.csv") for name in ("one", "two"))
+    assert [float(row["total"]) for row in two] == pytest.approx([float(row["total"]) for row in one], rel=1e-4)
