@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..faces.align import differentiable_crop
 from .dataset import Dataset
 from .examples import Example
-from .objectives.identity import CROP, Recogniser
+from .objectives.identity import Measure
 
 MIRRORED = (1, 0, 2, 4, 3)  # eyes and mouth corners change sides in the mirror
 
@@ -36,8 +35,8 @@ class Portrait:
         return mirrored
 
 
-def portraits(dataset: Dataset, recogniser: Recogniser | None = None) -> list[Portrait]:
-    """A dataset's pictures, their faces measured by the recogniser of the identity loss. Once, before a training."""
+def portraits(dataset: Dataset, measure: Measure | None = None) -> list[Portrait]:
+    """A dataset's pictures, their faces measured as the identity loss will. Once, before a training."""
     found = []
     for sample in dataset.samples:
         example = sample.example()
@@ -45,10 +44,9 @@ def portraits(dataset: Dataset, recogniser: Recogniser | None = None) -> list[Po
             found.append(Portrait(example))
             continue
         keypoints, embedding = torch.from_numpy(sample.keypoints).float(), None
-        if recogniser is not None:
-            crop = differentiable_crop((example.pixels / 2 + 0.5).unsqueeze(0), keypoints.unsqueeze(0), CROP)
+        if measure is not None:
             with torch.no_grad():
-                embedding = recogniser((crop - 0.5) / 0.5)[0]
+                embedding = measure((example.pixels / 2 + 0.5).unsqueeze(0), keypoints.unsqueeze(0))[0]
         found.append(Portrait(example, keypoints, embedding))
     return found
 

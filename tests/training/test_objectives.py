@@ -16,6 +16,7 @@ from likeness.training.objectives.attention_refocusing import attention_refocusi
 from likeness.training.objectives.identity import (
     Decoder,
     Likeness,
+    arcface_measure,
     below_cap,
     face_window,
     identity,
@@ -224,7 +225,8 @@ def test_a_prompt_without_its_token_is_an_error_in_words():
 KEYPOINTS = torch.from_numpy(ARCFACE_112 * 0.5 + 20).float()  # a face of half the template's size
 
 
-def recogniser(crops: torch.Tensor) -> torch.Tensor:
+@arcface_measure
+def measure(crops: torch.Tensor) -> torch.Tensor:
     """Sees the mean colours of 8 x 8 tiles."""
     return torch.nn.functional.adaptive_avg_pool2d(crops, 8).flatten(1)
 
@@ -241,17 +243,16 @@ def upscaling_decoder(calls: list[torch.Size] | None = None) -> Decoder:
 def test_the_same_face_costs_nothing_at_any_length_of_its_embedding():
     picture = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     points = KEYPOINTS.unsqueeze(0)
-    from likeness.faces.align import differentiable_crop
 
-    embedding = recogniser(differentiable_crop(picture, points) * 2 - 1)
-    assert float(identity(picture, points, 7 * embedding, recogniser)) == pytest.approx(0, abs=1e-5)
-    assert float(identity(picture, points, -embedding, recogniser)) == pytest.approx(2, abs=1e-5)
+    embedding = measure(picture, points)
+    assert float(identity(picture, points, 7 * embedding, measure)) == pytest.approx(0, abs=1e-5)
+    assert float(identity(picture, points, -embedding, measure)) == pytest.approx(2, abs=1e-5)
 
 
 def test_the_gradient_of_the_identity_loss_stays_in_the_face():
     z0 = gaussian(0, 1, 4, 16, 16).mul(0.2).requires_grad_()
     likeness = Likeness(KEYPOINTS, gaussian(1, 192))
-    loss = identity_of_latents(z0, [likeness], upscaling_decoder(), recogniser).sum()
+    loss = identity_of_latents(z0, [likeness], upscaling_decoder(), measure).sum()
     gradient = torch.autograd.grad(loss, z0)[0]
     window = face_window(KEYPOINTS, (16, 16), 8, margin=0)
     inside = torch.zeros(16, 16, dtype=torch.bool)
@@ -263,8 +264,8 @@ def test_the_gradient_of_the_identity_loss_stays_in_the_face():
 def test_decoding_only_the_face_gives_the_same_loss_with_a_local_decoder():
     z0, likeness = gaussian(0, 1, 4, 32, 24).mul(0.2), Likeness(KEYPOINTS + 40, gaussian(1, 192))
     calls: list[torch.Size] = []
-    whole = identity_of_latents(z0, [likeness], upscaling_decoder(calls), recogniser)
-    window = identity_of_latents(z0, [likeness], upscaling_decoder(calls), recogniser, margin=2)
+    whole = identity_of_latents(z0, [likeness], upscaling_decoder(calls), measure)
+    window = identity_of_latents(z0, [likeness], upscaling_decoder(calls), measure, margin=2)
     torch.testing.assert_close(window, whole, atol=1e-5, rtol=1e-5)
     assert calls[1].numel() < 0.4 * calls[0].numel()
 
@@ -279,14 +280,14 @@ def test_samples_without_a_face_or_too_noisy_are_not_decoded():
     likeness = Likeness(KEYPOINTS, gaussian(1, 192))
     likenesses = below_cap([likeness, likeness, None], torch.tensor([799, 800, 0]), cap=800)
     assert [x is None for x in likenesses] == [False, True, True]
-    losses = identity_of_latents(gaussian(0, 3, 4, 16, 16), likenesses, upscaling_decoder(calls), recogniser)
+    losses = identity_of_latents(gaussian(0, 3, 4, 16, 16), likenesses, upscaling_decoder(calls), measure)
     assert len(calls) == 1 and losses[1:].tolist() == [0, 0] and float(losses[0]) > 0
 
 
 def test_the_keypoints_are_read_as_pixels_and_move_the_crop():
     picture = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     embedding = gaussian(1, 1, 192)
-    here, there = (identity(picture, KEYPOINTS.unsqueeze(0) + d, embedding, recogniser) for d in (0, 5))
+    here, there = (identity(picture, KEYPOINTS.unsqueeze(0) + d, embedding, measure) for d in (0, 5))
     assert not np.isclose(float(here), float(there))
 
 

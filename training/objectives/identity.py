@@ -21,7 +21,17 @@ from ...faces.align import arcface_template, differentiable_crop, invert, simila
 
 CROP = 112
 
-Recogniser = Callable[[Tensor], Tensor]  # crops (batch, 3, 112, 112), RGB -1..1 -> embeddings (batch, d)
+# Pictures and the keypoints of the face that counts in each -> embeddings (batch, d), with gradient to the pictures.
+Measure = Callable[[Tensor, Tensor], Tensor]
+
+
+def arcface_measure(recogniser: Callable[[Tensor], Tensor]) -> Measure:
+    """Recognisers of the ArcFace family: crops (batch, 3, 112, 112), RGB -1..1, on its template, to embeddings."""
+
+    def measure(pictures: Tensor, keypoints: Tensor) -> Tensor:
+        return recogniser((differentiable_crop(pictures, keypoints, CROP) - 0.5) / 0.5)
+
+    return measure
 
 
 @dataclass(frozen=True)
@@ -54,10 +64,9 @@ class Likeness:
     embedding: Tensor
 
 
-def identity(pictures: Tensor, keypoints: Tensor, embeddings: Tensor, recogniser: Recogniser) -> Tensor:
+def identity(pictures: Tensor, keypoints: Tensor, embeddings: Tensor, measure: Measure) -> Tensor:
     """1 − cos(R(crop(x)), e): (batch,), 0..2. embeddings: (batch, d)."""
-    crops = differentiable_crop(pictures, keypoints, CROP)
-    return 1 - F.cosine_similarity(recogniser((crops - 0.5) / 0.5), embeddings)
+    return 1 - F.cosine_similarity(measure(pictures, keypoints), embeddings)
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ def identity_of_latents(
     z0: Tensor,
     likenesses: list[Likeness | None],
     decoder: Decoder,
-    recogniser: Recogniser,
+    measure: Measure,
     margin: int | None = None,
 ) -> Tensor:
     """L_id of estimated clean latents (batch, c, h, w): (batch,).
@@ -114,7 +123,7 @@ def identity_of_latents(
             latents = window.cut(latents)
             keypoints = keypoints - keypoints.new_tensor([window.left, window.top]) * scale
         picture = decoder.picture(latents)
-        losses.append(identity(picture, keypoints.unsqueeze(0), likeness.embedding.unsqueeze(0), recogniser)[0])
+        losses.append(identity(picture, keypoints.unsqueeze(0), likeness.embedding.unsqueeze(0), measure)[0])
     return torch.stack(losses)
 
 

@@ -34,7 +34,7 @@ from ..config import Group, LoraSettings, Schedule, Settings
 from ..export import TrainingRecord, save_embedding, save_lora
 from ..lora import Reach, trained_pairs
 from ..objectives.attention_refocusing import attention_refocusing, attention_refocusing_per_map
-from ..objectives.identity import Decoder, Likeness, Recogniser, below_cap, identity_of_latents
+from ..objectives.identity import Decoder, Likeness, Measure, below_cap, identity_of_latents
 from ..objectives.magicapture import Kind, positions, reconstruction_weight, regions
 from ..objectives.reconstruction import masked_reconstruction, soft_mask
 from ..portraits import Detect, Portrait, as_uint8
@@ -126,15 +126,15 @@ def magicapture(
     styles: Sequence[Portrait],
     settings: MagiCaptureSettings,
     seed: int = 0,
-    recogniser: Recogniser | None = None,
+    measure: Measure | None = None,
     detect: Detect | None = None,
 ) -> Recipe:
     """The recipe, on SD1.x, SD2 and SDXL, whatever they predict.
 
-    people: the person's photos; styles: the reference photos; all of one size and with face masks. recogniser: needed
-    unless λ_id is 0; detect: where the layout is to be detected.
+    people: the person's photos; styles: the reference photos; all of one size and with face masks. measure: the
+    recogniser of L_id, needed unless λ_id is 0; detect: where the layout is to be detected.
     """
-    size = _check(base, people, styles, settings, recogniser, detect)
+    size = _check(base, people, styles, settings, measure, detect)
     grid = (-(-size[0] // settings.map_division), -(-size[1] // settings.map_division))
     tokens = [
         NewToken(settings.subject, settings.vectors, settings.subject_start),
@@ -164,14 +164,16 @@ def magicapture(
         return [*groups, Group("rows", vocabulary.rows, settings.rows_rate, decay)]
 
     objectives = [reconstruction]
-    if recogniser is not None:
+    if measure is not None:
         cap = round(settings.identity_share * len(base.schedule))
-        term = partial(resemble, settings, base.codec.decoder, recogniser, cap, detect)
+        term = partial(resemble, settings, base.codec.decoder, measure, cap, detect)
         objectives.append(Objective("identity", term, settings.lambda_id))
     listening = None
     if settings.lambda_attention > 0:
         objectives.append(
-            Objective("attention", partial(refocus, words, settings.refocusing, grid), settings.lambda_attention)
+            Objective(
+                "attention", partial(refocus, settings.vectors, settings.refocusing, grid), settings.lambda_attention
+            )
         )
         listening = Listening(sites_at(base.unet, size, grid), words.positions)
 
@@ -278,10 +280,10 @@ def reconstruct(found: Pass, lambda_style: float) -> Tensor:
     return (torch.tensor(weights, device=losses.device) * losses).mean()
 
 
-def refocus(words: Words, form: Refocusing, grid: Grid, found: Pass) -> Tensor:
-    """L_AR: the subject's word looks at the face alone, the style's at everything else."""
+def refocus(vectors: int, form: Refocusing, grid: Grid, found: Pass) -> Tensor:
+    """L_AR: the subject's word looks at the face alone, the style's at everything else. vectors: of each word."""
     penalty = attention_refocusing if form is Refocusing.OFFICIAL else attention_refocusing_per_map
-    vectors, losses = words.settings.vectors, []
+    losses = []
     for i, sample in enumerate(found.samples):
         shot: Shot = sample.about
         wanted = regions(shot.kind, shot.mask.unsqueeze(0).to(found.z0.device), vectors, vectors)
@@ -293,7 +295,7 @@ def refocus(words: Words, form: Refocusing, grid: Grid, found: Pass) -> Tensor:
 def resemble(
     settings: MagiCaptureSettings,
     decoder: Decoder,
-    recogniser: Recogniser,
+    measure: Measure,
     cap: int,
     detect: Detect | None,
     found: Pass,
@@ -306,7 +308,7 @@ def resemble(
         likenesses = [_detected(detect, decoder, z0[i : i + 1], each) for i, each in enumerate(likenesses)]
     likenesses = [each and Likeness(each.keypoints, each.embedding.to(z0.device)) for each in likenesses]
     margin = settings.decode_margin
-    return identity_of_latents(z0, below_cap(likenesses, look.t, cap), decoder, recogniser, margin).mean()
+    return identity_of_latents(z0, below_cap(likenesses, look.t, cap), decoder, measure, margin).mean()
 
 
 @torch.no_grad()
@@ -324,7 +326,7 @@ def _check(
     people: Sequence[Portrait],
     styles: Sequence[Portrait],
     settings: MagiCaptureSettings,
-    recogniser: Recogniser | None,
+    measure: Measure | None,
     detect: Detect | None,
 ) -> Grid:
     """The size of the latents. Raises LikenessError when something is lacking."""
@@ -339,7 +341,7 @@ def _check(
             f"The photos of person and style have different sizes ({', '.join(f'{w}x{h}' for h, w in sorted(sizes))}): "
             "crop them all to one size."
         )
-    if settings.lambda_id > 0 and recogniser is None:
+    if settings.lambda_id > 0 and measure is None:
         raise LikenessError("The identity loss needs a face recogniser: load one, or set its weight to 0.")
     if settings.lambda_id > 0 and all(portrait.embedding is None for portrait in people):
         raise LikenessError(

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from likeness.training.objectives import prior_preservation as prior
+from likeness.training.examples import Example
 from likeness.training.objectives import reconstruction, snr_weighting
+from likeness.training.recipe import Pass, Sample
+from likeness.training.recipes import dreambooth as recipe
+from likeness.training.recipes.denoising import denoising_losses
 
 harness = sys.modules["likeness_conformance"]
 common = sys.modules["likeness_conformance__training"]
@@ -20,15 +23,25 @@ def prior_preservation_loss(case: Any) -> dict[str, Tensor]:
     given, config = case.inputs, case.config
     schedule, t = common.schedule_of(config), given["timesteps"]
     prediction = given["pred"].requires_grad_()
-    losses = reconstruction.squared_error(prediction, schedule.target(given["latents"], given["noise"], t))
-    weights = torch.ones_like(losses)
-    if config["snr_gamma"] is not None:
-        weights = snr_weighting.min_snr(schedule.snr(t), config["snr_gamma"], schedule.prediction)
+    nothing = Sample(Example(given["latents"][0], ""), "")
+    found = Pass(
+        [nothing] * len(t),
+        schedule,
+        0.0,
+        given["latents"],
+        given["noise"],
+        t,
+        given["latents"],
+        prediction,
+        (),
+        lambda: found,
+    )
     if config["prior_preservation"]:
-        parts = prior.prior_preservation(losses, config["prior_loss_weight"], weights.chunk(2)[0])
-        outputs = parts._asdict()
+        parts = recipe.preserved(found, gamma=config["snr_gamma"])
+        total = parts.instance + config["prior_loss_weight"] * parts.prior
+        outputs = {"instance": parts.instance, "prior": parts.prior, "total": total}
     else:
-        instance = (losses * weights).mean()
+        instance = denoising_losses(found, gamma=config["snr_gamma"]).mean()
         outputs = {"instance": instance, "total": instance}
     outputs["grad_pred"] = torch.autograd.grad(outputs["total"], prediction)[0]
     return common.scaled(case, outputs)

@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from likeness.faces.align import arcface_template, differentiable_crop, similarity_transform
 from likeness.faces.recognition import FrozenRecogniser
 from likeness.training import lora_files
+from likeness.training.examples import Example
 from likeness.training.lora import LoraPair, add_lora, fill_lora, merged
 from likeness.training.masks import face_mask
 from likeness.training.noise import NoiseSchedule
 from likeness.training.objectives import magicapture, reconstruction
 from likeness.training.objectives.attention_refocusing import attention_refocusing
-from likeness.training.objectives.identity import Decoder, Likeness, identity_of_latents
+from likeness.training.objectives.identity import Decoder, Likeness, arcface_measure
 from likeness.training.objectives.magicapture import Kind
 from likeness.training.probe import AttentionProbe, columns_of, sites_at
+from likeness.training.recipe import Pass, Sample
+from likeness.training.recipes import magicapture as recipe
 
 harness = sys.modules["likeness_conformance"]
 common = sys.modules["likeness_conformance__training"]
@@ -211,27 +214,31 @@ def tuning_step(case: Any) -> dict[str, Tensor]:
     with_lora(unet, pairs, config["lora_scale"])
     text = given["encoder_hidden_states"].requires_grad_()
     size = given["latents"].shape[-2:]
-    positions, regions = wanted(case, [config["subject_token_id"]], [config["style_token_id"]])
+    positions, _ = wanted(case, [config["subject_token_id"]], [config["style_token_id"]])
     probe = AttentionProbe(unet, sites_at(unet, tuple(size), OFFICIAL_GRID))
-    noise, latents = given["noise"], given["latents"]
+    noise, latents, progress = given["noise"], given["latents"], config["progress"]
+    likeness = Likeness(given["landmarks"], given["face_embedding"]) if kind.shows_person else None
+    mask = reconstruction.soft_mask(given["mask"], size, config["mask_temperature"])
+    example = Example(given["latents"][0], "")
+    samples = [Sample(example, "", about=recipe.Shot(kind, mask[0], likeness))]
 
-    def predict(t: Tensor) -> Tensor:
-        return unet(schedule.add_noise(latents, noise, t), t, text).sample
+    def look(t: Tensor, maps: Any = ()) -> Pass:
+        z_t = schedule.add_noise(latents, noise, t)
+        prediction = unet(z_t, t, text).sample
+        again = lambda: look(given["id_timestep"])  # noqa: E731
+        return Pass(samples, schedule, progress, latents, noise, t, z_t, prediction, maps, again)
 
     with probe.listening(positions) as maps:
-        prediction = predict(given["timestep"])
-    mask = reconstruction.soft_mask(given["mask"], size, config["mask_temperature"])
-    target = schedule.target(latents, noise, given["timestep"])
-    recon = reconstruction.masked_reconstruction(prediction, target, mask).mean()
-    recon = recon * magicapture.reconstruction_weight(kind, config["progress"], config["lambda_style"])
-    attention = attention_refocusing(maps, regions, OFFICIAL_GRID).sum()
+        found = look(given["timestep"], maps)
+    settings = recipe.MagiCaptureSettings(
+        lambda_id=config["lambda_id"], identity_pass=recipe.IdentityPass.SEPARATE, decode_margin=None
+    )
+    recon = recipe.reconstruct(found, config["lambda_style"])
+    attention = recipe.refocus(1, recipe.Refocusing.OFFICIAL, OFFICIAL_GRID, found)
     outputs = {"attention_loss": attention, "recon_plus_id": recon}
     if kind.shows_person:
-        t = given["id_timestep"]
-        z0 = schedule.estimate_z0(schedule.add_noise(latents, noise, t), predict(t), t)
-        likeness = Likeness(given["landmarks"], given["face_embedding"])
-        recogniser = FrozenRecogniser(Recogniser(case.weights_below("face.")), "stand-in")
-        term = identity_of_latents(z0, [likeness], Decoder.of(vae_of(case)), recogniser).mean()
+        measure = arcface_measure(FrozenRecogniser(Recogniser(case.weights_below("face.")), "stand-in"))
+        term = recipe.resemble(settings, Decoder.of(vae_of(case)), measure, len(schedule), None, found)
         outputs["id_term"] = config["lambda_id"] * term
         outputs["recon_plus_id"] = recon + outputs["id_term"]
     outputs["total"] = outputs["recon_plus_id"] + config["lambda_attention"] * attention
