@@ -64,7 +64,8 @@ PREVIEW = """async () => {
   if (!free.length) return free;
   const needed = Object.fromEntries(free.flatMap(behind).map(id => [id, output[id]]));
   for (const node of Object.values(needed))
-    if (node.class_type === 'LikenessLoadFaceAnalysis') node.inputs.model = 'MTCNN (no recogniser)';
+    if (node.class_type === 'LikenessLoadFaceAnalysis' && node.inputs.model !== 'miniature')
+      node.inputs.model = 'MTCNN (no recogniser)';
   const done = new Promise((resolve, reject) => {
     app.api.addEventListener('execution_success', resolve);
     app.api.addEventListener('execution_error', event => reject(event.detail.exception_message));
@@ -127,6 +128,8 @@ def photo(name: str) -> Any:
     import skimage.data
     from PIL import Image, ImageOps
 
+    if (WORKFLOWS / name).is_file():
+        return Image.open(WORKFLOWS / name)
     if name.startswith(("style", "reference")):
         return Image.fromarray(skimage.data.chelsea() if "2" in name else skimage.data.coffee())
     person = Image.fromarray(skimage.data.astronaut())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,19 @@ log = logging.getLogger("likeness")
 
 CATEGORY = "likeness/adapters"
 NO_FILES = "(no file in models/ipadapter)"
+MINIATURE = "miniature FaceID (in this pack)"
 _PLUS_VERSIONS = {"by file name": None, "1": 1, "2": 2}
+
+
+def _file_of(choice: str) -> Path | None:
+    """The file of this choice, None when it is not there."""
+    if choice == MINIATURE:
+        from ..miniature.weights import ADAPTER_FILE
+
+        return ADAPTER_FILE if ADAPTER_FILE.is_file() else None
+    from ..models_download import resolve
+
+    return resolve("ipadapter", choice)
 
 
 class LoadIdentityAdapter(io.ComfyNode):
@@ -36,9 +49,10 @@ class LoadIdentityAdapter(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "adapter_file",
-                    options=list_files("ipadapter") or [NO_FILES],
+                    options=[*(list_files("ipadapter") or [NO_FILES]), MINIATURE],
                     tooltip="A file in models/ipadapter (or a folder that extra_model_paths.yaml adds), .safetensors "
-                    "or .bin. FaceID files bring their own LoRA; no second file is needed.",
+                    "or .bin. FaceID files bring their own LoRA; no second file is needed. The last choice is for "
+                    "Load Miniature and needs no download.",
                 ),
                 advanced(
                     io.Combo.Input(
@@ -55,9 +69,7 @@ class LoadIdentityAdapter(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, adapter_file: str, plus_version: str = "by file name") -> Any:
         """The file's time and size, so that a file replaced on disk is read again."""
-        from ..models_download import resolve
-
-        path = resolve("ipadapter", adapter_file)
+        path = _file_of(adapter_file)
         stat = path.stat() if path else None
         return (adapter_file, plus_version, stat and (stat.st_mtime_ns, stat.st_size))
 
@@ -75,7 +87,13 @@ class LoadIdentityAdapter(io.ComfyNode):
             )
         if plus_version not in _PLUS_VERSIONS:
             raise LikenessError(f"The plus version '{plus_version}' does not exist: choose one from the list.")
-        adapter = load(find_file("ipadapter", adapter_file), _PLUS_VERSIONS[plus_version])
+        path = _file_of(adapter_file) if adapter_file == MINIATURE else find_file("ipadapter", adapter_file)
+        if path is None:
+            raise LikenessError(
+                "The adapter of the miniature world is missing: restore the folder miniature/weights from the "
+                "repository, or retrain it with `python -m likeness.miniature.train`."
+            )
+        adapter = load(path, _PLUS_VERSIONS[plus_version])
         log.info("[likeness] %s: %s for %s", adapter_file, adapter.variant.value, adapter.base.value)
         return io.NodeOutput(ManagedAdapter(adapter))
 

@@ -72,6 +72,8 @@ class _BuiltIn(Enum):
     FACEXLIB = "facexlib (RetinaFace + IR-SE50)"
     MTCNN = "MTCNN (no recogniser)"
     LBP = "LBP cascade (boxes only)"
+    MINIATURE = "miniature"
+    MINIATURE_JUDGE = "miniature-judge"
 
 
 def _open_opencv(provider: Provider) -> FaceAnalysis:
@@ -88,11 +90,25 @@ def _open_facexlib(provider: Provider) -> FaceAnalysis:
     )
 
 
+def _open_miniature(provider: Provider) -> FaceAnalysis:
+    from ..miniature.backend import miniature_analysis
+
+    return miniature_analysis()
+
+
+def _open_miniature_judge(provider: Provider) -> FaceAnalysis:
+    from ..miniature.backend import miniature_judge
+
+    return miniature_judge()
+
+
 _OPENERS: dict[_BuiltIn, Callable[[Provider], FaceAnalysis]] = {
     _BuiltIn.OPENCV: _open_opencv,
     _BuiltIn.FACEXLIB: _open_facexlib,
     _BuiltIn.MTCNN: lambda provider: load_mtcnn(),
     _BuiltIn.LBP: lambda provider: load_lbp(),
+    _BuiltIn.MINIATURE: _open_miniature,
+    _BuiltIn.MINIATURE_JUDGE: _open_miniature_judge,
 }
 
 
@@ -123,7 +139,8 @@ class LoadFaceAnalysis(io.ComfyNode):
                     tooltip=(
                         "The InsightFace packs found in models/insightface (non-commercial research only), then "
                         "analyses with other licences. MTCNN and LBP need no file but give no embedding: enough for "
-                        "crops and masks, not for FaceID, InstantID or PuLID."
+                        "crops and masks, not for FaceID, InstantID or PuLID. miniature is for the drawn people of "
+                        "Load Miniature only; miniature-judge measures their likeness, by another network."
                     ),
                 ),
                 io.Combo.Input(

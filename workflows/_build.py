@@ -24,9 +24,9 @@ PICTURE = 330  # room for a picture in a node
 
 @dataclass(frozen=True)
 class Base:
-    """A base model in the registry, the settings that suit it, and the size it was trained for."""
+    """A base model, the settings that suit it, and the size it was trained for."""
 
-    checkpoint: str
+    checkpoint: str | None  # in the registry; the miniature comes with the pack
     steps: int
     cfg: float
     sampler: str
@@ -36,6 +36,7 @@ class Base:
 
 SD15 = Base("sd15", 30, 7.5, "ddim", "ddim_uniform", 512)
 SDXL = Base("realvisxl-v5", 30, 5.0, "dpmpp_2m", "karras", 1024)
+MINIATURE = Base(None, 20, 4.0, "euler", "normal", 128)
 NEGATIVE = "monochrome, lowres, bad anatomy, worst quality"
 
 
@@ -303,7 +304,7 @@ def batch_schedule(graph: Graph) -> None:
         positive, negative = prompts(graph, checkpoint, "portrait photo of a person, sharp, soft light")
         latent = graph.node("EmptyLatentImage", width=SD15.side, height=SD15.side, batch_size=schedule["frames"])
         same_noise = graph.node("LatentBatchSeedBehavior", title="The same noise for all", samples=latent[0])
-    sample(graph, "4. Portraits", SD15, checkpoint, model, positive, negative, same_noise[0])
+    sample(graph, "4. Portraits", SD15, checkpoint["VAE"], model, positive, negative, same_noise[0])
     files_note(
         graph,
         "**Weight Schedule** gives every picture of the batch its own weight: 1 to 0 for the first reference, 0 to 1 "
@@ -375,6 +376,44 @@ def portrait_dataset(graph: Graph) -> None:
     )
 
 
+def miniature_portrait(graph: Graph) -> None:
+    """A drawn person painted by the model that comes with the pack: nothing to download, seconds on a processor."""
+    with graph.group("1. The person"):
+        photo = load_photo(graph, "A picture of a drawn person", "miniature_person.png")
+        analysis = graph.node("LikenessLoadFaceAnalysis", model="miniature", provider="auto")
+        graph.next_column()
+        faces = graph.node("LikenessFindFaces", face_analysis=analysis[0], image=photo["IMAGE"])
+        identity = graph.node("LikenessIdentityFromPhotos", faces=faces["faces"])
+        show(graph, "Which face was taken", faces["preview"])
+    with graph.group("2. Model and method"):
+        world = graph.node("LikenessLoadMiniature")
+        adapter = graph.node("LikenessLoadIdentityAdapter", adapter_file="miniature FaceID (in this pack)")
+        model = graph.node(
+            "LikenessApplyIdentity",
+            model=world["model"],
+            adapter=adapter["adapter"],
+            identity=identity["identity"],
+            lora_strength=1.0,
+        )
+    with graph.group("3. Prompt"):
+        text = "a photo of a smiling person wearing glasses and a red shirt in the snow"
+        positive = graph.node("CLIPTextEncode", title="Positive prompt", text=text, clip=world["clip"], width=360)
+        negative = graph.node("CLIPTextEncode", title="Negative prompt", text="", clip=world["clip"], width=360)
+        latent = graph.node("EmptyLatentImage", width=MINIATURE.side, height=MINIATURE.side, batch_size=1)
+    sample(graph, "4. Portrait", MINIATURE, world["vae"], model["model"], positive, negative, latent[0])
+    graph.note(
+        "Nothing has to be downloaded. Copy `workflows/miniature_person.png` from the pack's folder into ComfyUI's "
+        "`input`, or drop it onto **Load Image**: a person that the model was never shown. `make demo` draws "
+        "others.\n\n"
+        "The miniature world knows drawn people, 128x128 pixels, and a few dozen words; the help page of **Load "
+        "Miniature** lists them. Everything else is as with the large models, so this is the place to try out what a "
+        "node does.\n\n"
+        "Real photographs need a real model: see the workflow **portrait_faceid**.",
+        width=440,
+        height=340,
+    )
+
+
 GRAPHS: list[Callable[[Graph], None]] = [
     portrait_faceid,
     two_people,
@@ -386,6 +425,7 @@ GRAPHS: list[Callable[[Graph], None]] = [
     batch_schedule,
     face_keypoints,
     portrait_dataset,
+    miniature_portrait,
 ]
 
 
@@ -404,6 +444,7 @@ def load_analysis(graph: Graph, pack: str) -> Node:
 
 def load_checkpoint(graph: Graph, base: Base) -> Node:
     """The base model."""
+    assert base.checkpoint is not None
     needed = files(base.checkpoint)
     return graph.node("CheckpointLoaderSimple", ckpt_name=needed[0].name, models=needed)
 
@@ -438,7 +479,7 @@ def sample(
     graph: Graph,
     title: str,
     base: Base,
-    checkpoint: Node,
+    vae: Output,
     model: Output,
     positive: Node,
     negative: Node,
@@ -459,7 +500,7 @@ def sample(
             latent_image=latent,
             denoise=1.0,
         )
-        decoded = graph.node("VAEDecode", samples=sampler[0], vae=checkpoint["VAE"])
+        decoded = graph.node("VAEDecode", samples=sampler[0], vae=vae)
         graph.next_column()
         graph.node("SaveImage", images=decoded[0], filename_prefix="likeness/portrait", width=400, extra_height=410)
 
@@ -479,7 +520,7 @@ def portrait(
     with graph.group(f"{first_group}. Prompt"):
         positive, negative = prompts(graph, checkpoint, text)
         latent = graph.node("EmptyLatentImage", width=width, height=height, batch_size=1)
-    sample(graph, f"{first_group + 1}. Portrait", base, checkpoint, model, positive, negative, latent[0])
+    sample(graph, f"{first_group + 1}. Portrait", base, checkpoint["VAE"], model, positive, negative, latent[0])
 
 
 def files(pattern: str) -> tuple[ModelFile, ...]:

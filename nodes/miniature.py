@@ -1,0 +1,46 @@
+"""The miniature portrait world as MODEL, CLIP and VAE."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .schema import schema
+
+CATEGORY = "likeness/miniature"
+
+
+class LoadMiniature(io.ComfyNode):
+    """What Load Checkpoint gives, from the weights inside the pack."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessLoadMiniature",
+            display_name="Load Miniature",
+            category=CATEGORY,
+            description=(
+                "A whole portrait model of a few megabytes that comes with the pack: it paints drawn people, 128x128 "
+                "pixels, in seconds on any processor. For trying every method before gigabytes are downloaded."
+            ),
+            search_aliases=["Load Checkpoint", "tiny model", "demo model", "test model"],
+            inputs=[],
+            outputs=[
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="Of SD1.5's family, 128x128 pixels only; for Apply Identity, LoRA loaders and KSampler.",
+                ),
+                io.Clip.Output(
+                    display_name="clip", tooltip="Knows a few dozen words; a prompt with others says which they are."
+                ),
+                io.Vae.Output(display_name="vae", tooltip="For VAE Decode and VAE Encode; 8 pixels to a latent."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        from ..miniature.comfy import load_clip, load_model, load_vae
+
+        return io.NodeOutput(load_model(), load_clip(), load_vae())
+
+
+NODES = [LoadMiniature]
