@@ -1,0 +1,152 @@
+"""The demonstration's pictures from the real ComfyUI: its server, and the API workflow that the pack ships."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import LikenessError
+
+PACK = Path(__file__).parents[1]
+WORKFLOW = PACK / "workflows" / "miniature_portrait.api.json"
+_PATIENCE = 180.0  # seconds for a start, and for a picture
+Graph = dict[str, dict[str, Any]]
+
+
+def find_comfyui() -> Path:
+    """ComfyUI's folder: `COMFYUI_PATH`, `.comfyui/ComfyUI` in this checkout, or comfy-cli's. LikenessError for none."""
+    places = [os.environ.get("COMFYUI_PATH"), PACK / ".comfyui" / "ComfyUI", Path.home() / "comfy" / "ComfyUI"]
+    for place in places:
+        if place and (Path(place) / "main.py").exists():
+            return Path(place)
+    raise LikenessError("ComfyUI was not found: run `make comfyui`, or set COMFYUI_PATH to its folder.")
+
+
+def paint_in_comfyui(photos: Sequence[np.ndarray], prompts: Sequence[str], seed: int) -> dict[str, Tensor]:
+    """Pictures (prompts, H, W, 3) RGB 0..1 without and with the person of the photos (H, W, 3) uint8."""
+    from PIL import Image
+
+    from .demo import WITH, WITHOUT
+
+    template: Graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    with TemporaryDirectory(prefix="likeness-comfyui-") as folder, _server(find_comfyui(), Path(folder)) as address:
+        names = [f"photo-{number}.png" for number in range(len(photos))]
+        for name, photo in zip(names, photos, strict=True):
+            Image.fromarray(photo).save(Path(folder) / "input" / name)
+        made = {}
+        for method, strength in ((WITHOUT, 0.0), (WITH, 1.0)):
+            pictures = []
+            for number, prompt in enumerate(tqdm(prompts, desc=f"ComfyUI {method}", unit="picture")):
+                graph = fill(template, names, prompt, seed + number, strength)
+                pictures.append(_picture(address, Path(folder) / "output", graph))
+            made[method] = torch.from_numpy(np.stack(pictures)).float() / 255
+        return made
+
+
+def fill(template: Graph, photos: Sequence[str], prompt: str, seed: int, strength: float) -> Graph:
+    """The shipped graph for these input files, prompt and seed; strength 0 is the picture without the person."""
+    graph = copy.deepcopy(template)
+    first = _only(graph, "LoadImage")
+    graph[first]["inputs"]["image"] = photos[0]
+    batch: list[Any] = [first, 0]
+    for number, name in enumerate(photos[1:]):
+        graph[f"photo-{number}"] = {"class_type": "LoadImage", "inputs": {"image": name}}
+        both = {"image1": batch, "image2": [f"photo-{number}", 0]}
+        graph[f"batch-{number}"] = {"class_type": "ImageBatch", "inputs": both}
+        batch = [f"batch-{number}", 0]
+    graph[_only(graph, "LikenessFindFaces")]["inputs"]["image"] = batch
+    sampler = graph[_only(graph, "KSampler")]["inputs"]
+    sampler["seed"] = seed
+    graph[sampler["positive"][0]]["inputs"]["text"] = prompt
+    graph[_only(graph, "LikenessApplyIdentity")]["inputs"] |= {"weight": strength, "lora_strength": strength}
+    return graph
+
+
+def _only(graph: Graph, kind: str) -> str:
+    return next(number for number, node in graph.items() if node["class_type"] == kind)
+
+
+@contextmanager
+def _server(comfyui: Path, base: Path) -> Iterator[str]:
+    """A ComfyUI of its own, with this pack as its only custom node; its address."""
+    for name in ("custom_nodes", "input", "output", "models"):
+        (base / name).mkdir()
+    (base / "custom_nodes" / "ComfyUI-Likeness").symlink_to(PACK, target_is_directory=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
+    command += ["--base-directory", str(base), "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
+    log = base / "server.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, cwd=comfyui, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            _wait(address, process, log)
+            yield address
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait(address: str, process: subprocess.Popen, log: Path) -> None:
+    end = time.monotonic() + _PATIENCE
+    with tqdm(desc="starting ComfyUI", bar_format="{desc} {elapsed}") as bar:
+        while time.monotonic() < end and process.poll() is None:
+            try:
+                urllib.request.urlopen(f"{address}/system_stats", timeout=5).close()
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.3)
+                bar.update()
+    last = log.read_text(errors="replace").strip().splitlines()[-1:]
+    raise LikenessError(f"ComfyUI did not start ({' '.join(last)}): start it by hand once to see what it lacks.")
+
+
+def _picture(address: str, output: Path, graph: Graph) -> np.ndarray:
+    """Queue one graph and read the picture it saves, (H, W, 3) uint8. LikenessError with the node's own sentence."""
+    from PIL import Image
+
+    request = urllib.request.Request(
+        f"{address}/prompt", json.dumps({"prompt": graph}).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            number = json.load(answer)["prompt_id"]
+    except urllib.error.HTTPError as error:
+        raise LikenessError(f"ComfyUI refused the graph: {error.read().decode(errors='replace')[:400]}") from error
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        with urllib.request.urlopen(f"{address}/history/{number}", timeout=30) as answer:
+            history = json.load(answer).get(number)
+        if history is not None:
+            break
+        time.sleep(0.1)
+    else:
+        raise LikenessError(f"ComfyUI made no picture within {_PATIENCE:.0f} seconds.")
+    failed = [data for kind, data in history["status"].get("messages", []) if kind == "execution_error"]
+    if failed:
+        raise LikenessError(failed[0]["exception_message"].strip())
+    saved = history["outputs"][_only(graph, "SaveImage")]["images"][0]
+    with Image.open(output / saved["subfolder"] / saved["filename"]) as picture:
+        return np.asarray(picture.convert("RGB"))
