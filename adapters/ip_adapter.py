@@ -39,9 +39,8 @@ log = logging.getLogger("likeness")
 
 ID_DIM = 512  # of every recogniser that published FaceID files were trained on
 PORTRAIT_TOKENS = 16  # per photo; the other variants that read an embedding use 4
-RECOGNISER = "buffalo_l"  # that all FaceID files of h94/IP-Adapter-FaceID were trained on
-
 _BASE_OF_TEXT_WIDTH = {768: BaseModel.SD15, 1024: BaseModel.SD21, 2048: BaseModel.SDXL}
+_MINIATURE_SITES = [(128, 128)] * 7  # (width, text width): many small nets share the one or the other, none both
 
 
 class Variant(Enum):
@@ -151,7 +150,14 @@ class IPAdapter(nn.Module):
     @property
     def base(self) -> BaseModel:
         """The family of denoisers the file was trained for."""
+        if list(self.site_shapes.values()) == _MINIATURE_SITES:
+            return BaseModel.MINIATURE
         return _BASE_OF_TEXT_WIDTH.get(self.dim, BaseModel.OTHER)
+
+    @property
+    def recogniser(self) -> str:
+        """The recogniser whose embeddings it was trained on: insightface's for all files of h94/IP-Adapter-FaceID."""
+        return "miniature" if self.base is BaseModel.MINIATURE else "buffalo_l"
 
     @property
     def needs_embedding(self) -> bool:

@@ -30,7 +30,7 @@ from .clip_vision import (
 )
 from .embeds import CombineMode, EmbedsScaling, ImageEmbeds, combine, combine_uncond, join_tokens, renormalised
 from .image_prep import CLIP_MEAN, Crop, overlapping_tiles, share_overlaps, to_rgb
-from .ip_adapter import RECOGNISER, Evidence, IPAdapter, Variant
+from .ip_adapter import Evidence, IPAdapter, Variant
 from .site_weights import Layout, WeightType, layer_weights, style_and_composition
 from .types import IdentityTokens, SiteWeights
 
@@ -343,17 +343,18 @@ def _check_identity(adapter: IPAdapter, identity: Identity | None, options: Refe
     if not identity.has_embeddings:
         raise LikenessError(
             f"The adapter '{adapter.name}' reads a face embedding, and the identity '{identity.name}' has none: make "
-            f"it with a face analysis that has a recogniser, for this adapter {RECOGNISER}."
+            f"it with a face analysis that has a recogniser, for this adapter {adapter.recogniser}."
         )
     width = identity.embeddings.shape[1]
     if width != adapter.id_dim:
         raise LikenessError(
             f"The adapter '{adapter.name}' reads embeddings of {adapter.id_dim} numbers, but the recogniser "
-            f"'{identity.recogniser}' of the identity '{identity.name}' makes {width}: make it with {RECOGNISER}."
+            f"'{identity.recogniser}' of the identity '{identity.name}' makes {width}: make it with "
+            f"{adapter.recogniser}."
         )
-    if identity.recogniser != RECOGNISER and not options.any_recogniser:
+    if identity.recogniser != adapter.recogniser and not options.any_recogniser:
         raise LikenessError(
-            f"The adapter '{adapter.name}' was trained on the recogniser {RECOGNISER}, but the identity "
+            f"The adapter '{adapter.name}' was trained on the recogniser {adapter.recogniser}, but the identity "
             f"'{identity.name}' was made with {identity.recogniser}, whose embeddings mean another face: make it with "
-            f"{RECOGNISER}, or allow any recogniser in IP-Adapter Options."
+            f"{adapter.recogniser}, or allow any recogniser in IP-Adapter Options."
         )

@@ -17,6 +17,7 @@ class BaseModel(Enum):
     SD21 = "SD2.x"
     SDXL = "SDXL"
     FLUX = "FLUX"
+    MINIATURE = "the miniature"
     OTHER = "another model"
 
 

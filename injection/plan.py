@@ -162,7 +162,7 @@ def check_fit(projector: Projector, sites: Sequence[AttentionSite], model_name: 
     )
 
 
-_FAMILIES = {(16, 768): "SD1.5", (70, 2048): "SDXL", (16, 1024): "SD2.x"}
+_FAMILIES = {(16, 768): "SD1.5", (70, 2048): "SDXL", (16, 1024): "SD2.x", (7, 128): "the miniature"}
 
 
 def _describe(shapes: Mapping[int, tuple[int, int]], text_width: int) -> str:
