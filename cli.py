@@ -18,6 +18,7 @@ from .models_download import (
     check,
     download,
     download_root,
+    find_file,
     find_insightface_pack,
     installed,
     list_insightface_packs,
@@ -55,6 +56,8 @@ def build() -> "typer.Typer":
     app.add_typer(_models_commands(), name="models", help="Model files: what is here, what is missing, get it.")
 
     _add_identity_command(app)
+    _add_evaluate_command(app)
+    _add_train_command(app)
 
     def show_version(wanted: bool) -> None:
         if wanted:
@@ -107,13 +110,90 @@ def _add_identity_command(app: "typer.Typer") -> None:
         )
 
 
-def _open_faces(name: str) -> "FaceAnalysis":
-    """The named pack; auto takes one that is here, else MTCNN, whose weights come with a package."""
-    from .faces import load_mtcnn, load_pack
+def _add_train_command(app: "typer.Typer") -> None:
+    import typer
 
+    @app.command("train")
+    def train(config: Annotated[Path, typer.Argument(help="A TOML file; see docs/training.md.")]) -> None:
+        """Train a word, a LoRA or a whole model on photos. Stopped with Ctrl-C, the same command goes on."""
+        from .miniature.base_model import base_model
+        from .training.base_files import load_base
+        from .training.command import Openers, read_configuration, run
+
+        openers = Openers(lambda name: base_model() if name == "miniature" else load_base(Path(name)), _open_faces)
+        for path in run(read_configuration(config), openers):
+            print(path)
+
+
+def _add_evaluate_command(app: "typer.Typer") -> None:
+    import typer
+
+    @app.command("evaluate")
+    def evaluate_folder(
+        folder: Annotated[
+            Path, typer.Argument(help="Holds people/<name>/refs, results/<method>/<name>/..., people/<name>/held_out.")
+        ],
+        judge: Annotated[
+            str, typer.Option("--judge", help="Face analysis that judges: sface, or a pack such as antelopev2.")
+        ] = "sface",
+        out: Annotated[Path | None, typer.Option("--out", help="Folder of the report; default: FOLDER/report.")] = None,
+        baseline: Annotated[
+            str | None, typer.Option("--baseline", help="The method without identity, among the results.")
+        ] = None,
+        conditioner: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--conditioner", help="A recogniser that entered the pictures, such as buffalo_l; repeatable."
+            ),
+        ] = None,
+        allow_same: Annotated[
+            bool, typer.Option("--allow-same-recogniser", help="Let a recogniser judge its own work, with a warning.")
+        ] = False,
+        calibration: Annotated[
+            Path | None, typer.Option("--calibration", help="JSON file with the judge's own measured quality.")
+        ] = None,
+        title: Annotated[str, typer.Option("--title", help="Title of the report.")] = "Likeness report",
+    ) -> None:
+        """Judge pictures of people against their photos, and write a report. A second run looks at new files only."""
+        from tqdm import tqdm
+
+        from .evaluation.folders import evaluate, pictures_of, survey
+        from .evaluation.identity import Calibration
+        from .evaluation.report import headline
+        from .evaluation.table import read_csv
+
+        measured = Calibration.load(calibration) if calibration else None
+        with tqdm(total=pictures_of(survey(folder)), desc="judged", unit="picture", leave=False) as bar:
+            path = evaluate(
+                folder,
+                _open_faces(judge),
+                out or folder / "report",
+                reference=baseline,
+                conditioners=conditioner or [],
+                allow_same_recogniser=allow_same,
+                calibration=measured,
+                title=title,
+                repeat=f"likeness evaluate {folder} --judge {judge}" + (f" --baseline {baseline}" if baseline else ""),
+                after_each=bar.update,
+            )
+        print(f"{headline(read_csv(path.parent / 'records.csv'), baseline)}\nreport: {path}")
+
+
+def _open_faces(name: str) -> "FaceAnalysis":
+    """The named pack, or OpenCV's networks as `sface`; auto takes a pack that is here, else MTCNN, whose weights come
+    with a package."""
+    from .faces import load_mtcnn, load_opencv, load_pack
+
+    if name == "miniature":
+        from .miniature.backend import miniature_analysis
+
+        return miniature_analysis()
     here = list_insightface_packs()
     if name == "auto":
         name = here[0] if here else "mtcnn"
+    if name == "sface":
+        detector, recogniser = "face_detection_yunet_2023mar.onnx", "face_recognition_sface_2021dec.onnx"
+        return load_opencv(find_file("opencv_zoo", detector), find_file("opencv_zoo", recogniser))
     return load_mtcnn() if name == "mtcnn" else load_pack(find_insightface_pack(name))
 
 

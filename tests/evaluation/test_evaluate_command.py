@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from likeness import cli
+from likeness.errors import LikenessError
+
+
+@pytest.fixture
+def likeness(monkeypatch, judge):
+    """Runs the command line in this process; every name of a judge opens the judge of colours."""
+    opened = []
+    monkeypatch.setattr(cli, "_open_faces", lambda name: opened.append(name) or judge)
+    run = lambda *arguments: CliRunner().invoke(cli.build(), [str(argument) for argument in arguments])  # noqa: E731
+    run.opened = opened  # type: ignore[attr-defined]
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, colour in (("ann", (255, 60, 60)), ("bob", (60, 255, 60))):
+        pixels = np.broadcast_to(np.array(colour, np.uint8), (64, 64, 3)).copy()
+        for path in (f"people/{name}/refs/1.png", f"results/faceid/{name}/hat-1.png", f"results/base/{name}/hat-1.png"):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / path)
+    return tmp_path
+
+
+def test_a_folder_becomes_a_report(likeness, folder):
+    result = likeness("evaluate", folder, "--judge", "antelopev2", "--baseline", "base", "--title", "Two people")
+    assert result.exit_code == 0, result.output
+    assert "With faceid the pictures have" in result.output and likeness.opened == ["antelopev2"]
+    text = (folder / "report" / "report.md").read_text()
+    assert text.startswith("# Two people") and f"likeness evaluate {folder} --judge antelopev2 --baseline base" in text
+
+
+def test_a_judge_of_its_own_work_is_refused_and_can_be_allowed(likeness, folder, tmp_path):
+    refused = likeness("evaluate", folder, "--conditioner", "by colour")
+    assert isinstance(refused.exception, LikenessError) and not (folder / "report").exists()
+    allowed = likeness(
+        "evaluate", folder, "--conditioner", "by colour", "--allow-same-recogniser", "--out", tmp_path / "x"
+    )
+    assert allowed.exit_code == 0, allowed.output
+    assert "Warning: judge equals conditioner" in (tmp_path / "x" / "report.md").read_text()
+
+
+def test_the_default_judge_needs_its_files_by_name(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = CliRunner().invoke(cli.build(), ["evaluate", str(folder)])
+    if result.exit_code:
+        assert isinstance(result.exception, LikenessError) and "face_detection_yunet" in str(result.exception)

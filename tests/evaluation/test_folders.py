@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from likeness.errors import LikenessError
+from likeness.evaluation.folders import Journal, evaluate, measure, pictures_of, survey
+from likeness.evaluation.identity import calibrate
+from likeness.evaluation.table import read_csv, write_csv
+
+RED, GREEN, BLUE, PINK, BLACK = (255, 60, 60), (60, 255, 60), (60, 60, 255), (255, 60, 120), (0, 0, 0)
+PEOPLE = {"ann": RED, "bob": GREEN, "小明": BLUE}
+
+
+def _put(path: Path, colour: tuple[int, ...]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.broadcast_to(np.array(colour, np.uint8), (64, 64, 3)).copy()).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three people; `good` paints them but once, `base` paints a pink person always."""
+    for number, (name, colour) in enumerate(PEOPLE.items()):
+        _put(tmp_path / "people" / name / "refs" / "1.png", colour)
+        _put(tmp_path / "people" / name / "held_out" / "2.png", tuple(min(255, c + 30) for c in colour))
+        for prompt in ("hat", "sea"):
+            for seed in (1, 2):
+                lost = (number, prompt, seed) == (1, "sea", 2)
+                _put(tmp_path / f"results/good/{name}/{prompt}-{seed}.png", BLACK if lost else colour)
+                _put(tmp_path / f"results/base/{name}/{prompt}/{seed:04d}.png", PINK)
+    return tmp_path
+
+
+def test_folders_are_read_as_people_methods_prompts_and_seeds(folder):
+    study = survey(folder)
+    assert set(study.given) == set(PEOPLE) and len(study.results) == 24 and pictures_of(study) == 30
+    cells = {(result.method, result.prompt, result.seed) for result in study.results}
+    assert cells == {
+        (method, prompt, seed) for method in ("good", "base") for prompt in ("hat", "sea") for seed in (1, 2)
+    }
+
+
+def test_a_study_is_judged_and_reported(folder, judge, tmp_path):
+    path = evaluate(folder, judge, tmp_path / "report", reference="base", repeat="likeness evaluate x")
+    text = path.read_text(encoding="utf-8")
+    assert "With good the pictures have" in text and "no face in 1" in text and "小明" in text
+    records = read_csv(path.parent / "records.csv")
+    assert len(records) == 24
+    by_name = {record.image: record for record in records}
+    good = by_name["results/good/ann/hat-1.png"]
+    assert good.value("id") == pytest.approx(1, abs=1e-3) and good.value("rank") == 1 and good.value("gallery") == 3
+    assert good.value("copy") == pytest.approx(1, abs=1e-2), "exactly the photo that was given"
+    lost = by_name["results/good/bob/sea-2.png"]
+    assert (lost.value("found"), lost.value("id"), lost.value("rank"), lost.note) == (0, 0, 3, "no face")
+    assert np.isnan(lost.value("copy")) and np.isnan(lost.value("yaw"))
+    assert by_name["results/base/bob/hat/0001.png"].value("rank1") == 0
+
+
+def test_a_second_run_looks_at_nothing_again_and_writes_the_same_bytes(folder, judge, tmp_path):
+    out = tmp_path / "report"
+    before = {p.name: p.read_bytes() for p in evaluate(folder, judge, out, reference="base").parent.iterdir()}
+    (journal,) = out.glob("seen-*.jsonl")
+    again = Journal(journal, judge)
+    records = measure(survey(folder), again)
+    assert again.looked == 0 and len(records) == 24
+    evaluate(folder, judge, out, reference="base")
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(folder, judge, tmp_path):
+    path, seen = tmp_path / "seen.jsonl", []
+
+    def stop():
+        seen.append(1)
+        if len(seen) == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(survey(folder), Journal(path, judge), after_each=stop)
+    path.write_text(path.read_text()[:-40])  # a crash in the middle of a line
+    second = Journal(path, judge)
+    records = measure(survey(folder), second)
+    fresh = Journal(tmp_path / "fresh.jsonl", judge)
+    whole = measure(survey(folder), fresh)
+    files = [write_csv(rows, tmp_path / name) for rows, name in ((records, "1.csv"), (whole, "2.csv"))]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert 0 < second.looked < fresh.looked
+    third = Journal(path, judge)
+    measure(survey(folder), third)
+    assert third.looked == 0, "what was looked at after the crash can be read"
+
+
+def test_a_method_names_its_conditioner_and_facts(folder, judge, tmp_path):
+    description = {"conditioner": "by colour", "inputs": "1 photo", "extra_mb": 22}
+    (folder / "results/good/method.json").write_text(json.dumps(description))
+    with pytest.raises(LikenessError, match="would judge its own work"):
+        evaluate(folder, judge, tmp_path / "report")
+    text = evaluate(folder, judge, tmp_path / "report", allow_same_recogniser=True).read_text()
+    assert "**Warning: judge equals conditioner" in text and "| 1 photo |" in text and "| 22 |" in text
+    (folder / "results/good/method.json").write_text("[]")
+    with pytest.raises(LikenessError, match=r"method\.json is not what describes a method"):
+        survey(folder)
+
+
+def test_a_calibration_gives_the_share_that_is_accepted(folder, judge, tmp_path, colours):
+    one = calibrate(judge, {"a": colours.of((1, 0.2, 0.2), (1, 0.2, 0.4)), "b": colours.of((0.2, 1, 0.2))})
+    text = evaluate(folder, judge, tmp_path / "report", reference="base", calibration=one).read_text()
+    assert "accepted at 1e-3" in text
+    from dataclasses import replace
+
+    with pytest.raises(LikenessError, match="measured on sface, and the judge is by colour"):
+        evaluate(folder, judge, tmp_path / "report", calibration=replace(one, recogniser="sface"))
+
+
+def test_a_damaged_picture_is_a_result_without_a_face(folder, judge, tmp_path):
+    (folder / "results/good/ann/hat-1.png").write_bytes(b"not a picture")
+    records = read_csv(evaluate(folder, judge, tmp_path / "report").parent / "records.csv")
+    (bad,) = [record for record in records if record.image == "results/good/ann/hat-1.png"]
+    assert bad.value("found") == 0 and bad.note == "not a picture (NaN)"
+
+
+@pytest.mark.parametrize(
+    ("remove", "words"),
+    [
+        ("results", "no pictures below"),
+        ("people", "There are no photos of ann, bob"),
+        ("", "finds no face in the photos of ann"),
+    ],
+)
+def test_what_is_missing_is_named(folder, judge, tmp_path, remove, words):
+    import shutil
+
+    if remove:
+        shutil.rmtree(folder / remove)
+    else:
+        _put(folder / "people/ann/refs/1.png", BLACK)
+    with pytest.raises(LikenessError, match=words):
+        evaluate(folder, judge, tmp_path / "report")
+    if not remove:
+        with pytest.raises(LikenessError, match="choose one of base, good"):
+            evaluate(folder, judge, tmp_path / "report", reference="none")
