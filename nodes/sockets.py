@@ -1,4 +1,4 @@
-"""What is on the sockets MODEL, CLIP and VAE, as modules that can be trained: diffusers and transformers, without network.
+"""What is on the sockets MODEL, CLIP and VAE, as modules that can be trained: diffusers, transformers, no network.
 
 Everything is a copy with all patches (LoRAs, merges) in it: what the host holds is not touched. Call this outside of
 inference mode, because tensors made inside it take no part in gradients.
@@ -78,7 +78,7 @@ def unet_of(model: Any, latent_side: int, dtype: torch.dtype = torch.float32) ->
     names = unet_names(own)
     if set(names.values()) != set(weights):
         raise LikenessError(
-            f"The MODEL ({type(model.model).__name__}) has another layout than the full models of its family: {SUPPORTED}."
+            f"The MODEL ({type(model.model).__name__}) has another layout than its family's full models: {SUPPORTED}."
         )
     unet.load_state_dict(from_original(weights, own, names), assign=True)
     return unet.eval().requires_grad_(False)

@@ -36,7 +36,7 @@ def place_for(root: Path, name: str, made_from: str) -> tuple[Path, bool]:
     That is `name`, or `name_2` ... when the name is taken by something that was not made from the same
     (`dataset.fingerprint`).
     """
-    stem = _safe_name(name)
+    stem = safe_name(name)
     for number in itertools.count(1):
         folder = root / (stem if number == 1 else f"{stem}_{number}")
         if not folder.exists():
@@ -46,7 +46,8 @@ def place_for(root: Path, name: str, made_from: str) -> tuple[Path, bool]:
     raise AssertionError
 
 
-def _safe_name(name: str) -> str:
+def safe_name(name: str) -> str:
+    """The name of a folder without spaces around it. LikenessError when it would lead elsewhere."""
     stem = name.strip()
     if not re.fullmatch(r"[^\\/:*?\"<>|\0]+", stem) or stem.startswith("."):
         raise LikenessError(f"The name {name!r} cannot be a folder's: use letters, digits, spaces, - and _.")

@@ -414,6 +414,90 @@ def miniature_portrait(graph: Graph) -> None:
     )
 
 
+def train_textual_inversion(graph: Graph) -> None:
+    """A drawn person learned as a new word, and a portrait with that word."""
+    person, world = drawn_person(graph), load_miniature(graph)
+    with graph.group("3. Training"):
+        trained = graph.node(
+            "LikenessTrainTextualInversion",
+            dataset=person["dataset"],
+            model=world["model"],
+            clip=world["clip"],
+            vae=world["vae"],
+            name="drawn_person",
+            steps=400,
+            learning_rate=0.005,
+            vectors=2,
+            preview_every=100,
+        )
+    show_training(graph, trained)
+    use_miniature(graph, world, trained, "a photo of a embedding:drawn_person person in the snow")
+
+
+def train_dreambooth(graph: Graph) -> None:
+    """A drawn person learned by a LoRA, and a portrait with it."""
+    person, world = drawn_person(graph, trigger="sks"), load_miniature(graph)
+    with graph.group("3. Training"):
+        trained = graph.node(
+            "LikenessTrainDreamBooth",
+            dataset=person["dataset"],
+            model=world["model"],
+            clip=world["clip"],
+            vae=world["vae"],
+            name="drawn_person",
+            steps=400,
+            learning_rate=0.0005,
+            rank=8,
+            class_pictures=16,
+            preview_every=100,
+        )
+    show_training(graph, trained)
+    use_miniature(graph, world, trained, "a photo of a sks person in the snow")
+
+
+def train_magicapture(graph: Graph) -> None:
+    """A drawn person and a style of drawing learned together, and that person in that style."""
+    person = drawn_person(graph)
+    with graph.group("2. Portraits in the style"):
+        photos = [load_photo(graph, f"Style {n}", f"miniature_style_{n}.png") for n in (1, 2)]
+        graph.next_column()
+        batch = graph.node("ImageBatch", image1=photos[0]["IMAGE"], image2=photos[1]["IMAGE"])
+        style = graph.node(
+            "LikenessPortraitDataset",
+            title="Portrait Dataset: style",
+            kind="style",
+            trigger_word="mystyle",
+            resolution=MINIATURE.side,
+            framing="largest square",
+            templates="a picture of a person in the style of {}",
+            image=batch[0],
+            face_analysis=graph.node("LikenessLoadFaceAnalysis", model="miniature", provider="auto")[0],
+        )
+        show(graph, "The face is no part of the style", style["preview"])
+    world = load_miniature(graph, first_group=3)
+    with graph.group("4. Training"):
+        analysis = graph.node("LikenessLoadFaceAnalysis", model="miniature", provider="auto")
+        trained = graph.node(
+            "LikenessTrainMagiCapture",
+            person=person["dataset"],
+            style=style["dataset"],
+            model=world["model"],
+            clip=world["clip"],
+            vae=world["vae"],
+            name="drawn",
+            inversion_steps=300,
+            tuning_steps=300,
+            rank=8,
+            preview_every=100,
+            person_templates="a photo of a {} person",
+            style_templates="a picture of a person in the style of {}",
+            face_analysis=analysis[0],
+        )
+    show_training(graph, trained, number=5)
+    text = "a photo of a embedding:drawn-person person in the style of embedding:drawn-style"
+    use_miniature(graph, world, trained, text, first_group=6)
+
+
 GRAPHS: list[Callable[[Graph], None]] = [
     portrait_faceid,
     two_people,
@@ -426,10 +510,72 @@ GRAPHS: list[Callable[[Graph], None]] = [
     face_keypoints,
     portrait_dataset,
     miniature_portrait,
+    train_textual_inversion,
+    train_dreambooth,
+    train_magicapture,
 ]
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
+
+
+def drawn_person(graph: Graph, trigger: str = "ohwx") -> Node:
+    """A dataset of the three pictures of a drawn person that come with the pack."""
+    with graph.group("1. Pictures of the person"):
+        photos = [load_photo(graph, f"Picture {n}", f"miniature_person_{n}.png") for n in (1, 2, 3)]
+        graph.next_column()
+        batch = photos[0]["IMAGE"]
+        for photo in photos[1:]:
+            batch = graph.node("ImageBatch", image1=batch, image2=photo["IMAGE"])[0]
+        analysis = graph.node("LikenessLoadFaceAnalysis", model="miniature", provider="auto")
+        person = graph.node(
+            "LikenessPortraitDataset",
+            trigger_word=trigger,
+            resolution=MINIATURE.side,
+            framing="largest square",
+            templates="a photo of a {} person",
+            smallest_face=32,
+            image=batch,
+            face_analysis=analysis[0],
+        )
+        show(graph, "Picture, mask, caption, verdict", person["preview"])
+    return person
+
+
+def load_miniature(graph: Graph, first_group: int = 2) -> Node:
+    """The model that comes with the pack."""
+    with graph.group(f"{first_group}. Model"):
+        return graph.node("LikenessLoadMiniature")
+
+
+def show_training(graph: Graph, trained: Node, number: int = 4) -> None:
+    """Losses, sample pictures and file names of a training."""
+    with graph.group(f"{number}. What was learned"):
+        show(graph, "Losses", trained["losses"])
+        show(graph, "Samples", trained["samples"])
+        graph.next_column()
+        graph.node("PreviewAny", title="Files and words", source=trained["files"], extra_height=100)
+
+
+def use_miniature(graph: Graph, world: Node, trained: Node, text: str, first_group: int = 5) -> None:
+    """A portrait by the trained model, and the note of all training graphs."""
+    with graph.group(f"{first_group}. Prompt"):
+        positive = graph.node("CLIPTextEncode", title="Positive prompt", text=text, clip=trained["clip"], width=360)
+        negative = graph.node("CLIPTextEncode", title="Negative prompt", text="", clip=trained["clip"], width=360)
+        latent = graph.node("EmptyLatentImage", width=MINIATURE.side, height=MINIATURE.side, batch_size=1)
+    title = f"{first_group + 1}. Portrait"
+    sample(graph, title, MINIATURE, world["vae"], trained["model"], positive, negative, latent[0])
+    graph.note(
+        "Nothing has to be downloaded. Copy the pictures `miniature_*.png` from the pack's folder `workflows` into "
+        "ComfyUI's `input`, then queue.\n\n"
+        "Cancel whenever you like: queued again, the training goes on where it stopped. Its run is in "
+        "`output/likeness/runs`.\n\n"
+        "For real photographs put **Load Checkpoint** in the place of **Load Miniature**, a face analysis such as "
+        "buffalo_l in the place of *miniature*, the resolution of the model (512 or 1024) into **Portrait Dataset**, "
+        "and take the steps and the learning rate from the help page of the Train node.",
+        width=440,
+        height=380,
+    )
 
 
 def load_photo(graph: Graph, title: str, name: str) -> Node:

@@ -1,0 +1,167 @@
+"""The methods behind the Train nodes: a recipe's settings from what an artist chooses, and the recipe itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import ValidationError
+
+from ..errors import LikenessError
+from ..training.base_model import BaseModel
+from ..training.config import LoraSettings, Precision, RunSettings, Settings
+from ..training.dataset import Dataset
+from ..training.examples import Example
+from ..training.lora import Reach
+from ..training.portraits import portraits
+from ..training.recipe import Recipe
+from ..training.recipes.denoising import Mask
+from ..training.recipes.dreambooth import DreamBoothSettings, class_pictures, dreambooth
+from ..training.recipes.magicapture import MagiCaptureSettings, magicapture
+from ..training.recipes.textual_inversion import Tether, TextualInversionSettings, textual_inversion
+from .choices import member
+from .progress import counter
+from .training_run import Job, Outcome, automatic_precision, measure_on, run_job
+
+CLASS_PICTURES = "class_pictures"  # folder in a run's
+
+S = TypeVar("S", bound=Settings)
+Sockets = tuple[Any, Any, Any]  # MODEL, CLIP, VAE
+
+
+class PrecisionChoice(Enum):
+    """What the frozen weights are computed in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+    @property
+    def chosen(self) -> Precision:
+        """AUTO: what the machine does best."""
+        return automatic_precision() if self is PrecisionChoice.AUTO else Precision[self.name]
+
+
+def run_settings(
+    seed: int,
+    batch: int,
+    precision: str,
+    checkpointing: bool,
+    save_every: int,
+    preview_every: int,
+    prompts: Sequence[str],
+) -> RunSettings:
+    """How a training runs, whatever it trains."""
+    return _checked(
+        RunSettings,
+        seed=seed,
+        batch=batch,
+        precision=member(PrecisionChoice, precision, "precision").chosen,
+        gradient_checkpointing=checkpointing,
+        save_every=save_every,
+        preview_every=preview_every,
+        preview_prompts=tuple(prompts),
+    )
+
+
+def _checked(kind: type[S], **values: Any) -> S:
+    """Settings of a method; LikenessError naming the first value that is impossible."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise LikenessError(f"The setting {where} cannot be {first['input']!r}: {first['msg']}.") from None
+
+
+def train_textual_inversion(
+    sockets: Sockets, name: str, dataset: Dataset, run: RunSettings, *, tether: str, mask: str, **chosen: Any
+) -> Outcome:
+    """One embedding. chosen: further settings by the recipe's names."""
+    method = _checked(
+        TextualInversionSettings,
+        token=dataset.trigger,
+        tether=member(Tether, tether, "tether"),
+        mask=member(Mask, mask, "mask"),
+        captions=True,
+        **chosen,
+    )
+
+    def make(base: BaseModel, device: torch.device, folder: Path) -> Recipe:
+        return textual_inversion(base, dataset.examples(), method, run.seed)
+
+    return run_job(Job(name, *sockets, [dataset], run, method, make, run.preview_prompts))
+
+
+def train_dreambooth(
+    sockets: Sockets, name: str, dataset: Dataset, run: RunSettings, *, rank: int, layers: str, mask: str, **chosen: Any
+) -> Outcome:
+    """One LoRA. chosen: further settings by the recipe's names."""
+    method = _checked(
+        DreamBoothSettings,
+        identifier=dataset.trigger,
+        class_prompt=f"a photo of a {dataset.class_word}",
+        lora=_checked(LoraSettings, rank=rank, reach=member(Reach, layers, "layers")),
+        mask=member(Mask, mask, "mask"),
+        captions=True,
+        **chosen,
+    )
+
+    def make(base: BaseModel, device: torch.device, folder: Path) -> Recipe:
+        examples = dataset.examples()
+        kept = _class_pictures(base, method, folder, examples[0].size) if method.prior_weight > 0 else []
+        return dreambooth(base, examples, method, run.seed, kept)
+
+    return run_job(Job(name, *sockets, [dataset], run, method, make, run.preview_prompts))
+
+
+def _class_pictures(base: BaseModel, method: DreamBoothSettings, folder: Path, size: tuple[int, int]) -> list[Example]:
+    """The class pictures of a run, one after the other, so that the artist sees how far it is and can cancel."""
+    step, made = counter(method.class_pictures), []
+    for number in range(1, method.class_pictures + 1):
+        made = class_pictures(base, method.class_prompt, number, folder / CLASS_PICTURES, size)
+        step()
+    return made
+
+
+def train_magicapture(
+    sockets: Sockets,
+    name: str,
+    person: Dataset,
+    style: Dataset,
+    run: RunSettings,
+    face_analysis: Any,
+    templates: tuple[tuple[str, ...], tuple[str, ...]],
+    *,
+    rank: int,
+    identity_weight: float,
+    attention_weight: float,
+    **chosen: Any,
+) -> Outcome:
+    """A LoRA and two embeddings. face_analysis: None where nobody asks for likeness. templates: person's, style's."""
+    method = _checked(
+        MagiCaptureSettings,
+        subject=person.trigger,
+        style=style.trigger,
+        subject_start=person.class_word,
+        lora=_checked(LoraSettings, rank=rank, reach=Reach.ATTENTION_AND_GEGLU),
+        text_lora=_checked(LoraSettings, rank=rank),
+        lambda_id=identity_weight,
+        lambda_attention=attention_weight,
+        person_templates=templates[0],
+        style_templates=templates[1],
+        **chosen,
+    )
+
+    def make(base: BaseModel, device: torch.device, folder: Path) -> Recipe:
+        if face_analysis is None:
+            return magicapture(base, portraits(person), portraits(style), method, run.seed)
+        people = portraits(person, measure_on(face_analysis, torch.device("cpu")))
+        return magicapture(base, people, portraits(style), method, run.seed, measure_on(face_analysis, device))
+
+    also = str(getattr(face_analysis, "name", "other"))
+    return run_job(Job(name, *sockets, [person, style], run, method, make, run.preview_prompts, also))

@@ -1,0 +1,293 @@
+"""One training inside a graph: from sockets and datasets to files, pictures and a tuned MODEL and CLIP.
+
+A training lies in `output/likeness/runs/<name>` and is found there again by what it was made from: cancelled, it goes
+on where it stopped; finished, its files are used and nothing is trained. Other inputs get a folder of their own.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import LikenessError
+from ..faces import FrozenRecogniser, adopt_analysis, load_recogniser_module
+from ..training.base_model import BaseModel
+from ..training.config import Precision, RunSettings, Settings
+from ..training.dataset import Dataset
+from ..training.dataset_folder import safe_name
+from ..training.engine import Watch, make_accelerator, train
+from ..training.export import TrainingRecord, free_path
+from ..training.objectives.identity import Measure, arcface_measure
+from ..training.previews import sample_pictures
+from ..training.recipe import Recipe
+from .sockets import base_model, normal_copy
+
+log = logging.getLogger(__name__)
+
+RUNS = Path("likeness") / "runs"  # below ComfyUI's output
+FINISHED = "finished.json"
+SAMPLE_SEED = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a training left: file names as the loaders list them, by folder; pictures (n, H, W, 3), 0..1."""
+
+    folder: Path
+    loras: tuple[str, ...]
+    embeddings: tuple[str, ...]
+    losses: Tensor
+    samples: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A training to be run. make: the recipe, once the modules are there; sample_prompts: of the pictures at its end,
+    in the words of training."""
+
+    name: str
+    model: Any
+    clip: Any
+    vae: Any
+    datasets: Sequence[Dataset]
+    run: RunSettings
+    method: Settings
+    make: Callable[[BaseModel, torch.device, Path], Recipe]
+    sample_prompts: Sequence[str]
+    also: str = ""  # whatever else decides over the result, for finding the run again
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the sample pictures."""
+        height, width = self.datasets[0].samples[0].pixels.shape[:2]
+        return height, width
+
+
+def run_job(job: Job) -> Outcome:
+    """Train, or find that it was done. Raises the host's interruption when the artist cancels; the state is kept."""
+    import comfy.model_management as host
+
+    with torch.inference_mode(False), torch.enable_grad():
+        host.unload_all_models()
+        host.soft_empty_cache()
+        base = base_model(job.model, job.clip, job.vae, min(job.size), job.run.precision.dtype)
+        folder = _folder_of(job, base)
+        try:
+            if not (folder / FINISHED).is_file():
+                _train(job, base, folder)
+            return _outcome(folder)
+        finally:
+            del base
+            gc.collect()
+            host.soft_empty_cache()
+
+
+def _train(job: Job, base: BaseModel, folder: Path) -> None:
+    import comfy.model_management as host
+
+    device = host.get_torch_device()
+    accelerator = make_accelerator(job.run, cpu=device.type == "cpu")
+    base.to(accelerator.device, job.run.precision.dtype)
+    host.throw_exception_if_processing_interrupted()
+    recipe = job.make(base, accelerator.device, folder)
+    result = train(base, recipe, job.run, folder, _watch(folder), accelerator)
+    if not result.complete:
+        host.throw_exception_if_processing_interrupted()
+        raise LikenessError(f"The training stopped after {result.steps} steps: queue it again to go on.")
+    record = TrainingRecord(
+        recipe.name,
+        base.family,
+        sum(phase.steps for phase in recipe.phases),
+        recipe.trigger_words,
+        job.run.seed,
+        (job.size[1], job.size[0]),
+        base.schedule.prediction,
+    )
+    pictures = sample_pictures(base, job.sample_prompts, job.size, seed=SAMPLE_SEED)
+    for number, picture in enumerate(pictures):
+        _picture(picture).save(folder / f"sample_{number}.png")
+    with TemporaryDirectory(prefix="result-", dir=folder) as temporary:
+        published = [_publish(path) for path in recipe.save(Path(temporary), job.name, record)]
+    finished = {kind: [name for k, name in published if k == kind] for kind in ("loras", "embeddings")}
+    (folder / FINISHED).write_text(json.dumps(finished, indent=1), encoding="utf-8")
+    log.info("[likeness] Trained %s: %s", job.name, ", ".join(name for _, name in published))
+
+
+def _watch(folder: Path) -> Watch:
+    """Progress bar, preview and cancel of the host."""
+    import comfy.model_management as host
+    from comfy.utils import ProgressBar
+
+    bar, shown = ProgressBar(1), []
+
+    def progress(done: int, steps: int, losses: Mapping[str, float]) -> None:
+        bar.update_absolute(done, steps, ("JPEG", shown[-1], 512) if shown else None)
+
+    def preview(phase: str, step: int, pictures: Tensor) -> None:
+        shown[:] = [_picture(torch.cat(list(pictures), -1))]
+        places = folder / "previews"
+        places.mkdir(exist_ok=True)
+        shown[0].save(places / f"{phase}_{step:06d}.png")
+
+    return Watch(progress, preview, host.processing_interrupted)
+
+
+def _picture(pixels: Tensor) -> Any:
+    """(3, H, W), 0..1, as PIL has it."""
+    from PIL import Image
+
+    return Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+# --- folders and files
+
+
+def _folder_of(job: Job, base: BaseModel) -> Path:
+    """The folder of a training that was made from the same, else a new one; it exists."""
+    import folder_paths
+
+    root, stem = Path(folder_paths.get_output_directory()) / RUNS, safe_name(job.name)
+    made_from = _made_from(job, base)
+    for number in itertools.count(1):
+        folder = root / (stem if number == 1 else f"{stem}_{number}")
+        mark = folder / "made_from.txt"
+        if mark.is_file() and mark.read_text() == made_from and _is_usable(folder):
+            return folder
+        if not folder.exists():
+            try:
+                folder.mkdir(parents=True)
+                mark.write_text(made_from)
+            except OSError as error:
+                raise LikenessError(f"'{folder}' cannot be written to ({error}): free some space.") from error
+            return folder
+    raise AssertionError
+
+
+def _is_usable(folder: Path) -> bool:
+    """Whether a training is unfinished, or its files are still where they were put."""
+    if not (folder / FINISHED).is_file():
+        return True
+    finished = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+    return all(_find(kind, name) for kind, names in finished.items() for name in names)
+
+
+def _made_from(job: Job, base: BaseModel) -> str:
+    digest = hashlib.sha256()
+    digest.update(repr((base.fingerprint(), job.size, job.also)).encode())
+    digest.update((job.run.model_dump_json() + job.method.model_dump_json()).encode())
+    for dataset in job.datasets:
+        digest.update(repr((dataset.kind, dataset.trigger, dataset.class_word)).encode())
+        for sample in dataset.samples:
+            digest.update(repr((sample.caption, sample.original_size, sample.crop, sample.pixels.shape)).encode())
+            digest.update(np.ascontiguousarray(sample.pixels).data)
+            if sample.mask is not None:
+                digest.update(np.ascontiguousarray(sample.mask).data)
+    return digest.hexdigest()
+
+
+def _places(kind: str) -> list[Path]:
+    """Where results of a kind may go, best first: a models folder, and one below the output."""
+    import folder_paths
+
+    return [*map(Path, folder_paths.get_folder_paths(kind)), Path(folder_paths.get_output_directory()) / kind]
+
+
+def _find(kind: str, name: str) -> Path | None:
+    return next((place / name for place in _places(kind) if (place / name).is_file()), None)
+
+
+def _publish(path: Path) -> tuple[str, str]:
+    """Put a result among the host's models, under a free name: its kind of folder and that name."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        kind = "loras" if any(key.startswith("lora_") for key in file.keys()) else "embeddings"  # noqa: SIM118
+    reasons = []
+    for place in _places(kind):
+        try:
+            target = free_path(place, path.stem)
+            shutil.copyfile(path, part := target.with_name(f".{target.name}.part"))
+            os.replace(part, target)
+        except OSError as error:
+            reasons.append(f"{place}: {error.strerror or error}")
+            continue
+        return kind, target.name
+    raise LikenessError(f"The result could not be written ({'; '.join(reasons)}): make one of these folders writable.")
+
+
+def _outcome(folder: Path) -> Outcome:
+    from PIL import Image
+
+    def picture(path: Path) -> Tensor:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).float() / 255
+
+    finished = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+    samples = [picture(path) for path in sorted(folder.glob("sample_*.png"))]
+    return Outcome(
+        folder,
+        tuple(finished["loras"]),
+        tuple(finished["embeddings"]),
+        picture(folder / "losses.png")[None],
+        torch.stack(samples) if samples else torch.zeros(1, 64, 64, 3),
+    )
+
+
+def apply_loras(model: Any, clip: Any, outcome: Outcome) -> tuple[Any, Any]:
+    """MODEL and CLIP with the trained LoRAs at strength 1, as Load LoRA applies them."""
+    import comfy.sd
+    import comfy.utils
+
+    for name in outcome.loras:
+        path = _find("loras", name)
+        if path is None:
+            raise LikenessError(f"The trained LoRA {name!r} is gone: queue the training again.")
+        weights = comfy.utils.load_torch_file(str(path), safe_load=True)
+        model, clip = comfy.sd.load_lora_for_models(model, clip, weights, 1.0, 1.0)
+    return model, clip
+
+
+# --- what the machine and the face analysis offer
+
+
+def automatic_precision() -> Precision:
+    """bfloat16 where the graphics card has it, float16 on others, float32 on a processor."""
+    import comfy.model_management as host
+
+    device = host.get_torch_device()
+    if device.type == "cpu":
+        return Precision.FLOAT32
+    return Precision.BFLOAT16 if host.should_use_bf16(device) else Precision.FLOAT16
+
+
+def measure_on(face_analysis: Any, device: torch.device) -> Measure:
+    """A face analysis' recogniser with gradient to the picture. LikenessError when it has none."""
+    analysis = adopt_analysis(face_analysis)
+    recogniser: Any = analysis.recogniser
+    module = getattr(recogniser, "module", None)
+    if isinstance(module, FrozenRecogniser):
+        twin = normal_copy(module).to(device)
+        own = hasattr(recogniser, "measure")  # crops of its own
+        return replace(recogniser, module=twin).measure if own else arcface_measure(twin)
+    file = getattr(getattr(recogniser, "session", None), "_model_path", None)
+    file = file or getattr(getattr(recogniser, "model", None), "model_file", None)
+    if file is None or not str(file).endswith(".onnx"):
+        raise LikenessError(
+            f"{analysis.name} has no recogniser that a training can learn from: choose an InsightFace pack or "
+            "facexlib, or set identity_weight to 0."
+        )
+    return arcface_measure(load_recogniser_module(file).to(device))
