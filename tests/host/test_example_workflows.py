@@ -18,10 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+
+from likeness.miniature.weights import ADAPTER_FILE
 
 WORKFLOWS = sys.modules["likeness_comfyui"].REPOSITORY / "workflows"
 NAMES = sorted(path.name.removesuffix(".api.json") for path in WORKFLOWS.glob("*.api.json"))
+MINIATURE = "miniature_portrait"  # the one that brings its own models, and its own size
 
 CHECKPOINT = "narrow_sd15.safetensors"
 FACEID, PLUS = "narrow_faceid.bin", "narrow_plus.safetensors"
@@ -120,6 +124,8 @@ def small(prompt):
         "LikenessWeightSchedule": {"frames": FRAMES},
     }
     prompt = copy.deepcopy(prompt)
+    if of_kind(prompt, "LikenessLoadMiniature"):
+        return prompt
     for node in prompt.values():
         node["inputs"].update(replaced.get(node["class_type"], {}))
         if node["class_type"] == "LikenessLoadIdentityAdapter":
@@ -146,6 +152,8 @@ def execute(running_server, narrow_models, photos):
     client = running_server.client
     for name, photo in INPUTS.items():
         client.upload_image(name, photos[photo])
+    with Image.open(WORKFLOWS / "miniature_person.png") as picture:
+        client.upload_image("miniature_person.png", np.asarray(picture.convert("RGB")))
     finished: dict[str, Example] = {}
 
     def run(name: str, changes=None) -> Example:
@@ -173,7 +181,7 @@ def differ(one: np.ndarray, other: np.ndarray) -> bool:
 # --- all of them
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n for n in NAMES if n != MINIATURE])
 def test_every_node_of_the_workflow_runs_and_every_output_shows_something(server, execute, name):
     example = execute(name)
     run, prompt = example.run, example.prompt
@@ -189,6 +197,17 @@ def test_every_node_of_the_workflow_runs_and_every_output_shows_something(server
 
 
 # --- each of them
+
+
+@pytest.mark.skipif(not ADAPTER_FILE.is_file(), reason="the miniature's adapter is not shipped yet")
+def test_the_miniature_paints_the_drawn_person_as_the_file_says(server, execute):
+    example = execute(MINIATURE)
+    [apply] = of_kind(example.prompt, "LikenessApplyIdentity")
+    [with_person] = example.pictures("SaveImage")
+    [without] = execute(MINIATURE, {(apply, "weight"): 0.0}).pictures("SaveImage")
+    assert {*example.run.executed, *example.run.cached} == set(example.prompt)
+    assert with_person.shape == (128, 128, 3)
+    assert differ(with_person, without)
 
 
 def test_two_people_each_decide_over_the_picture(server, execute):

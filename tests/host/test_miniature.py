@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from likeness.adapters import build
+from likeness.adapters import load
 from likeness.errors import LikenessError
+from likeness.faces import Identity
 from likeness.injection.diffusers import merged_lora
-from likeness.miniature.generate import encode_prompts, generate_latents, identity_injection
+from likeness.miniature.generate import encode_prompts, generate, generate_latents, identity_injection
 from likeness.miniature.latents import load_codec
 from likeness.miniature.networks import build_text_encoder, build_tokenizer, build_unet
 from likeness.miniature.weights import FOLDER, load_text_encoder, load_unet, save_weights
@@ -89,22 +91,58 @@ def test_latents_are_those_made_without_a_host(host_nodes, theirs, ours, cfg):
     torch.testing.assert_close(result, expected, atol=2e-4, rtol=1e-4)
 
 
-def test_latents_with_a_face_are_those_made_without_a_host(host_nodes, theirs, ours, adapter_weights):
-    from likeness.injection import comfy as binding
-    from likeness.injection.plan import Injection, uniform
+@pytest.fixture
+def adapter_file(adapter_weights, tmp_path, monkeypatch) -> Path:
+    """An untrained adapter where the pack keeps its own."""
+    from likeness.miniature import weights
 
-    adapter = build(adapter_weights, "untrained")
+    path = tmp_path / weights.ADAPTER_FILE.name
+    save_weights(adapter_weights, path)
+    monkeypatch.setattr(weights, "ADAPTER_FILE", path)
+    return path
+
+
+def somebody(recogniser: str = "miniature") -> Identity:
+    """A person of one photo, known by `embedding()` alone."""
+    return Identity(
+        "somebody", recogniser, 7 * embedding(), torch.ones(1), *(torch.zeros(0, s, s, 3) for s in (224, 512, 512)),
+        torch.zeros(0, 5, 2), torch.zeros(1, 4), torch.tensor([[128, 128]]),
+    )  # fmt: skip
+
+
+def apply_identity(model: Any, identity: Identity, weight: float = 0.8) -> tuple[Any, str]:
+    """Through our own nodes, as an artist has them."""
+    from likeness.nodes.adapters import MINIATURE, ApplyIdentity, LoadIdentityAdapter
+
+    with torch.inference_mode():
+        [adapter] = LoadIdentityAdapter.execute(MINIATURE).args
+        return ApplyIdentity.execute(model, adapter, weight, 0.0, 1.0, 1.0, identity).args  # type: ignore[return-value]
+
+
+def test_latents_with_a_face_are_those_made_without_a_host(host_nodes, theirs, ours, adapter_file):
+    adapter = load(adapter_file).float()
     with merged_lora(ours[0], adapter, 1.0):
         injection = identity_injection(ours[0], adapter, embedding(), 0.8)
         expected = generate_latents(*ours, PROMPT, [5], steps=6, injections=[injection])
-    with torch.inference_mode():
-        managed = binding.ManagedAdapter(build(adapter_weights, "untrained"))
-        weights = uniform(0.8, binding.sites_of(theirs.model))
-        model = binding.apply_identity(theirs.model, [Injection(managed, injection.tokens, weights)])
-        assert binding.apply_lora(model, managed.adapter, 1.0) == 56
+    model, report = apply_identity(theirs.model, somebody())
+    assert "4 tokens at 7 of 7 sites" in report and "LoRA 1 on 56 weights" in report
     result = sampled(host_nodes, model, theirs.clip)
     torch.testing.assert_close(result, expected, atol=2e-4, rtol=1e-4)
     assert (result - generate_latents(*ours, PROMPT, [5], steps=6)).abs().max() > 0.01
+
+
+def test_the_adapter_wants_faces_seen_by_the_miniature(theirs, adapter_file):
+    with pytest.raises(LikenessError, match=r"trained on the recogniser miniature.* made with buffalo_l"):
+        apply_identity(theirs.model, somebody("buffalo_l"))
+
+
+def test_an_adapter_that_is_not_there_is_explained(host_nodes, tmp_path, monkeypatch):
+    from likeness.miniature import weights
+    from likeness.nodes.adapters import MINIATURE, LoadIdentityAdapter
+
+    monkeypatch.setattr(weights, "ADAPTER_FILE", tmp_path / "gone.safetensors")
+    with pytest.raises(LikenessError, match="adapter of the miniature world is missing"):
+        LoadIdentityAdapter.execute(MINIATURE)
 
 
 def test_pictures_go_through_the_hosts_vae_nodes_and_back(host_nodes, theirs):
@@ -214,3 +252,50 @@ def test_a_damaged_file_is_named(host_nodes, tmp_path):
     (tmp_path / "unet.safetensors").write_bytes(b"damaged")
     with pytest.raises(LikenessError, match=r"'unet\.safetensors'.*missing or damaged"):
         host.load_model(tmp_path)
+
+
+# --- through the real server, with the weights that are shipped
+
+needs_weights = pytest.mark.skipif(not (FOLDER / "unet.safetensors").is_file(), reason="no weights are shipped yet")
+
+
+def graph(prompt: str, side: int = 128) -> dict[str, Any]:
+    """The smallest graph that paints."""
+    text = {"clip": ["1", 1]}
+    sampler = {"seed": 5, "steps": 4, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    nodes = {
+        "1": ("LikenessLoadMiniature", {}),
+        "2": ("CLIPTextEncode", {"text": prompt, **text}),
+        "3": ("CLIPTextEncode", {"text": "", **text}),
+        "4": ("EmptyLatentImage", {"width": side, "height": side, "batch_size": 1}),
+        "5": (
+            "KSampler",
+            {**sampler, "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]},
+        ),
+        "6": ("VAEDecode", {"samples": ["5", 0], "vae": ["1", 2]}),
+        "7": ("SaveImage", {"images": ["6", 0], "filename_prefix": "miniature"}),
+    }
+    return {number: {"class_type": kind, "inputs": inputs} for number, (kind, inputs) in nodes.items()}
+
+
+@needs_weights
+def test_the_server_paints_the_picture_that_is_made_without_a_host(client, ours):
+    [picture] = client.images(client.run(graph(PROMPT)), "7")
+    [expected] = generate(*ours, load_codec(), PROMPT, [5], steps=4)
+    assert picture.shape == (128, 128, 3)
+    assert abs(picture / 255.0 - expected.numpy()).max() < 2.5 / 255
+
+
+@needs_weights
+@pytest.mark.parametrize(
+    ("prompt", "side", "node", "sentence"),
+    [
+        ("a photo of a unicorn", 128, "CLIPTextEncode", "does not know 'unicorn'"),
+        (PROMPT, 512, "KSampler", "128x128"),
+    ],
+)
+def test_mistakes_reach_the_artist_as_one_sentence(client, server, prompt, side, node, sentence):
+    with pytest.raises(sys.modules["likeness_host_server"].RunFailed) as failure:
+        client.run(graph(prompt, side))
+    assert failure.value.node_type == node
+    assert sentence in failure.value.message and "\n" not in failure.value.message.strip()
