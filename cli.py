@@ -91,7 +91,7 @@ def _add_identity_command(app: "typer.Typer") -> None:
         """Find the person in photos, save the identity, and show what was seen on a contact sheet."""
         from .faces.found import Rule, find_faces, identity_of
         from .faces.select import Choice
-        from .faces.sheet import contact_sheet, read_photos, sample_photos
+        from .faces.sheet import contact_sheet, read_photos, sample_photos, unused_path
 
         if not photos and not sample:
             raise LikenessError("There are no photos: name some files, or use --sample.")
@@ -99,9 +99,9 @@ def _add_identity_command(app: "typer.Typer") -> None:
         found = find_faces(_open_faces(faces), pictures, Rule(Choice.LARGEST))
         identity, remarks = identity_of(found, name)
         out.mkdir(parents=True, exist_ok=True)
-        sheet = _free(out / f"{name}.png")
+        sheet = unused_path(out / f"{name}.png")
         contact_sheet(found, identity).save(sheet)
-        path = identity.save(_free(out / f"{name}.safetensors"))
+        path = identity.save(unused_path(out / f"{name}.safetensors"))
         for remark in (*remarks, *identity.outliers):
             print(remark)
         print(f"{len(identity)} photo(s) seen by {found.analysis_name}, {found.count} faces in all.")
@@ -195,15 +195,6 @@ def _open_faces(name: str) -> "FaceAnalysis":
         detector, recogniser = "face_detection_yunet_2023mar.onnx", "face_recognition_sface_2021dec.onnx"
         return load_opencv(find_file("opencv_zoo", detector), find_file("opencv_zoo", recogniser))
     return load_mtcnn() if name == "mtcnn" else load_pack(find_insightface_pack(name))
-
-
-def _free(path: Path) -> Path:
-    """`path`, or the same with a number when it is taken."""
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.stem}_{number:03d}{path.suffix}")
-    return candidate
 
 
 def _models_commands() -> "typer.Typer":

@@ -15,11 +15,10 @@ import typer
 from tqdm import tqdm
 
 from ..errors import LikenessError
-from ..evaluation.report import report
+from ..evaluation.report import Setting, report
 from ..evaluation.table import Record
 from ..faces.identity import Identity
-from ..faces.sheet import read_photos
-from ..training.export import free_path
+from ..faces.sheet import read_photos, unused_path
 from .study import DEMO_PEOPLE, Sitter, measure, sitters
 from .world import World, load_world
 
@@ -108,15 +107,23 @@ def run(photos: Path | None, out: Path, person: int, seed: int, comfyui: bool) -
         for method, pictures in made.items()
         for record in measure(world, method, sitter, pictures, PROMPTS, seeds, others)
     ]
-    _save_pictures(out, sitter, made)
-    file = sitter.identity.save(free_path(out, sitter.name))
-    report(records, out)
-    print(f"\nlook at  {out / 'report.png'}\nread     {out / 'report.md'}")
+    pictures = _save_pictures(out, sitter, made)
+    file = sitter.identity.save(unused_path(out / f"{sitter.name}.safetensors"))
+    setting = Setting(
+        title="From a few photos to portraits",
+        judge=world.judge.name,
+        reference=WITHOUT,
+        photos={sitter.name: [name for name in pictures if name.startswith("photos/")]},
+        repeat=f"python -m likeness.miniature.demo --seed {seed}" + (f" --person {person}" if not photos else ""),
+    )
+    report(records, pictures, out, setting)
+    print(f"\nlook at  {out / 'sheet.png'}\nread     {out / 'report.md'}")
     print(f"identity {file} (biometric data: share it only with the person's consent)")
     return records
 
 
-def _save_pictures(out: Path, sitter: Sitter, made: dict[str, Pictures]) -> None:
+def _save_pictures(out: Path, sitter: Sitter, made: dict[str, Pictures]) -> dict[str, torch.Tensor]:
+    """Every photo and picture as PNG below `out`; what was saved, by name."""
     from PIL import Image
 
     pictures = {f"photos/{i + 1}.png": photo for i, photo in enumerate(sitter.given)}
@@ -126,7 +133,10 @@ def _save_pictures(out: Path, sitter: Sitter, made: dict[str, Pictures]) -> None
     for name, picture in pictures.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(out / name)
+    return {name: torch.from_numpy(picture).float() / 255 for name, picture in pictures.items()}
 
 
 if __name__ == "__main__":
-    typer.run(demo)
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(demo)
+    app()

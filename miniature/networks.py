@@ -174,4 +174,3 @@ def count(module: nn.Module) -> int:
 def frozen(module: nn.Module) -> nn.Module:
     """For inference only."""
     return module.eval().requires_grad_(False)
-

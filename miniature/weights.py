@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from ..adapters import build
+from ..adapters.ip_adapter import IPAdapter
 from ..errors import LikenessError
 from .networks import Observer, build_judge, build_recogniser, build_text_encoder, build_unet
 
@@ -41,6 +43,12 @@ def load_judge(folder: Path = FOLDER) -> nn.Module:
 def load_observer(folder: Path = FOLDER) -> Observer:
     """The net that finds the face and reads what a picture shows, frozen. LikenessError as the others."""
     return _load(Observer, folder / "observer.safetensors")
+
+
+def load_adapter(folder: Path = FOLDER) -> IPAdapter:
+    """The FaceID adapter in single precision, frozen. LikenessError when the file is missing or damaged."""
+    file = folder / ADAPTER_FILE.name
+    return build(read_weights(file), file.stem)
 
 
 def save_weights(weights: dict[str, Tensor], file: Path) -> None:

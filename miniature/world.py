@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..adapters import load
 from ..adapters.ip_adapter import IPAdapter
 from ..faces.analysis import FaceAnalysis
 from ..injection.diffusers import merged_lora
@@ -23,7 +22,7 @@ from .networks import QUESTIONS, Observer, build_tokenizer, halve
 from .people import Person, draw_people
 from .renderer import render
 from .shots import Clothing, Colour, Expression, Scene, Style, draw_shots
-from .weights import ADAPTER_FILE, FOLDER, load_observer, load_text_encoder, load_unet
+from .weights import FOLDER, load_adapter, load_observer, load_text_encoder, load_unet
 
 PHOTO_SIZE = 128
 # What counts as obeying a prompt; whether a face smiles is reported apart, because it is the hardest.
@@ -84,7 +83,7 @@ def load_world(folder: Path = FOLDER) -> World:
         text_encoder=load_text_encoder(folder),
         tokenizer=build_tokenizer(),
         codec=load_codec(),
-        adapter=load(folder / ADAPTER_FILE.name),
+        adapter=load_adapter(folder),
         analysis=miniature_analysis(folder),
         judge=miniature_judge(folder),
         observer=load_observer(folder),

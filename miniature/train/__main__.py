@@ -216,4 +216,6 @@ TRAINERS: dict[Stage, Callable[[Path, int, float, int], None]] = {
 }
 
 if __name__ == "__main__":
-    typer.run(train)
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(train)
+    app()
