@@ -92,7 +92,7 @@ def test_a_dreambooth_lora_learns_with_its_class_beside_it(make_base, photos, ma
 
 def test_full_dreambooth_changes_the_denoiser_and_rests_the_text_encoder(base, photos, tmp_path):
     before = values(base)
-    settings = DreamBoothSettings(lora=None, steps=3, text_encoder=True, text_until=1, prior_weight=0)
+    settings = DreamBoothSettings(full=True, steps=3, text_encoder=True, text_until=1, prior_weight=0)
     recipe = dreambooth(base, photos, settings)
     train(base, recipe, RunSettings(save_every=1), tmp_path / "run")
     changed = {name for name, value in values(base).items() if not torch.equal(before[name], value)}
@@ -147,7 +147,7 @@ def test_refocusing_alone_trains_the_lora(base, make_photo, tmp_path, checkpoint
 
 @pytest.mark.parametrize(
     "options",
-    [{"identity_pass": IdentityPass.SEPARATE}, {"layout": Layout.DETECTED}, {"decode_margin": None}],
+    [{"identity_pass": IdentityPass.SEPARATE}, {"layout": Layout.DETECTED}, {"decode_whole": True}],
     ids=["separate pass", "detected", "whole picture"],
 )
 def test_the_identity_loss_can_go_the_official_ways(base, make_photo, tmp_path, options):

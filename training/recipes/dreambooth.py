@@ -39,7 +39,8 @@ class DreamBoothSettings(Settings):
     prompt: str = "a photo of {} person"
     class_prompt: str = "a photo of person"
     captions: bool = Field(default=False, description="Use the photos' captions, which must name the identifier.")
-    lora: LoraSettings | None = Field(default=LoraSettings(), description="None: all weights are trained.")
+    full: bool = Field(default=False, description="Train all weights instead of a LoRA.")
+    lora: LoraSettings = LoraSettings()
     text_encoder: bool = Field(default=False, description="Train the text encoders too.")
     text_until: int | None = Field(default=None, ge=0, description="The step after which the text encoders rest.")
     steps: int = 500
@@ -115,13 +116,13 @@ def _free(base: BaseModel, settings: DreamBoothSettings) -> list[Group]:
 
 
 def _trainable(network: Any, settings: DreamBoothSettings) -> dict[str, torch.nn.Parameter]:
-    if settings.lora is not None:
-        return settings.lora.add_to(network)
-    return dict(network.float().named_parameters())
+    if settings.full:
+        return dict(network.float().named_parameters())
+    return settings.lora.add_to(network)
 
 
 def _save(base: BaseModel, settings: DreamBoothSettings, folder: Path, name: str, record: TrainingRecord) -> list[Path]:
-    if settings.lora is None:
+    if settings.full:
         return [save_checkpoint(base.unet, base.codec.module, base.encoders, folder, name, record)]
     pairs = [trained_pairs(encoder) for encoder in base.encoders]
     return [save_lora(base.unet, trained_pairs(base.unet), folder, name, record, base.encoders, pairs)]

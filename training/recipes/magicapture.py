@@ -74,8 +74,8 @@ class MagiCaptureSettings(Settings):
     subject: str = "<sks>"
     style: str = "<style1>"
     vectors: int = Field(default=1, ge=1, le=16, description="Per word.")
-    subject_start: str | None = "person"
-    style_start: str | None = Field(default=None, description="None: chance, N(0, 0.017²).")
+    subject_start: str = "person"
+    style_start: str = Field(default="", description="Empty: chance, N(0, 0.017²).")
     inversion_steps: int = 1200
     tuning_steps: int = 1500
     inversion_rate: float = Field(default=2e-3, gt=0)
@@ -103,9 +103,8 @@ class MagiCaptureSettings(Settings):
     )
     identity_pass: IdentityPass = IdentityPass.SHARED
     layout: Layout = Layout.REFERENCE
-    decode_margin: int | None = Field(
-        default=4, ge=0, description="Latent cells decoded around the face; none: the picture."
-    )
+    decode_margin: int = Field(default=4, ge=0, description="Latent cells decoded around the face.")
+    decode_whole: bool = Field(default=False, description="Decode the whole picture instead.")
     flip: float = Field(default=0.5, ge=0, le=1)
     person_templates: tuple[str, ...] = person_templates("person")
     style_templates: tuple[str, ...] = style_templates("person")
@@ -137,8 +136,8 @@ def magicapture(
     size = _check(base, people, styles, settings, measure, detect)
     grid = (-(-size[0] // settings.map_division), -(-size[1] // settings.map_division))
     tokens = [
-        NewToken(settings.subject, settings.vectors, settings.subject_start),
-        NewToken(settings.style, settings.vectors, settings.style_start, std=0.017),
+        NewToken(settings.subject, settings.vectors, settings.subject_start or None),
+        NewToken(settings.style, settings.vectors, settings.style_start or None, std=0.017),
     ]
     vocabulary = Vocabulary(base, tokens, seed)
     words = Words(base, vocabulary, settings)
@@ -307,7 +306,7 @@ def resemble(
         assert detect is not None
         likenesses = [_detected(detect, decoder, z0[i : i + 1], each) for i, each in enumerate(likenesses)]
     likenesses = [each and Likeness(each.keypoints, each.embedding.to(z0.device)) for each in likenesses]
-    margin = settings.decode_margin
+    margin = None if settings.decode_whole else settings.decode_margin
     return identity_of_latents(z0, below_cap(likenesses, look.t, cap), decoder, measure, margin).mean()
 
 

@@ -43,7 +43,7 @@ class TextualInversionSettings(Settings):
     kind: Literal["textual_inversion"] = "textual_inversion"
     token: str
     vectors: int = Field(default=1, ge=1, le=16)
-    start: str | None = Field(default="person", description="Words to start from, in turn; none: chance.")
+    start: str = Field(default="person", description="Words to start from, in turn; empty: chance.")
     steps: int = 3000
     learning_rate: float = Field(default=5e-4, gt=0)
     schedule: Schedule = Schedule.CONSTANT
@@ -73,7 +73,7 @@ def textual_inversion(
         said = prompts.from_captions(photos, word)
     else:
         said = prompts.from_templates(settings.templates, word)
-    vocabulary = Vocabulary(base, [NewToken(word, settings.vectors, start or settings.start)], seed)
+    vocabulary = Vocabulary(base, [NewToken(word, settings.vectors, start or settings.start or None)], seed)
 
     def loss(found) -> Tensor:
         return denoising_losses(found, settings.mask, settings.min_snr).mean()

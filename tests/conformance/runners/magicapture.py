@@ -231,7 +231,7 @@ def tuning_step(case: Any) -> dict[str, Tensor]:
     with probe.listening(positions) as maps:
         found = look(given["timestep"], maps)
     settings = recipe.MagiCaptureSettings(
-        lambda_id=config["lambda_id"], identity_pass=recipe.IdentityPass.SEPARATE, decode_margin=None
+        lambda_id=config["lambda_id"], identity_pass=recipe.IdentityPass.SEPARATE, decode_whole=True
     )
     recon = recipe.reconstruct(found, config["lambda_style"])
     attention = recipe.refocus(1, recipe.Refocusing.OFFICIAL, OFFICIAL_GRID, found)

@@ -1,0 +1,443 @@
+"""Time and memory of training, as ratios within one process.
+
+    python benchmarks/training.py                       about twenty minutes on a quiet machine
+    python benchmarks/training.py --smoke               does it run at all
+
+A UNet of SD1.5's topology at reduced width, random weights, CPU, float32, one thread. All variants train once per round
+in random order; a step's time is the process time between two optimiser steps, the first of each run left out. Reported
+are ratios of medians to the bare loop of diffusers and peft, and to a MagiCapture step in the structure of its official
+code: two passes with explicit attention everywhere and a decoded picture. ComfyUI's own TrainLoraNode stands beside
+them where ComfyUI is there. Bytes are counted on a full-size model without memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import itertools
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from likeness.miniature.networks import build_tokenizer
+from likeness.training.base_model import BaseModel, Codec, TextTower
+from likeness.training.config import Group, LoraSettings, RunSettings
+from likeness.training.engine import train
+from likeness.training.examples import Example
+from likeness.training.lora import Reach
+from likeness.training.noise import NoiseSchedule
+from likeness.training.objectives.attention_refocusing import attention_refocusing
+from likeness.training.objectives.identity import Decoder, arcface_measure, identity
+from likeness.training.objectives.magicapture import Kind, regions
+from likeness.training.objectives.reconstruction import masked_reconstruction, soft_mask
+from likeness.training.portraits import Portrait
+from likeness.training.probe import sites_by_grid
+from likeness.training.recipe import Recipe
+from likeness.training.recipes.denoising import Mask
+from likeness.training.recipes.dreambooth import DreamBoothSettings, dreambooth
+from likeness.training.recipes.magicapture import MagiCaptureSettings, Shots, magicapture
+
+HERE = Path(__file__).resolve().parent
+TEXT_WIDTH, RANK = 768, 8
+Variant = Callable[[int], None]  # trains so many steps
+
+
+@dataclass(frozen=True)
+class Size:
+    """width: of the UNet's first level, 320 in SD1.5. side: of the latent. layers: of the text encoder."""
+
+    width: int
+    side: int
+    layers: int = 12
+
+    @property
+    def unet(self) -> dict[str, Any]:
+        return {
+            "sample_size": self.side,
+            "block_out_channels": tuple(self.width * m for m in (1, 2, 4, 4)),
+            "cross_attention_dim": TEXT_WIDTH,
+            "attention_head_dim": 8,
+            "norm_num_groups": 8 if self.width % 32 else 32,
+        }
+
+    @property
+    def vae(self) -> dict[str, Any]:
+        """128 channels in SD1.5, at the UNet's scale."""
+        first = max(8, round(self.width / 320 * 128 / 8) * 8)
+        return {
+            "block_out_channels": tuple(first * m for m in (1, 2, 4, 4)),
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "layers_per_block": 2,
+            "norm_num_groups": 8,
+        }
+
+
+def build(size: Size) -> BaseModel:
+    """A base model of SD1.5's layout, random weights."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=size.layers,
+        num_attention_heads=12,
+    )
+    unet = UNet2DConditionModel(**size.unet).requires_grad_(False).eval()
+    vae = AutoencoderKL(**size.vae).requires_grad_(False).eval()
+    encoder = CLIPTextModel(text).requires_grad_(False).eval()
+    return BaseModel(unet, (TextTower(tokenizer, encoder),), Codec.of(vae), NoiseSchedule.scaled_linear())
+
+
+def photo(side: int) -> Example:
+    """A picture of `side` latent cells with a face that fills about a sixth of it, as in a portrait."""
+    mask = torch.zeros(1, 8 * side, 8 * side)
+    mask[:, 2 * side : 6 * side, int(2.5 * side) : int(5.5 * side)] = 1
+    return Example(torch.rand(3, 8 * side, 8 * side) * 2 - 1, "", mask)
+
+
+def keypoints(side: int) -> Tensor:
+    """Eyes, nose and mouth of that face."""
+    relative = torch.tensor([[0.43, 0.43], [0.57, 0.43], [0.50, 0.51], [0.445, 0.58], [0.555, 0.58]])
+    return relative * 8 * side
+
+
+# A LoRA step ----------------------------------------------------------------------------------------------------------
+
+
+def bare(base: BaseModel) -> Variant:
+    """diffusers and peft, as in their examples, with latents and text ready."""
+
+    def run(steps: int) -> None:
+        unet = copy.deepcopy(base.unet)
+        parameters = LoraSettings(rank=RANK).add_to(unet)
+        unet.train()
+        optimiser = torch.optim.AdamW(parameters.values(), lr=1e-4)
+        side = base.unet.config.sample_size
+        latents, text = torch.randn(1, 4, side, side), torch.randn(1, 77, TEXT_WIDTH)
+        for _ in range(steps):
+            noise, t = torch.randn_like(latents), torch.randint(1000, (1,))
+            prediction = unet(base.schedule.add_noise(latents, noise, t), t, text).sample
+            torch.nn.functional.mse_loss(prediction, noise).backward()
+            torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+
+    return run
+
+
+def ours(base: BaseModel, recipe_of: Callable[[BaseModel, int], Recipe], **options: Any) -> Variant:
+    """A recipe in the engine."""
+
+    def run(steps: int) -> None:
+        twin = replace(base, unet=copy.deepcopy(base.unet), text=copy.deepcopy(base.text))
+        with tempfile.TemporaryDirectory() as folder:
+            train(twin, recipe_of(twin, steps), RunSettings(save_every=10**6, **options), Path(folder))
+
+    return run
+
+
+def lora(mask: Mask = Mask.NONE) -> Callable[[BaseModel, int], Recipe]:
+    """DreamBooth's LoRA without class pictures."""
+
+    def recipe(base: BaseModel, steps: int) -> Recipe:
+        settings = DreamBoothSettings(steps=steps, prior_weight=0, lora=LoraSettings(rank=RANK), mask=mask)
+        return dreambooth(base, [photo(base.unet.config.sample_size)], settings)
+
+    return recipe
+
+
+def refocusing(base: BaseModel, steps: int) -> Recipe:
+    """MagiCapture's masked and attention losses on the denoiser's LoRA alone."""
+    portraits = [Portrait(photo(base.unet.config.sample_size))]
+    settings = MagiCaptureSettings(tuning_steps=steps, lambda_id=0, lora=LoraSettings(rank=RANK))
+    recipe = magicapture(base, portraits, portraits, settings)
+    tuning = recipe.phases[1]
+    only = replace(tuning, begin=lambda: [Group("unet", settings.lora.add_to(base.unet), 1e-4)])
+    return replace(recipe, phases=[only])
+
+
+def host_trainer(size: Size, checkpointing: bool) -> Variant | None:
+    """ComfyUI's TrainLoraNode on a UNet of the same topology, or None without ComfyUI."""
+    overhead = load_module("likeness_overhead", HERE / "overhead.py")
+    comfyui = overhead.load_module("likeness_comfyui", overhead.REPOSITORY / "tests" / "comfyui.py")
+    if comfyui.find() is None:
+        return None
+    recipes = overhead.start_host()
+    from comfy_extras.nodes_train import TrainLoraNode
+
+    layout = overhead.LAYOUTS["sd15"]
+    model = recipes.unet({**layout.config, "model_channels": size.width}, num_heads=8, num_head_channels=-1)
+    positive = recipes.conditioning(TEXT_WIDTH, pooled=None, seed=1)
+    latents = {"samples": torch.randn(1, 4, size.side, size.side)}
+
+    def run(steps: int) -> None:
+        options: dict[str, Any] = {
+            "batch_size": 1,
+            "steps": steps,
+            "grad_accumulation_steps": 1,
+            "learning_rate": 1e-4,
+            "rank": RANK,
+            "optimizer": "AdamW",
+            "loss_function": "MSE",
+            "seed": 0,
+            "training_dtype": "fp32",
+            "lora_dtype": "fp32",
+            "algorithm": "LoRA",
+            "gradient_checkpointing": checkpointing,
+            "existing_lora": "[None]",
+        }
+        TrainLoraNode().train(model, latents, positive, **options)
+
+    return run
+
+
+def load_module(name: str, path: Path) -> ModuleType:
+    """Import a file under a name."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+# A MagiCapture step ---------------------------------------------------------------------------------------------------
+
+
+def stand_in() -> nn.Module:
+    """For the recogniser: 1 % of a step in either variant, as iResNet-100's 12 of 4900 billion multiplications."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 4), nn.ReLU(), nn.Conv2d(16, 32, 3, 4), nn.Flatten(), nn.Linear(32 * 49, 64)
+    )
+
+
+class BothOnly(Shots):
+    """Composed prompts, the dearest samples."""
+
+    def items(self) -> list[tuple[Kind, int, int]]:
+        return [(Kind.BOTH, 0, 0)]
+
+
+def magicapture_ours(base: BaseModel, steps: int) -> Recipe:
+    """The second phase, composed samples."""
+    side = base.unet.config.sample_size
+    portraits = [Portrait(photo(side), keypoints(side), torch.randn(64))]
+    settings = MagiCaptureSettings(tuning_steps=steps)
+    recipe = magicapture(base, portraits, portraits, settings, measure=arcface_measure(stand_in()))
+    stream = BothOnly(portraits, portraits, settings, (side, side), 0, True)
+    return replace(recipe, phases=[replace(recipe.phases[1], streams=[stream])])
+
+
+class ExplicitAttention:
+    """Softmax by hand, all maps of up to 1024 positions kept."""
+
+    def __init__(self, kept: list[Tensor]) -> None:
+        self.kept = kept
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = (
+            attn.head_to_batch_dim(x) for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
+        maps = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1)
+        if maps.shape[1] <= 1024:
+            self.kept.append(maps)
+        return attn.to_out[0](attn.batch_to_head_dim(maps @ v))
+
+
+def magicapture_official(base: BaseModel) -> Variant:
+    """The same step in the official code's structure, with its checkpointing."""
+
+    def run(steps: int) -> None:
+        unet, encoder = copy.deepcopy(base.unet), copy.deepcopy(base.text[0].encoder)
+        groups = [LoraSettings(reach=Reach.ATTENTION_AND_GEGLU).add_to(unet), LoraSettings().add_to(encoder)]
+        encoder.get_input_embeddings().requires_grad_(True)
+        parameters = [p for group in groups for p in group.values()] + [encoder.get_input_embeddings().weight]
+        kept: list[Tensor] = []
+        unet.set_attn_processor(ExplicitAttention(kept))
+        unet.enable_gradient_checkpointing()
+        for network in (unet, encoder):
+            network.train()
+        optimiser = torch.optim.AdamW(parameters, lr=1e-4)
+        side = unet.config.sample_size
+        shown, points, measure = photo(side), keypoints(side).unsqueeze(0), arcface_measure(stand_in())
+        latents, face = torch.randn(1, 4, side, side), torch.randn(1, 64)
+        assert shown.face_mask is not None
+        mask = soft_mask(1 - shown.face_mask.unsqueeze(0), (side, side))
+        ids = base.text[0].ids(["a photo of a person in the style of a person"])
+        grid = (side // 4, side // 4)
+        for _ in range(steps):
+            noise, (t, t_id) = torch.randn_like(latents), torch.randint(800, (2, 1))
+            text = encoder(ids).last_hidden_state
+            kept.clear()
+            prediction = unet(base.schedule.add_noise(latents, noise, t), t, text).sample
+            cross = [m for m in kept if m.shape[1:] == (grid[0] * grid[1], 77)]
+            maps = [m[:, :, [4, 9]].transpose(1, 2).unsqueeze(0) for m in cross]
+            refocus = attention_refocusing(maps, regions(Kind.BOTH, mask, 1, 1), grid).sum()
+            z_t = base.schedule.add_noise(latents, noise, t_id)
+            z0 = base.schedule.estimate_z0(z_t, unet(z_t, t_id, text).sample, t_id)
+            picture = Decoder.of(base.codec.module).picture(z0)
+            likeness = identity(picture, points, face, measure).mean()
+            (masked_reconstruction(prediction, noise, mask).mean() + 0.25 * likeness + 2.5 * refocus).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+
+    return run
+
+
+# Measuring ------------------------------------------------------------------------------------------------------------
+
+
+def seconds(run: Variant, steps: int) -> list[float]:
+    """Process time of every step but the first, whoever trains."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    ends: list[float] = []
+    hook = register_optimizer_step_post_hook(lambda *_: ends.append(time.process_time()))
+    try:
+        run(steps)
+    finally:
+        hook.remove()
+    return [after - before for before, after in itertools.pairwise(ends)]
+
+
+def table(title: str, variants: Mapping[str, Variant | None], rounds: int, steps: int) -> str:
+    """Ratios to the first variant, as Markdown."""
+    runs = {name: run for name, run in variants.items() if run is not None}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    order, shuffle = list(runs), random.Random(0)
+    for _ in range(rounds):
+        shuffle.shuffle(order)
+        for name in order:
+            times[name] += seconds(runs[name], steps)
+    first = statistics.median(next(iter(times.values())))
+    lines = [
+        f"### {title}: {rounds} rounds of {steps} steps",
+        "",
+        "| variant | s per step | ratio |",
+        "| --- | --- | --- |",
+    ]
+    for name, values in times.items():
+        middle = statistics.median(values)
+        lines.append(f"| {name} | {middle:.3f} | {middle / first:.3f} |")
+    return "\n".join(lines)
+
+
+def map_bytes() -> str:
+    """Attention maps in float32 of SD1.5 at 512: all of them, and what the probe makes."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280))
+    everything = probed = 0
+    for (height, width), sites in sites_by_grid(unet, (64, 64)).items():
+        places = height * width
+        for site in sites:
+            everything += 4 * site.heads * places * (places + 77)
+            if (height, width) == (16, 16):
+                probed += 4 * site.heads * places * (77 + 2)  # the scores, then the columns of two words
+    share = probed / everything
+    return f"Attention maps: all {everything / 2**20:.0f} MiB, probed {probed / 2**20:.1f} MiB ({share:.2%})."
+
+
+def lora_bytes() -> str:
+    """Peak of SD1.5 LoRA training at 512, batch 1, bfloat16, checkpointing: counted on tensors without memory."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel(
+            sample_size=64, cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280)
+        )
+    unet.to(torch.bfloat16)
+    with torch.device("meta"):
+        trained = LoraSettings(rank=RANK).add_to(unet)
+    for parameter in trained.values():
+        parameter.data = parameter.data.bfloat16()  # activations are bfloat16 under autocast; the weights count below
+    inputs, segments = 0, [0]
+
+    def checkpoint(module: nn.Module, *args: Any) -> Any:
+        nonlocal inputs
+        inputs += sum(a.numel() * a.element_size() for a in args if isinstance(a, Tensor))
+        saved: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            if not isinstance(tensor, nn.Parameter):
+                saved[id(tensor)] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            found = module(*args)
+        segments.append(sum(saved.values()))
+        return found
+
+    unet.enable_gradient_checkpointing(checkpoint)
+    unet.train()
+    sample = torch.empty(1, 4, 64, 64, dtype=torch.bfloat16, device="meta")
+    text = torch.empty(1, 77, 768, dtype=torch.bfloat16, device="meta")
+    unet(sample, torch.empty(1, device="meta"), text)
+    weights = 2 * sum(p.numel() for p in unet.parameters())
+    adapters = 4 * 4 * sum(p.numel() for p in trained.values())  # values, gradients, two moments, float32
+    others = 2 * 123_060_480 + 4 * 83_653_863  # text encoder bfloat16, VAE float32
+    total = weights + adapters + others + inputs + max(segments)
+    parts = {"UNet": weights, "LoRA and optimiser": adapters, "text encoder and VAE": others}
+    parts |= {"checkpoints": inputs, "largest block": max(segments)}
+    listed = ", ".join(f"{name} {count / 2**30:.2f}" for name, count in parts.items())
+    return f"SD1.5 LoRA training at 512, batch 1, bfloat16, checkpointing: {total / 2**30:.2f} GiB ({listed})."
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--smoke", action="store_true", help="Tiny models, one round.")
+    arguments = parser.parse_args()
+    plain, large = (Size(32, 16, 1), Size(32, 16, 1)) if arguments.smoke else (Size(96, 32), Size(48, 64))
+    rounds, steps = (1, 3) if arguments.smoke else (arguments.rounds, arguments.steps)
+    torch.set_num_threads(1)
+    print(map_bytes())
+    print(lora_bytes())
+    base = build(plain)
+    variants = {
+        "bare diffusers and peft loop": bare(base),
+        "LoRA": ours(base, lora()),
+        "LoRA, face mask": ours(base, lora(Mask.FACE_NORMALISED)),
+        "LoRA, mask and attention": ours(base, refocusing),
+        "LoRA, latents and text not cached": ours(base, lora(), cache_latents=False, cache_text=False),
+        "LoRA, checkpointing": ours(base, lora(), gradient_checkpointing=True),
+        "ComfyUI TrainLoraNode": host_trainer(plain, checkpointing=False),
+        "ComfyUI TrainLoraNode, checkpointing": host_trainer(plain, checkpointing=True),
+    }
+    print(table(f"LoRA step, UNet of width {plain.width}, latent {plain.side}", variants, rounds, steps))
+    base = build(large)
+    variants = {
+        "official structure": magicapture_official(base),
+        "ours": ours(base, magicapture_ours, gradient_checkpointing=True),
+        "ours, no checkpointing": ours(base, magicapture_ours),
+    }
+    title = f"MagiCapture step with a composed prompt, width {large.width}, latent {large.side}"
+    print(table(title, variants, rounds, steps))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""`likeness train`: from a configuration file and a folder of photos to files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from likeness.errors import LikenessError
+from likeness.training.command import Openers, read_configuration, run
+
+CONFIGURATION = """
+name = "anna"
+base = "small"
+output = "{folder}/run"
+[data]
+person = "{folder}/photos"
+resolution = 64
+[recipe]
+kind = "{kind}"
+{recipe}
+[run]
+save_every = 1
+"""
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two photos with masks beside them."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    random = np.random.default_rng(0)
+    for name in ("one", "two"):
+        Image.fromarray(random.integers(0, 255, (192, 192, 3), np.uint8)).save(photos / f"{name}.png")
+        mask = np.zeros((192, 192), np.uint8)
+        mask[40:150, 50:140] = 255
+        Image.fromarray(mask).save(photos / f"{name}.mask.png")
+    return tmp_path
+
+
+def configuration(folder: Path, kind: str, recipe: str) -> Path:
+    file = folder / "config.toml"
+    file.write_text(CONFIGURATION.format(folder=folder.as_posix(), kind=kind, recipe=recipe))
+    return file
+
+
+def openers(make_base: Any) -> Openers:
+    return Openers(lambda name: make_base(), lambda name: None)  # type: ignore[arg-type, return-value]
+
+
+def test_a_word_is_learned_from_a_folder_and_results_are_never_overwritten(make_base, folder):
+    file = configuration(folder, "textual_inversion", 'token = "<anna>"\nsteps = 1')
+    (first,) = run(read_configuration(file), openers(make_base))
+    (second,) = run(read_configuration(file), openers(make_base))
+    assert first.name == "anna.safetensors" and second != first and first.exists()
+    assert (folder / "run" / "losses.csv").exists()
+
+
+def test_dreambooth_makes_its_class_pictures_in_the_run_folder(make_base, folder):
+    (result,) = run(
+        read_configuration(configuration(folder, "dreambooth", "steps = 1\nclass_pictures = 1")), openers(make_base)
+    )
+    assert result.exists() and len(list((folder / "run" / "class").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe", "words"),
+    [
+        ("textual_inversion", "", "recipe.textual_inversion.token"),
+        ("textual_inversion", 'token = "<a>"\nlearning_rate = -1', "learning_rate"),
+        ("textual_inversion", 'token = "<a>"\nstepps = 1', "stepps"),
+        ("hypernetwork", "", "recipe"),
+        ("dreambooth", "steps =", "TOML"),
+    ],
+)
+def test_a_wrong_entry_is_named(folder, kind, recipe, words):
+    with pytest.raises(LikenessError, match=words):
+        read_configuration(configuration(folder, kind, recipe))
+
+
+def test_magicapture_asks_for_a_style(make_base, folder):
+    chosen = read_configuration(configuration(folder, "magicapture", ""))
+    with pytest.raises(LikenessError, match=r"data\.style"):
+        run(chosen, openers(make_base))

@@ -1,0 +1,49 @@
+"""A base model from a folder in diffusers' layout, without any network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import LikenessError
+from .base_model import BaseModel, Codec, TextTower
+from .noise import NoiseSchedule
+
+_KINDS = {1024: "clip_h", 1280: "clip_g"}  # by width; any other is CLIP-L, or a model made for tests
+
+
+def load_base(folder: Path) -> BaseModel:
+    """The base model in a folder, float32 on the CPU. Raises LikenessError when it is none, or a part is missing."""
+    if not (folder / "model_index.json").is_file():
+        raise LikenessError(
+            f"The base model '{folder}' is no folder in diffusers' layout (it has no model_index.json): give such a "
+            "folder, or 'miniature'; in ComfyUI, training takes any checkpoint."
+        )
+    try:
+        return _diffusers(folder)
+    except Exception as error:
+        raise LikenessError(
+            f"The base model '{folder}' could not be read ({error}): training needs the unet, text_encoder, tokenizer, "
+            "vae and scheduler of SD1.5, SD2 or SDXL."
+        ) from error
+
+
+def _diffusers(folder: Path) -> BaseModel:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    def part(kind: Any, name: str) -> Any:
+        return kind.from_pretrained(folder / name, local_files_only=True)
+
+    text_models = [CLIPTextModel, CLIPTextModelWithProjection]
+    towers = []
+    for kind, suffix in zip(text_models, ("", "_2"), strict=True):
+        if (folder / f"text_encoder{suffix}").is_dir():
+            encoder = part(kind, f"text_encoder{suffix}").eval().requires_grad_(False)
+            tokenizer = part(CLIPTokenizer, f"tokenizer{suffix}")
+            towers.append(TextTower(tokenizer, encoder, _KINDS.get(encoder.config.hidden_size, "clip_l")))
+    unet = part(UNet2DConditionModel, "unet").eval().requires_grad_(False)
+    vae = part(AutoencoderKL, "vae").eval().requires_grad_(False)
+    return BaseModel(unet, tuple(towers), Codec.of(vae), NoiseSchedule.of(part(DDPMScheduler, "scheduler")))

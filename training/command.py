@@ -1,0 +1,222 @@
+"""A whole training from one configuration file: what `likeness train config.toml` runs.
+
+    name = "anna"
+    base = "models/sd15"            # a folder in diffusers' layout, or "miniature"
+    output = "runs/anna"
+
+    [data]
+    person = "photos/anna"          # photos, or a dataset made from them
+    style = "photos/pop"            # MagiCapture only
+
+    [recipe]
+    kind = "magicapture"            # or "dreambooth", "textual_inversion"; with any of its settings
+
+    [run]
+    seed = 1                        # or any other setting of a run
+
+The output folder holds the run and its results. The same command goes on where a run was stopped.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from ..errors import LikenessError
+from ..faces import FaceAnalysis, load_parser, load_recogniser_module
+from .base_model import BaseModel
+from .config import RunSettings, Settings
+from .dataset import Dataset, DatasetKind, build_dataset
+from .dataset import Settings as DatasetSettings
+from .dataset_folder import is_dataset, load_dataset
+from .engine import Watch, make_accelerator, train
+from .export import TrainingRecord
+from .objectives.identity import Measure, arcface_measure
+from .photo_files import read_folder
+from .portraits import portraits
+from .recipe import Recipe
+from .recipes.dreambooth import DreamBoothSettings, class_pictures, dreambooth
+from .recipes.magicapture import Layout, MagiCaptureSettings, magicapture
+from .recipes.textual_inversion import TextualInversionSettings, textual_inversion
+
+
+class DataSettings(Settings):
+    """Where the photos are, and what finds the faces in them."""
+
+    person: Path
+    style: Path | None = None
+    resolution: int = 512
+    faces: str = Field(default="auto", description="A face pack such as buffalo_l, mtcnn or miniature.")
+    parser: Path | None = Field(default=None, description="Face parsing weights; none: masks are ellipses.")
+    recogniser: Path | None = Field(default=None, description="Weights of the identity loss's recogniser.")
+
+
+class Configuration(Settings):
+    """What a configuration file holds."""
+
+    name: str = Field(min_length=1)
+    base: str
+    output: Path
+    data: DataSettings
+    recipe: TextualInversionSettings | DreamBoothSettings | MagiCaptureSettings = Field(discriminator="kind")
+    run: RunSettings = RunSettings()
+
+
+@dataclass(frozen=True)
+class Openers:
+    """How names in a configuration become models."""
+
+    base: Callable[[str], BaseModel]
+    faces: Callable[[str], FaceAnalysis]
+
+
+def read_configuration(file: Path) -> Configuration:
+    """Raises LikenessError naming the entry that is wrong."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return Configuration.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise LikenessError(f"There is no configuration file '{file}': write one, or check its name.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise LikenessError(
+            f"'{file}' is wrong at {where or 'its top'} ({first['msg']}): correct this entry."
+        ) from error
+    except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
+        raise LikenessError(f"'{file}' cannot be read as TOML ({error}): correct it.") from error
+
+
+def run(configuration: Configuration, openers: Openers, watch: Watch | None = None) -> list[Path]:
+    """Train what a configuration says; returns the results' paths, none when the run was cancelled."""
+    settings, output = configuration.run, configuration.output
+    accelerator = make_accelerator(settings)
+    base = openers.base(configuration.base)
+    recipe = recipe_of(configuration, base, openers)
+    with _stopping() as stopped, _progress(accelerator.is_main_process) as progress:
+        watch = watch or Watch(progress, _keeper(output / "previews"), stopped)
+        result = train(base, recipe, settings, output, watch, accelerator)
+    if not result.complete:
+        print(f"Stopped after {result.steps} steps; the same command goes on from there.")
+        return []
+    if not accelerator.is_main_process:
+        return []
+    side = configuration.data.resolution
+    record = TrainingRecord(
+        recipe.name,
+        base.family,
+        result.steps,
+        recipe.trigger_words,
+        settings.seed,
+        (side, side),
+        base.schedule.prediction,
+    )
+    return recipe.save(output / "results", configuration.name, record)
+
+
+def recipe_of(configuration: Configuration, base: BaseModel, openers: Openers) -> Recipe:
+    """The recipe with its photos. Raises LikenessError for whatever is missing."""
+    chosen, data, seed = configuration.recipe, configuration.data, configuration.run.seed
+    analysis = openers.faces(data.faces)
+    if isinstance(chosen, MagiCaptureSettings):
+        if data.style is None:
+            raise LikenessError("MagiCapture needs photos of a style: write their folder into data.style.")
+        measure = _measure(data, analysis) if chosen.lambda_id > 0 else None
+        people = portraits(_dataset(data.person, DatasetKind.PERSON, chosen.subject, data, analysis), measure)
+        styles = portraits(_dataset(data.style, DatasetKind.STYLE, chosen.style, data, analysis), measure)
+        detect = (lambda photo: _keypoints(analysis, photo)) if chosen.layout is Layout.DETECTED else None
+        return magicapture(base, people, styles, chosen, seed, measure, detect)
+    if isinstance(chosen, TextualInversionSettings):
+        photos = _dataset(data.person, DatasetKind.PERSON, chosen.token, data, analysis).examples()
+        return textual_inversion(base, photos, chosen, seed)
+    photos = _dataset(data.person, DatasetKind.PERSON, chosen.identifier, data, analysis).examples()
+    side, count = data.resolution, chosen.class_pictures if chosen.prior_weight > 0 else 0
+    others = class_pictures(base, chosen.class_prompt, count, configuration.output / "class", (side, side))
+    return dreambooth(base, photos, chosen, seed, others)
+
+
+def _dataset(folder: Path, kind: DatasetKind, trigger: str, data: DataSettings, analysis: FaceAnalysis) -> Dataset:
+    """A dataset that is there, or one made of a folder of photos; what was found is printed."""
+    if not folder.is_dir():
+        raise LikenessError(f"There is no folder '{folder}': write where the photos are into the configuration.")
+    if is_dataset(folder):
+        return load_dataset(folder)
+    found = read_folder(folder)
+    parser = None if data.parser is None else load_parser(data.parser)
+    settings = DatasetSettings(kind, trigger, resolution=data.resolution)
+    dataset = build_dataset(found.photos, settings, analysis, parser, unreadable=found.unreadable)
+    print(dataset.report())
+    return dataset
+
+
+def _measure(data: DataSettings, analysis: FaceAnalysis) -> Measure:
+    """The recogniser of the identity loss: the named file, else the face analysis's own where it has gradients."""
+    if data.recogniser is not None:
+        return arcface_measure(load_recogniser_module(data.recogniser))
+    own = getattr(analysis.recogniser, "measure", None)
+    if own is None:
+        raise LikenessError(
+            "The identity loss needs a recogniser it can look through: write an iresnet's .onnx or .safetensors file "
+            "into data.recogniser, or set recipe.lambda_id to 0."
+        )
+    return own
+
+
+def _keypoints(analysis: FaceAnalysis, photo: Any) -> Any:
+    faces = analysis.find(photo, embed=False)
+    return faces[0].keypoints if faces else None
+
+
+@contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed: the first time ends the run after its step, the second at once."""
+    pressed = []
+
+    def press(*_: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(True)
+        print("\nStopping after this step ...", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[Callable[..., None]]:
+    from tqdm import tqdm
+
+    with tqdm(unit="step", disable=not shown) as bar:
+
+        def progress(done: int, total: int, losses: Any) -> None:
+            bar.total = total
+            bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items()}, refresh=False)
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def _keeper(folder: Path) -> Callable[..., None]:
+    def keep(phase: str, step: int, pictures: Any) -> None:
+        from PIL import Image
+
+        from .portraits import as_uint8
+
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate(pictures):
+            Image.fromarray(as_uint8(picture)).save(folder / f"{phase}_{step:06d}_{number}.png")
+
+    return keep
