@@ -55,7 +55,7 @@ READY = """node => window.app?.vueAppReady && app.extensionManager.workflow.acti
 # stay empty.
 PREVIEW = """async () => {
   const models = ['CheckpointLoaderSimple', 'CLIPVisionLoader', 'LikenessLoadIdentityAdapter', 'LikenessLoadIdentity',
-    'LikenessLoadEmbeds'];
+    'LikenessLoadEmbeds', 'LikenessLoadMiniature'];
   const {output} = await app.graphToPrompt();
   const wanted = Object.keys(output).filter(id => output[id].class_type === 'PreviewImage');
   const links = id => Object.values(output[id].inputs).filter(Array.isArray);

@@ -1,0 +1,358 @@
+"""Training in the real host: the tuned MODEL and CLIP are what was trained, cancel and resume change nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from likeness.errors import LikenessError
+from likeness.training.dataset import Dataset, DatasetKind, Sample
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def nodes(host_nodes):
+    from likeness.nodes import training
+
+    return {node.GET_SCHEMA().node_id.removeprefix("LikenessTrain"): node for node in training.NODES}
+
+
+@pytest.fixture
+def places(host_nodes, tmp_path, monkeypatch):
+    """The host with empty output, loras and embeddings folders."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    for kind in ("loras", "embeddings"):
+        (tmp_path / kind).mkdir()
+        known = folder_paths.folder_names_and_paths[kind][1]
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(tmp_path / kind)], known))
+    return tmp_path
+
+
+@pytest.fixture
+def sockets(recipes, places):
+    """MODEL, CLIP and VAE of the tiny models, made as the executor makes them."""
+    with torch.inference_mode():
+        return {"model": recipes.tiny_sd15(), "clip": recipes.tiny_clip(), "vae": recipes.tiny_vae()}
+
+
+def dataset(kind=DatasetKind.PERSON, trigger="ohwx", count=2, **changes) -> Dataset:
+    def sample(number):
+        rng = np.random.default_rng(number)
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        mask[16:48, 16:48] = 255
+        caption = (
+            f"a photo of a {trigger} person" if kind is DatasetKind.PERSON else f"a photo in the style of {trigger}"
+        )
+        five = np.array([(24, 26), (40, 26), (32, 34), (26, 41), (38, 41)], np.float32)
+        pixels = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+        return replace(Sample(f"{number}.png", pixels, mask, caption, (SIDE, SIDE), keypoints=five), **changes)
+
+    return Dataset(kind, trigger, "person", tuple(sample(number) for number in range(count)))
+
+
+STYLE = dataset(DatasetKind.STYLE, "mystyle")
+QUICK = {"preview_every": 0, "save_every": 1000}
+
+
+def run(node, **inputs):
+    """model, clip, files, losses, samples"""
+    with torch.inference_mode():
+        return node.execute(**{**QUICK, **inputs}).result
+
+
+@contextlib.contextmanager
+def trained_network(monkeypatch):
+    """Collects the base model as it was at the end of training."""
+    from likeness.nodes import training_run
+
+    seen, sample = [], training_run.sample_pictures
+
+    def remember(base, prompts, size, seed):
+        seen.append(base)
+        return sample(base, prompts, size, seed, steps=1)
+
+    monkeypatch.setattr(training_run, "sample_pictures", remember)
+    yield seen
+
+
+# --- schemas
+
+
+def test_choices_are_those_of_the_enumerations_that_are_imported_late(nodes):
+    from likeness.nodes import training, training_methods
+    from likeness.nodes.choices import choices
+    from likeness.training.lora import Reach
+    from likeness.training.recipes.denoising import Mask
+    from likeness.training.recipes.textual_inversion import Tether
+
+    assert choices(training_methods.PrecisionChoice) == training.PRECISIONS
+    assert choices(Reach) == training.LAYERS
+    assert choices(Mask) == training.MASKS
+    assert choices(Tether) == training.TETHERS
+
+
+# --- what comes out
+
+
+def test_dreambooth_gives_the_model_that_was_trained(nodes, sockets, places, monkeypatch):
+    import comfy.model_management
+
+    from likeness.nodes.sockets import schedule_of
+
+    before = {key: value.clone() for key, value in sockets["model"].model.state_dict().items()}
+    with trained_network(monkeypatch) as seen:
+        model, clip, files, losses, samples = run(
+            nodes["DreamBooth"],
+            **{"dataset": dataset(), **sockets, "steps": 3, "learning_rate": 0.02, "class_pictures": 1},
+            rank=2,
+            train_text_encoder=True,
+            name="anna",
+            layers="transformer",
+        )
+    [base] = seen
+    assert "LoRA: anna.safetensors" in files and "in prompts: ohwx person" in files
+    assert losses.shape[-1] == 3 and samples.shape == (1, SIDE, SIDE, 3)
+    random = torch.Generator().manual_seed(0)
+    z, t = torch.randn(1, 4, 8, 8, generator=random), 300
+    schedule = schedule_of(model)
+    with torch.no_grad():
+        states = base.encode(["a photo of a ohwx person"]).states
+        theirs = clip.encode_from_tokens(clip.tokenize("a photo of a ohwx person"))
+        assert float((states - theirs).std()) < 0.02 * float(states.std())
+        plain = sockets["clip"].encode_from_tokens(sockets["clip"].tokenize("a photo of a ohwx person"))
+        assert float((plain - theirs).std()) > 0.02 * float(states.std()), "the LoRA changes the text encoder"
+
+        def host(patcher):
+            comfy.model_management.load_models_gpu([patcher])
+            sigma = patcher.get_model_object("model_sampling").sigmas[t]
+            return patcher.model.apply_model(z, sigma[None], c_crossattn=states)
+
+        acp = schedule.alphas_cumprod[t]
+        prediction = base.unet(z * acp.sqrt(), t, states).sample
+        ours = schedule.estimate_z0(z * acp.sqrt(), prediction, torch.tensor([t]))
+        tuned, untuned = host(model), host(sockets["model"])
+    assert float((ours - tuned).std()) < 0.02 * float((tuned - untuned).std()) < float(tuned.std())
+    comfy.model_management.unload_all_models()
+    after = sockets["model"].model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_textual_inversion_gives_a_word_that_prompts_can_name(nodes, sockets, places, monkeypatch):
+    with trained_network(monkeypatch) as seen:
+        model, clip, files, _, _ = run(
+            nodes["TextualInversion"],
+            **{"dataset": dataset(), **sockets, "steps": 2, "learning_rate": 0.05, "vectors": 2, "name": "anna"},
+        )
+    assert model is sockets["model"] and clip is sockets["clip"]
+    assert "in prompts: embedding:anna" in files
+    clip.tokenizer.clip_l.embedding_directory = [str(places / "embeddings")]
+    with torch.no_grad():
+        theirs = clip.encode_from_tokens(clip.tokenize("a photo of a embedding:anna person"))
+        ours = seen[0].encode(["a photo of a ohwx person"]).states
+    assert torch.allclose(ours, theirs, atol=1e-3)
+
+
+@pytest.mark.parametrize("identity_weight", [0.0, 0.5])
+def test_magicapture_gives_a_lora_and_two_words(nodes, sockets, places, files, identity_weight):
+    from likeness.faces import load_pack
+
+    pack = places / "packs" / "buffalo_l"
+    files.write_detector(pack / "det_10g.onnx", [files.KnownFace(np.zeros((640, 640, 3), np.uint8), *_somewhere())])
+    files.write_recogniser(pack / "w600k_r50.onnx")
+    model, clip, text, _, _ = run(
+        nodes["MagiCapture"],
+        **{"person": dataset(), "style": STYLE, **sockets, "inversion_steps": 1, "tuning_steps": 2, "name": "both"},
+        identity_weight=identity_weight,
+        face_analysis=load_pack(pack),
+    )
+    assert "embedding:both-person person in the style of embedding:both-style" in text
+    assert model.patches and clip.patcher.patches
+    with (places / "output" / "likeness" / "runs" / "both" / "losses.csv").open() as table:
+        columns = next(csv.reader(table))
+    assert ("identity" in columns) == (identity_weight > 0) and "attention" in columns
+
+
+def _somewhere():
+    box = np.array([200, 200, 400, 400], np.float32)
+    return box, np.array([(260, 270), (340, 270), (300, 310), (270, 350), (330, 350)], np.float32)
+
+
+def test_a_finished_training_is_not_repeated_and_nothing_is_overwritten(nodes, sockets, places, monkeypatch):
+    from likeness.nodes import training_run
+
+    inputs = {"dataset": dataset(), **sockets, "steps": 1, "name": "anna"}
+    run(nodes["TextualInversion"], **inputs)
+    first = (places / "embeddings" / "anna.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "train", None)
+        assert "embedding: anna.safetensors" in run(nodes["TextualInversion"], **inputs)[2]
+    text = run(nodes["TextualInversion"], **inputs, seed=1)[2]
+    assert "embedding: anna_2.safetensors" in text and "run: anna_2" in text
+    (places / "embeddings" / "anna_2.safetensors").unlink()
+    assert "run: anna_3" in run(nodes["TextualInversion"], **inputs, seed=1)[2]
+    assert (places / "embeddings" / "anna.safetensors").read_bytes() == first
+
+
+# --- what goes wrong
+
+
+def test_mistakes_are_said_before_anything_is_loaded(nodes, sockets, places):
+    person, mc = dataset(), nodes["MagiCapture"]
+    for node, inputs, sentence in (
+        (nodes["DreamBooth"], {"dataset": "x"}, "'dataset' holds a str: connect Portrait Dataset"),
+        (nodes["DreamBooth"], {"dataset": person, "layers": "all"}, "'all' is no choice for layers"),
+        (nodes["DreamBooth"], {"dataset": person, "learning_rate": float("nan")}, "learning_rate is nan"),
+        (nodes["DreamBooth"], {"dataset": person, "learning_rate": 0.0}, "learning_rate cannot be 0"),
+        (nodes["DreamBooth"], {"dataset": person, "name": "../x"}, "cannot be a folder's"),
+        (mc, {"person": STYLE, "style": person}, "'person' holds a dataset of a style"),
+        (mc, {"person": person, "style": replace(STYLE, trigger="ohwx")}, "have the same trigger word 'ohwx'"),
+        (mc, {"person": dataset(mask=None), "style": STYLE}, "has no face mask"),
+        (mc, {"person": person, "style": STYLE}, "connect a face analysis, or set identity_weight to 0"),
+        (nodes["TextualInversion"], {"dataset": dataset(trigger="person")}, "is already a word"),
+        (nodes["TextualInversion"], {"dataset": person, "steps": 0}, "has 0 steps"),
+        (nodes["TextualInversion"], {"dataset": dataset(mask=None), "mask": "face"}, "has no face mask"),
+    ):
+        with pytest.raises(LikenessError, match=sentence):
+            run(node, **sockets, **inputs)
+
+
+def test_missing_packages_are_named(nodes, sockets, monkeypatch):
+    from likeness.nodes import training
+
+    monkeypatch.setattr(training, "PACKAGES", ("torch", "no_such_package"))
+    with pytest.raises(LikenessError, match="pip install no_such_package"):
+        run(nodes["TextualInversion"], dataset=dataset(), **sockets)
+
+
+def test_an_analysis_without_gradient_is_refused(host_nodes):
+    from likeness.faces import load_lbp
+    from likeness.nodes.training_run import measure_on
+
+    with pytest.raises(LikenessError, match="no recogniser that a training can learn from"):
+        measure_on(load_lbp(), torch.device("cpu"))
+
+
+# --- through the server
+
+
+@pytest.mark.slow
+def test_training_cancelling_resuming_and_using_the_result(server, client, small_checkpoint):
+    RunInterrupted = sys.modules["likeness_host_server"].RunInterrupted
+
+    folder = server.base / "input" / "train_and_use"
+    folder.mkdir()
+    for number, sample in enumerate(dataset(count=3).samples):
+        Image.fromarray(sample.pixels).save(folder / f"{number}.png")
+        Image.fromarray(sample.mask).save(folder / f"{number}.mask.png")  # type: ignore[arg-type]
+    steps = 8
+
+    def graph(name):
+        return {
+            "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": small_checkpoint}},
+            "2": {
+                "class_type": "LikenessPortraitDataset",
+                "inputs": {
+                    "kind": "person",
+                    "trigger_word": "ohwx",
+                    "class_word": "person",
+                    "resolution": SIDE,
+                    "framing": "largest square",
+                    "unfit": "keep",
+                    "masks": "ellipse",
+                    "folder": "train_and_use",
+                    "save_as": "",
+                    "templates": "",
+                    "smallest_face": 0,
+                    "least_sharpness": 0.0,
+                    "outlier_threshold": -1.0,
+                },
+            },
+            "3": {
+                "class_type": "LikenessTrainTextualInversion",
+                "inputs": {
+                    "dataset": ["2", 0],
+                    "model": ["1", 0],
+                    "clip": ["1", 1],
+                    "vae": ["1", 2],
+                    "name": name,
+                    "steps": steps,
+                    "learning_rate": 0.01,
+                    "vectors": 1,
+                    "start_words": "",
+                    "seed": 3,
+                    "sample_prompts": "",
+                    "preview_every": 4,
+                    "batch_size": 1,
+                    "precision": "auto",
+                    "gradient_checkpointing": False,
+                    "save_every": 1000,
+                    "tether": "norm",
+                    "mask": "none",
+                },
+            },
+            "4": {
+                "class_type": "CLIPTextEncode",
+                "inputs": {"clip": ["3", 1], "text": f"a photo of a embedding:{name} person"},
+            },
+            "5": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["3", 1], "text": ""}},
+            "6": {"class_type": "EmptyLatentImage", "inputs": {"width": SIDE, "height": SIDE, "batch_size": 1}},
+            "7": {
+                "class_type": "KSampler",
+                "inputs": {
+                    "model": ["3", 0],
+                    "positive": ["4", 0],
+                    "negative": ["5", 0],
+                    "latent_image": ["6", 0],
+                    "seed": 1,
+                    "steps": 2,
+                    "cfg": 4.0,
+                    "sampler_name": "euler",
+                    "scheduler": "normal",
+                    "denoise": 1.0,
+                },
+            },
+            "8": {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": ["1", 2]}},
+            "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "trained"}},
+            "10": {"class_type": "PreviewImage", "inputs": {"images": ["3", 3]}},
+            "11": {"class_type": "PreviewImage", "inputs": {"images": ["3", 4]}},
+        }
+
+    def cancel(kind, data):
+        if kind == "progress" and data["node"] == "3" and data["max"] == steps and data["value"] >= 2:
+            client.interrupt()
+
+    with pytest.raises(RunInterrupted):
+        client.run(graph("cut"), on_event=cancel, timeout=500)
+    runs = server.base / "output" / "likeness" / "runs"
+    stopped = torch.load(runs / "cut" / "1-inversion" / "state.pt", weights_only=True)["step"]
+    assert 2 <= stopped < steps
+    words = server.base / "models" / "embeddings"
+    assert not (words / "cut.safetensors").exists()
+
+    resumed = client.run(graph("cut"), timeout=500)
+    values = [value for node, value, maximum in resumed.progress if node == "3" and maximum == steps]
+    assert min(values) == stopped + 1 and max(values) == steps
+    assert resumed.previews
+    assert "in prompts: embedding:cut" in resumed.outputs["3"]["text"][0]
+    for number in ("9", "10", "11"):
+        assert all(picture.std() > 3 for picture in client.images(resumed, number))
+    [portrait] = client.images(resumed, "9")
+
+    whole = client.run(graph("whole"), timeout=500)
+    cut, uncut = (load_file(words / f"{name}.safetensors") for name in ("cut", "whole"))
+    assert cut.keys() == uncut.keys() and all(torch.equal(cut[key], uncut[key]) for key in cut)
+    assert np.array_equal(client.images(whole, "9")[0], portrait)
+    assert "3" in client.run(graph("whole")).cached
+    assert Path(runs / "whole" / "losses.png").is_file()
