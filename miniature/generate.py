@@ -123,12 +123,20 @@ def encode_prompts(text_encoder: Any, tokenizer: Any, prompts: Sequence[str]) ->
 
 def noise_levels(schedule: NoiseSchedule, steps: int) -> tuple[Tensor, Tensor]:
     """σ of every step and a last 0, (steps + 1,), and the trained timestep next to each but the last, (steps,)."""
-    log_sigmas = ((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod).log() / 2
-    places = torch.linspace(len(schedule) - 1, 0, steps)
-    below, above, part = places.floor().long(), places.ceil().long(), places.frac()
-    chosen = log_sigmas[below] * (1 - part) + log_sigmas[above] * part
+    log_sigmas = _log_sigmas(schedule)
+    chosen = _between(log_sigmas, torch.linspace(len(schedule) - 1, 0, steps))
     timesteps = (chosen[:, None] - log_sigmas).abs().argmin(1)
     return torch.cat([chosen.exp(), torch.zeros(1)]), timesteps
+
+
+def _log_sigmas(schedule: NoiseSchedule) -> Tensor:
+    """log σ of every trained timestep, where σ² = (1 − ᾱ) / ᾱ."""
+    return ((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod).log() / 2
+
+
+def _between(values: Tensor, places: Tensor) -> Tensor:
+    """Linear interpolation of `values` at fractional indices."""
+    return torch.lerp(values[places.floor().long()], values[places.ceil().long()], places.frac())
 
 
 def _sample(
@@ -165,14 +173,9 @@ def _sample(
 
 def _window(injection: Injection, schedule: NoiseSchedule) -> tuple[float, float]:
     """Highest and lowest σ at which an identity takes part, as ComfyUI reckons a share of the sampling."""
-    acp = schedule.alphas_cumprod
-    sigmas = ((1 - acp) / acp).sqrt()
 
     def sigma_at(share: float) -> float:
-        place = (1 - share) * (len(schedule) - 1)
-        below = int(place)
-        above = min(below + 1, len(schedule) - 1)
-        return float(torch.lerp(sigmas[below].log(), sigmas[above].log(), place - below).exp())
+        return float(_between(_log_sigmas(schedule), torch.tensor((1 - share) * (len(schedule) - 1))).exp())
 
     return (
         torch.inf if injection.start <= 0 else sigma_at(injection.start),

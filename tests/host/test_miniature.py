@@ -254,9 +254,18 @@ def test_a_damaged_file_is_named(host_nodes, tmp_path):
         host.load_model(tmp_path)
 
 
-# --- through the real server, with the weights that are shipped
+# --- with the weights that are shipped, through the real server
 
 needs_weights = pytest.mark.skipif(not (FOLDER / "unet.safetensors").is_file(), reason="no weights are shipped yet")
+
+
+@needs_weights
+@pytest.mark.parametrize("name", ["miniature", "miniature-judge"])
+def test_the_face_analyses_need_no_file_of_the_artist(host_nodes, name):
+    from likeness.nodes.faces import LoadFaceAnalysis
+
+    [analysis] = LoadFaceAnalysis.execute(name).args
+    assert analysis.name == analysis.recogniser.name == name
 
 
 def graph(prompt: str, side: int = 128) -> dict[str, Any]:

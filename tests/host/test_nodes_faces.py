@@ -45,6 +45,8 @@ BUILT_IN = [
     "facexlib (RetinaFace + IR-SE50)",
     "MTCNN (no recogniser)",
     "LBP cascade (boxes only)",
+    "miniature",
+    "miniature-judge",
 ]
 
 
