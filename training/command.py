@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field, ValidationError
 
 from ..errors import LikenessError
@@ -102,7 +103,8 @@ def run(configuration: Configuration, openers: Openers, watch: Watch | None = No
     settings, output = configuration.run, configuration.output
     accelerator = make_accelerator(settings)
     base = openers.base(configuration.base)
-    recipe = recipe_of(configuration, base, openers)
+    with accelerator.main_process_first():  # which makes class pictures for all
+        recipe = recipe_of(configuration, base, openers, accelerator.device)
     with _stopping() as stopped, _progress(accelerator.is_main_process) as progress:
         watch = watch or Watch(progress, _keeper(output / "previews"), stopped)
         result = train(base, recipe, settings, output, watch, accelerator)
@@ -124,16 +126,16 @@ def run(configuration: Configuration, openers: Openers, watch: Watch | None = No
     return recipe.save(output / "results", configuration.name, record)
 
 
-def recipe_of(configuration: Configuration, base: BaseModel, openers: Openers) -> Recipe:
-    """The recipe with its photos. Raises LikenessError for whatever is missing."""
+def recipe_of(configuration: Configuration, base: BaseModel, openers: Openers, device: torch.device) -> Recipe:
+    """The recipe with its photos; faces are measured on the device. Raises LikenessError for whatever is missing."""
     chosen, data, seed = configuration.recipe, configuration.data, configuration.run.seed
     analysis = openers.faces(data.faces)
     if isinstance(chosen, MagiCaptureSettings):
         if data.style is None:
             raise LikenessError("MagiCapture needs photos of a style: write their folder into data.style.")
-        measure = _measure(data, analysis) if chosen.lambda_id > 0 else None
-        people = portraits(_dataset(data.person, DatasetKind.PERSON, chosen.subject, data, analysis), measure)
-        styles = portraits(_dataset(data.style, DatasetKind.STYLE, chosen.style, data, analysis), measure)
+        measure = _measure(data, analysis, device) if chosen.lambda_id > 0 else None
+        people = portraits(_dataset(data.person, DatasetKind.PERSON, chosen.subject, data, analysis), measure, device)
+        styles = portraits(_dataset(data.style, DatasetKind.STYLE, chosen.style, data, analysis), measure, device)
         detect = (lambda photo: _keypoints(analysis, photo)) if chosen.layout is Layout.DETECTED else None
         return magicapture(base, people, styles, chosen, seed, measure, detect)
     if isinstance(chosen, TextualInversionSettings):
@@ -159,17 +161,18 @@ def _dataset(folder: Path, kind: DatasetKind, trigger: str, data: DataSettings, 
     return dataset
 
 
-def _measure(data: DataSettings, analysis: FaceAnalysis) -> Measure:
+def _measure(data: DataSettings, analysis: FaceAnalysis, device: torch.device) -> Measure:
     """The recogniser of the identity loss: the named file, else the face analysis's own where it has gradients."""
     if data.recogniser is not None:
-        return arcface_measure(load_recogniser_module(data.recogniser))
-    own = getattr(analysis.recogniser, "measure", None)
-    if own is None:
+        return arcface_measure(load_recogniser_module(data.recogniser).to(device))
+    own: Any = analysis.recogniser
+    if not hasattr(own, "measure"):
         raise LikenessError(
             "The identity loss needs a recogniser it can look through: write an iresnet's .onnx or .safetensors file "
             "into data.recogniser, or set recipe.lambda_id to 0."
         )
-    return own
+    own.module.to(device)
+    return own.measure
 
 
 def _keypoints(analysis: FaceAnalysis, photo: Any) -> Any:

@@ -90,10 +90,15 @@ def train(
             reporter = _Reporter(worker, watch, log, before, total)
             run = worker.open(folder / f"{number + 1}-{phase.name}")
             log.keep_until(phase.name, run.step)
-            with worker.at_work():
-                complete = run.go(
-                    worker.loss, reporter.report, cancelled=functools.partial(_agreed, accelerator, watch)
-                )
+            stop = functools.partial(_agreed, accelerator, watch)
+            try:
+                with worker.at_work():
+                    complete = run.go(worker.loss, reporter.report, cancelled=stop)
+            except torch.cuda.OutOfMemoryError as error:
+                raise LikenessError(
+                    f"The memory of the {accelerator.device.type} was full at step {run.step} of '{phase.name}': turn "
+                    "gradient checkpointing on, choose bf16, a smaller batch, rank or resolution, and start again."
+                ) from error
             before += run.step
             if not complete:
                 break
@@ -108,23 +113,36 @@ def make_accelerator(settings: RunSettings, cpu: bool = False) -> Any:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=settings.precision.value, cpu=cpu)
+    try:
+        return Accelerator(mixed_precision=settings.precision.value, cpu=cpu)
+    except ValueError as error:
+        raise LikenessError(
+            f"The precision '{settings.precision.value}' does not work on this device ({error}): choose another one."
+        ) from error
+
+
+_FIXED = ("seed", "batch", "accumulation", "precision", "optimiser", "ema")  # settings that a resumed run must share
 
 
 def _claim(folder: Path, base: BaseModel, recipe: Recipe, settings: RunSettings, writes: bool) -> None:
     """Write what this training is into its folder, or check that it is the one that is there."""
-    ours = {"recipe": recipe.name, "base": base.fingerprint(), "settings": settings.model_dump(mode="json")}
-    ours["phases"] = [[phase.name, phase.steps] for phase in recipe.phases]
+    ours = {
+        "recipe": recipe.name,
+        "base": base.fingerprint(),
+        "method": recipe.settings.model_dump(mode="json"),
+        "run": settings.model_dump(mode="json"),
+    }
     file = folder / "run.json"
     if file.exists():
-        theirs = json.loads(file.read_text(encoding="utf-8"))
+        theirs = _read_claim(file)
         if theirs["base"] != ours["base"]:
             raise LikenessError(
                 f"The run in '{folder}' was started with another base model: resume it with that one, or choose a new "
                 "folder."
             )
-        other = [key for key in ("recipe", "phases") if theirs[key] != ours[key]]
-        other += [key for key in ("seed", "batch", "accumulation") if theirs["settings"][key] != ours["settings"][key]]
+        other = [] if theirs["recipe"] == ours["recipe"] else ["recipe"]
+        other += [name for name, value in ours["method"].items() if theirs["method"].get(name) != value]
+        other += [name for name in _FIXED if theirs["run"][name] != ours["run"][name]]
         if other:
             raise LikenessError(
                 f"The run in '{folder}' was started with other settings ({', '.join(other)}): resume it with the same "
@@ -140,6 +158,14 @@ def _claim(folder: Path, base: BaseModel, recipe: Recipe, settings: RunSettings,
             ) from error
     else:
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def _read_claim(file: Path) -> dict[str, Any]:
+    try:
+        claim = json.loads(file.read_text(encoding="utf-8"))
+        return {key: claim[key] for key in ("recipe", "base", "method", "run")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LikenessError(f"'{file}' is damaged or no run's: choose a new folder for this training.") from error
 
 
 @contextmanager

@@ -35,8 +35,8 @@ class Portrait:
         return mirrored
 
 
-def portraits(dataset: Dataset, measure: Measure | None = None) -> list[Portrait]:
-    """A dataset's pictures, their faces measured as the identity loss will. Once, before a training."""
+def portraits(dataset: Dataset, measure: Measure | None = None, device: torch.device | str = "cpu") -> list[Portrait]:
+    """A dataset's pictures, their faces measured (on `device`) as the identity loss will. Once, before a training."""
     found = []
     for sample in dataset.samples:
         example = sample.example()
@@ -46,7 +46,8 @@ def portraits(dataset: Dataset, measure: Measure | None = None) -> list[Portrait
         keypoints, embedding = torch.from_numpy(sample.keypoints).float(), None
         if measure is not None:
             with torch.no_grad():
-                embedding = measure((example.pixels / 2 + 0.5).unsqueeze(0), keypoints.unsqueeze(0))[0]
+                picture = (example.pixels / 2 + 0.5).unsqueeze(0).to(device)
+                embedding = measure(picture, keypoints.unsqueeze(0))[0].cpu()
         found.append(Portrait(example, keypoints, embedding))
     return found
 

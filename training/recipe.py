@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..injection.sites import AttentionSite
-from .config import Group
+from .config import Group, Settings
 from .examples import Example
 from .export import TrainingRecord
 from .noise import NoiseSchedule
@@ -109,6 +109,7 @@ class Recipe:
     """A training method, ready to run. save: writes the results into a folder under a name; returns their paths."""
 
     name: str
+    settings: Settings
     phases: Sequence[Phase]
     trigger_words: tuple[str, ...]
     save: Callable[[Path, str, TrainingRecord], list[Path]]

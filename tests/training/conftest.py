@@ -73,7 +73,7 @@ def small_vae(seed: int = 0) -> Any:
 
     torch.manual_seed(seed)
     return AutoencoderKL(
-        block_out_channels=(8, 16),
+        block_out_channels=(8, 16),  # type: ignore[arg-type]
         down_block_types=("DownEncoderBlock2D",) * 2,  # type: ignore[arg-type]
         up_block_types=("UpDecoderBlock2D",) * 2,  # type: ignore[arg-type]
         norm_num_groups=4,

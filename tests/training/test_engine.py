@@ -222,11 +222,30 @@ def test_a_run_goes_on_with_its_own_base_model_only(make_base, photos, tmp_path)
 def test_a_run_goes_on_with_its_own_settings_only(make_base, photos, tmp_path):
     base, other, third = make_base(), make_base(), make_base()
     train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(1)))
-    with pytest.raises(LikenessError, match="other settings"):
+    with pytest.raises(LikenessError, match=r"other settings \(steps\)"):
         train(other, lora_recipe(other, photos, steps=9), RunSettings(), tmp_path)
+    with pytest.raises(LikenessError, match=r"other settings \(seed\)"):
+        train(third, lora_recipe(third, photos), RunSettings(seed=1), tmp_path)
+
+
+def test_a_damaged_state_is_named(make_base, photos, tmp_path):
+    base, other = make_base(), make_base()
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(1)))
+    state = tmp_path / "1-tuning" / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(LikenessError, match="not the state of this training"):
-        recipe = dreambooth(third, photos, DreamBoothSettings(steps=4, prior_weight=0))
-        train(third, recipe, RunSettings(), tmp_path)
+        train(other, lora_recipe(other, photos), RunSettings(), tmp_path)
+
+
+def test_full_memory_names_what_to_lower(base, photos, tmp_path):
+    recipe = lora_recipe(base, photos)
+
+    def loss(_: Any) -> torch.Tensor:
+        raise torch.cuda.OutOfMemoryError
+
+    phase = replace(recipe.phases[0], objectives=[Objective("loss", loss)])
+    with pytest.raises(LikenessError, match="gradient checkpointing"):
+        train(base, replace(recipe, phases=[phase]), RunSettings(), tmp_path)
 
 
 def test_zero_steps_are_refused_before_anything_is_written(base, photos, tmp_path):
@@ -243,7 +262,7 @@ def test_a_missing_optimiser_package_is_named():
 def test_the_run_folder_says_what_was_run(base, photos, tmp_path):
     train(base, lora_recipe(base, photos, steps=1), RunSettings(seed=5), tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["settings"]["seed"] == 5 and record["phases"] == [["tuning", 1]]
+    assert record["run"]["seed"] == 5 and record["method"]["steps"] == 1 and record["recipe"] == "DreamBooth"
     assert (tmp_path / "losses.png").exists()
 
 

@@ -93,7 +93,7 @@ def dreambooth(
         timestep=uniform_timesteps(len(base.schedule)),
         clip=settings.clip,
     )
-    return Recipe("DreamBooth", [tuning], (word,), partial(_save, base, settings))
+    return Recipe("DreamBooth", settings, [tuning], (word,), partial(_save, base, settings))
 
 
 def preserved(found: Pass, mask: Mask = Mask.NONE, gamma: float | None = None) -> PriorPreservation:

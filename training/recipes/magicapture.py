@@ -195,7 +195,7 @@ def magicapture(
         learned = [save_embedding(vocabulary.embedding(word), folder, names[word], record) for word in names]
         return [lora, *learned]
 
-    return Recipe("MagiCapture", [inversion, tuning], (settings.subject, settings.style), save)
+    return Recipe("MagiCapture", settings, [inversion, tuning], (settings.subject, settings.style), save)
 
 
 # Samples --------------------------------------------------------------------------------------------------------------

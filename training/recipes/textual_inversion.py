@@ -93,7 +93,7 @@ def textual_inversion(
     def save(folder: Path, name: str, record: TrainingRecord) -> list[Path]:
         return [save_embedding(vocabulary.embedding(word), folder, name, record)]
 
-    return Recipe("Textual Inversion", [inversion], (word,), save)
+    return Recipe("Textual Inversion", settings, [inversion], (word,), save)
 
 
 def hold(vocabulary: Vocabulary, tether: Tether, learning_rates: Mapping[str, float]) -> None:
