@@ -114,6 +114,11 @@ def of_kind(prompt, kind: str) -> list[str]:
     return [number for number, node in prompt.items() if node["class_type"] == kind]
 
 
+def is_file(choice: str) -> bool:
+    """Whether a choice is a file of the artist, and not one that comes with the pack."""
+    return choice.endswith((".bin", ".safetensors"))
+
+
 def small(prompt):
     """The graph with the narrow models, small pictures, few steps and few frames."""
     replaced: dict[str, dict] = {
@@ -126,14 +131,12 @@ def small(prompt):
         "LikenessTrainDreamBooth": {"steps": 2, "preview_every": 0, "class_pictures": 1},
         "LikenessTrainMagiCapture": {"inversion_steps": 1, "tuning_steps": 1, "preview_every": 0},
     }
-    if of_kind(prompt, "LikenessLoadMiniature"):
-        del replaced["EmptyLatentImage"]  # it paints in one size only
+    if of_kind(prompt, "LikenessLoadMiniature"):  # it paints in one size only, and fast
+        del replaced["EmptyLatentImage"], replaced["KSampler"]
     prompt = copy.deepcopy(prompt)
-    if of_kind(prompt, "LikenessLoadMiniature"):
-        return prompt
     for node in prompt.values():
         node["inputs"].update(replaced.get(node["class_type"], {}))
-        if node["class_type"] == "LikenessLoadIdentityAdapter":
+        if node["class_type"] == "LikenessLoadIdentityAdapter" and is_file(node["inputs"]["adapter_file"]):
             node["inputs"]["adapter_file"] = FACEID if "faceid" in node["inputs"]["adapter_file"] else PLUS
     return prompt
 
@@ -160,8 +163,6 @@ def execute(running_server, narrow_models, photos):
     for path in WORKFLOWS.glob("miniature_*.png"):
         with Image.open(path) as picture:
             client.upload_image(path.name, np.asarray(picture.convert("RGB")))
-    with Image.open(WORKFLOWS / "miniature_person.png") as picture:
-        client.upload_image("miniature_person.png", np.asarray(picture.convert("RGB")))
     finished: dict[str, Example] = {}
 
     def run(name: str, changes=None) -> Example:
