@@ -7,7 +7,7 @@ cosine to everybody is 0, its margin 0, its rank the last. Missing faces are res
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -171,17 +171,19 @@ def see(
     judge: FaceAnalysis,
     choice: Choice = Choice.LARGEST,
     regions: torch.Tensor | None = None,
+    after_each: Callable[[], object] = lambda: None,
 ) -> Sight:
     """The face that is meant in each picture (H, W, C) RGB 0..1; pictures may differ in size. Never raises for one.
 
     The largest face is meant, not the most similar: that would hide wrong people. With `regions` (n, H, W) or
-    (1, H, W) only faces whose middle lies inside of the picture's mask count.
+    (1, H, W) only faces whose middle lies inside of the picture's mask count. `after_each` is called after each one.
     """
     recogniser = recogniser_of(judge)
     looked = []
     for number, image in enumerate(images):
         region = None if regions is None else regions[min(number, len(regions) - 1)]
         looked.append(_look(image, number, judge, recogniser, choice, region))
+        after_each()
     faces = tuple(face for face, _ in looked)
     return Sight(faces, _stack(faces), tuple(reason for _, reason in looked))
 
@@ -207,7 +209,7 @@ def _look(
     (photo,) = to_photos(image[None])
     faces = [face for face in judge.find(photo, number, embed=False) if face.score >= LEAST_SCORE]
     if region is not None:
-        faces = [face for face in faces if _is_inside(face, region, photo.shape[:2])]
+        faces = [face for face in faces if is_inside(face, region, photo.shape[:2])]
     if not faces:
         return None, "no face" if region is None else "no face in the region"
     face = order_faces(faces, choice, photo.shape[:2])[0]
@@ -222,7 +224,7 @@ def _look(
     return replace(face, embedding=embedding, recogniser=recogniser.name), ""
 
 
-def _is_inside(face: Face, region: torch.Tensor, size: tuple[int, int]) -> bool:
+def is_inside(face: Face, region: torch.Tensor, size: tuple[int, int]) -> bool:
     """Whether the middle of the face's box lies on a mask (h, w) that stands for a picture of this height and width."""
     x, y = (face.box[:2] + face.box[2:]) / 2
     row = int(np.clip(y / size[0] * region.shape[0], 0, region.shape[0] - 1))

@@ -10,7 +10,15 @@ class LikenessExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .. import models_download
-        from . import adapters, dataset, faces, miniature, references, training
+        from . import adapters, dataset, evaluation, faces, miniature, references, training
 
         models_download.register_folders()
-        return [*faces.NODES, *adapters.NODES, *references.NODES, *dataset.NODES, *training.NODES, *miniature.NODES]
+        return [
+            *faces.NODES,
+            *adapters.NODES,
+            *references.NODES,
+            *dataset.NODES,
+            *training.NODES,
+            *miniature.NODES,
+            *evaluation.NODES,
+        ]

@@ -498,6 +498,82 @@ def train_magicapture(graph: Graph) -> None:
     use_miniature(graph, world, trained, text, first_group=6)
 
 
+def identity_report(graph: Graph) -> None:
+    """Four drawn portraits, measured against the same seeds without the identity; the best two are saved."""
+    with graph.group("1. The person"):
+        photo = load_photo(graph, "A picture of a drawn person", "miniature_person.png")
+        analysis = graph.node("LikenessLoadFaceAnalysis", model="miniature", provider="auto")
+        graph.next_column()
+        faces = graph.node("LikenessFindFaces", face_analysis=analysis[0], image=photo["IMAGE"])
+        identity = graph.node("LikenessIdentityFromPhotos", faces=faces["faces"])
+    with graph.group("2. Model and method"):
+        world = graph.node("LikenessLoadMiniature")
+        adapter = graph.node("LikenessLoadIdentityAdapter", adapter_file="miniature FaceID (in this pack)")
+        model = graph.node(
+            "LikenessApplyIdentity",
+            model=world["model"],
+            adapter=adapter["adapter"],
+            identity=identity["identity"],
+            lora_strength=1.0,
+        )
+    with graph.group("3. Prompt"):
+        text = "a photo of a smiling person wearing glasses and a red shirt in the snow"
+        positive = graph.node("CLIPTextEncode", title="Positive prompt", text=text, clip=world["clip"], width=360)
+        negative = graph.node("CLIPTextEncode", title="Negative prompt", text="", clip=world["clip"], width=360)
+        latent = graph.node("EmptyLatentImage", width=MINIATURE.side, height=MINIATURE.side, batch_size=4)
+    with graph.group("4. With and without the identity"):
+        pictures = []
+        for title, source in (("With the identity", model["model"]), ("Without, the same seeds", world["model"])):
+            sampler = graph.node(
+                "KSampler",
+                title=title,
+                model=source,
+                seed=1,
+                steps=MINIATURE.steps,
+                cfg=MINIATURE.cfg,
+                sampler_name=MINIATURE.sampler,
+                scheduler=MINIATURE.scheduler,
+                positive=positive[0],
+                negative=negative[0],
+                latent_image=latent[0],
+                denoise=1.0,
+            )
+            pictures.append(graph.node("VAEDecode", samples=sampler[0], vae=world["vae"]))
+    with graph.group("5. Is it the person?"):
+        judge = graph.node(
+            "LikenessLoadFaceAnalysis", title="The judge: another recogniser", model="miniature-judge", provider="auto"
+        )
+        report = graph.node(
+            "LikenessIdentityReport",
+            images=pictures[0][0],
+            identity=identity["identity"],
+            judge=judge[0],
+            baseline=pictures[1][0],
+            width=420,
+            extra_height=PICTURE,
+        )
+        best = graph.node(
+            "LikenessKeepBestLikeness",
+            images=pictures[0][0],
+            identity=identity["identity"],
+            count=2,
+            judge=judge[0],
+        )
+        graph.next_column()
+        graph.node("PreviewAny", title="In words", source=report["markdown"], extra_height=200)
+        graph.node("SaveImage", title="The best two", images=best["kept"], filename_prefix="likeness/best", width=400)
+    graph.note(
+        "Nothing has to be downloaded: copy `workflows/miniature_person.png` from the pack's folder into ComfyUI's "
+        "`input`.\n\n"
+        "The judge is another recogniser than the one the adapter reads, because an adapter can please its own "
+        "recogniser without looking more like the person. With buffalo_l or antelopev2 take *OpenCV (YuNet + SFace)*."
+        "\n\n"
+        "**Keep Best Likeness** lets only the best pictures go on: upscale those, and save time.",
+        width=440,
+        height=320,
+    )
+
+
 GRAPHS: list[Callable[[Graph], None]] = [
     portrait_faceid,
     two_people,
@@ -508,6 +584,7 @@ GRAPHS: list[Callable[[Graph], None]] = [
     saved_embeds,
     batch_schedule,
     face_keypoints,
+    identity_report,
     portrait_dataset,
     miniature_portrait,
     train_textual_inversion,

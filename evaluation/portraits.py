@@ -1,0 +1,220 @@
+"""A batch of portraits judged for the artist who made them: which keep the person, best first, on one picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..errors import LikenessError
+from ..faces import Face, FaceAnalysis, Identity, to_photos
+from .identity import (
+    LEAST_SCORE,
+    check_judge,
+    is_inside,
+    percent,
+    recogniser_of,
+    references_of,
+    score_sight,
+    see,
+)
+from .people import match
+from .plots import CELL, Cell, sheet
+from .table import Record
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+COLUMNS, MOST_SHOWN, ENDS_SHOWN = 8, 64, 16
+PHOTOS_SHOWN = COLUMNS
+GOOD = 60.0  # percent
+WITH, WITHOUT = "the identity", "no identity"  # as methods in words: "with the identity ... more than no identity"
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """Likeness of n pictures; where several people are expected, that of the least well kept one."""
+
+    people: tuple[str, ...]
+    percents: tuple[float, ...]  # of real photos' likeness, 0..120, 0 without a face
+    cosines: tuple[float, ...]
+    reasons: tuple[str, ...]  # why a face is missing, empty where none is
+    judge: str
+    licence: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        """Mean percent; 0 for no pictures."""
+        return float(np.mean(self.percents)) if self.percents else 0.0
+
+    @property
+    def order(self) -> list[int]:
+        """Indices of the pictures, best first; equal ones keep their order."""
+        return sorted(range(len(self.percents)), key=lambda number: -self.percents[number])
+
+    def best(self, count: int = 0, threshold: float = 0.0) -> list[int]:
+        """The `count` best pictures (0: any number) of those with `threshold` percent or more, best first."""
+        passed = [number for number in self.order if self.percents[number] >= threshold]
+        return passed[:count] if count else passed
+
+
+def judge_pictures(
+    images: torch.Tensor,
+    identities: Sequence[Identity],
+    judge: FaceAnalysis,
+    *,
+    allow_same_recogniser: bool = False,
+    regions: torch.Tensor | None = None,
+    after_each: Callable[[], object] = lambda: None,
+) -> Verdict:
+    """How much pictures (n, H, W, 3) RGB 0..1 show the person, or all of the people; see `identity.score`.
+
+    `after_each` is called after every picture, for progress and cancelling.
+    """
+    if not identities:
+        raise LikenessError("There is nobody to compare with: connect an identity.")
+    warnings = check_judge(judge, [identity.recogniser for identity in identities], allow_same_recogniser)
+    people = [references_of(identity, judge) for identity in identities]
+    if len(people) == 1:
+        scores = score_sight(see(images, judge, regions=regions, after_each=after_each), people[0])
+        percents, cosines, reasons = scores.percents.tolist(), scores.cosines.tolist(), scores.sight.reasons
+    else:
+        means, levels = torch.stack([person.mean for person in people]), [person.level() for person in people]
+        found = []
+        for number, image in enumerate(images):
+            found.append(_least(_all_faces(image, number, judge, regions), means, levels))
+            after_each()
+        percents, cosines, reasons = ([row[place] for row in found] for place in range(3))
+    return Verdict(
+        people=tuple(identity.name for identity in identities),
+        percents=tuple(float(value) for value in percents),  # type: ignore[arg-type]
+        cosines=tuple(float(value) for value in cosines),  # type: ignore[arg-type]
+        reasons=tuple(str(value) for value in reasons),
+        judge=recogniser_of(judge).name,
+        licence=judge.licence,
+        warnings=warnings,
+    )
+
+
+def _all_faces(image: torch.Tensor, number: int, judge: FaceAnalysis, regions: torch.Tensor | None) -> list[Face]:
+    if not bool(torch.isfinite(image).all()):
+        return []
+    (photo,) = to_photos(image[None])
+    region = None if regions is None else regions[min(number, len(regions) - 1)]
+    return [
+        face
+        for face in judge.find(photo, number)
+        if face.score >= LEAST_SCORE
+        and face.embedding is not None
+        and (region is None or is_inside(face, region, photo.shape[:2]))
+    ]
+
+
+def _least(faces: Sequence[Face], means: torch.Tensor, levels: Sequence[float]) -> tuple[float, float, str]:
+    """Percent and cosine of the person who is kept least, and what is missing."""
+    vectors = [torch.from_numpy(np.asarray(face.embedding, np.float32)) for face in faces]
+    matching = match(torch.stack(vectors) if vectors else means[:0], means)
+    percents = [float(percent(torch.tensor(c), level)) for c, level in zip(matching.cosines, levels, strict=True)]
+    worst = int(np.argmin(percents))
+    missing = "" if len(faces) >= len(means) else f"{len(faces)} of {len(means)} faces"
+    return percents[worst], matching.cosines[worst], missing
+
+
+# --- in words
+
+
+def sentence(verdict: Verdict, threshold: float = GOOD, baseline: Verdict | None = None) -> str:
+    """The result in words."""
+    count = len(verdict.percents)
+    names = " and ".join(verdict.people)
+    spread = f" (from {min(verdict.percents):.0f} to {max(verdict.percents):.0f})" if count > 1 else ""
+    text = f"{names}: {verdict.mean:.0f} % of real photos' likeness{spread}"
+    if baseline is not None:
+        text += f", {verdict.mean - baseline.mean:+.0f} points against the pictures without identity"
+    passed = len(verdict.best(threshold=threshold))
+    text += f"; {passed} of {count} pictures reach {threshold:.0f} %"
+    missing = sum(bool(reason) for reason in verdict.reasons)
+    return f"{text}, {missing} without a face." if missing else f"{text}."
+
+
+def markdown(
+    title: str, verdict: Verdict, threshold: float = GOOD, baseline: Verdict | None = None, remarks: Sequence[str] = ()
+) -> str:
+    """The sentence, the warnings, and a line for every picture, best first; counted from 0 as the host does."""
+    lines = [f"# {title}", "", sentence(verdict, threshold, baseline), ""]
+    lines += [line for warning in verdict.warnings for line in (f"**Warning: {warning}.**", "")]
+    lines += [line for remark in remarks for line in (remark, "")]
+    lines += ["| picture | likeness | cosine | remark |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {n} | {verdict.percents[n]:.0f} % | {verdict.cosines[n]:.2f} | {verdict.reasons[n]} |"
+        for n in verdict.order
+    ]
+    return "\n".join([*lines, "", f"Judge: {verdict.judge}. Licence of the judge: {verdict.licence}."]) + "\n"
+
+
+# --- on one picture
+
+
+def portrait_sheet(
+    images: torch.Tensor,
+    verdict: Verdict,
+    identities: Sequence[Identity],
+    title: str = "",
+    threshold: float = GOOD,
+    baseline: torch.Tensor | None = None,
+    baseline_verdict: Verdict | None = None,
+) -> Image:
+    """Photos of the people, the pictures without identity, the pictures best first; red below the threshold.
+
+    Of more than 64 pictures the best and the worst 16 are shown.
+    """
+    photos = [picture for identity in identities for picture in photos_of(identity)][:PHOTOS_SHOWN]
+    cells = [[Cell(picture, "photo") for picture in photos]]
+    if baseline is not None and baseline_verdict is not None:
+        cells += _rows(baseline, baseline_verdict, list(range(len(baseline)))[:ENDS_SHOWN], -math.inf, "without ")
+    shown = verdict.order
+    if len(shown) > MOST_SHOWN:
+        shown = shown[:ENDS_SHOWN] + shown[-ENDS_SHOWN:]
+    cells += _rows(images, verdict, shown, threshold, "")
+    return sheet([row for row in cells if row], title=title, side=CELL)
+
+
+def photos_of(identity: Identity) -> list[torch.Tensor]:
+    """The photos that an identity carries, as pictures (512, 512, 3) 0..1."""
+    pictures = identity.portraits if len(identity.portraits) else identity.heads
+    return [picture.float() / 255 for picture in pictures]
+
+
+def _rows(
+    images: torch.Tensor, verdict: Verdict, numbers: Sequence[int], threshold: float, prefix: str
+) -> list[list[Cell]]:
+    cells = []
+    for number in numbers:
+        value, why = verdict.percents[number], verdict.reasons[number]
+        bad = bool(why) or value < threshold
+        cells.append(Cell(images[number], f"{prefix}{number}: {why or f'{value:.0f} %'}", bad))
+    return [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
+
+
+# --- as records
+
+
+def to_records(
+    verdict: Verdict, method: str, prompts: Sequence[str] = (), clip: Sequence[float] | None = None
+) -> list[Record]:
+    """A record for each picture, for `report.report`; pictures are named `<method>/<number>`."""
+    person = " and ".join(verdict.people)
+    records = []
+    for number, (value, cosine, why) in enumerate(zip(verdict.percents, verdict.cosines, verdict.reasons, strict=True)):
+        measures = {"found": float(not why), "id": cosine, "percent": value}
+        text = prompts[number] if number < len(prompts) else ""
+        record = Record(method, person, text, number, f"{method}/{number}", measures, why)
+        if clip is not None:
+            record = replace(record, measures=measures | {"clip_t": float(clip[number])})
+        records.append(record)
+    return records

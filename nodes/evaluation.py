@@ -1,0 +1,475 @@
+"""Is it the person? A report on pictures, and the pictures that keep the person best."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from .. import models_download
+from ..errors import LikenessError
+from ..evaluation.identity import recogniser_of
+from ..evaluation.plots import to_tensor
+from ..evaluation.portraits import (
+    GOOD,
+    WITH,
+    WITHOUT,
+    Verdict,
+    judge_pictures,
+    markdown,
+    photos_of,
+    portrait_sheet,
+    sentence,
+    to_records,
+)
+from ..evaluation.prompts import clip_t
+from ..evaluation.report import Setting, report
+from ..faces import FaceAnalysis, Identity, Provider, adopt_analysis
+from .choices import finite
+from .faces import open_analysis
+from .progress import counter
+from .schema import FaceAnalysisSocket, IdentitySocket, advanced, schema
+
+log = logging.getLogger(__name__)
+
+CATEGORY = "likeness/evaluation"
+MOST_PEOPLE = 4
+OPENCV, MINIATURE, MINIATURE_JUDGE = "OpenCV (YuNet + SFace)", "miniature", "miniature-judge"
+JUDGE_TIP = (
+    "The recogniser that judges, from Load Face Analysis. It must be another one than the identity was made with, "
+    "which would judge its own work: OpenCV for buffalo_l and antelopev2, miniature-judge for the miniature. Not "
+    "connected: the first that is found."
+)
+
+
+# --- what both nodes take
+
+
+def _identity_inputs() -> list[Any]:
+    """Further people expected in every picture; the first is an input of its own."""
+    return [
+        IdentitySocket.Input(
+            f"identity_{number}", optional=True, tooltip="One more person whom every picture should show."
+        )
+        for number in range(2, MOST_PEOPLE + 1)
+    ]
+
+
+def _same_recogniser() -> Any:
+    return advanced(
+        io.Boolean.Input(
+            "allow_same_recogniser",
+            default=False,
+            tooltip="Lets the recogniser that made the identity judge its own work; the report says so in bold.",
+        )
+    )
+
+
+def _identities(*given: Any) -> list[Identity]:
+    people = [identity for identity in given if identity is not None]
+    for identity in people:
+        if not isinstance(identity, Identity):
+            raise LikenessError(
+                f"The input 'identity' holds a {type(identity).__name__}, not an identity of this pack: connect "
+                "Identity from Photos or Load Identity."
+            )
+    return people
+
+
+def _judge(given: Any, identities: Sequence[Identity], allow_same: bool) -> tuple[FaceAnalysis, bool]:
+    """The judge, and whether it may be the recogniser that made the identities.
+
+    Without one on the socket the first that is here and independent is taken, commercial use allowed before research
+    only; where there is none, the identity's own, which is then allowed and warned of.
+    """
+    if given is not None:
+        return adopt_analysis(given), allow_same
+    made_by = {identity.recogniser for identity in identities}
+    packs = models_download.list_insightface_packs()
+    names = [MINIATURE_JUDGE] if MINIATURE in made_by else [OPENCV, *sorted(packs, key=lambda pack: "aura" not in pack)]
+    own = None
+    for name in names:
+        try:
+            judge = open_analysis(name, Provider.CPU)
+            recogniser = recogniser_of(judge)
+        except LikenessError:
+            continue
+        if recogniser.name not in made_by:
+            return judge, allow_same
+        own = judge
+    if own is None:
+        raise LikenessError(
+            "There is no judge: connect Load Face Analysis to 'judge', for example OpenCV (YuNet + SFace), whose files "
+            "`likeness models get yunet sface` fetches."
+        )
+    return own, True
+
+
+def _or_blocked(images: torch.Tensor, chosen: Sequence[int]) -> Any:
+    """These pictures; what follows does not run when there is none, because the host knows no empty batch."""
+    if not chosen:
+        from comfy_execution.graph_utils import ExecutionBlocker
+
+        return ExecutionBlocker(None)
+    return images[list(chosen)]
+
+
+class _HostClip:
+    """The host's CLIP and CLIP_VISION as one encoder of pictures and texts."""
+
+    def __init__(self, clip: Any, vision: Any):
+        self.clip, self.vision = clip, vision
+
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        return self.vision.encode_image(images, crop="center")["image_embeds"].float().cpu()
+
+    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        pooled = [self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True)[1] for text in texts]
+        return torch.cat([vector.reshape(1, -1) for vector in pooled]).float().cpu()
+
+    def count_tokens(self, text: str) -> int:
+        """77 for each chunk that the host makes of the text."""
+        return 77 * len(next(iter(self.clip.tokenize(text).values())))
+
+    def check(self) -> None:
+        """LikenessError unless pictures and texts lie in one space."""
+        pictures = self.encode_images(torch.zeros(1, 64, 64, 3)).shape[-1]
+        texts = self.encode_texts(["a"]).shape[-1]
+        stage = getattr(self.clip, "cond_stage_model", None)
+        parts = list(stage.modules()) if isinstance(stage, torch.nn.Module) else []
+        weights = [part.text_projection.weight for part in parts if hasattr(part, "text_projection")]
+        flat = [w for w in weights if w.shape[0] == texts and torch.equal(w.float().cpu(), torch.eye(*w.shape))]
+        if pictures != texts or flat:
+            why = (
+                f"text has {texts} numbers and pictures {pictures}" if pictures != texts else "it lacks its projection"
+            )
+            raise LikenessError(
+                f"The CLIP on 'clip' does not belong to the encoder on 'clip_vision' ({why}): connect a whole CLIP, "
+                "such as SDXL's CLIP with CLIP-ViT-bigG, or leave both empty."
+            )
+
+
+# --- Identity Report
+
+
+class IdentityReport(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessIdentityReport",
+            display_name="Identity Report",
+            category=CATEGORY,
+            description=(
+                "Measures how much every picture looks like the person, by a recogniser that had no part in making it, "
+                "and shows photos, pictures and numbers on one sheet. A picture without a face counts as 0 percent."
+            ),
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures to judge."),
+                IdentitySocket.Input("identity", tooltip="The person whom the pictures should show."),
+                io.Float.Input(
+                    "threshold",
+                    default=GOOD,
+                    min=0.0,
+                    max=120.0,
+                    step=1.0,
+                    tooltip="Percent of real photos' likeness from which a picture is kept.",
+                ),
+                io.String.Input("title", default="", tooltip="A title for the sheet and the report."),
+                io.Boolean.Input(
+                    "save",
+                    default=False,
+                    tooltip="Also writes the report with plots and records.csv to output/likeness/reports.",
+                ),
+                _same_recogniser(),
+                FaceAnalysisSocket.Input("judge", optional=True, tooltip=JUDGE_TIP),
+                io.Image.Input(
+                    "baseline",
+                    optional=True,
+                    tooltip="The same prompts and seeds without the identity, in the same order: what the method adds.",
+                ),
+                io.String.Input(
+                    "prompts",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="One line for each picture, or one for all; needed for CLIP-T only.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision", optional=True, tooltip="With clip and prompts: how well pictures obey the prompt."
+                ),
+                io.Clip.Input("clip", optional=True, tooltip="The text half of the same CLIP as clip_vision."),
+                io.Mask.Input(
+                    "region",
+                    optional=True,
+                    tooltip="Where the person should be, one mask or one for each picture; other faces do not count.",
+                ),
+                *_identity_inputs(),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="One picture: photos, pictures without identity, and the pictures best first.",
+                ),
+                io.String.Output(
+                    "markdown", display_name="markdown", tooltip="The same in words, with a line for every picture."
+                ),
+                io.Float.Output(
+                    "likeness", display_name="likeness", tooltip="Mean percent of real photos' likeness, 0 to 120."
+                ),
+                io.Float.Output(
+                    "per_image",
+                    display_name="per image",
+                    is_output_list=True,
+                    tooltip="The percent of each picture, in the order of the batch.",
+                ),
+                io.Image.Output(
+                    "kept",
+                    display_name="kept",
+                    tooltip="The pictures at the threshold or above; what follows waits if none.",
+                ),
+                io.Image.Output(
+                    "rejected", display_name="rejected", tooltip="The other pictures; what follows waits if none."
+                ),
+                io.Int.Output(
+                    "order",
+                    display_name="order",
+                    is_output_list=True,
+                    tooltip="The pictures' numbers in the batch, best first, from 0.",
+                ),
+            ],
+            is_output_node=True,
+            search_aliases=["face similarity", "likeness score", "FaceAnalysis", "face embed distance", "evaluate"],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: torch.Tensor,
+        identity: Identity,
+        threshold: float = GOOD,
+        title: str = "",
+        save: bool = False,
+        allow_same_recogniser: bool = False,
+        judge: Any = None,
+        baseline: torch.Tensor | None = None,
+        prompts: str = "",
+        clip_vision: Any = None,
+        clip: Any = None,
+        region: torch.Tensor | None = None,
+        identity_2: Identity | None = None,
+        identity_3: Identity | None = None,
+        identity_4: Identity | None = None,
+    ) -> io.NodeOutput:
+        finite(threshold=threshold)
+        people = _identities(identity, identity_2, identity_3, identity_4)
+        analysis, allowed = _judge(judge, people, allow_same_recogniser)
+
+        step = counter(len(images) + (0 if baseline is None else len(baseline)))
+
+        def verdict_of(pictures: torch.Tensor) -> Verdict:
+            return judge_pictures(
+                pictures, people, analysis, allow_same_recogniser=allowed, regions=region, after_each=step
+            )
+
+        verdict, plain = verdict_of(images), None if baseline is None else verdict_of(baseline)
+        texts = _lines(prompts or "", len(images))
+        obeyed = _clip_t(images, texts, clip, clip_vision)
+        remarks = [] if obeyed is None else [f"CLIP-T: {sum(obeyed) / len(obeyed):.3f} on average."]
+        kept = sorted(verdict.best(threshold=threshold))
+        rejected = [number for number in range(len(images)) if number not in kept]
+        if not kept:
+            remarks.append(f"No picture reaches {threshold:.0f} %: nodes after 'kept' do not run.")
+        heading = title.strip() or "Identity report"
+        said = sentence(verdict, threshold, plain)
+        drawn = to_tensor(portrait_sheet(images, verdict, people, said, threshold, baseline, plain))
+        if save:
+            folder = _save(heading, images, verdict, people, baseline, plain, texts, obeyed)
+            remarks.append(f"Saved in {folder}.")
+        log.info("[likeness] %s", said)
+        for warning in verdict.warnings:
+            log.warning("[likeness] %s", warning)
+        return io.NodeOutput(
+            drawn,
+            markdown(heading, verdict, threshold, plain, remarks),
+            verdict.mean,
+            list(verdict.percents),
+            _or_blocked(images, kept),
+            _or_blocked(images, rejected),
+            verdict.order,
+            ui={**ui.PreviewImage(drawn, cls=cls).as_dict(), **ui.PreviewText(said).as_dict()},
+        )
+
+
+def _lines(prompts: str, number: int) -> list[str]:
+    """A prompt for each picture: one line each, or one line for all."""
+    lines = [line.strip() for line in prompts.splitlines() if line.strip()]
+    if not lines:
+        return []
+    if len(lines) == 1:
+        return lines * number
+    if len(lines) != number:
+        raise LikenessError(
+            f"There are {len(lines)} prompts for {number} pictures: write one line for each picture, or one for all."
+        )
+    return lines
+
+
+def _clip_t(images: torch.Tensor, texts: Sequence[str], clip: Any, vision: Any) -> list[float] | None:
+    """CLIP-T of each picture; None where neither encoder is connected."""
+    if clip is None and vision is None:
+        return None
+    if clip is None or vision is None or not texts:
+        raise LikenessError(
+            "CLIP-T needs 'clip', 'clip_vision' and 'prompts' together: connect all three, or none of the encoders."
+        )
+    encoder = _HostClip(clip, vision)
+    encoder.check()
+    return clip_t(images, texts, encoder).tolist()
+
+
+def _save(
+    title: str,
+    images: torch.Tensor,
+    verdict: Verdict,
+    people: Sequence[Identity],
+    baseline: torch.Tensor | None,
+    plain: Verdict | None,
+    texts: Sequence[str],
+    obeyed: Sequence[float] | None,
+) -> Path:
+    """A report in a new folder below output/likeness/reports."""
+    pictures = {f"{WITH}/{number}": image for number, image in enumerate(images)}
+    records = to_records(verdict, WITH, texts, obeyed)
+    if baseline is not None and plain is not None:
+        pictures |= {f"{WITHOUT}/{number}": image for number, image in enumerate(baseline)}
+        records = to_records(plain, WITHOUT, texts) + records
+    photos = [photo for person in people for photo in photos_of(person)]
+    pictures |= {f"photo/{number}": photo for number, photo in enumerate(photos)}
+    setting = Setting(
+        title=title,
+        judge=verdict.judge,
+        licence=verdict.licence,
+        reference=None if plain is None else WITHOUT,
+        photos={" and ".join(verdict.people): [f"photo/{number}" for number in range(len(photos))]},
+        warnings=verdict.warnings,
+    )
+    return report(records, pictures, _new_folder(), setting).parent
+
+
+def _new_folder() -> Path:
+    """The first free of output/likeness/reports/report_001 and so on, made."""
+    import folder_paths
+
+    root = Path(folder_paths.get_output_directory()) / "likeness" / "reports"
+    for number in count(1):
+        folder = root / f"report_{number:03d}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise LikenessError(f"The report cannot be written to {root} ({error}): make it writable.") from None
+        return folder
+    raise AssertionError("numbers never end")
+
+
+# --- Keep Best Likeness
+
+
+class KeepBestLikeness(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessKeepBestLikeness",
+            display_name="Keep Best Likeness",
+            category=CATEGORY,
+            description=(
+                "Keeps the pictures that look most like the person and lets only those go on: the best few, those "
+                "above a percentage, or both. Judged by a recogniser that had no part in making them."
+            ),
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures to choose from."),
+                IdentitySocket.Input("identity", tooltip="The person whom the pictures should show."),
+                io.Int.Input(
+                    "count",
+                    default=1,
+                    min=0,
+                    max=4096,
+                    tooltip="How many pictures to keep at most; 0 keeps all that reach the threshold.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.0,
+                    min=0.0,
+                    max=120.0,
+                    step=1.0,
+                    tooltip="Percent of real photos' likeness that a picture must reach; 0 asks for nothing.",
+                ),
+                _same_recogniser(),
+                FaceAnalysisSocket.Input("judge", optional=True, tooltip=JUDGE_TIP),
+                io.Mask.Input(
+                    "region",
+                    optional=True,
+                    tooltip="Where the person should be, one mask or one for each picture; other faces do not count.",
+                ),
+                *_identity_inputs(),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "kept", display_name="kept", tooltip="The chosen pictures, best first; what follows waits if none."
+                ),
+                io.Image.Output(
+                    "rejected",
+                    display_name="rejected",
+                    tooltip="The other pictures in the order of the batch; what follows waits if none.",
+                ),
+                io.Int.Output(
+                    "indices",
+                    display_name="indices",
+                    is_output_list=True,
+                    tooltip="The kept pictures' numbers in the batch, best first, from 0.",
+                ),
+            ],
+            search_aliases=["likeness gate", "sort by likeness", "best face", "filter faces"],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: torch.Tensor,
+        identity: Identity,
+        count: int = 1,
+        threshold: float = 0.0,
+        allow_same_recogniser: bool = False,
+        judge: Any = None,
+        region: torch.Tensor | None = None,
+        identity_2: Identity | None = None,
+        identity_3: Identity | None = None,
+        identity_4: Identity | None = None,
+    ) -> io.NodeOutput:
+        finite(threshold=threshold)
+        people = _identities(identity, identity_2, identity_3, identity_4)
+        analysis, allowed = _judge(judge, people, allow_same_recogniser)
+        verdict = judge_pictures(
+            images,
+            people,
+            analysis,
+            allow_same_recogniser=allowed,
+            regions=region,
+            after_each=counter(len(images)),
+        )
+        kept = verdict.best(count, threshold)
+        rejected = [number for number in range(len(images)) if number not in kept]
+        log.info("[likeness] %s Kept: %s.", sentence(verdict, threshold), ", ".join(map(str, kept)) or "none")
+        for warning in verdict.warnings:
+            log.warning("[likeness] %s", warning)
+        return io.NodeOutput(_or_blocked(images, kept), _or_blocked(images, rejected), kept)
+
+
+NODES: list[type[io.ComfyNode]] = [IdentityReport, KeepBestLikeness]

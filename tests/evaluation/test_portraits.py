@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from likeness.errors import LikenessError
+from likeness.evaluation.plots import BAD
+from likeness.evaluation.portraits import (
+    WITH,
+    Verdict,
+    judge_pictures,
+    markdown,
+    portrait_sheet,
+    sentence,
+    to_records,
+)
+from likeness.evaluation.report import report
+
+RED, GREEN, BLUE = (1.0, 0.25, 0.25), (0.25, 1.0, 0.25), (0.25, 0.25, 1.0)
+PINK, BLACK = (1.0, 0.25, 0.5), (0.0, 0.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def ann(identify):
+    return identify("ann", RED, RED, PINK)
+
+
+@pytest.fixture(scope="module")
+def bob(identify):
+    return identify("bob", GREEN)
+
+
+@pytest.fixture(scope="module")
+def verdict(colours, ann, judge):
+    return judge_pictures(colours.of(GREEN, RED, BLACK, PINK), [ann], judge)
+
+
+def _verdict(*percents: float) -> Verdict:
+    return Verdict(("ann",), percents, percents, tuple("" for _ in percents), "sface", "Apache-2.0")
+
+
+def test_pictures_are_ordered_by_likeness_and_a_missing_face_is_0_percent(verdict):
+    assert set(verdict.order[:2]) == {1, 3} and verdict.percents[1] > 90
+    assert verdict.percents[2] == 0 and verdict.reasons == ("", "", "no face", "")
+    assert verdict.mean == pytest.approx(np.mean(verdict.percents))
+
+
+@pytest.mark.parametrize(
+    ("count", "threshold", "kept"), [(1, 0, [2]), (0, 50, [2, 1]), (1, 95, []), (9, 0, [2, 1, 0]), (0, 0, [2, 1, 0])]
+)
+def test_the_best_are_some_of_those_that_reach_the_threshold(count, threshold, kept):
+    assert _verdict(10, 50, 90).best(count, threshold) == kept
+
+
+def test_equal_pictures_keep_their_order():
+    assert _verdict(50, 50, 50).order == [0, 1, 2]
+
+
+def test_of_several_people_the_least_well_kept_one_counts(colours, ann, bob, judge):
+    both, twins = colours.pair(RED, GREEN), colours.pair(RED, PINK)
+    assert judge_pictures(both, [ann, bob], judge).percents[0] > 90
+    assert judge_pictures(both, [bob, ann], judge).percents[0] > 90, "who stands where does not matter"
+    assert judge_pictures(twins, [ann, bob], judge).percents[0] == 0
+    alone = judge_pictures(colours.of(RED), [ann, bob], judge)
+    assert alone.percents == (0.0,) and alone.reasons == ("1 of 2 faces",)
+    assert judge_pictures(torch.full((1, 64, 64, 3), torch.nan), [ann, bob], judge).percents == (0.0,)
+
+
+def test_the_recogniser_that_made_the_identity_is_refused(colours, ann, other_judge):
+    with pytest.raises(LikenessError, match="would judge its own work"):
+        judge_pictures(colours.of(RED), [ann], other_judge)
+    allowed = judge_pictures(colours.of(RED), [ann], other_judge, allow_same_recogniser=True)
+    assert "**Warning: judge equals conditioner" in markdown("Report", allowed)
+    with pytest.raises(LikenessError, match="connect an identity"):
+        judge_pictures(colours.of(RED), [], other_judge)
+
+
+def test_every_picture_is_counted_for_the_progress_bar(colours, ann, bob, judge):
+    steps = []
+    for people in ([ann], [ann, bob]):
+        judge_pictures(colours.of(RED, BLACK), people, judge, after_each=lambda: steps.append(1))
+    assert len(steps) == 4
+
+
+def test_the_sentence_says_what_was_gained_and_what_is_missing(verdict, colours, ann, judge):
+    text = sentence(verdict, 60, judge_pictures(colours.of(BLUE), [ann], judge))
+    assert text.startswith(f"ann: {verdict.mean:.0f} % of real photos' likeness (from 0 to ")
+    assert f"{verdict.mean:+.0f} points against" in text and "2 of 4 pictures reach 60 %, 1 without a face." in text
+    assert sentence(_verdict(70)) == "ann: 70 % of real photos' likeness; 1 of 1 pictures reach 60 %."
+
+
+def test_the_text_has_a_line_for_every_picture_best_first(verdict):
+    lines = markdown("Ann", verdict, remarks=["A remark."]).splitlines()
+    assert lines[0] == "# Ann" and "A remark." in lines
+    numbers = [
+        int(line.split("|")[1]) for line in lines if line.startswith("|") and line.split("|")[1].strip().isdigit()
+    ]
+    assert numbers == verdict.order
+    assert "| no face |" in "\n".join(lines) and lines[-1].startswith("Judge: by colour. Licence")
+
+
+def test_the_sheet_frames_what_is_not_kept(colours, ann, judge):
+    def red(threshold: float) -> int:
+        images = colours.of(RED, BLACK)
+        drawn = portrait_sheet(images, judge_pictures(images, [ann], judge), [ann], threshold=threshold)
+        return int((np.asarray(drawn) == BAD).all(-1).sum())
+
+    assert red(200) > 1.7 * red(60) > 500, "first both are framed, then the missing face alone"
+
+
+def test_the_sheet_shows_the_ends_of_a_long_batch_and_the_pictures_without_identity(colours, ann, judge):
+    images = colours.of(*[RED] * 70)
+    verdict = judge_pictures(images, [ann], judge)
+    long = portrait_sheet(images, verdict, [ann])
+    short = portrait_sheet(images[:8], judge_pictures(images[:8], [ann], judge), [ann])
+    row = short.height // 2
+    assert 4 * row < long.height < 6 * row, "photos, and 32 of the 70 in rows of 8"
+    with_base = portrait_sheet(
+        images[:8],
+        judge_pictures(images[:8], [ann], judge),
+        [ann],
+        baseline=images[:8],
+        baseline_verdict=judge_pictures(images[:8], [ann], judge),
+    )
+    assert with_base.height > short.height + row / 2
+
+
+def test_a_verdict_becomes_records_for_the_full_report(verdict, colours, tmp_path):
+    records = to_records(verdict, WITH, ["a"] * 4, [0.2] * 4)
+    assert [record.value("percent") for record in records] == list(verdict.percents)
+    assert records[2].note == "no face" and records[2].value("found") == 0 and records[0].value("clip_t") == 0.2
+    pictures = {f"{WITH}/{number}": image for number, image in enumerate(colours.of(GREEN, RED, BLACK, PINK))}
+    assert "With the identity the pictures have" in report(records, pictures, tmp_path).read_text()

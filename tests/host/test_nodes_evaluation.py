@@ -1,0 +1,253 @@
+"""Identity Report and Keep Best Likeness in the real host's process, with a judge that reads colours."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from likeness.errors import LikenessError
+from likeness.faces import Detection, FaceAnalysis, Identity, build_identity, to_photos
+
+RED, GREEN, BLUE, BLACK = (1.0, 0.25, 0.25), (0.25, 1.0, 0.25), (0.25, 0.25, 1.0), (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class ByColour:
+    """One face in every picture whose middle is not black; its embedding is the colour there, minus mid grey."""
+
+    name: str = "by colour"
+    threshold: float = 0.5
+    sizes: tuple[int, ...] = (64,)
+
+    def detect(self, image_bgr, size=None):
+        middle = image_bgr[image_bgr.shape[0] // 2, image_bgr.shape[1] // 2]
+        if middle.max() == 0:
+            return []
+        five = np.array([(24, 24), (40, 24), (32, 34), (26, 44), (38, 44)], np.float32)
+        return [Detection(np.array([16, 8, 48, 56], np.float32), 0.9, five)]
+
+    def embed(self, image_rgb, keypoints):
+        x, y = keypoints[2].round().astype(int)
+        return image_rgb[y, x].astype(np.float32) - 127.5
+
+
+JUDGE = FaceAnalysis("judge", ByColour(), ByColour(), licence="public domain")
+CONDITIONER = FaceAnalysis("conditioner", ByColour(), ByColour("conditioner"))
+
+
+def _pictures(*colours) -> torch.Tensor:
+    return torch.tensor(colours).float().reshape(-1, 1, 1, 3).expand(-1, 64, 64, 3).contiguous()
+
+
+@pytest.fixture(scope="module")
+def nodes(host_nodes):
+    from likeness.nodes import evaluation
+
+    return {node.GET_SCHEMA().node_id: node for node in evaluation.NODES}
+
+
+@pytest.fixture
+def run(nodes):
+    """`run("IdentityReport", ...)` gives the node's outputs by name."""
+
+    def execute(node: str, /, **inputs):
+        chosen = nodes[f"Likeness{node}"]
+        output = chosen.execute(**inputs)
+        names = [socket.id for socket in chosen.GET_SCHEMA().outputs]
+        return SimpleNamespace(**dict(zip(names, output.result, strict=True)), ui=output.ui)
+
+    return execute
+
+
+@pytest.fixture(scope="module")
+def ann() -> Identity:
+    photos = to_photos(_pictures(RED))
+    return build_identity(photos, [CONDITIONER.find(photo)[0] for photo in photos], "ann")
+
+
+@pytest.fixture
+def output(host_nodes, tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    return tmp_path / "output"
+
+
+def _is_blocked(value) -> bool:
+    from comfy_execution.graph_utils import ExecutionBlocker
+
+    return isinstance(value, ExecutionBlocker)
+
+
+def test_pictures_are_judged_sorted_and_shown(run, ann):
+    images = _pictures(GREEN, RED, BLACK)
+    found = run("IdentityReport", images=images, identity=ann, judge=JUDGE, title="Ann")
+    assert found.per_image[1] > 100 and found.per_image[0] == found.per_image[2] == 0
+    assert found.likeness == pytest.approx(np.mean(found.per_image)) and found.order == [1, 0, 2]
+    assert torch.equal(found.kept, images[[1]]) and torch.equal(found.rejected, images[[0, 2]])
+    assert found.report.ndim == 4 and found.report.shape[-1] == 3 and 0 <= found.report.min() < found.report.max() <= 1
+    assert found.markdown.startswith("# Ann\n") and "| no face |" in found.markdown
+    assert "ann:" in found.ui["text"][0] and found.ui["images"]
+
+
+def test_nothing_kept_blocks_what_follows_and_says_why(run, ann):
+    images = _pictures(GREEN, BLACK)
+    found = run("IdentityReport", images=images, identity=ann, judge=JUDGE)
+    assert _is_blocked(found.kept) and torch.equal(found.rejected, images)
+    assert "No picture reaches 60 %: nodes after 'kept' do not run." in found.markdown
+    assert _is_blocked(run("IdentityReport", images=_pictures(RED), identity=ann, judge=JUDGE).rejected)
+
+
+def test_the_baseline_tells_what_the_identity_adds(run, ann):
+    found = run(
+        "IdentityReport", images=_pictures(RED, RED), identity=ann, judge=JUDGE, baseline=_pictures(BLUE, GREEN)
+    )
+    assert "+120 points against the pictures without identity" in found.markdown
+
+
+def test_a_report_is_saved_and_never_over_another(run, ann, output):
+    for number in (1, 2):
+        found = run("IdentityReport", images=_pictures(RED, BLACK), identity=ann, judge=JUDGE, save=True, title="Ann")
+        folder = output / "likeness" / "reports" / f"report_{number:03d}"
+        assert str(folder) in found.markdown
+        assert {"report.md", "records.csv", "sheet.png", "people.png"} <= {path.name for path in folder.iterdir()}
+        assert (folder / "report.md").read_text().startswith("# Ann")
+
+
+def test_the_judge_may_not_be_the_recogniser_that_made_the_identity(run, ann):
+    for node in ("IdentityReport", "KeepBestLikeness"):
+        with pytest.raises(LikenessError, match=r"conditioner is the recogniser that made the identity"):
+            run(node, images=_pictures(RED), identity=ann, judge=CONDITIONER)
+    allowed = run("IdentityReport", images=_pictures(RED), identity=ann, judge=CONDITIONER, allow_same_recogniser=True)
+    assert "**Warning: judge equals conditioner" in allowed.markdown
+
+
+def test_without_a_judge_the_first_independent_one_is_taken(run, ann, monkeypatch):
+    from likeness.nodes import evaluation
+
+    opened = []
+
+    def open_only(*names):
+        def open_analysis(name, provider):
+            opened.append(name)
+            if name not in names:
+                raise LikenessError("missing")
+            return names_to[name]
+
+        return open_analysis
+
+    names_to = {"OpenCV (YuNet + SFace)": JUDGE, "buffalo_l": CONDITIONER}
+    monkeypatch.setattr(evaluation.models_download, "list_insightface_packs", lambda: ["buffalo_l"])
+    monkeypatch.setattr(evaluation, "open_analysis", open_only("OpenCV (YuNet + SFace)", "buffalo_l"))
+    assert "Judge: by colour" in run("IdentityReport", images=_pictures(RED), identity=ann).markdown
+    monkeypatch.setattr(evaluation, "open_analysis", open_only("buffalo_l"))
+    own = run("IdentityReport", images=_pictures(RED), identity=ann).markdown
+    assert "Judge: conditioner" in own and "**Warning: judge equals conditioner" in own
+    monkeypatch.setattr(evaluation, "open_analysis", open_only())
+    with pytest.raises(LikenessError, match="There is no judge: connect Load Face Analysis"):
+        run("IdentityReport", images=_pictures(RED), identity=ann)
+    opened.clear()
+    with pytest.raises(LikenessError, match="There is no judge"):
+        run("IdentityReport", images=_pictures(RED), identity=replace(ann, recogniser="miniature"))
+    assert opened == ["miniature-judge"], "drawn people are judged by their own world"
+
+
+@pytest.mark.parametrize(
+    ("count", "threshold", "kept"), [(1, 0.0, [1]), (2, 0.0, [1, 3]), (0, 60.0, [1, 3]), (5, 0.0, [1, 3, 0, 2])]
+)
+def test_the_best_are_kept_best_first(run, ann, count, threshold, kept):
+    images = _pictures(GREEN, RED, BLACK, RED)
+    found = run("KeepBestLikeness", images=images, identity=ann, judge=JUDGE, count=count, threshold=threshold)
+    assert found.indices == kept and torch.equal(found.kept, images[kept])
+    if len(kept) < 4:
+        assert torch.equal(found.rejected, images[[n for n in range(4) if n not in kept]])
+    else:
+        assert _is_blocked(found.rejected)
+
+
+def test_both_nodes_and_the_room_give_the_same_numbers(run, ann):
+    from likeness.evaluation.identity import score
+
+    images = _pictures((1.0, 0.4, 0.3), (0.9, 0.2, 0.6))
+    found = run("IdentityReport", images=images, identity=ann, judge=JUDGE)
+    np.testing.assert_allclose(found.per_image, score(images, ann, JUDGE).percents)
+    best = run("KeepBestLikeness", images=images, identity=ann, judge=JUDGE)
+    assert best.indices == found.order[:1]
+
+
+def test_a_region_tells_where_the_person_should_be(run, ann):
+    left = torch.zeros(1, 64, 64)
+    left[:, :, :16] = 1
+    found = run("IdentityReport", images=_pictures(RED), identity=ann, judge=JUDGE, region=left)
+    assert found.likeness == 0 and "no face in the region" in found.markdown
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"identity": "ann"}, "'identity' holds a str"),
+        ({"threshold": float("nan")}, "threshold is nan"),
+        ({"prompts": "a\nb"}, "2 prompts for 1 pictures"),
+        ({"clip": object()}, "CLIP-T needs"),
+        ({"judge": FaceAnalysis("boxes", ByColour())}, "boxes has no recogniser"),
+    ],
+)
+def test_what_cannot_be_measured_is_explained(run, ann, inputs, words):
+    with pytest.raises(LikenessError, match=words):
+        run("IdentityReport", **{"images": _pictures(RED), "identity": ann, "judge": JUDGE, **inputs})
+
+
+class _Vision:
+    def __init__(self, width=3):
+        self.width = width
+
+    def encode_image(self, images, crop="center"):
+        return {"image_embeds": images.mean((1, 2))[:, : self.width]}
+
+
+class _Clip:
+    def tokenize(self, text):
+        return {"l": [[text]]}
+
+    def encode_from_tokens(self, tokens, return_pooled=False):
+        colour = {"red": (1.0, 0, 0), "green": (0, 1.0, 0)}
+        return None, torch.tensor([colour.get(tokens["l"][0][0], (1.0, 1, 1))])
+
+
+def test_pictures_and_prompts_are_compared_by_the_hosts_clip(run, ann):
+    found = run(
+        "IdentityReport",
+        images=_pictures((1.0, 0, 0), (0, 1.0, 0)),
+        identity=ann,
+        judge=JUDGE,
+        prompts="red\nred",
+        clip=_Clip(),
+        clip_vision=_Vision(),
+    )
+    assert "CLIP-T: 0.500 on average." in found.markdown
+    with pytest.raises(LikenessError, match=r"text has 3 numbers and pictures 2"):
+        run(
+            "IdentityReport",
+            images=_pictures(RED),
+            identity=ann,
+            judge=JUDGE,
+            prompts="red",
+            clip=_Clip(),
+            clip_vision=_Vision(2),
+        )
+
+
+def test_the_example_asks_another_recogniser_than_the_adapters():
+    import sys
+
+    folder = sys.modules["likeness_comfyui"].REPOSITORY / "workflows"
+    prompt = json.loads((folder / "identity_report.api.json").read_text())
+    by_id = {number: node for number, node in prompt.items() if node["class_type"] == "LikenessLoadFaceAnalysis"}
+    for kind in ("LikenessIdentityReport", "LikenessKeepBestLikeness"):
+        (node,) = [node for node in prompt.values() if node["class_type"] == kind]
+        assert by_id[node["inputs"]["judge"][0]]["inputs"]["model"] == "miniature-judge"
