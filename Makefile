@@ -38,9 +38,11 @@ ifeq ($(wildcard $(COMFYUI_PATH)/main.py),)
 endif
 	$(MAKE) setup
 
-# Zero downloads: an identity from the photograph that comes with insightface, and a contact sheet of what was seen.
+# Zero downloads: portraits of a drawn person, with a report. `PHOTOS=folder` takes other photos of the miniature world,
+# `HOST=comfyui` makes the pictures in the real ComfyUI.
 demo: setup
-	$(BIN)/likeness identity --sample --out demo
+	$(BIN)/python -m likeness.miniature.demo --out demo $(if $(PHOTOS),--photos $(PHOTOS)) \
+	    $(if $(filter comfyui,$(HOST)),--comfyui)
 
 bench: setup
 	$(BIN)/python benchmarks/overhead.py
