@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from ..errors import LikenessError
 from ..training.base_model import BaseModel
+from ..training.captions import renamed
 from ..training.config import LoraSettings, Precision, RunSettings, Settings
 from ..training.dataset import Dataset
 from ..training.examples import Example
@@ -78,21 +80,41 @@ def _checked(kind: type[S], **values: Any) -> S:
         raise LikenessError(f"The setting {where} cannot be {first['input']!r}: {first['msg']}.") from None
 
 
+def placeholder(dataset: Dataset) -> str:
+    """What a dataset's trigger word is called while it is learned: in brackets, because rare words such as ohwx are
+    words of CLIP already, and would be two things at once."""
+    return f"<{dataset.trigger.strip('<>')}>"
+
+
+def _with_placeholders(run: RunSettings, *datasets: Dataset) -> RunSettings:
+    """The settings with placeholders in the preview prompts."""
+    prompts = run.preview_prompts
+    for dataset in datasets:
+        prompts = tuple(renamed(prompt, dataset.trigger, placeholder(dataset)) for prompt in prompts)
+    return run.model_copy(update={"preview_prompts": prompts})
+
+
 def train_textual_inversion(
     sockets: Sockets, name: str, dataset: Dataset, run: RunSettings, *, tether: str, mask: str, **chosen: Any
 ) -> Outcome:
     """One embedding. chosen: further settings by the recipe's names."""
     method = _checked(
         TextualInversionSettings,
-        token=dataset.trigger,
+        token=placeholder(dataset),
         tether=member(Tether, tether, "tether"),
         mask=member(Mask, mask, "mask"),
         captions=True,
         **chosen,
     )
 
+    run = _with_placeholders(run, dataset)
+
     def make(base: BaseModel, device: torch.device, folder: Path) -> Recipe:
-        return textual_inversion(base, dataset.examples(), method, run.seed)
+        captioned = [
+            replace(example, caption=renamed(example.caption, dataset.trigger, method.token))
+            for example in dataset.examples()
+        ]
+        return textual_inversion(base, captioned, method, run.seed)
 
     return run_job(Job(name, *sockets, [dataset], run, method, make, run.preview_prompts))
 
@@ -145,8 +167,8 @@ def train_magicapture(
     """A LoRA and two embeddings. face_analysis: None where nobody asks for likeness. templates: person's, style's."""
     method = _checked(
         MagiCaptureSettings,
-        subject=person.trigger,
-        style=style.trigger,
+        subject=placeholder(person),
+        style=placeholder(style),
         subject_start=person.class_word,
         lora=_checked(LoraSettings, rank=rank, reach=Reach.ATTENTION_AND_GEGLU),
         text_lora=_checked(LoraSettings, rank=rank),
@@ -156,12 +178,12 @@ def train_magicapture(
         style_templates=templates[1],
         **chosen,
     )
+    run = _with_placeholders(run, person, style)
 
     def make(base: BaseModel, device: torch.device, folder: Path) -> Recipe:
-        if face_analysis is None:
-            return magicapture(base, portraits(person), portraits(style), method, run.seed)
-        people = portraits(person, measure_on(face_analysis, torch.device("cpu")))
-        return magicapture(base, people, portraits(style), method, run.seed, measure_on(face_analysis, device))
+        measure = None if face_analysis is None else measure_on(face_analysis, device)
+        people = portraits(person, measure, device)
+        return magicapture(base, people, portraits(style), method, run.seed, measure)
 
     also = str(getattr(face_analysis, "name", "other"))
     return run_job(Job(name, *sockets, [person, style], run, method, make, run.preview_prompts, also))

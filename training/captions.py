@@ -62,7 +62,16 @@ def fill(template: str, trigger: str) -> str:
 
 def names(caption: str, trigger: str) -> bool:
     """Whether a caption holds the trigger as a word of its own, in any case."""
-    return re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE) is not None
+    return _word(trigger).search(caption) is not None
+
+
+def renamed(caption: str, trigger: str, other: str) -> str:
+    """The caption with another word in the trigger's place."""
+    return _word(trigger).sub(lambda _: other, caption)
+
+
+def _word(trigger: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)", re.IGNORECASE)
 
 
 def check_trigger(trigger: str) -> str:

@@ -78,6 +78,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "trigger", check_trigger(self.trigger))
+        if self.trigger.lower() in self.class_word.lower().split():
+            raise LikenessError(
+                f"The trigger word '{self.trigger}' is the class word too: use a rare word such as ohwx or sks."
+            )
         if self.resolution < 64 or self.resolution % 8:
             raise LikenessError(f"The resolution {self.resolution} is no multiple of 8 from 64 on: use 512 or 1024.")
 

@@ -160,8 +160,10 @@ def test_textual_inversion_gives_a_word_that_prompts_can_name(nodes, sockets, pl
     clip.tokenizer.clip_l.embedding_directory = [str(places / "embeddings")]
     with torch.no_grad():
         theirs = clip.encode_from_tokens(clip.tokenize("a photo of a embedding:anna person"))
-        ours = seen[0].encode(["a photo of a ohwx person"]).states
+        ours = seen[0].encode(["a photo of a <ohwx> person"]).states
+        plain = clip.encode_from_tokens(clip.tokenize("a photo of a ohwx person"))
     assert torch.allclose(ours, theirs, atol=1e-3)
+    assert not torch.allclose(plain, theirs, atol=1e-2), "ohwx is a word of CLIP, and stays what it was"
 
 
 @pytest.mark.parametrize("identity_weight", [0.0, 0.5])
@@ -220,7 +222,6 @@ def test_mistakes_are_said_before_anything_is_loaded(nodes, sockets, places):
         (mc, {"person": person, "style": replace(STYLE, trigger="ohwx")}, "have the same trigger word 'ohwx'"),
         (mc, {"person": dataset(mask=None), "style": STYLE}, "has no face mask"),
         (mc, {"person": person, "style": STYLE}, "connect a face analysis, or set identity_weight to 0"),
-        (nodes["TextualInversion"], {"dataset": dataset(trigger="person")}, "is already a word"),
         (nodes["TextualInversion"], {"dataset": person, "steps": 0}, "has 0 steps"),
         (nodes["TextualInversion"], {"dataset": dataset(mask=None), "mask": "face"}, "has no face mask"),
     ):

@@ -14,7 +14,7 @@ from likeness.errors import LikenessError
 from likeness.faces import FaceAnalysis, build_identity
 from likeness.faces.detection import Detection
 from likeness.faces.face import Face
-from likeness.training.captions import parse_templates, person_templates, style_templates
+from likeness.training.captions import parse_templates, person_templates, renamed, style_templates
 from likeness.training.dataset import (
     DatasetKind,
     Frame,
@@ -307,6 +307,15 @@ def test_a_style_without_an_analysis_has_no_masks_and_says_so_when_they_are_need
 def test_a_trigger_is_one_word(trigger):
     with pytest.raises(LikenessError, match="is not one word"):
         person(trigger=trigger)
+
+
+def test_a_trigger_is_not_the_class_word():
+    with pytest.raises(LikenessError, match="'Woman' is the class word too"):
+        person(trigger="Woman", class_word="old woman")
+
+
+def test_a_trigger_is_renamed_where_it_is_a_word():
+    assert renamed("OHWX and ohwxy, ohwx's", "ohwx", "<a>") == "<a> and ohwxy, <a>'s"
 
 
 def test_captions_without_the_trigger_word_are_named():
