@@ -63,7 +63,7 @@ class Stop:
         return self.left < 0
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 5])
+@pytest.mark.parametrize("after", [2, 3], ids=["between phases", "within a phase"])
 def test_a_cancelled_run_goes_on_bit_for_bit(make_base, photos, tmp_path, after):
     settings = RunSettings(batch=2, ema=0.9)
     unbroken = make_base()
@@ -296,6 +296,7 @@ def test_losses_are_drawn_whatever_they_are():
     assert loss_picture(rows).size == loss_picture([]).size == (800, 420)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(make_base, photos, tmp_path):
     # accelerate launches several processes for GPUs alone; where there is none, they take CPUs.
     options = "--multi_gpu --num_machines 1 --num_processes 2 --mixed_precision no --dynamo_backend no"
