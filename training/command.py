@@ -103,6 +103,7 @@ def run(configuration: Configuration, openers: Openers, watch: Watch | None = No
     settings, output = configuration.run, configuration.output
     accelerator = make_accelerator(settings)
     base = openers.base(configuration.base)
+    base.to(accelerator.device, settings.precision.dtype)
     with accelerator.main_process_first():  # which makes class pictures for all
         recipe = recipe_of(configuration, base, openers, accelerator.device)
     with _stopping() as stopped, _progress(accelerator.is_main_process) as progress:
