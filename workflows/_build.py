@@ -397,8 +397,8 @@ def miniature_portrait(graph: Graph) -> None:
         )
     with graph.group("3. Prompt"):
         text = "a photo of a smiling person wearing glasses and a red shirt in the snow"
-        positive = graph.node("CLIPTextEncode", title="Positive prompt", text=text, clip=world["clip"], width=360)
-        negative = graph.node("CLIPTextEncode", title="Negative prompt", text="", clip=world["clip"], width=360)
+        positive = graph.node("CLIPTextEncode", title="Positive prompt", text=text, clip=world["clip"], room=360)
+        negative = graph.node("CLIPTextEncode", title="Negative prompt", text="", clip=world["clip"], room=360)
         latent = graph.node("EmptyLatentImage", width=MINIATURE.side, height=MINIATURE.side, batch_size=1)
     sample(graph, "4. Portrait", MINIATURE, world["vae"], model["model"], positive, negative, latent[0])
     graph.note(
@@ -518,8 +518,8 @@ def identity_report(graph: Graph) -> None:
         )
     with graph.group("3. Prompt"):
         text = "a photo of a smiling person wearing glasses and a red shirt in the snow"
-        positive = graph.node("CLIPTextEncode", title="Positive prompt", text=text, clip=world["clip"], width=360)
-        negative = graph.node("CLIPTextEncode", title="Negative prompt", text="", clip=world["clip"], width=360)
+        positive = graph.node("CLIPTextEncode", title="Positive prompt", text=text, clip=world["clip"], room=360)
+        negative = graph.node("CLIPTextEncode", title="Negative prompt", text="", clip=world["clip"], room=360)
         latent = graph.node("EmptyLatentImage", width=MINIATURE.side, height=MINIATURE.side, batch_size=4)
     with graph.group("4. With and without the identity"):
         pictures = []
@@ -549,7 +549,7 @@ def identity_report(graph: Graph) -> None:
             identity=identity["identity"],
             judge=judge[0],
             baseline=pictures[1][0],
-            width=420,
+            room=420,
             extra_height=PICTURE,
         )
         best = graph.node(
@@ -561,7 +561,7 @@ def identity_report(graph: Graph) -> None:
         )
         graph.next_column()
         graph.node("PreviewAny", title="In words", source=report["markdown"], extra_height=200)
-        graph.node("SaveImage", title="The best two", images=best["kept"], filename_prefix="likeness/best", width=400)
+        graph.node("SaveImage", title="The best two", images=best["kept"], filename_prefix="likeness/best", room=400)
     graph.note(
         "Nothing has to be downloaded: copy `workflows/miniature_person.png` from the pack's folder into ComfyUI's "
         "`input`.\n\n"
@@ -637,8 +637,8 @@ def show_training(graph: Graph, trained: Node, number: int = 4) -> None:
 def use_miniature(graph: Graph, world: Node, trained: Node, text: str, first_group: int = 5) -> None:
     """A portrait by the trained model, and the note of all training graphs."""
     with graph.group(f"{first_group}. Prompt"):
-        positive = graph.node("CLIPTextEncode", title="Positive prompt", text=text, clip=trained["clip"], width=360)
-        negative = graph.node("CLIPTextEncode", title="Negative prompt", text="", clip=trained["clip"], width=360)
+        positive = graph.node("CLIPTextEncode", title="Positive prompt", text=text, clip=trained["clip"], room=360)
+        negative = graph.node("CLIPTextEncode", title="Negative prompt", text="", clip=trained["clip"], room=360)
         latent = graph.node("EmptyLatentImage", width=MINIATURE.side, height=MINIATURE.side, batch_size=1)
     title = f"{first_group + 1}. Portrait"
     sample(graph, title, MINIATURE, world["vae"], trained["model"], positive, negative, latent[0])
@@ -693,7 +693,7 @@ def prompts(graph: Graph, checkpoint: Node, text: str) -> tuple[Node, Node]:
     """The positive and the negative prompt."""
 
     def prompt(title: str, text: str) -> Node:
-        return graph.node("CLIPTextEncode", title=title, text=text, clip=checkpoint["CLIP"], width=360)
+        return graph.node("CLIPTextEncode", title=title, text=text, clip=checkpoint["CLIP"], room=360)
 
     return prompt("Positive prompt", text), prompt("Negative prompt", NEGATIVE)
 
@@ -725,7 +725,7 @@ def sample(
         )
         decoded = graph.node("VAEDecode", samples=sampler[0], vae=vae)
         graph.next_column()
-        graph.node("SaveImage", images=decoded[0], filename_prefix="likeness/portrait", width=400, extra_height=410)
+        graph.node("SaveImage", images=decoded[0], filename_prefix="likeness/portrait", room=400, extra_height=410)
 
 
 def portrait(

@@ -214,17 +214,20 @@ class Graph:
         *,
         title: str | None = None,
         models: tuple[ModelFile, ...] = (),
-        width: int = 320,
+        room: int = 320,
         extra_height: int = 0,
         **inputs: Any,
     ) -> Node:
-        """Add a node; `inputs` are values or another node's outputs. Raises for an input the host does not know."""
+        """Add a node; `inputs` are values or another node's outputs. Raises for an input the host does not know.
+
+        `room` is the node's own width on the canvas: many nodes have an input called width.
+        """
         if kind not in self._info:
             raise KeyError(f"the host has no node {kind}")
         unknown = set(inputs) - {i.name for i in inputs_of(self._info[kind])}
         if unknown:
             raise KeyError(f"{kind} has no input {', '.join(sorted(unknown))}")
-        node = Node(self._next_id(), kind, self._info[kind], inputs, title, models, width, extra_height, self._here())
+        node = Node(self._next_id(), kind, self._info[kind], inputs, title, models, room, extra_height, self._here())
         self._nodes.append(node)
         self._place(node)
         return node

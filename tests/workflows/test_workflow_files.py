@@ -104,3 +104,13 @@ def test_generator_writes_the_committed_files(build_tool, object_info, tmp_path)
     written = {path.name: path.read_text() for path in build_tool.write_all(object_info, tmp_path)}
     committed = {path.name: path.read_text() for path in WORKFLOWS.glob("*.json")}
     assert written == committed, "run `python workflows/_build.py`"
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("portrait_faceid", (512, 512)), ("saved_identity", (1024, 1024)), ("two_people", (1216, 832))],
+)
+def test_pictures_have_the_size_the_graph_was_described_with(name, size):
+    prompt = read(WORKFLOWS / f"{name}{API_SUFFIX}")
+    [latent] = [node["inputs"] for node in prompt.values() if node["class_type"] == "EmptyLatentImage"]
+    assert (latent["width"], latent["height"]) == size
