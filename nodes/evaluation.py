@@ -140,8 +140,8 @@ class _HostClip:
         """LikenessError unless pictures and texts lie in one space."""
         pictures = self.encode_images(torch.zeros(1, 64, 64, 3)).shape[-1]
         texts = self.encode_texts(["a"]).shape[-1]
-        stage = getattr(self.clip, "cond_stage_model", None)
-        parts = list(stage.modules()) if isinstance(stage, torch.nn.Module) else []
+        stage: Any = getattr(self.clip, "cond_stage_model", None)
+        parts: list[Any] = list(stage.modules()) if isinstance(stage, torch.nn.Module) else []
         weights = [part.text_projection.weight for part in parts if hasattr(part, "text_projection")]
         flat = [w for w in weights if w.shape[0] == texts and torch.equal(w.float().cpu(), torch.eye(*w.shape))]
         if pictures != texts or flat:

@@ -26,6 +26,7 @@ from likeness.miniature.weights import ADAPTER_FILE
 WORKFLOWS = sys.modules["likeness_comfyui"].REPOSITORY / "workflows"
 NAMES = sorted(path.name.removesuffix(".api.json") for path in WORKFLOWS.glob("*.api.json"))
 MINIATURE = "miniature_portrait"  # the one that brings its own models, and its own size
+REPORT = "identity_report"  # as well
 
 CHECKPOINT = "narrow_sd15.safetensors"
 FACEID, PLUS = "narrow_faceid.bin", "narrow_plus.safetensors"
@@ -190,7 +191,7 @@ def differ(one: np.ndarray, other: np.ndarray) -> bool:
 # --- all of them
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != MINIATURE])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in (MINIATURE, REPORT)])
 def test_every_node_of_the_workflow_runs_and_every_output_shows_something(server, execute, name):
     example = execute(name)
     run, prompt = example.run, example.prompt
@@ -217,6 +218,20 @@ def test_the_miniature_paints_the_drawn_person_as_the_file_says(server, execute)
     assert {*example.run.executed, *example.run.cached} == set(example.prompt)
     assert with_person.shape == (128, 128, 3)
     assert differ(with_person, without)
+
+
+@pytest.mark.skipif(not ADAPTER_FILE.is_file(), reason="the miniature's adapter is not shipped yet")
+def test_the_report_judges_four_portraits_and_the_best_two_are_saved(server, execute):
+    example = execute(REPORT)
+    assert {*example.run.executed, *example.run.cached} == set(example.prompt)
+    [number] = of_kind(example.prompt, "LikenessIdentityReport")
+    said = example.run.outputs[number]["text"][0]
+    assert "of real photos' likeness" in said and "points against the pictures without identity" in said
+    [sheet] = example.client.images(example.run, number)
+    assert sheet.shape[1] > 4 * 128 and sheet.std() > 3
+    assert [picture.shape for picture in example.pictures("SaveImage")] == [(128, 128, 3)] * 2
+    [words] = of_kind(example.prompt, "PreviewAny")
+    assert "Judge: miniature-judge" in example.run.outputs[words]["text"][0]
 
 
 def test_two_people_each_decide_over_the_picture(server, execute):
