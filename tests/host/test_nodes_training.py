@@ -167,9 +167,12 @@ def test_textual_inversion_gives_a_word_that_prompts_can_name(nodes, sockets, pl
 
 
 @pytest.mark.parametrize("identity_weight", [0.0, 0.5])
-def test_magicapture_gives_a_lora_and_two_words(nodes, sockets, places, files, identity_weight):
+def test_magicapture_gives_a_lora_and_two_words(nodes, recipes, sockets, places, files, identity_weight):
     from likeness.faces import load_pack
 
+    three_levels = {"channel_mult": [1, 2, 2], "num_res_blocks": [1] * 3, "transformer_depth": [1] * 3}
+    with torch.inference_mode():  # so that there are attention maps of a quarter of the latents' side
+        sockets["model"] = recipes.tiny_sd15(**three_levels, transformer_depth_output=[1] * 6)
     pack = places / "packs" / "buffalo_l"
     files.write_detector(pack / "det_10g.onnx", [files.KnownFace(np.zeros((640, 640, 3), np.uint8), *_somewhere())])
     files.write_recogniser(pack / "w600k_r50.onnx")
