@@ -176,7 +176,7 @@ class Run:
     def gradients(self, loss_of: StepLoss) -> float:
         """Give all parameters the step's clipped gradients; returns the loss, which is a number or an error."""
         loss = loss_of(self.step, self.generator(self.step))
-        value = self.finite(float(loss))
+        value = self.finite(float(loss.detach()))
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained(), self.clip)
         return value

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...injection.diffusers import inject
+from ...injection.plan import Injection, Role, uniform
+from ...injection.sites import sites_of_diffusers_unet
 from ...training.loop import Average, Run, rows_of_step
 from ..captions import TEMPLATES, caption
 from ..corpus import Corpus
@@ -85,7 +89,8 @@ class BaseTraining:
 
     def __init__(self, corpus: Corpus, codec: PatchCodec, folder: Path, steps: int, seed: int = 0) -> None:
         torch.manual_seed(seed)
-        self.unet, self.text_encoder, self.scaffold = build_unet(), build_text_encoder(), Scaffold()
+        self.unet, self.text_encoder = build_unet(), build_text_encoder()
+        self.scaffold = Scaffold(self.unet)
         self.schedule = noise_schedule()
         self.corpus, self.seed = corpus, seed
         self.latents = encode_corpus(codec, corpus)
@@ -99,6 +104,8 @@ class BaseTraining:
         parameters = [p for module in modules.values() for p in module.parameters()]
         optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
         self.run = Run(folder, modules, optimizer, steps, seed, averages=averages)
+        nobody = self.scaffold.as_tokens(self.traits[:1])
+        self.somebody = Injection(self.scaffold.adapter, nobody, uniform(1.0, sites_of_diffusers_unet(self.unet)))
 
     def loss(self, step: int, random: torch.Generator) -> Tensor:
         """The mean squared error of the velocity; the face counts four times as much as the background."""
@@ -112,18 +119,15 @@ class BaseTraining:
         z0 = self.latents[rows].float()
         noise = torch.randn(z0.shape, generator=random)
         t = torch.randint(len(self.schedule), (len(rows),), generator=random)
-        if as_words is None:
-            context = self._text(ids)
-        elif as_words:
-            ids, at = self.captions.with_words(ids, Scaffold.WORDS)
-            with spoken(self.text_encoder, at, self.scaffold.as_words(self.traits[rows])):
-                context = self._text(ids)
-        else:
-            context = torch.cat([self._text(ids), self.scaffold.as_tokens(self.traits[rows])], dim=1)
-        predicted = self.unet(self.schedule.add_noise(z0, noise, t), t, encoder_hidden_states=context).sample
+        with ExitStack() as telling:
+            if as_words is True:
+                ids, at = self.captions.with_words(ids, Scaffold.WORDS)
+                telling.enter_context(spoken(self.text_encoder, at, self.scaffold.as_words(self.traits[rows])))
+            elif as_words is False:
+                person = replace(self.somebody, tokens=self.scaffold.as_tokens(self.traits[rows]))
+                telling.callback(inject(self.unet, [person], roles=(Role.COND,), live=True).eject)
+            context = self.text_encoder(ids).last_hidden_state
+            predicted = self.unet(self.schedule.add_noise(z0, noise, t), t, encoder_hidden_states=context).sample
         weight = self.weight[rows][:, None]
         error = (predicted - self.schedule.target(z0, noise, t)).square()
         return (weight * error).mean() / weight.mean()
-
-    def _text(self, ids: Tensor) -> Tensor:
-        return self.text_encoder(ids).last_hidden_state
