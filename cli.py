@@ -134,7 +134,10 @@ def _add_evaluate_command(app: "typer.Typer") -> None:
             Path, typer.Argument(help="Holds people/<name>/refs, results/<method>/<name>/..., people/<name>/held_out.")
         ],
         judge: Annotated[
-            str, typer.Option("--judge", help="Face analysis that judges: sface, or a pack such as antelopev2.")
+            str,
+            typer.Option(
+                "--judge", help="Face analysis that judges: sface, miniature-judge, or a pack such as antelopev2."
+            ),
         ] = "sface",
         out: Annotated[Path | None, typer.Option("--out", help="Folder of the report; default: FOLDER/report.")] = None,
         baseline: Annotated[
@@ -184,10 +187,10 @@ def _open_faces(name: str) -> "FaceAnalysis":
     with a package."""
     from .faces import load_mtcnn, load_opencv, load_pack
 
-    if name == "miniature":
-        from .miniature.backend import miniature_analysis
+    if name in ("miniature", "miniature-judge"):
+        from .miniature.backend import miniature_analysis, miniature_judge
 
-        return miniature_analysis()
+        return miniature_analysis() if name == "miniature" else miniature_judge()
     here = list_insightface_packs()
     if name == "auto":
         name = here[0] if here else "mtcnn"
