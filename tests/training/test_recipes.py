@@ -10,6 +10,7 @@ import torch
 
 from likeness.errors import LikenessError
 from likeness.faces.recognition import FrozenRecogniser
+from likeness.training.base_model import Codec
 from likeness.training.config import LoraSettings, RunSettings
 from likeness.training.embedding_files import load_embedding
 from likeness.training.engine import train
@@ -217,6 +218,12 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(make_base, photos, make
     }
     with pytest.raises(LikenessError, match=words):
         make(services, make_base(sdxl=True), photos)
+
+
+def test_all_weights_need_a_vae_that_a_checkpoint_can_hold(base, photos):
+    base.codec = Codec(base.codec.encode, base.codec.decoder, torch.nn.Identity())
+    with pytest.raises(LikenessError, match="train a LoRA"):
+        dreambooth(base, photos, DreamBoothSettings(full=True, prior_weight=0))
 
 
 def test_magicapture_refuses_photos_of_mixed_sizes(base, make_photo):

@@ -67,6 +67,8 @@ def dreambooth(
     """The recipe, on SD1.x, SD2 and SDXL. class_photos: from `class_pictures`; not needed where λ is 0."""
     prompts.require_photos(photos, "photo")
     require_masks(photos, settings.mask)
+    if settings.full:
+        _require_vae(base)
     word = settings.identifier
     if settings.captions:
         said = prompts.from_captions(photos, word)
@@ -103,6 +105,16 @@ def preserved(found: Pass, mask: Mask = Mask.NONE, gamma: float | None = None) -
         return prior_preservation(losses, 1.0)
     mine = found.t.chunk(2)[0]
     return prior_preservation(losses, 1.0, min_snr(found.schedule.snr(mine), gamma, found.schedule.prediction))
+
+
+def _require_vae(base: BaseModel) -> None:
+    """A full model is saved as a checkpoint, which has a VAE in it: raises LikenessError before hours are spent."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    if not isinstance(base.codec.module, AutoencoderKL):
+        raise LikenessError(
+            "Training all weights needs a base model in diffusers' layout: give such a folder, or train a LoRA."
+        )
 
 
 def _free(base: BaseModel, settings: DreamBoothSettings) -> list[Group]:
