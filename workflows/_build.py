@@ -416,7 +416,7 @@ def miniature_portrait(graph: Graph) -> None:
 
 def train_textual_inversion(graph: Graph) -> None:
     """A drawn person learned as a new word, and a portrait with that word."""
-    person, world = drawn_person(graph), load_miniature(graph)
+    (person, _), world = drawn_person(graph), load_miniature(graph)
     with graph.group("3. Training"):
         trained = graph.node(
             "LikenessTrainTextualInversion",
@@ -436,7 +436,7 @@ def train_textual_inversion(graph: Graph) -> None:
 
 def train_dreambooth(graph: Graph) -> None:
     """A drawn person learned by a LoRA, and a portrait with it."""
-    person, world = drawn_person(graph, trigger="sks"), load_miniature(graph)
+    (person, _), world = drawn_person(graph, trigger="sks"), load_miniature(graph)
     with graph.group("3. Training"):
         trained = graph.node(
             "LikenessTrainDreamBooth",
@@ -457,7 +457,7 @@ def train_dreambooth(graph: Graph) -> None:
 
 def train_magicapture(graph: Graph) -> None:
     """A drawn person and a style of drawing learned together, and that person in that style."""
-    person = drawn_person(graph)
+    person, analysis = drawn_person(graph)
     with graph.group("2. Portraits in the style"):
         photos = [load_photo(graph, f"Style {n}", f"miniature_style_{n}.png") for n in (1, 2)]
         graph.next_column()
@@ -469,14 +469,13 @@ def train_magicapture(graph: Graph) -> None:
             trigger_word="mystyle",
             resolution=MINIATURE.side,
             framing="largest square",
-            templates="a picture of a person in the style of {}",
+            templates="a {} picture of a person",
             image=batch[0],
-            face_analysis=graph.node("LikenessLoadFaceAnalysis", model="miniature", provider="auto")[0],
+            face_analysis=analysis[0],
         )
         show(graph, "The face is no part of the style", style["preview"])
     world = load_miniature(graph, first_group=3)
     with graph.group("4. Training"):
-        analysis = graph.node("LikenessLoadFaceAnalysis", model="miniature", provider="auto")
         trained = graph.node(
             "LikenessTrainMagiCapture",
             person=person["dataset"],
@@ -490,11 +489,11 @@ def train_magicapture(graph: Graph) -> None:
             rank=8,
             preview_every=100,
             person_templates="a photo of a {} person",
-            style_templates="a picture of a person in the style of {}",
+            style_templates="a {} picture of a person",
             face_analysis=analysis[0],
         )
     show_training(graph, trained, number=5)
-    text = "a photo of a embedding:drawn-person person in the style of embedding:drawn-style"
+    text = "a embedding:drawn-style picture of a embedding:drawn-person person"
     use_miniature(graph, world, trained, text, first_group=6)
 
 
@@ -596,8 +595,8 @@ GRAPHS: list[Callable[[Graph], None]] = [
 # --- what they share --------------------------------------------------------------------------------------------------
 
 
-def drawn_person(graph: Graph, trigger: str = "ohwx") -> Node:
-    """A dataset of the three pictures of a drawn person that come with the pack."""
+def drawn_person(graph: Graph, trigger: str = "ohwx") -> tuple[Node, Node]:
+    """A dataset of the three pictures of a drawn person that come with the pack, and what found the faces."""
     with graph.group("1. Pictures of the person"):
         photos = [load_photo(graph, f"Picture {n}", f"miniature_person_{n}.png") for n in (1, 2, 3)]
         graph.next_column()
@@ -616,7 +615,7 @@ def drawn_person(graph: Graph, trigger: str = "ohwx") -> Node:
             face_analysis=analysis[0],
         )
         show(graph, "Picture, mask, caption, verdict", person["preview"])
-    return person
+    return person, analysis
 
 
 def load_miniature(graph: Graph, first_group: int = 2) -> Node:

@@ -237,7 +237,8 @@ def test_a_pack_is_opened_once_and_its_licence_is_logged(run, places, pack, capl
 @pytest.mark.parametrize("model", BUILT_IN[2:])
 def test_analyses_without_files_open(run, places, model):
     (analysis,) = run("LoadFaceAnalysis", model=model, provider="auto")
-    assert analysis.recogniser is None and analysis.licence
+    own = model.startswith("miniature")  # the others find faces, and know nobody
+    assert (analysis.recogniser is not None) == own and analysis.licence
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(ma
     with pytest.raises(LikenessError, match="at step 2"):
         train(base, breaking(lora_recipe(base, photos), 2), RunSettings(), tmp_path / "broken")
     train(good, lora_recipe(good, photos), RunSettings(), tmp_path / "good", Watch(cancelled=Stop(2)))
-    broken, expected = (torch.load(tmp_path / name / "1-tuning" / "state.pt") for name in ("broken", "good"))
+    broken, expected = (
+        torch.load(tmp_path / name / "1-tuning" / "state.pt", weights_only=True) for name in ("broken", "good")
+    )
     assert broken["step"] == 2
     assert_same(broken["modules"]["trained"], expected["modules"]["trained"])
 
@@ -307,8 +309,8 @@ def test_two_processes_train_what_one_does(make_base, photos, tmp_path):
     assert done.returncode == 0, done.stderr
     base = make_base()
     train(base, two_phases(base, photos), RunSettings(batch=2), tmp_path / "one")
-    shared = torch.load(tmp_path / "two" / "2-tuning" / "state.pt")["modules"]["trained"]
-    alone = torch.load(tmp_path / "one" / "2-tuning" / "state.pt")["modules"]["trained"]
+    shared = torch.load(tmp_path / "two" / "2-tuning" / "state.pt", weights_only=True)["modules"]["trained"]
+    alone = torch.load(tmp_path / "one" / "2-tuning" / "state.pt", weights_only=True)["modules"]["trained"]
     assert shared.keys() == alone.keys()
     for name, value in alone.items():
         torch.testing.assert_close(shared[name], value, rtol=1e-4, atol=1e-6)
