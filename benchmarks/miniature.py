@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def base_figures(world: World, count: int, guidance: float) -> dict:
     return fidelity(world, pictures, prompts)
 
 
-def fidelity(world: World, pictures: torch.Tensor, prompts: list[str]) -> dict:
+def fidelity(world: World, pictures: torch.Tensor, prompts: Sequence[str]) -> dict:
     """Share of right answers per attribute over the pictures whose prompt asks for it, and their mean."""
     seen, asked = world.read(pictures), [wanted(prompt) for prompt in prompts]
 
@@ -82,7 +83,8 @@ def adapter_figures(world: World, people: int, guidance: float, strength: float)
         for name, eye in (("recogniser", world.analysis), ("judge", world.judge)):
             galleries[name].append(mean_embedding(eye, photos[REFERENCES:]))
     embeddings = torch.stack(conditions).repeat_interleave(len(PROMPTS), 0)
-    prompts, noise = list(PROMPTS) * people, list(range(people * len(PROMPTS)))
+    prompts = list(PROMPTS) * people
+    noise = list(range(len(prompts)))
     truth = np.repeat(np.arange(people), len(PROMPTS))
     results = {}
     real = torch.from_numpy(np.concatenate([photos_of(seed, 1, first=REFERENCES + GALLERY) for seed in seeds])) / 255

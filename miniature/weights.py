@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..adapters import build
 from ..adapters.ip_adapter import IPAdapter
 from ..errors import LikenessError
+from ..faces.iresnet import IResNet
 from .networks import Observer, build_judge, build_recogniser, build_text_encoder, build_unet
 
 FOLDER = Path(__file__).parent / "weights"
@@ -30,12 +31,12 @@ def load_text_encoder(folder: Path = FOLDER) -> Any:
     return _load(build_text_encoder, folder / "text_encoder.safetensors")
 
 
-def load_recogniser(folder: Path = FOLDER) -> nn.Module:
+def load_recogniser(folder: Path = FOLDER) -> IResNet:
     """The recogniser that conditions, frozen. LikenessError when the file is missing or damaged."""
     return _load(build_recogniser, folder / "recogniser.safetensors")
 
 
-def load_judge(folder: Path = FOLDER) -> nn.Module:
+def load_judge(folder: Path = FOLDER) -> IResNet:
     """The recogniser that judges, frozen. LikenessError when the file is missing or damaged."""
     return _load(build_judge, folder / "judge.safetensors")
 

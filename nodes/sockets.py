@@ -185,7 +185,8 @@ def _clip_skip(clip: Any, towers: tuple[TextTower, ...]) -> int:
         return 0
     index = clip.layer_idx
     if index is None:
-        index = getattr(clip.cond_stage_model, towers[0].kind).options_default[1]
+        tower: Any = getattr(clip.cond_stage_model, next(iter(towers)).kind)
+        index = tower.options_default[1]
     return 0 if index is None else -1 - index
 
 

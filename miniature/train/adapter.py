@@ -15,7 +15,7 @@ from ...adapters import build
 from ...adapters.ip_adapter import Evidence
 from ...injection.diffusers import inject
 from ...injection.plan import Injection, Role, uniform
-from ...injection.sites import sites_of_diffusers_unet
+from ...injection.sites import AttentionSite, sites_of_diffusers_unet
 from ...training.ip_adapter import drop_images, fresh_faceid, make_trainable, official_weights
 from ...training.loop import Average, Run, rows_of_step
 from ..corpus import Corpus
@@ -65,7 +65,7 @@ class AdapterTraining:
         self.person = targets.person
 
     @property
-    def _sites(self) -> list[Any]:
+    def _sites(self) -> tuple[AttentionSite, ...]:
         return sites_of_diffusers_unet(self.unet)
 
     def _tokens(self, embeddings: Tensor) -> Any:

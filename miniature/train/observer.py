@@ -72,7 +72,7 @@ class ObserverTraining:
     def __init__(self, corpus: Corpus, codec: PatchCodec, folder: Path, steps: int, seed: int = 0) -> None:
         torch.manual_seed(seed)
         self.net, self.corpus, self.codec, self.seed = Observer(), corpus, codec, seed
-        self.net.to(memory_format=torch.channels_last).train()
+        self.net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(self.net.parameters(), LEARNING_RATE, weight_decay=0.05)
         self.run = Run(
             folder, {"net": self.net}, optimizer, steps, seed, averages={"net": Average(self.net, 0.998)}, clip=5.0

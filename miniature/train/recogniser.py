@@ -99,7 +99,7 @@ class RecogniserTraining:
         self.net, self.crop, self.corpus, self.codec, self.how, self.seed = build(), crop, corpus, codec, how, seed
         dim = self.net.features.num_features
         self.cosface, self.traits_head = CosFace(dim, corpus.order.count), TraitsHead(dim)
-        self.net.to(memory_format=torch.channels_last).train()
+        self.net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         modules = {"net": self.net, "cosface": self.cosface, "traits": self.traits_head}
         parameters = [p for module in modules.values() for p in module.parameters()]
         optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=0.05)
