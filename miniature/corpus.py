@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..faces.parsing import Part
 from .people import People, split_people
@@ -74,6 +76,10 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.rgb)
 
+    def pictures(self, rows: np.ndarray | slice) -> Tensor:
+        """The pictures of these rows, (B, 3, 64, 64), RGB 0..1."""
+        return torch.from_numpy(self.rgb[rows]).permute(0, 3, 1, 2).float() / 255
+
     @property
     def person(self) -> np.ndarray:
         """(N,) int: the person's number within the order."""
@@ -109,8 +115,6 @@ def _shard(folder: Path, start: int) -> Path:
 
 
 def _draw_shard(order: Order, folder: Path, start: int) -> None:
-    import torch
-
     torch.set_num_threads(1)
     rows = slice(start, start + _SHARD)
     batches = list(render_batches(order.people()[rows], order.shots()[rows], SIDE))

@@ -47,7 +47,11 @@ class PatchCodec(nn.Module):
             raise LikenessError(
                 f"A picture of {width}x{height} pixels has no latent; choose a width and height that {FACTOR} divides."
             )
-        return self.encoder(2 * F.avg_pool2d(pictures, 2) - 1)
+        return self.encode_halved(F.avg_pool2d(pictures, 2))
+
+    def encode_halved(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 3, h, w) in 0..1 of half the size, as networks are trained on -> latents (B, 16, h/4, w/4)."""
+        return self.encoder(2 * pictures - 1)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, 16, h, w) -> pictures (B, 3, 8h, 8w) in 0..1."""

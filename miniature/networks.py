@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from ..training.ip_adapter import fresh_faceid
 from ..training.noise import NoiseSchedule, Prediction
 from .people import KINDS, TRAITS
 from .shots import Clothing, Colour, Expression, Scene, Style
+
+Module = TypeVar("Module", bound=nn.Module)
 
 TOKENIZER = Path(__file__).parent / "tokenizer"
 TEXT_WIDTH = 128
@@ -172,11 +174,6 @@ def halve(pictures: Tensor, side: int = 64) -> Tensor:
     return pictures if pictures.shape[-1] == side else F.interpolate(pictures, size=(side, side), mode="area")
 
 
-def count(module: nn.Module) -> int:
-    """Numbers in a network."""
-    return sum(p.numel() for p in module.parameters())
-
-
-def frozen(module: nn.Module) -> nn.Module:
+def frozen(module: Module) -> Module:
     """For inference only."""
     return module.eval().requires_grad_(False)

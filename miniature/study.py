@@ -107,8 +107,8 @@ def measure(
     copies = mean_copy(sight.embeddings, sitter.judged.embeddings, sitter.judged_given.embeddings)
     to_given = scores.cosine_to(sitter.judged_given.embeddings)
     to_held_out = scores.cosine_to(sitter.judged.embeddings)
-    obeyed = attributes(pictures, [asked(prompt) for prompt in prompts], world.read)
     seen = world.read(pictures)
+    obeyed = attributes(pictures, [asked(prompt) for prompt in prompts], lambda _: seen)
     varied = diversity(pictures, lambda images: unit(world.observer_features(images)))
     records = []
     for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..adapters import build
 from ..adapters.ip_adapter import IPAdapter
 from ..errors import LikenessError
 from ..faces.iresnet import IResNet
-from .networks import Observer, build_judge, build_recogniser, build_text_encoder, build_unet
+from .networks import Module, Observer, build_judge, build_recogniser, build_text_encoder, build_unet, frozen
 
 FOLDER = Path(__file__).parent / "weights"
 ADAPTER_FILE = FOLDER / "ip-adapter-faceid_miniature.safetensors"
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def load_unet(folder: Path = FOLDER) -> Any:
@@ -74,7 +72,7 @@ def _load(build: Callable[[], Module], file: Path) -> Module:
     weights, module = read_weights(file), build()
     with _explained(file):
         module.load_state_dict(weights)
-    return module.eval().requires_grad_(False)
+    return frozen(module)
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from ...training.ip_adapter import drop_images, fresh_faceid, make_trainable, of
 from ...training.loop import Average, Run, rows_of_step
 from ..corpus import Corpus
 from ..latents import PatchCodec
-from ..networks import EMBEDDING, noise_schedule
-from .base import Captions, encode_corpus
+from ..networks import EMBEDDING
+from .denoising import Denoising
 
 BATCH = 48
 LEARNING_RATE = 1e-3
@@ -48,7 +48,6 @@ class AdapterTraining:
         """embeddings: (people of `targets`, photos, 512) of other photos of the same people."""
         torch.manual_seed(seed)
         self.unet, self.text_encoder, self.targets, self.seed = unet, text_encoder, targets, seed
-        self.schedule = noise_schedule()
         self.adapter = build(fresh_faceid(unet, EMBEDDING), "ip-adapter-faceid_miniature")
         parameters = make_trainable(self.adapter, unet)
         self.injection = Injection(self.adapter, self._tokens(torch.zeros(1, EMBEDDING)), uniform(1.0, self._sites))
@@ -58,9 +57,7 @@ class AdapterTraining:
         self.run = Run(
             folder, {"adapter": trained}, optimizer, steps, seed, averages={"adapter": Average(trained, 0.999)}
         )
-        self.latents = encode_corpus(codec, targets)
-        self.weight = torch.from_numpy(targets.weight).float()
-        self.captions = Captions(targets)
+        self.denoising = Denoising(targets, codec)
         self.embeddings = F.normalize(torch.from_numpy(embeddings), dim=-1)
         self.person = targets.person
 
@@ -84,18 +81,12 @@ class AdapterTraining:
         fate = torch.rand(len(rows), generator=random)
         no_image = fate < _NO_IMAGE + _NEITHER
         no_text = (fate >= _NO_IMAGE) & (fate < _NO_IMAGE + _NEITHER + _NO_TEXT)
-        ids = self.captions.of(rows, random, dropped=no_text)
+        ids = self.denoising.captions.of(rows, random, dropped=no_text)
         evidence = drop_images(Evidence(id_embeds=self.references(rows, random)), no_image)
         self.injected.injections = [replace(self.injection, tokens=self.adapter.tokens(evidence))]
-        z0 = self.latents[rows].float()
-        noise = torch.randn(z0.shape, generator=random)
-        t = torch.randint(len(self.schedule), (len(rows),), generator=random)
         with torch.no_grad():
             context = self.text_encoder(ids).last_hidden_state
-        predicted = self.unet(self.schedule.add_noise(z0, noise, t), t, encoder_hidden_states=context).sample
-        weight = self.weight[rows][:, None]
-        error = (predicted - self.schedule.target(z0, noise, t)).square()
-        return (weight * error).mean() / weight.mean()
+        return self.denoising.error(self.unet, rows, context, random)
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged adapter under the official keys."""

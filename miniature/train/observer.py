@@ -85,7 +85,7 @@ class ObserverTraining:
     def loss(self, step: int, random: torch.Generator) -> Tensor:
         """The sum of the three."""
         rows = rows_of_step(step, BATCH, len(self.corpus), self.seed)
-        pictures = torch.from_numpy(self.corpus.rgb[rows]).permute(0, 3, 1, 2).float() / 255
+        pictures = self.corpus.pictures(rows)
         strange = augment(strange_pictures(pictures[:_STRANGE], random), self.codec, _LOOK, random)
         shown = augment(pictures, self.codec, _LOOK, random)
         seen = torch.cat([shown, strange]).contiguous(memory_format=torch.channels_last)
@@ -105,7 +105,7 @@ def accuracy(net: Observer, corpus: Corpus) -> dict[str, float]:
     truth = {name: torch.from_numpy(answers) for name, answers in answers_of(corpus.shots).items()}
     for start in range(0, len(corpus), 256):
         part = slice(start, start + 256)
-        answers, points, _ = net(torch.from_numpy(corpus.rgb[part]).permute(0, 3, 1, 2).float() / 255)
+        answers, points, _ = net(corpus.pictures(part))
         for name in QUESTIONS:
             right[name].append(answers[name].argmax(1) == truth[name][part])
         found = points[:, :5] * SIDE - 0.5

@@ -73,7 +73,7 @@ def augment(pictures: Tensor, codec: PatchCodec, how: Augmentation, random: torc
 
     coded = draw(count) < how.coded
     if coded.any():
-        latents = codec.encoder(2 * pictures[coded] - 1)
+        latents = codec.encode_halved(pictures[coded])
         latents = latents + 0.15 * draw(len(latents), 1, 1, 1) * torch.randn(latents.shape, generator=random)
         pictures = pictures.clone()
         pictures[coded] = F.avg_pool2d(codec.decode(latents), 2)
@@ -112,8 +112,7 @@ class RecogniserTraining:
     def loss(self, step: int, random: torch.Generator) -> Tensor:
         """CosFace, its margin rising over the first third, plus half of the traits' error."""
         rows = rows_of_step(step, BATCH, len(self.corpus), self.seed)
-        pictures = torch.from_numpy(self.corpus.rgb[rows]).permute(0, 3, 1, 2).float() / 255
-        pictures = augment(pictures, self.codec, self.how, random)
+        pictures = augment(self.corpus.pictures(rows), self.codec, self.how, random)
         points = torch.from_numpy(self.corpus.keypoints[rows])
         points = points + self.how.jitter * torch.randn(points.shape, generator=random)
         crops = aligned_crops(pictures, points.numpy(), self.crop)
@@ -131,7 +130,7 @@ def embed_corpus(net: IResNet, crop: int, corpus: Corpus, jitter: float = 0.0, s
     rows = []
     for start in range(0, len(corpus), 256):
         part = slice(start, start + 256)
-        pictures = torch.from_numpy(corpus.rgb[part]).permute(0, 3, 1, 2).float() / 255
+        pictures = corpus.pictures(part)
         points = corpus.keypoints[part] + jitter * random.standard_normal((len(pictures), 5, 2)).astype(np.float32)
         rows.append(net(aligned_crops(pictures, points, crop)).numpy())
     return np.concatenate(rows)

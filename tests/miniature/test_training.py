@@ -14,7 +14,7 @@ from likeness.miniature.latents import load_codec
 from likeness.miniature.networks import RECOGNISER_CROP, Observer, build_recogniser
 from likeness.miniature.people import SPLITS
 from likeness.miniature.shots import Style
-from likeness.miniature.train import base, observer, recogniser
+from likeness.miniature.train import base, denoising, observer, recogniser
 from likeness.miniature.weights import load_observer, save_weights
 
 
@@ -95,7 +95,7 @@ def test_no_person_is_in_two_splits():
 
 
 def test_room_for_words_is_made_before_person_and_nothing_else_moves(corpus):
-    captions = base.Captions(corpus)
+    captions = denoising.Captions(corpus)
     ids = captions.of(np.arange(4), torch.Generator().manual_seed(0), torch.zeros(4, dtype=torch.bool))
     longer, at = captions.with_words(ids, 2)
     for before, after, places in zip(ids, longer, at, strict=True):

@@ -1,0 +1,73 @@
+"""What the base and the adapter are trained on alike: captioned latents, and the error of the denoiser on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...training.objectives.reconstruction import masked_squared_error
+from ..captions import TEMPLATES, caption
+from ..corpus import Corpus
+from ..latents import PatchCodec
+from ..networks import build_tokenizer, noise_schedule
+
+
+class Captions:
+    """Token ids of every picture's caption in every template, and of no caption."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        tokenizer = build_tokenizer()
+        described = [corpus.shots.describe(row) for row in range(len(corpus))]
+        self.ids = np.stack([_ids(tokenizer, [caption(d, i) for d in described]) for i in range(len(TEMPLATES))])
+        self.empty = _ids(tokenizer, [""])[0]
+        self.person = tokenizer.convert_tokens_to_ids("person</w>")
+
+    def of(self, rows: np.ndarray, random: torch.Generator, dropped: Tensor) -> Tensor:
+        """Ids (B, 77) of these pictures, each in a random template; those that are dropped (B,) empty."""
+        template = torch.randint(len(TEMPLATES), (len(rows),), generator=random).numpy()
+        ids = self.ids[template, rows].astype(np.int64)
+        ids[dropped.numpy()] = self.empty
+        return torch.from_numpy(ids)
+
+    def with_words(self, ids: Tensor, words: int) -> tuple[Tensor, Tensor]:
+        """Room for `words` more words before "person": the longer ids (B, 77), and the words' places (B, words).
+
+        A caption without the word, the empty one, gets them at its beginning.
+        """
+        hits = ids == self.person
+        at = torch.where(hits.any(1), hits.int().argmax(1), 1)
+        column = torch.arange(ids.shape[1])
+        source = torch.where(column < at[:, None], column, (column - words).clamp_min(0))
+        return ids.gather(1, source), at[:, None] + torch.arange(words)
+
+
+def _ids(tokenizer: Any, texts: list[str]) -> np.ndarray:
+    encoded = tokenizer(texts, padding="max_length", max_length=77, truncation=True)["input_ids"]
+    return np.asarray(encoded, dtype=np.int16)
+
+
+class Denoising:
+    """A corpus as the denoiser meets it: its captions, and its latents under noise."""
+
+    def __init__(self, corpus: Corpus, codec: PatchCodec) -> None:
+        self.captions = Captions(corpus)
+        self.latents = _encode(codec, corpus)
+        self.weight = torch.from_numpy(corpus.weight).float()[:, None]
+        self.schedule = noise_schedule()
+
+    def error(self, unet: Any, rows: np.ndarray, context: Tensor, random: torch.Generator) -> Tensor:
+        """The mean squared error of the velocity at random timesteps; the face counts four times the background."""
+        z0, weight = self.latents[rows].float(), self.weight[rows]
+        noise = torch.randn(z0.shape, generator=random)
+        t = torch.randint(len(self.schedule), (len(rows),), generator=random)
+        predicted = unet(self.schedule.add_noise(z0, noise, t), t, encoder_hidden_states=context).sample
+        return masked_squared_error(predicted, self.schedule.target(z0, noise, t), weight).mean() / weight.mean()
+
+
+def _encode(codec: PatchCodec, corpus: Corpus) -> Tensor:
+    """Latents (N, 16, 16, 16) float16 of all pictures."""
+    portions = (slice(start, start + 512) for start in range(0, len(corpus), 512))
+    return torch.cat([codec.encode_halved(corpus.pictures(portion)).half() for portion in portions])
