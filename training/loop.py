@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LikenessError
+from .muon import Together
+from .team import Team
 
 StepLoss = Callable[[int, torch.Generator], Tensor]
 Report = Callable[[int, float], None]
@@ -79,17 +81,19 @@ class Run:
     """One optimisation: its networks by name, its optimiser, and the folder in which it survives.
 
     averages: which networks also have their moving average kept. seconds: stop after so many, with the state saved.
+    team: the processes that work on it together; the first of them writes.
     """
 
     folder: Path
     modules: dict[str, nn.Module]
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | Together
     steps: int
     seed: int = 0
     factor: Callable[[float, int], float] = field(default_factory=warm_then_decay)
     averages: dict[str, Average] = field(default_factory=dict)
     clip: float = 1.0
     save_every: int = 200
+    team: Team = field(default_factory=Team)
     step: int = 0
 
     @property
@@ -98,11 +102,13 @@ class Run:
         return self.folder / "state.pt"
 
     def generator(self, step: int) -> torch.Generator:
-        """The random numbers of one step."""
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
+        """The random numbers of one step, others for every process of the team."""
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + self.team.rank * 1_000_000_007 + step) % 2**63)
 
     def save(self) -> None:
         """Write the state; a crash at any moment leaves the old one or the new one whole."""
+        if self.team.rank:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "step": self.step,
@@ -151,7 +157,7 @@ class Run:
         saved on every way out."""
         end = time.monotonic() + seconds
         try:
-            while self.step < self.steps and time.monotonic() < end and not cancelled():
+            while self.step < self.steps and not self.team.agreed(time.monotonic() >= end or cancelled()):
                 self._advance(loss_of, report)
                 if self.step % self.save_every == 0:
                     self.save()
@@ -178,6 +184,7 @@ class Run:
         loss = loss_of(self.step, self.generator(self.step))
         value = self.finite(float(loss.detach()))
         loss.backward()
+        self.team.mean([p.grad for p in self.trained() if p.grad is not None])
         nn.utils.clip_grad_norm_(self.trained(), self.clip)
         return value
 

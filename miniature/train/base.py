@@ -15,12 +15,14 @@ from ...injection.diffusers import inject
 from ...injection.plan import Injection, Role, uniform
 from ...injection.sites import sites_of_diffusers_unet
 from ...training.loop import Average, Run, rows_of_step
+from ...training.muon import Muon, Together, split_parameters
+from ...training.team import Team
 from ..corpus import Corpus
 from ..latents import PatchCodec
 from ..networks import Scaffold, build_text_encoder, build_unet
 from .denoising import Denoising
 
-BATCH = 48
+BATCH = 64
 LEARNING_RATE = 1e-3
 DROPPED = 0.1  # of the captions, for guidance without a classifier
 
@@ -43,7 +45,9 @@ def spoken(text_encoder: nn.Module, at: Tensor, words: Tensor) -> Iterator[None]
 class BaseTraining:
     """Half of every batch knows its captions alone, the other half also who is drawn (see `Scaffold`)."""
 
-    def __init__(self, corpus: Corpus, codec: PatchCodec, folder: Path, steps: int, seed: int = 0) -> None:
+    def __init__(
+        self, corpus: Corpus, codec: PatchCodec, folder: Path, steps: int, seed: int = 0, team: Team | None = None
+    ) -> None:
         torch.manual_seed(seed)
         self.unet, self.text_encoder = build_unet(), build_text_encoder()
         self.scaffold = Scaffold(self.unet)
@@ -54,16 +58,20 @@ class BaseTraining:
         for module in modules.values():
             module.train()
         averages = {name: Average(modules[name], 0.999) for name in ("unet", "text_encoder", "scaffold")}
-        parameters = [p for module in modules.values() for p in module.parameters()]
-        optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-        self.run = Run(folder, modules, optimizer, steps, seed, averages=averages)
+        team = team or Team()
+        matrices, others = split_parameters(modules.values(), ends=(self.unet.conv_in, self.unet.conv_out))
+        optimizer = Together(
+            Muon(matrices, LEARNING_RATE, weight_decay=0.01, team=team),
+            torch.optim.AdamW(others, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01),
+        )
+        self.run = Run(folder, modules, optimizer, steps, seed, averages=averages, team=team)
         nobody = self.scaffold.as_tokens(self.traits[:1])
         self.somebody = Injection(self.scaffold.adapter, nobody, uniform(1.0, sites_of_diffusers_unet(self.unet)))
 
     def loss(self, step: int, random: torch.Generator) -> Tensor:
         """The mean of both halves' errors."""
         rows = rows_of_step(step, BATCH, len(self.corpus), self.seed)
-        anonymous, told = rows[: BATCH // 2], rows[BATCH // 2 :]
+        anonymous, told = (self.run.team.part(half) for half in (rows[: BATCH // 2], rows[BATCH // 2 :]))
         return (self._error(anonymous, random) + self._error(told, random, as_words=step % 2 == 0)) / 2
 
     def _error(self, rows: np.ndarray, random: torch.Generator, as_words: bool | None = None) -> Tensor:
