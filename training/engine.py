@@ -30,6 +30,8 @@ from .probe import AttentionProbe
 from .recipe import Listening, Objective, Pass, Phase, Recipe, Sample, generator, seed_of
 from .shelf import Shelf
 
+LEAST_SCALE = 1e-4  # of float16's losses: below it, every step has been skipped for long
+
 # Who watches ----------------------------------------------------------------------------------------------------------
 
 
@@ -215,7 +217,9 @@ class _SharedRun(Run):
             flat = nn.utils.parameters_to_vector(gradients)  # type: ignore[arg-type]
             nn.utils.vector_to_parameters(self.accelerator.reduce(flat, "mean"), gradients)  # type: ignore[arg-type]
         value = self.finite(float(value))
-        norm = self.accelerator.clip_grad_norm_(trained, self.clip)
+        # Of this phase's optimiser alone: accelerate would do it again for an earlier one that holds the same parameters.
+        self.accelerator.unscale_gradients(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(trained, self.clip)
         if self.accelerator.scaler is None:  # which, where there is one, skips steps of infinite gradients
             self.finite(float(norm))
         return value
@@ -223,6 +227,21 @@ class _SharedRun(Run):
     def after_step(self) -> None:
         if self.then is not None:
             self.then()
+        scaler = self.accelerator.scaler
+        if scaler is not None and scaler.get_scale() < LEAST_SCALE:
+            raise LikenessError(
+                f"The gradients are no numbers in float16, still at step {self.step}: start anew with bf16 or float32, "
+                "or with a lower learning rate."
+            )
+
+    def state(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return super().state() | ({} if scaler is None else {"scaler": scaler.state_dict()})
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        super().take_up(state)
+        if self.accelerator.scaler is not None and "scaler" in state:  # states of older versions have none
+            self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def save(self) -> None:
         if self.accelerator.is_main_process:

@@ -81,7 +81,7 @@ class Run:
     """One optimisation: its networks by name, its optimiser, and the folder in which it survives.
 
     averages: which networks also have their moving average kept. seconds: stop after so many, with the state saved.
-    team: the processes that work on it together; the first of them writes.
+    team: the processes that work on it together; the first of them writes. device: where its random numbers are drawn.
     """
 
     folder: Path
@@ -94,6 +94,7 @@ class Run:
     clip: float = 1.0
     save_every: int = 200
     team: Team = field(default_factory=Team)
+    device: torch.device | str = "cpu"
     step: int = 0
 
     @property
@@ -103,22 +104,17 @@ class Run:
 
     def generator(self, step: int) -> torch.Generator:
         """The random numbers of one step, others for every process of the team."""
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + self.team.rank * 1_000_000_007 + step) % 2**63)
+        seed = (self.seed * 1_000_003 + self.team.rank * 1_000_000_007 + step) % 2**63
+        return torch.Generator(self.device).manual_seed(seed)
 
     def save(self) -> None:
         """Write the state; a crash at any moment leaves the old one or the new one whole."""
         if self.team.rank:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            "step": self.step,
-            "modules": {name: module.state_dict() for name, module in self.modules.items()},
-            "averages": {name: average.shadow for name, average in self.averages.items()},
-            "optimizer": self.optimizer.state_dict(),
-        }
         partial = self.file.with_suffix(".partial")
         try:
-            torch.save(state, partial)
+            torch.save(self.state(), partial)
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
             raise LikenessError(
@@ -127,18 +123,30 @@ class Run:
             ) from error
         partial.replace(self.file)
 
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on."""
+        return {
+            "step": self.step,
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "averages": {name: average.shadow for name, average in self.averages.items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+        for name, average in self.averages.items():
+            average.load(state["averages"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
     def resume(self) -> bool:
         """Take up the saved state if there is one. LikenessError when it belongs to other networks."""
         if not self.file.exists():
             return False
         try:
-            state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
-            for name, module in self.modules.items():
-                module.load_state_dict(state["modules"][name])
-            for name, average in self.averages.items():
-                average.load(state["averages"][name])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step = state["step"]
+            self.take_up(torch.load(self.file, map_location="cpu", weights_only=True))
         except Exception as error:
             raise LikenessError(
                 f"'{self.file}' is not the state of this training (damaged, or of other networks): "

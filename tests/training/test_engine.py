@@ -170,6 +170,74 @@ def test_previews_come_with_the_learned_words(base, photos, tmp_path):
     assert seen == [("inversion", 2, (1, 3, 64, 64))]
 
 
+# Half precision -------------------------------------------------------------------------------------------------------
+
+
+def with_scaler(**options: Any) -> Any:
+    """accelerate as it is for float16 on a graphics card, on the CPU and in single precision: losses are scaled."""
+    from accelerate.utils import AutocastKwargs
+
+    from likeness.training.engine import make_accelerator
+
+    accelerator: Any = make_accelerator(RunSettings(), cpu=True)
+    accelerator.state._mixed_precision = "fp16"
+    accelerator.native_amp, accelerator.autocast_handler = True, AutocastKwargs(enabled=False)
+    accelerator.scaler = torch.amp.GradScaler("cpu", **{"init_scale": 2.0**10, "growth_interval": 2, **options})
+    return accelerator
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "1-tuning" / "state.pt", weights_only=True)
+
+
+def test_a_resumed_half_precision_run_goes_on_with_its_loss_scale(make_base, photos, tmp_path):
+    unbroken, cut, resumed = make_base(), make_base(), make_base()
+    train(unbroken, lora_recipe(unbroken, photos, 7), RunSettings(), tmp_path / "a", accelerator=with_scaler())
+    stop = Watch(cancelled=Stop(5))
+    train(cut, lora_recipe(cut, photos, 7), RunSettings(), tmp_path / "b", stop, accelerator=with_scaler())
+    half_way = saved(tmp_path / "b")["scaler"]
+    assert half_way["scale"] == 2.0**12 and half_way["_growth_tracker"] == 1
+    train(resumed, lora_recipe(resumed, photos, 7), RunSettings(), tmp_path / "b", accelerator=with_scaler())
+    assert saved(tmp_path / "b")["scaler"] == saved(tmp_path / "a")["scaler"]
+    assert saved(tmp_path / "b")["scaler"]["scale"] == 2.0**13
+    assert_same(weights(resumed), weights(unbroken))
+
+
+def test_a_state_without_a_loss_scale_is_taken_up_too(make_base, photos, tmp_path):
+    base, other = make_base(), make_base()
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(2)))
+    assert "scaler" not in saved(tmp_path)
+    assert train(other, lora_recipe(other, photos), RunSettings(), tmp_path, accelerator=with_scaler()).complete
+
+
+def test_a_loss_scale_changes_nothing_that_is_learned(make_base, photos, tmp_path):
+    plain, scaled = make_base(), make_base()
+    train(plain, words_twice(plain, photos), RunSettings(), tmp_path / "plain")
+    train(scaled, words_twice(scaled, photos), RunSettings(), tmp_path / "scaled", accelerator=with_scaler())
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(scaled)[name], value, rtol=1e-5, atol=1e-7)
+
+
+def words_twice(base: Any, photos: Any) -> Recipe:
+    """Two phases that train the same parameters, the second with gradients clipped."""
+    recipe = textual_inversion(base, photos, TextualInversionSettings(token="<me>", steps=2))
+    [phase] = recipe.phases
+    return replace(recipe, phases=[phase, replace(phase, name="again", clip=1e-3)])
+
+
+def test_gradients_that_are_never_finite_end_the_run(base, photos, tmp_path):
+    recipe = lora_recipe(base, photos, 30)
+    phase = replace(recipe.phases[0], objectives=[Objective("loss", no_gradient)])
+    scaler = with_scaler(backoff_factor=0.01)
+    with pytest.raises(LikenessError, match=r"no numbers in float16, still at step 3"):
+        train(base, replace(recipe, phases=[phase]), RunSettings(), tmp_path, accelerator=scaler)
+
+
+def no_gradient(found: Any) -> torch.Tensor:
+    """A loss of 0 whose gradient is infinite."""
+    return (found.prediction * 0).abs().sum().sqrt()
+
+
 # Bad ends -------------------------------------------------------------------------------------------------------------
 
 
