@@ -8,9 +8,12 @@ import math
 import multiprocessing
 import os
 import platform
+import signal
 import sys
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +24,7 @@ from tqdm import tqdm
 
 from ...errors import LikenessError
 from ...training.loop import Run
+from ...training.team import Team, join_team
 from ..corpus import Corpus, Order, draw_corpus
 from ..latents import fit_codec, load_codec, save_codec
 from ..networks import JUDGE_CROP, RECOGNISER_CROP, build_judge, build_recogniser
@@ -56,9 +60,30 @@ class Stage(Enum):
     ADAPTER = "adapter"
 
 
-STEPS = {Stage.RECOGNISER: 1900, Stage.JUDGE: 1900, Stage.OBSERVER: 1200, Stage.BASE: 12000, Stage.ADAPTER: 5000}
-# Without a GPU, two trainings of one thread each are faster than one of two threads.
-SIDE_BY_SIDE = ((Stage.RECOGNISER, Stage.JUDGE, Stage.OBSERVER), (Stage.BASE,))
+STEPS = {Stage.RECOGNISER: 1100, Stage.JUDGE: 800, Stage.OBSERVER: 1000, Stage.BASE: 3300, Stage.ADAPTER: 1000}
+# On processors, two trainings of one thread each are faster than one of two threads, and so are two processes on one
+# network. The recognisers' normalisation wants whole batches, so they go side by side; the others are a team's work.
+SIDE_BY_SIDE = ((Stage.RECOGNISER,), (Stage.JUDGE, Stage.OBSERVER))
+TEAMWORK = (Stage.BASE, Stage.ADAPTER)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all stages share. folder: of pictures, states and weights. seconds: that each stage may take."""
+
+    folder: Path
+    scale: float
+    seconds: float
+    device: str
+
+    def steps(self, stage: Stage) -> int:
+        """How many a stage is to have in all."""
+        return max(1, round(self.scale * STEPS[stage]))
+
+    @property
+    def weights(self) -> Path:
+        """Where finished weights go."""
+        return self.folder / "weights"
 
 
 def train(
@@ -66,39 +91,75 @@ def train(
     folder: Annotated[Path, typer.Option(help="Pictures, states and weights of the run.")] = Path("miniature-run"),
     scale: Annotated[float, typer.Option(help="Steps as a part of the full number; 0.25 takes about 45 minutes.")] = 1,
     minutes: Annotated[float, typer.Option(help="Stop each stage after so many; start again to go on.")] = math.inf,
-    threads: Annotated[int, typer.Option(help="Of a stage that runs alone; 0 means all cores.")] = 0,
+    processes: Annotated[int, typer.Option(help="How many work at a time; 0: one a core, one on a GPU.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
     install: Annotated[bool, typer.Option(help="Put the weights into the pack, in place of the shipped ones.")] = False,
 ) -> None:
     """Retrain the miniature world."""
-    chosen = set(stages or Stage)
-    workers = os.cpu_count() or 1
-    if Stage.LATENTS in chosen and not (folder / "weights" / "latents.safetensors").exists():
-        (folder / "weights").mkdir(parents=True, exist_ok=True)
-        save_codec(fit_codec(), folder / "weights" / "latents.safetensors")
+    chosen, plan = set(stages or Stage), Plan(folder, scale, 60 * minutes, device)
+    cores = os.cpu_count() or 1
+    size = processes or (cores if device == "cpu" else 1)
+    plan.weights.mkdir(parents=True, exist_ok=True)
+    if Stage.LATENTS in chosen and not (plan.weights / "latents.safetensors").exists():
+        save_codec(fit_codec(), plan.weights / "latents.safetensors")
     for name in ("base", "recogniser", "judge", "adapter", "references", "test"):
-        _draw(folder, name, workers)
+        _draw(folder, name, cores)
     lanes = [[stage for stage in lane if stage in chosen] for lane in SIDE_BY_SIDE]
-    lanes = [lane for lane in lanes if lane]
-    if len(lanes) > 1 and workers > 1:
-        context = multiprocessing.get_context("spawn")
-        processes = [
-            context.Process(target=_lane, args=(lane, folder, scale, minutes, 1, row)) for row, lane in enumerate(lanes)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        if any(process.exitcode for process in processes):
-            sys.exit(1)
-    else:
-        for lane in lanes:
-            _lane(lane, folder, scale, minutes, threads or workers, 0)
-    if Stage.ADAPTER in chosen:
-        _lane([Stage.ADAPTER], folder, scale, minutes, threads or workers, 0)
+    if size == 1:
+        lanes = [[stage for lane in lanes for stage in lane]]
+    _all([(_lane, (lane, plan, row)) for row, lane in enumerate(lanes) if lane])
+    for stage in TEAMWORK:
+        if stage in chosen:
+            meeting = folder / f"meeting-{uuid.uuid4().hex}"
+            _all([(_member, (stage, plan, rank, size, meeting)) for rank in range(size)])
+            meeting.unlink(missing_ok=True)
     if install:
-        for file in (folder / "weights").glob("*.safetensors"):
+        for file in plan.weights.glob("*.safetensors"):
             target = ADAPTER_FILE.parent if file.name != "latents.safetensors" else ADAPTER_FILE.parent.parent
             (target / file.name).write_bytes(file.read_bytes())
+
+
+def _all(tasks: Sequence[tuple[Callable, tuple]]) -> None:
+    """Do them at once, each in a process of its own; leave with the worst of their exit codes unless all went well."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_at_work, args=task) for task in tasks]
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # they are told too, and this process waits for them
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    signal.signal(signal.SIGINT, handler)
+    if codes := [process.exitcode for process in processes if process.exitcode]:
+        sys.exit(max(codes))
+
+
+_STOP: list[int] = []  # signals that have asked this process to stop
+
+
+def _at_work(task: Callable, arguments: tuple) -> None:
+    signal.signal(signal.SIGINT, lambda number, frame: _STOP.append(number))
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    try:
+        task(*arguments)
+    except LikenessError as error:
+        print(f"likeness: {error}", file=sys.stderr)
+        sys.exit(1)
+    if _STOP:
+        print("likeness: stopped; start again to go on from the saved state.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _lane(lane: list[Stage], plan: Plan, row: int) -> None:
+    """Stages one after the other."""
+    for stage in lane:
+        if not _STOP:
+            TRAINERS[stage](plan, row, Team())
+
+
+def _member(stage: Stage, plan: Plan, rank: int, size: int, meeting: Path) -> None:
+    """One process of the team of a stage."""
+    TRAINERS[stage](plan, rank, join_team(rank, size, meeting.absolute()) if size > 1 else Team())
 
 
 def _draw(folder: Path, name: str, workers: int = 1) -> Corpus:
@@ -117,97 +178,88 @@ def _draw(folder: Path, name: str, workers: int = 1) -> Corpus:
             bar.close()
 
 
-def _lane(lane: list[Stage], folder: Path, scale: float, minutes: float, threads: int, row: int) -> None:
-    """Stages one after the other in this process."""
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
-    try:
-        for stage in lane:
-            TRAINERS[stage](folder, max(1, round(scale * STEPS[stage])), 60 * minutes, row)
-    except LikenessError as error:
-        print(f"likeness: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("likeness: stopped; start again to go on from the saved state.", file=sys.stderr)
-        sys.exit(130)
-
-
 def _go(stage: Stage, run: Run, loss: Callable, seconds: float, row: int) -> dict[str, float]:
     """Resume, train with a progress bar, and say what it took."""
     run.resume()
     began, first = time.monotonic(), run.step
-    with tqdm(total=run.steps, initial=run.step, desc=stage.value, unit="step", position=row) as bar:
+    hidden = run.team.rank > 0
+    with tqdm(total=run.steps, initial=run.step, desc=stage.value, unit="step", position=row, disable=hidden) as bar:
 
         def report(step: int, value: float) -> None:
             bar.update(step - bar.n)
             bar.set_postfix(loss=f"{value:.3f}", refresh=False)
 
-        run.go(loss, report, seconds)
+        run.go(loss, report, seconds, cancelled=lambda: bool(_STOP))
     return {"steps": run.step, "steps_of_this_start": run.step - first, "seconds": round(time.monotonic() - began)}
 
 
-def _finish(stage: Stage, folder: Path, facts: dict, **figures: float) -> None:
+def _finish(stage: Stage, plan: Plan, team: Team, facts: dict, **figures: float) -> None:
     """Add a line to the run's diary: what a model card is written from."""
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    entry = {"stage": stage.value, "machine": machine, **facts, **figures}
-    with (folder / "diary.jsonl").open("a") as diary:
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {plan.device}, torch {torch.__version__}"
+    entry = {"stage": stage.value, "machine": machine, "processes": team.size, **facts, **figures}
+    with (plan.folder / "diary.jsonl").open("a") as diary:
         diary.write(json.dumps(entry) + "\n")
 
 
-def _train_recogniser(folder: Path, steps: int, seconds: float, row: int) -> None:
-    _train_either(Stage.RECOGNISER, build_recogniser, RECOGNISER_CROP, Augmentation(), folder, steps, seconds, row)
+def _train_recogniser(plan: Plan, row: int, team: Team) -> None:
+    _train_either(Stage.RECOGNISER, build_recogniser, RECOGNISER_CROP, Augmentation(), 1, plan, row, team)
 
 
-def _train_judge(folder: Path, steps: int, seconds: float, row: int) -> None:
-    _train_either(Stage.JUDGE, build_judge, JUDGE_CROP, _JUDGE_LOOK, folder, steps, seconds, row)
+def _train_judge(plan: Plan, row: int, team: Team) -> None:
+    _train_either(Stage.JUDGE, build_judge, JUDGE_CROP, _JUDGE_LOOK, 2, plan, row, team)
 
 
-def _train_either(stage, build, crop, look, folder, steps, seconds, row) -> None:
-    corpus = _draw(folder, stage.value)
-    seed = {Stage.RECOGNISER: 1, Stage.JUDGE: 2}[stage]
-    training = RecogniserTraining(build, crop, corpus, load_codec(), folder / stage.value, steps, look, seed)
-    facts = _go(stage, training.run, training.loss, seconds, row)
+def _train_either(stage, build, crop, look, seed, plan: Plan, row: int, team: Team) -> None:
+    corpus, folder = _draw(plan.folder, stage.value), plan.folder / stage.value
+    training = RecogniserTraining(build, crop, corpus, load_codec(), folder, plan.steps(stage), look, seed, plan.device)
+    facts = _go(stage, training.run, training.loss, plan.seconds, row)
     net = training.net
     with training.run.averages["net"].applied(net):
-        save_weights(net.state_dict(), folder / "weights" / f"{stage.value}.safetensors")
-        test = _draw(folder, "test")
-        right, accepted = verification(embed_corpus(net, crop, test), test.person)
-    _finish(stage, folder, facts, verification=right, accepted_at_one_percent=accepted)
+        save_weights(net.state_dict(), plan.weights / f"{stage.value}.safetensors")
+        test = _draw(plan.folder, "test")
+        right, accepted = verification(embed_corpus(net.cpu(), crop, test), test.person)
+    _finish(stage, plan, team, facts, verification=right, accepted_at_one_percent=accepted)
 
 
-def _train_observer(folder: Path, steps: int, seconds: float, row: int) -> None:
-    training = ObserverTraining(_draw(folder, "observer"), load_codec(), folder / "observer", steps, seed=3)
-    facts = _go(Stage.OBSERVER, training.run, training.loss, seconds, row)
+def _train_observer(plan: Plan, row: int, team: Team) -> None:
+    folder, steps = plan.folder / "observer", plan.steps(Stage.OBSERVER)
+    training = ObserverTraining(_draw(plan.folder, "observer"), load_codec(), folder, steps, 3, plan.device)
+    facts = _go(Stage.OBSERVER, training.run, training.loss, plan.seconds, row)
     with training.run.averages["net"].applied(training.net):
-        save_weights(training.net.state_dict(), folder / "weights" / "observer.safetensors")
-        figures = accuracy(training.net, _draw(folder, "test"))
-    _finish(Stage.OBSERVER, folder, facts, **figures)
+        save_weights(training.net.state_dict(), plan.weights / "observer.safetensors")
+        figures = accuracy(training.net.cpu(), _draw(plan.folder, "test"))
+    _finish(Stage.OBSERVER, plan, team, facts, **figures)
 
 
-def _train_base(folder: Path, steps: int, seconds: float, row: int) -> None:
-    training = BaseTraining(_draw(folder, "base"), load_codec(), folder / "base", steps)
-    facts = _go(Stage.BASE, training.run, training.loss, seconds, row)
+def _train_base(plan: Plan, row: int, team: Team) -> None:
+    folder, steps = plan.folder / "base", plan.steps(Stage.BASE)
+    training = BaseTraining(_draw(plan.folder, "base"), load_codec(), folder, steps, team=team, device=plan.device)
+    facts = _go(Stage.BASE, training.run, training.loss, plan.seconds, row)
+    if team.rank:
+        return
     for name, module in (("unet", training.unet), ("text_encoder", training.text_encoder)):
         with training.run.averages[name].applied(module):
-            save_weights(module.state_dict(), folder / "weights" / f"{name}.safetensors")
-    _finish(Stage.BASE, folder, facts)
+            save_weights(module.state_dict(), plan.weights / f"{name}.safetensors")
+    _finish(Stage.BASE, plan, team, facts)
 
 
-def _train_adapter(folder: Path, steps: int, seconds: float, row: int) -> None:
-    weights = folder / "weights"
-    photos = _draw(folder, "references")
-    embeddings = embed_corpus(load_recogniser(weights), RECOGNISER_CROP, photos, jitter=_ALIGNMENT_ERROR)
+def _train_adapter(plan: Plan, row: int, team: Team) -> None:
+    photos = _draw(plan.folder, "references")
+    embeddings = embed_corpus(load_recogniser(plan.weights), RECOGNISER_CROP, photos, jitter=_ALIGNMENT_ERROR)
     embeddings = embeddings.reshape(photos.order.count, photos.order.each, -1)
-    targets = _draw(folder, "adapter")
+    targets, folder, steps = _draw(plan.folder, "adapter"), plan.folder / "adapter", plan.steps(Stage.ADAPTER)
+    unet, text_encoder = load_unet(plan.weights), load_text_encoder(plan.weights)
     training = AdapterTraining(
-        load_unet(weights), load_text_encoder(weights), targets, embeddings, load_codec(), folder / "adapter", steps, 4
+        unet, text_encoder, targets, embeddings, load_codec(), folder, steps, 4, team, plan.device
     )
-    facts = _go(Stage.ADAPTER, training.run, training.loss, seconds, row)
-    save_weights(training.weights(), weights / ADAPTER_FILE.name)
-    _finish(Stage.ADAPTER, folder, facts)
+    facts = _go(Stage.ADAPTER, training.run, training.loss, plan.seconds, row)
+    if team.rank:
+        return
+    save_weights(training.weights(), plan.weights / ADAPTER_FILE.name)
+    _finish(Stage.ADAPTER, plan, team, facts)
 
 
-TRAINERS: dict[Stage, Callable[[Path, int, float, int], None]] = {
+TRAINERS: dict[Stage, Callable[[Plan, int, Team], None]] = {
     Stage.RECOGNISER: _train_recogniser,
     Stage.JUDGE: _train_judge,
     Stage.OBSERVER: _train_observer,

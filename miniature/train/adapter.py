@@ -18,12 +18,14 @@ from ...injection.plan import Injection, Role, uniform
 from ...injection.sites import AttentionSite, sites_of_diffusers_unet
 from ...training.ip_adapter import drop_images, fresh_faceid, make_trainable, official_weights
 from ...training.loop import Average, Run, rows_of_step
+from ...training.muon import Muon, Together
+from ...training.team import Team
 from ..corpus import Corpus
 from ..latents import PatchCodec
 from ..networks import EMBEDDING
 from .denoising import Denoising
 
-BATCH = 48
+BATCH = 64
 LEARNING_RATE = 1e-3
 MOST_REFERENCES = 4
 # As the official trainer: the image alone, the text alone, or both are left out of one picture in twenty each.
@@ -43,22 +45,30 @@ class AdapterTraining:
 
     def __init__(
         self, unet: Any, text_encoder: Any, targets: Corpus, embeddings: np.ndarray, codec: PatchCodec, folder: Path,
-        steps: int, seed: int = 0,
+        steps: int, seed: int = 0, team: Team | None = None, device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
         """embeddings: (people of `targets`, photos, 512) of other photos of the same people."""
         torch.manual_seed(seed)
-        self.unet, self.text_encoder, self.targets, self.seed = unet, text_encoder, targets, seed
+        self.unet, self.text_encoder, self.targets, self.seed = unet, text_encoder.to(device), targets, seed
         self.adapter = build(fresh_faceid(unet, EMBEDDING), "ip-adapter-faceid_miniature")
         parameters = make_trainable(self.adapter, unet)
-        self.injection = Injection(self.adapter, self._tokens(torch.zeros(1, EMBEDDING)), uniform(1.0, self._sites))
+        for module in (self.adapter, unet):
+            module.to(device)
+        nobody = self._tokens(torch.zeros(1, EMBEDDING, device=device))
+        self.injection = Injection(self.adapter, nobody, uniform(1.0, self._sites))
         self.injected = inject(unet, [self.injection], roles=(Role.COND,), live=True)
-        optimizer = torch.optim.AdamW(list(parameters.values()), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-        trained = Parameters(parameters)
-        self.run = Run(
-            folder, {"adapter": trained}, optimizer, steps, seed, averages={"adapter": Average(trained, 0.999)}
+        others = [p for p in parameters.values() if p.ndim < 2]
+        optimizer = Together(
+            Muon([p for p in parameters.values() if p.ndim > 1], LEARNING_RATE, weight_decay=0.01, team=team),
+            torch.optim.AdamW(others, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01),
         )
-        self.denoising = Denoising(targets, codec)
-        self.embeddings = F.normalize(torch.from_numpy(embeddings), dim=-1)
+        trained = Parameters(parameters)
+        averages = {"adapter": Average(trained, 0.999)}
+        self.run = Run(
+            folder, {"adapter": trained}, optimizer, steps, seed, averages=averages, team=team or Team(), device=device
+        )
+        self.denoising = Denoising(targets, codec, device)
+        self.embeddings = F.normalize(torch.from_numpy(embeddings).to(device), dim=-1)
         self.person = targets.person
 
     @property
@@ -71,14 +81,14 @@ class AdapterTraining:
     def references(self, rows: np.ndarray, random: torch.Generator) -> Tensor:
         """The unit mean (B, 512) of one to four photos of each picture's person."""
         photos = self.embeddings[self.person[rows]]
-        count = 1 + torch.randint(MOST_REFERENCES, (len(rows), 1), generator=random)
-        order = torch.rand(photos.shape[:2], generator=random).argsort(1).argsort(1)
+        count = 1 + torch.randint(MOST_REFERENCES, (len(rows), 1), generator=random, device=random.device)
+        order = torch.rand(photos.shape[:2], generator=random, device=random.device).argsort(1).argsort(1)
         return F.normalize((photos * (order < count)[..., None]).sum(1), dim=-1)
 
     def loss(self, step: int, random: torch.Generator) -> Tensor:
         """The velocity's mean squared error, the face counting more, as for the base."""
-        rows = rows_of_step(step, BATCH, len(self.targets), self.seed)
-        fate = torch.rand(len(rows), generator=random)
+        rows = self.run.team.part(rows_of_step(step, BATCH, len(self.targets), self.seed))
+        fate = torch.rand(len(rows), generator=random, device=random.device)
         no_image = fate < _NO_IMAGE + _NEITHER
         no_text = (fate >= _NO_IMAGE) & (fate < _NO_IMAGE + _NEITHER + _NO_TEXT)
         ids = self.denoising.captions.of(rows, random, dropped=no_text)

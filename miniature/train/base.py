@@ -46,17 +46,18 @@ class BaseTraining:
     """Half of every batch knows its captions alone, the other half also who is drawn (see `Scaffold`)."""
 
     def __init__(
-        self, corpus: Corpus, codec: PatchCodec, folder: Path, steps: int, seed: int = 0, team: Team | None = None
-    ) -> None:
+        self, corpus: Corpus, codec: PatchCodec, folder: Path, steps: int, seed: int = 0, team: Team | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
         torch.manual_seed(seed)
         self.unet, self.text_encoder = build_unet(), build_text_encoder()
         self.scaffold = Scaffold(self.unet)
         self.corpus, self.seed = corpus, seed
-        self.denoising = Denoising(corpus, codec)
-        self.traits = torch.from_numpy(corpus.people.vectors())
+        self.denoising = Denoising(corpus, codec, device)
+        self.traits = torch.from_numpy(corpus.people.vectors()).to(device)
         modules = {"unet": self.unet, "text_encoder": self.text_encoder, "scaffold": self.scaffold}
         for module in modules.values():
-            module.train()
+            module.to(device).train()
         averages = {name: Average(modules[name], 0.999) for name in ("unet", "text_encoder", "scaffold")}
         team = team or Team()
         matrices, others = split_parameters(modules.values(), ends=(self.unet.conv_in, self.unet.conv_out))
@@ -64,7 +65,7 @@ class BaseTraining:
             Muon(matrices, LEARNING_RATE, weight_decay=0.01, team=team),
             torch.optim.AdamW(others, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01),
         )
-        self.run = Run(folder, modules, optimizer, steps, seed, averages=averages, team=team)
+        self.run = Run(folder, modules, optimizer, steps, seed, averages=averages, team=team, device=device)
         nobody = self.scaffold.as_tokens(self.traits[:1])
         self.somebody = Injection(self.scaffold.adapter, nobody, uniform(1.0, sites_of_diffusers_unet(self.unet)))
 
@@ -75,7 +76,7 @@ class BaseTraining:
         return (self._error(anonymous, random) + self._error(told, random, as_words=step % 2 == 0)) / 2
 
     def _error(self, rows: np.ndarray, random: torch.Generator, as_words: bool | None = None) -> Tensor:
-        dropped = torch.rand(len(rows), generator=random) < DROPPED
+        dropped = torch.rand(len(rows), generator=random, device=random.device) < DROPPED
         ids = self.denoising.captions.of(rows, random, dropped)
         with ExitStack() as telling:
             if as_words is True:

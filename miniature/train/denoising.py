@@ -27,10 +27,10 @@ class Captions:
 
     def of(self, rows: np.ndarray, random: torch.Generator, dropped: Tensor) -> Tensor:
         """Ids (B, 77) of these pictures, each in a random template; those that are dropped (B,) empty."""
-        template = torch.randint(len(TEMPLATES), (len(rows),), generator=random).numpy()
+        template = torch.randint(len(TEMPLATES), (len(rows),), generator=random, device=random.device).cpu().numpy()
         ids = self.ids[template, rows].astype(np.int64)
-        ids[dropped.numpy()] = self.empty
-        return torch.from_numpy(ids)
+        ids[dropped.cpu().numpy()] = self.empty
+        return torch.from_numpy(ids).to(random.device)
 
     def with_words(self, ids: Tensor, words: int) -> tuple[Tensor, Tensor]:
         """Room for `words` more words before "person": the longer ids (B, 77), and the words' places (B, words).
@@ -39,9 +39,9 @@ class Captions:
         """
         hits = ids == self.person
         at = torch.where(hits.any(1), hits.int().argmax(1), 1)
-        column = torch.arange(ids.shape[1])
+        column = torch.arange(ids.shape[1], device=ids.device)
         source = torch.where(column < at[:, None], column, (column - words).clamp_min(0))
-        return ids.gather(1, source), at[:, None] + torch.arange(words)
+        return ids.gather(1, source), at[:, None] + torch.arange(words, device=ids.device)
 
 
 def _ids(tokenizer: Any, texts: list[str]) -> np.ndarray:
@@ -52,17 +52,17 @@ def _ids(tokenizer: Any, texts: list[str]) -> np.ndarray:
 class Denoising:
     """A corpus as the denoiser meets it: its captions, and its latents under noise."""
 
-    def __init__(self, corpus: Corpus, codec: PatchCodec) -> None:
+    def __init__(self, corpus: Corpus, codec: PatchCodec, device: torch.device | str = "cpu") -> None:
         self.captions = Captions(corpus)
-        self.latents = _encode(codec, corpus)
-        self.weight = torch.from_numpy(corpus.weight).float()[:, None]
+        self.latents = _encode(codec, corpus).to(device)
+        self.weight = torch.from_numpy(corpus.weight).float()[:, None].to(device)
         self.schedule = noise_schedule()
 
     def error(self, unet: Any, rows: np.ndarray, context: Tensor, random: torch.Generator) -> Tensor:
         """The mean squared error of the velocity at random timesteps; the face counts four times the background."""
         z0, weight = self.latents[rows].float(), self.weight[rows]
-        noise = torch.randn(z0.shape, generator=random)
-        t = torch.randint(len(self.schedule), (len(rows),), generator=random)
+        noise = torch.randn(z0.shape, generator=random, device=random.device)
+        t = torch.randint(len(self.schedule), (len(rows),), generator=random, device=random.device)
         predicted = unet(self.schedule.add_noise(z0, noise, t), t, encoder_hidden_states=context).sample
         return masked_squared_error(predicted, self.schedule.target(z0, noise, t), weight).mean() / weight.mean()
 

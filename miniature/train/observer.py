@@ -42,26 +42,26 @@ def strange_pictures(pictures: Tensor, random: torch.Generator) -> Tensor:
     out = pictures.clone()
 
     tiles = out[kind == 0].unflatten(3, (4, -1)).unflatten(2, (4, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-    tiles = tiles[:, torch.randperm(16, generator=random)].unflatten(1, (4, 4))
+    tiles = tiles[:, torch.randperm(16, generator=random, device=random.device)].unflatten(1, (4, 4))
     out[kind == 0] = tiles.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
     shape = out[kind == 1].shape
-    smooth = torch.zeros(shape)
+    smooth = torch.zeros(shape, device=random.device)
     for side in (2, 4, 8, 16, 32, 64):
-        rough = torch.randn(shape[0], 3, side, side, generator=random)
+        rough = torch.randn(shape[0], 3, side, side, generator=random, device=random.device)
         rough = torch.lerp(rough, rough.mean(1, keepdim=True), 0.7)
         smooth += F.interpolate(rough, size=shape[-2:], mode="bilinear", align_corners=False) * (2 / side) ** 0.6
     out[kind == 1] = (0.5 + 0.22 * smooth).clamp(0, 1)
 
     mixed = out[kind == 2]
     turned = (mixed.flip(2), mixed.roll(1, 0).transpose(2, 3), mixed.roll(2, 0).flip(2, 3))
-    share = torch.rand(3, generator=random)
+    share = torch.rand(3, generator=random, device=random.device)
     share = share / share.sum()
     out[kind == 2] = sum(part * weight for part, weight in zip(turned, share, strict=True))  # type: ignore[assignment]
 
     near = out[kind == 3]
-    left, top = torch.randint(0, SIDE - 20, (2,), generator=random).tolist()
-    piece = near[:, torch.randperm(3, generator=random), top : top + 20, left : left + 20]
+    left, top = torch.randint(0, SIDE - 20, (2,), generator=random, device=random.device).tolist()
+    piece = near[:, torch.randperm(3, generator=random, device=random.device), top : top + 20, left : left + 20]
     out[kind == 3] = F.interpolate(piece, size=shape[-2:], mode="bilinear", align_corners=False)
     return out
 
@@ -69,30 +69,32 @@ def strange_pictures(pictures: Tensor, random: torch.Generator) -> Tensor:
 class ObserverTraining:
     """Answers by cross-entropy, points and box by squared error, presence against strange pictures."""
 
-    def __init__(self, corpus: Corpus, codec: PatchCodec, folder: Path, steps: int, seed: int = 0) -> None:
+    def __init__(
+        self, corpus: Corpus, codec: PatchCodec, folder: Path, steps: int, seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
         torch.manual_seed(seed)
-        self.net, self.corpus, self.codec, self.seed = Observer(), corpus, codec, seed
-        self.net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.net, self.corpus, self.codec, self.seed, self.device = Observer(), corpus, codec.to(device), seed, device
+        self.net.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(self.net.parameters(), LEARNING_RATE, weight_decay=0.05)
-        self.run = Run(
-            folder, {"net": self.net}, optimizer, steps, seed, averages={"net": Average(self.net, 0.998)}, clip=5.0
-        )
-        self.truth = {name: torch.from_numpy(answers) for name, answers in answers_of(corpus.shots).items()}
+        averages = {"net": Average(self.net, 0.998)}
+        self.run = Run(folder, {"net": self.net}, optimizer, steps, seed, averages=averages, clip=5.0, device=device)
+        self.truth = {name: torch.from_numpy(told).to(device) for name, told in answers_of(corpus.shots).items()}
         corners = corpus.boxes.reshape(-1, 2, 2)
         points = np.concatenate([corpus.keypoints, corners], axis=1)
-        self.points = torch.from_numpy((points + 0.5) / SIDE).float()
+        self.points = torch.from_numpy((points + 0.5) / SIDE).float().to(device)
 
     def loss(self, step: int, random: torch.Generator) -> Tensor:
         """The sum of the three."""
         rows = rows_of_step(step, BATCH, len(self.corpus), self.seed)
-        pictures = self.corpus.pictures(rows)
+        pictures = self.corpus.pictures(rows).to(self.device)
         strange = augment(strange_pictures(pictures[:_STRANGE], random), self.codec, _LOOK, random)
         shown = augment(pictures, self.codec, _LOOK, random)
         seen = torch.cat([shown, strange]).contiguous(memory_format=torch.channels_last)
         answers, points, presence = self.net(seen)
         told = sum(F.cross_entropy(answers[name][:BATCH], self.truth[name][rows]) for name in QUESTIONS)
         place = F.smooth_l1_loss(points[:BATCH], self.points[rows], beta=0.02)
-        is_face = (torch.arange(len(seen)) < BATCH).float()
+        is_face = (torch.arange(len(seen), device=self.device) < BATCH).float()
         return told + _POINTS_WEIGHT * place + F.binary_cross_entropy_with_logits(presence, is_face)
 
 

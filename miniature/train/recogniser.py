@@ -69,22 +69,25 @@ def augment(pictures: Tensor, codec: PatchCodec, how: Augmentation, random: torc
     count = len(pictures)
 
     def draw(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=random)
+        return torch.rand(*shape, generator=random, device=random.device)
+
+    def normal(shape: torch.Size) -> Tensor:
+        return torch.randn(shape, generator=random, device=random.device)
 
     coded = draw(count) < how.coded
     if coded.any():
         latents = codec.encode_halved(pictures[coded])
-        latents = latents + 0.15 * draw(len(latents), 1, 1, 1) * torch.randn(latents.shape, generator=random)
+        latents = latents + 0.15 * draw(len(latents), 1, 1, 1) * normal(latents.shape)
         pictures = pictures.clone()
         pictures[coded] = F.avg_pool2d(codec.decode(latents), 2)
     blurred = draw(count) < how.blurred
     if blurred.any():
-        side = int(torch.randint(24, 56, (), generator=random))
+        side = int(torch.randint(24, 56, (), generator=random, device=random.device))
         small = F.interpolate(pictures[blurred], size=(side, side), mode="area")
         pictures = pictures.clone()
         pictures[blurred] = F.interpolate(small, size=pictures.shape[-2:], mode="bilinear", align_corners=False)
     gain = 1 + how.light * (2 * draw(count, 1, 1, 1) - 1) + how.tint * (2 * draw(count, 3, 1, 1) - 1)
-    noise = how.noise * draw(count, 1, 1, 1) * torch.randn(pictures.shape, generator=random)
+    noise = how.noise * draw(count, 1, 1, 1) * normal(pictures.shape)
     return (pictures * gain + noise).clamp(0, 1)
 
 
@@ -93,29 +96,29 @@ class RecogniserTraining:
 
     def __init__(
         self, build: Callable[[], IResNet], crop: int, corpus: Corpus, codec: PatchCodec, folder: Path, steps: int,
-        how: Augmentation = Augmentation(), seed: int = 0,
+        how: Augmentation = Augmentation(), seed: int = 0, device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
         torch.manual_seed(seed)
-        self.net, self.crop, self.corpus, self.codec, self.how, self.seed = build(), crop, corpus, codec, how, seed
+        self.net, self.crop, self.corpus, self.how, self.seed = build(), crop, corpus, how, seed
+        self.codec, self.device = codec.to(device), device
         dim = self.net.features.num_features
         self.cosface, self.traits_head = CosFace(dim, corpus.order.count), TraitsHead(dim)
-        self.net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.net.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         modules = {"net": self.net, "cosface": self.cosface, "traits": self.traits_head}
-        parameters = [p for module in modules.values() for p in module.parameters()]
+        parameters = [p for module in modules.values() for p in module.to(device).parameters()]
         optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=0.05)
         averages = {"net": Average(self.net, 0.998)}
-        self.run = Run(folder, modules, optimizer, steps, seed, averages=averages, clip=5.0)
-        self.person = torch.from_numpy(corpus.person)
-        self.traits = torch.from_numpy(corpus.people.traits)
-        self.kinds = torch.from_numpy(corpus.people.kinds)
+        self.run = Run(folder, modules, optimizer, steps, seed, averages=averages, clip=5.0, device=device)
+        self.person = torch.from_numpy(corpus.person).to(device)
+        self.traits = torch.from_numpy(corpus.people.traits).to(device)
+        self.kinds = torch.from_numpy(corpus.people.kinds).to(device)
 
     def loss(self, step: int, random: torch.Generator) -> Tensor:
         """CosFace, its margin rising over the first third, plus half of the traits' error."""
         rows = rows_of_step(step, BATCH, len(self.corpus), self.seed)
-        pictures = augment(self.corpus.pictures(rows), self.codec, self.how, random)
-        points = torch.from_numpy(self.corpus.keypoints[rows])
-        points = points + self.how.jitter * torch.randn(points.shape, generator=random)
-        crops = aligned_crops(pictures, points.numpy(), self.crop)
+        pictures = augment(self.corpus.pictures(rows).to(self.device), self.codec, self.how, random)
+        missed = self.how.jitter * torch.randn(len(rows), 5, 2, generator=random, device=self.device)
+        crops = aligned_crops(pictures, self.corpus.keypoints[rows] + missed.cpu().numpy(), self.crop)
         embeddings = self.net(crops.contiguous(memory_format=torch.channels_last))
         margin = MARGIN * min(1.0, self.run.step / (_BATCHES_TO_FULL_MARGIN * self.run.steps))
         identity = F.cross_entropy(self.cosface(embeddings, self.person[rows], margin), self.person[rows])
