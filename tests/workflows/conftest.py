@@ -18,5 +18,7 @@ def graph_tool():
 
 @pytest.fixture(scope="session")
 def build_tool(graph_tool):
-    """The module `workflows/_build.py`."""
-    return comfyui.load_module("_build", WORKFLOWS / "_build.py")
+    """The module `workflows/_build.py`, which finds its neighbours as a script does: in its own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(WORKFLOWS)
+        return comfyui.load_module("_build", WORKFLOWS / "_build.py")

@@ -1,0 +1,176 @@
+"""What the graphs share: base models, and groups of nodes that always come together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+
+from _graph import Graph, ModelFile, Node, Output
+
+PICTURE = 330  # room for a picture in a node
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model, the settings that suit it, and the size it was trained for."""
+
+    checkpoint: str | None  # in the registry; the miniature comes with the pack
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+    side: int
+    negative: str
+
+
+NEGATIVE = "monochrome, lowres, bad anatomy, worst quality"
+SD15 = Base("sd15", 30, 7.5, "ddim", "ddim_uniform", 512, NEGATIVE)
+SDXL = Base("realvisxl-v5", 30, 5.0, "dpmpp_2m", "karras", 1024, NEGATIVE)
+MINIATURE = Base(None, 20, 4.0, "euler", "normal", 128, negative="")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What sampling starts from: the two prompts and a latent."""
+
+    positive: Node
+    negative: Node
+    latent: Node
+
+
+def load_photo(graph: Graph, title: str, name: str) -> Node:
+    """A picture from ComfyUI's input folder."""
+    return graph.node("LoadImage", title=title, image=name, extra_height=PICTURE)
+
+
+def load_analysis(graph: Graph, pack: str) -> Node:
+    """InsightFace's networks."""
+    return graph.node("LikenessLoadFaceAnalysis", model=pack, provider="auto", models=files(pack))
+
+
+def load_miniature_analysis(graph: Graph) -> Node:
+    """The face analysis that comes with the pack."""
+    return graph.node("LikenessLoadFaceAnalysis", model="miniature", provider="auto")
+
+
+def find_person(graph: Graph, analysis: Node, photo: Node, **settings: str) -> tuple[Node, Node]:
+    """The faces in a photo, and the identity of the one that is taken."""
+    faces = graph.node("LikenessFindFaces", face_analysis=analysis[0], image=photo["IMAGE"])
+    return faces, graph.node("LikenessIdentityFromPhotos", faces=faces["faces"], **settings)
+
+
+def join(graph: Graph, photos: list[Node]) -> Output:
+    """All photos as one batch."""
+    batch = photos[0]["IMAGE"]
+    for photo in photos[1:]:
+        batch = graph.node("ImageBatch", image1=batch, image2=photo["IMAGE"])[0]
+    return batch
+
+
+def load_checkpoint(graph: Graph, base: Base) -> Node:
+    """The base model."""
+    assert base.checkpoint is not None
+    needed = files(base.checkpoint)
+    return graph.node("CheckpointLoaderSimple", ckpt_name=needed[0].name, models=needed)
+
+
+def load_adapter(graph: Graph, name: str) -> Node:
+    """An adapter of the registry."""
+    needed = files(name)
+    return graph.node("LikenessLoadIdentityAdapter", adapter_file=needed[0].name, models=needed)
+
+
+def load_encoder(graph: Graph) -> Node:
+    """The encoder that IP-Adapter Plus was trained with."""
+    needed = files("clip-vit-h")
+    return graph.node("CLIPVisionLoader", clip_name=needed[0].name, models=needed)
+
+
+def show(graph: Graph, title: str, images: Output) -> Node:
+    """Pictures on the canvas."""
+    return graph.node("PreviewImage", title=title, images=images, extra_height=PICTURE)
+
+
+def prompts(graph: Graph, base: Base, clip: Output, text: str) -> tuple[Node, Node]:
+    """The positive prompt and the base model's negative one."""
+    return (
+        graph.node("CLIPTextEncode", title="Positive prompt", text=text, clip=clip, room=360),
+        graph.node("CLIPTextEncode", title="Negative prompt", text=base.negative, clip=clip, room=360),
+    )
+
+
+def prompt(
+    graph: Graph,
+    number: int,
+    base: Base,
+    clip: Output,
+    text: str,
+    *,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 1,
+) -> Start:
+    """The group before the sampling: what shall be made, and how large."""
+    width, height = size or (base.side, base.side)
+    with graph.group(f"{number}. Prompt"):
+        positive, negative = prompts(graph, base, clip, text)
+        latent = graph.node("EmptyLatentImage", width=width, height=height, batch_size=batch_size)
+    return Start(positive, negative, latent)
+
+
+def sample(graph: Graph, base: Base, vae: Output, model: Output, start: Start, title: str | None = None) -> Node:
+    """From a latent to pictures."""
+    sampler = graph.node(
+        "KSampler",
+        title=title,
+        model=model,
+        seed=1,
+        steps=base.steps,
+        cfg=base.cfg,
+        sampler_name=base.sampler,
+        scheduler=base.scheduler,
+        positive=start.positive[0],
+        negative=start.negative[0],
+        latent_image=start.latent[0],
+        denoise=1.0,
+    )
+    return graph.node("VAEDecode", samples=sampler[0], vae=vae)
+
+
+def sample_and_save(graph: Graph, title: str, base: Base, vae: Output, model: Output, start: Start) -> None:
+    """The last group of most graphs: from a latent to saved pictures."""
+    with graph.group(title):
+        pictures = sample(graph, base, vae, model, start)
+        graph.next_column()
+        graph.node("SaveImage", images=pictures[0], filename_prefix="likeness/portrait", room=400, extra_height=410)
+
+
+def portrait(
+    graph: Graph,
+    base: Base,
+    checkpoint: Node,
+    model: Output,
+    text: str,
+    *,
+    first_group: int,
+    size: tuple[int, int] | None = None,
+) -> None:
+    """The last two groups of most graphs: a prompt, and one portrait after it."""
+    start = prompt(graph, first_group, base, checkpoint["CLIP"], text, size=size)
+    sample_and_save(graph, f"{first_group + 1}. Portrait", base, checkpoint["VAE"], model, start)
+
+
+def files(pattern: str) -> tuple[ModelFile, ...]:
+    """The registry's entries for a name or a group; of a face pack only the files that are read."""
+    records = import_module("likeness.models_download").select(pattern)
+    read = [record for record in records if len(records) == 1 or "required" in record.notes]
+    return tuple(ModelFile(record.filename, record.url, record.folder) for record in read)
+
+
+def files_note(graph: Graph, *remarks: str) -> None:
+    """What to know, what to download and where it goes: the face packs last."""
+    needed = sorted(graph.models, key=lambda file: file.directory.startswith("insightface"))
+    lines = [line for remark in remarks for line in (remark, "")]
+    lines += ["## Files this workflow needs", "", "| file | folder below `models/` |", "| --- | --- |"]
+    lines += [f"| [{file.name}]({file.url}) | `{file.directory}` |" for file in needed]
+    text_height = sum(30 + 24 * (len(remark) // 50) for remark in remarks)
+    graph.note("\n".join(lines), width=440, height=260 + 40 * len(needed) + text_height)
