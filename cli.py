@@ -6,7 +6,10 @@
 import dataclasses
 import importlib.metadata
 import json
+import shlex
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -131,7 +134,11 @@ def _add_evaluate_command(app: "typer.Typer") -> None:
     @app.command("evaluate")
     def evaluate_folder(
         folder: Annotated[
-            Path, typer.Argument(help="Holds people/<name>/refs, results/<method>/<name>/..., people/<name>/held_out.")
+            Path,
+            typer.Argument(
+                help="A batch's run, or a folder with people/<name>/refs, people/<name>/held_out and "
+                "results/<method>/<name>/..."
+            ),
         ],
         judge: Annotated[
             str,
@@ -140,8 +147,19 @@ def _add_evaluate_command(app: "typer.Typer") -> None:
             ),
         ] = "sface",
         out: Annotated[Path | None, typer.Option("--out", help="Folder of the report; default: FOLDER/report.")] = None,
+        people: Annotated[
+            Path | None,
+            typer.Option("--people", help="Holds a folder of photos for each person; default: FOLDER/people."),
+        ] = None,
         baseline: Annotated[
             str | None, typer.Option("--baseline", help="The method without identity, among the results.")
+        ] = None,
+        compare: Annotated[
+            list[Path] | None, typer.Option("--compare", help="One more folder or run in the same report; repeatable.")
+        ] = None,
+        by: Annotated[
+            list[str] | None,
+            typer.Option("--by", help="A column of a batch's manifest that tells methods apart; repeatable."),
         ] = None,
         conditioner: Annotated[
             list[str] | None,
@@ -153,33 +171,90 @@ def _add_evaluate_command(app: "typer.Typer") -> None:
             bool, typer.Option("--allow-same-recogniser", help="Let a recogniser judge its own work, with a warning.")
         ] = False,
         calibration: Annotated[
-            Path | None, typer.Option("--calibration", help="JSON file with the judge's own measured quality.")
+            Path | None,
+            typer.Option(
+                "--calibration",
+                help="JSON file with the judge's own measured quality, from `likeness calibrate`; the miniature's "
+                "judge brings its own.",
+            ),
+        ] = None,
+        workers: Annotated[
+            int | None,
+            typer.Option(
+                "--workers", help="Processes; default: one for each core but one, if there are pictures enough."
+            ),
         ] = None,
         title: Annotated[str, typer.Option("--title", help="Title of the report.")] = "Likeness report",
     ) -> None:
         """Judge pictures of people against their photos, and write a report. A second run looks at new files only."""
         from tqdm import tqdm
 
-        from .evaluation.folders import evaluate, pictures_of, survey
+        from .evaluation.crew import Crew
         from .evaluation.identity import Calibration
+        from .evaluation.judging import evaluate, open_study
         from .evaluation.report import headline
         from .evaluation.table import read_csv
+        from .miniature.calibration import calibration_of
 
-        measured = Calibration.load(calibration) if calibration else None
-        with tqdm(total=pictures_of(survey(folder)), desc="judged", unit="picture", leave=False) as bar:
+        study = open_study(folder, people, compare or (), by or ())
+        eyes = _open_faces(judge)
+        measured = Calibration.load(calibration) if calibration else calibration_of(eyes)
+        with (
+            Crew(eyes, partial(_open_faces, judge), workers) as crew,
+            tqdm(total=len(study.files), desc="judged", unit="picture", leave=False) as bar,
+        ):
             path = evaluate(
-                folder,
-                _open_faces(judge),
+                study,
+                crew,
                 out or folder / "report",
                 reference=baseline,
                 conditioners=conditioner or [],
                 allow_same_recogniser=allow_same,
                 calibration=measured,
                 title=title,
-                repeat=f"likeness evaluate {folder} --judge {judge}" + (f" --baseline {baseline}" if baseline else ""),
+                repeat=_again(
+                    "evaluate", folder, judge=judge, people=people, baseline=baseline, compare=compare, by=by
+                ),
                 after_each=bar.update,
             )
         print(f"{headline(read_csv(path.parent / 'records.csv'), baseline)}\nreport: {path}")
+
+    @app.command("calibrate")
+    def calibrate_judge(
+        people: Annotated[
+            str, typer.Argument(help="Holds a folder of photos for each person; or `miniature`, for drawn people.")
+        ],
+        out: Annotated[Path, typer.Option("--out", help="The JSON file to write.")],
+        judge: Annotated[str, typer.Option("--judge", help="The face analysis to measure.")] = "sface",
+    ) -> None:
+        """Measure a judge on photos of known people: what is usual for one person, and what passes for another."""
+        from .evaluation.identity import calibrate
+        from .evaluation.journal import read_picture
+        from .evaluation.study import folders, pictures
+
+        if people == "miniature":
+            from .miniature import calibration
+
+            photos = calibration.people()
+            weights = calibration.judge_weights() if judge == "miniature-judge" else ""
+        else:
+            photos = {place.name: map(read_picture, pictures(place)) for place in folders(Path(people))}
+            weights = ""
+        measured = dataclasses.replace(calibrate(_open_faces(judge), photos), weights=weights)
+        print(
+            f"{measured.recogniser}: {measured.photos} photos of {measured.people} people, {measured.missing} without "
+            f"a face; equal error rate {measured.eer:.1%}, two photos of one person {measured.genuine:.2f} alike "
+            f"(median)\ncalibration: {measured.save(out)}"
+        )
+
+
+def _again(command: str, place: Path, **options: Path | str | Sequence[Path] | Sequence[str] | None) -> str:
+    """The command line to type again."""
+    words = ["likeness", command, str(place)]
+    for name, value in options.items():
+        values = [value] if isinstance(value, (str, Path)) else value or []
+        words += [word for one in values for word in (f"--{name}", str(one))]
+    return shlex.join(words)
 
 
 def _open_faces(name: str) -> "FaceAnalysis":

@@ -90,6 +90,7 @@ class Calibration:
     people: int
     photos: int
     missing: int  # photos in which the judge found no face; they take no part
+    weights: str = ""  # SHA-256 of the recogniser's weights, where that is known
 
     def threshold(self, rate: float) -> float:
         """The cosine accepted at a false-match rate; LikenessError for a rate that was not measured."""
@@ -121,7 +122,7 @@ class Calibration:
             raise LikenessError(f"The calibration {path.name} cannot be read: make it again with calibrate.") from None
 
 
-def calibrate(judge: FaceAnalysis, people: Mapping[str, Sequence[torch.Tensor]]) -> Calibration:
+def calibrate(judge: FaceAnalysis, people: Mapping[str, Iterable[torch.Tensor]]) -> Calibration:
     """Measure a judge on photos (H, W, 3) RGB 0..1 of known people, two or more each, over all pairs."""
     seen = [see(photos, judge) for photos in people.values()]
     kept = [sight.embeddings[sight.found] for sight in seen if bool(sight.found.any())]
@@ -156,6 +157,7 @@ class Sight:
     faces: tuple[Face | None, ...]
     embeddings: torch.Tensor  # (n, D) unit length, zero where there is no face
     reasons: tuple[str, ...]  # empty where there is a face
+    counts: tuple[int, ...] = ()  # how many faces each picture shows, where that was counted
 
     def __len__(self) -> int:
         return len(self.faces)
@@ -167,7 +169,7 @@ class Sight:
 
 
 def see(
-    images: torch.Tensor | Sequence[torch.Tensor],
+    images: torch.Tensor | Iterable[torch.Tensor],
     judge: FaceAnalysis,
     choice: Choice = Choice.LARGEST,
     regions: torch.Tensor | None = None,
@@ -184,8 +186,8 @@ def see(
         region = None if regions is None else regions[min(number, len(regions) - 1)]
         looked.append(_look(image, number, judge, recogniser, choice, region))
         after_each()
-    faces = tuple(face for face, _ in looked)
-    return Sight(faces, _stack(faces), tuple(reason for _, reason in looked))
+    faces = tuple(face for face, _, _ in looked)
+    return Sight(faces, _stack(faces), tuple(why for _, why, _ in looked), tuple(count for _, _, count in looked))
 
 
 def _stack(faces: Sequence[Face | None]) -> torch.Tensor:
@@ -203,25 +205,26 @@ def _look(
     recogniser: Recogniser,
     choice: Choice,
     region: torch.Tensor | None,
-) -> tuple[Face | None, str]:
+) -> tuple[Face | None, str, int]:
+    """The face, why there is none, and how many there are."""
     if not bool(torch.isfinite(image).all()):
-        return None, "not a picture (NaN)"
+        return None, "not a picture (NaN)", 0
     (photo,) = to_photos(image[None])
     faces = [face for face in judge.find(photo, number, embed=False) if face.score >= LEAST_SCORE]
     if region is not None:
         faces = [face for face in faces if is_inside(face, region, photo.shape[:2])]
     if not faces:
-        return None, "no face" if region is None else "no face in the region"
+        return None, "no face" if region is None else "no face in the region", 0
     face = order_faces(faces, choice, photo.shape[:2])[0]
     if face.keypoints is None:
-        return None, "no keypoints"
+        return None, "no keypoints", len(faces)
     try:
         embedding = recogniser.embed(photo, face.keypoints)
     except LikenessError as error:
-        return None, str(error)
+        return None, str(error), len(faces)
     if not np.isfinite(embedding).all() or not np.any(embedding):
-        return None, "the recogniser gave no numbers"
-    return replace(face, embedding=embedding, recogniser=recogniser.name), ""
+        return None, "the recogniser gave no numbers", len(faces)
+    return replace(face, embedding=embedding, recogniser=recogniser.name), "", len(faces)
 
 
 def is_inside(face: Face, region: torch.Tensor, size: tuple[int, int]) -> bool:

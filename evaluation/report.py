@@ -15,6 +15,7 @@ from .plots import Cell, curves, save_png, sheet, strip_plot
 from .statistics import RESAMPLES, Interval, person_means
 from .table import (
     MEASURES,
+    PASTE,
     Facts,
     Record,
     agreement,
@@ -29,7 +30,6 @@ from .table import (
 SHEET_ROWS, SHEET_METHODS, REFERENCES_SHOWN = 10, 6, 2
 WORST, COPIES = 10, 8
 LITTLE = 40  # percent
-PASTE = 0.6  # structural similarity of a pasted face
 
 
 class Pictures(Protocol):

@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import LikenessError
-from .copying import relative_spread
+from .copying import pose_copy, relative_spread
 from .statistics import RESAMPLES, Difference, Interval, bootstrap, holm, paired, share
 
 KEYS = ("method", "person", "prompt", "seed", "image", "note")
 POSE = ("yaw", "pitch", "roll")
+GIVEN_POSE = ("given_yaw", "given_pitch", "given_roll")
+EXPRESSION = ("mouth_width", "mouth_drop")
 HEADLINE = ("id", "attributes", "copy")  # differences of these are corrected for the number of methods
 SIGNIFICANT = 0.05
 NOTHING = "–"
+PASTE = 0.6  # structural similarity of a pasted face
 
 # What a record may hold. 0/1 measures are shares when averaged.
 MEASURES: dict[str, str] = {
@@ -39,10 +42,15 @@ MEASURES: dict[str, str] = {
     "obeys_pose": "1 when pose or expression is the one asked for",
     "keep_base": "likeness to the picture without identity, face left out",
     "copy": "1: the photo that was given, 0: as near to another photo of the person",
-    "face_ssim": "structural similarity to the photo that was given; above 0.6 is a paste",
+    "face_ssim": "structural similarity to the nearest photo that was given; above 0.6 is a paste",
     "yaw": "degrees to the picture's right",
     "pitch": "degrees up",
     "roll": "degrees clockwise",
+    "given_yaw": "degrees to the picture's right in the photos that were given, on average",
+    "given_pitch": "degrees up in the photos that were given",
+    "given_roll": "degrees clockwise in the photos that were given",
+    "mouth_width": "width of the mouth in distances between the eyes",
+    "mouth_drop": "distance of the mouth from the nose in distances between the eyes",
     "diversity": "mean distance to the person's other pictures of the method",
     "style_gain": "likeness to the style asked for minus that to other styles",
     "faces": "how many faces the picture shows",
@@ -165,15 +173,37 @@ def differences(
 
 def pose_spread(records: Sequence[Record], method: str, reference: str) -> float:
     """Mean over people of the spread of head poses relative to the reference method; 1: as free, 0: frozen."""
+    return _spread(records, method, reference, POSE)
+
+
+def expr_spread(records: Sequence[Record], method: str, reference: str) -> float:
+    """Like `pose_spread`, of expressions."""
+    return _spread(records, method, reference, EXPRESSION)
+
+
+def _spread(records: Sequence[Record], method: str, reference: str, measures: Sequence[str]) -> float:
     ratios = []
     for person in sorted({record.person for record in of_method(records, method)}):
         ours, theirs = (
-            np.array([[r.value(angle) for angle in POSE] for r in of_method(records, name) if r.person == person])
+            _columns([record for record in of_method(records, name) if record.person == person], measures)
             for name in (method, reference)
         )
         ratios.append(relative_spread(ours, theirs) if len(theirs) else math.nan)
     defined = [ratio for ratio in ratios if not math.isnan(ratio)]
     return float(np.mean(defined)) if defined else math.nan
+
+
+def _columns(records: Sequence[Record], measures: Sequence[str]) -> np.ndarray:
+    """(n, k) values."""
+    return np.array([[record.value(measure) for measure in measures] for record in records]).reshape(-1, len(measures))
+
+
+def pose_copied(records: Sequence[Record], method: str, reference: str) -> float:
+    """`copying.pose_copy` of a method over the pictures that the reference method has as well."""
+    theirs = {record.cell: record for record in of_method(records, reference)}
+    ours = [record for record in of_method(records, method) if record.cell in theirs]
+    plain = [theirs[record.cell] for record in ours]
+    return pose_copy(_columns(ours, POSE), _columns(ours, GIVEN_POSE), _columns(plain, POSE))
 
 
 def cost_ratio(records: Sequence[Record], method: str, reference: str) -> tuple[float, float, float]:
@@ -265,6 +295,19 @@ def _cost(row: _Row) -> str:
     return NOTHING if math.isnan(middle) else f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
+def _found(row: _Row) -> str:
+    """`id` over the pictures with a face; only where some method has one without."""
+    if not any(record.value("found") == 0 for record in row.records):
+        return NOTHING
+    return number(summary([record for record in row.own if record.value("found") == 1], "id", row.resamples))
+
+
+def _pasted(row: _Row) -> str:
+    """Share of the faces that are as good as pasted."""
+    alike = [value for record in row.own if not math.isnan(value := record.value("face_ssim"))]
+    return f"{100 * sum(value > PASTE for value in alike) / len(alike):.0f} %" if alike else NOTHING
+
+
 # Title -> cell. A column in which no row has anything is not printed.
 _COLUMNS: dict[str, Callable[[_Row], str]] = {
     "method": lambda row: row.method,
@@ -273,6 +316,7 @@ _COLUMNS: dict[str, Callable[[_Row], str]] = {
     "images": lambda row: str(len(row.own)),
     "id": _mean("id"),
     "Δ id": lambda row: _change(row, "id"),
+    "id, faces found": _found,
     "id, other photos": _mean("id_other"),
     "id, given photos": _mean("id_ref"),
     "likeness": lambda row: number(row.mean("percent"), 1, 0, " %"),
@@ -287,7 +331,10 @@ _COLUMNS: dict[str, Callable[[_Row], str]] = {
     "keep base": _mean("keep_base"),
     "copy": _mean("copy"),
     "Δ copy": lambda row: _change(row, "copy"),
+    "pasted faces": _pasted,
     "pose spread": lambda row: _plain(pose_spread(row.records, row.method, row.reference)),
+    "expression spread": lambda row: _plain(expr_spread(row.records, row.method, row.reference)),
+    "pose copied": lambda row: _plain(pose_copied(row.records, row.method, row.reference)),
     "diversity": _ratio("diversity"),
     "style Δ": _mean("style_gain", 3),
     "id_min": _mean("id_min"),

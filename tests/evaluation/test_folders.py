@@ -8,8 +8,12 @@ import pytest
 from PIL import Image
 
 from likeness.errors import LikenessError
-from likeness.evaluation.folders import Journal, evaluate, measure, pictures_of, survey
+from likeness.evaluation import judging
+from likeness.evaluation.crew import Crew
+from likeness.evaluation.folders import survey
 from likeness.evaluation.identity import calibrate
+from likeness.evaluation.journal import Journal
+from likeness.evaluation.judging import measure
 from likeness.evaluation.table import read_csv, write_csv
 
 RED, GREEN, BLUE, PINK, BLACK = (255, 60, 60), (60, 255, 60), (60, 60, 255), (255, 60, 120), (0, 0, 0)
@@ -19,6 +23,10 @@ PEOPLE = {"ann": RED, "bob": GREEN, "小明": BLUE}
 def _put(path: Path, colour: tuple[int, ...]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.broadcast_to(np.array(colour, np.uint8), (64, 64, 3)).copy()).save(path)
+
+
+def evaluate(folder: Path, judge, out: Path, **options) -> Path:
+    return judging.evaluate(survey(folder), Crew(judge), out, **options)
 
 
 @pytest.fixture
@@ -37,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_folders_are_read_as_people_methods_prompts_and_seeds(folder):
     study = survey(folder)
-    assert set(study.given) == set(PEOPLE) and len(study.results) == 24 and pictures_of(study) == 30
+    assert set(study.given) == set(PEOPLE) and len(study.results) == 24 and len(study.files) == 30
     cells = {(result.method, result.prompt, result.seed) for result in study.results}
     assert cells == {
         (method, prompt, seed) for method in ("good", "base") for prompt in ("hat", "sea") for seed in (1, 2)
@@ -64,7 +72,7 @@ def test_a_second_run_looks_at_nothing_again_and_writes_the_same_bytes(folder, j
     out = tmp_path / "report"
     before = {p.name: p.read_bytes() for p in evaluate(folder, judge, out, reference="base").parent.iterdir()}
     (journal,) = out.glob("seen-*.jsonl")
-    again = Journal(journal, judge)
+    again = Journal(journal, Crew(judge))
     records = measure(survey(folder), again)
     assert again.looked == 0 and len(records) == 24
     evaluate(folder, judge, out, reference="base")
@@ -80,16 +88,16 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder, judge, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure(survey(folder), Journal(path, judge), after_each=stop)
+        measure(survey(folder), Journal(path, Crew(judge)), after_each=stop)
     path.write_text(path.read_text()[:-40])  # a crash in the middle of a line
-    second = Journal(path, judge)
+    second = Journal(path, Crew(judge))
     records = measure(survey(folder), second)
-    fresh = Journal(tmp_path / "fresh.jsonl", judge)
+    fresh = Journal(tmp_path / "fresh.jsonl", Crew(judge))
     whole = measure(survey(folder), fresh)
     files = [write_csv(rows, tmp_path / name) for rows, name in ((records, "1.csv"), (whole, "2.csv"))]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert 0 < second.looked < fresh.looked
-    third = Journal(path, judge)
+    third = Journal(path, Crew(judge))
     measure(survey(folder), third)
     assert third.looked == 0, "what was looked at after the crash can be read"
 

@@ -1,0 +1,199 @@
+"""What a judge has seen in files, kept by each file's SHA-256: nothing is looked at twice."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..faces import Face, FaceAnalysis, to_photos
+from .copying import face_ssim
+from .crew import Crew
+from .identity import Sight, recogniser_of, see
+from .quality import sane, sharpness
+from .similarity import aligned_faces
+
+BLOCK = 4096  # files that are hashed before the first of them is looked at
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What there is to say of one file without knowing whom it should show."""
+
+    face: Face | None
+    reason: str  # why there is no face, else empty
+    faces: int
+    sane: float  # 1 when the picture is a picture
+    sharpness: float  # of the face; NaN without one
+
+
+class Journal:
+    """Looks at files through a crew and writes down what was seen; a later run reads it. To be made again at will.
+
+    A line that a crash has cut off is looked at again.
+    """
+
+    def __init__(self, path: Path, crew: Crew):
+        self.path, self.crew = path, crew
+        self.looked = 0  # in this run
+        self._keys: dict[Path, str] = {}
+        self._seen: dict[str, Seen] = {}
+        self._pasted: dict[tuple[str, str], float] = {}
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        for line in text.splitlines():
+            try:
+                self._remember(json.loads(line))
+            except (ValueError, KeyError, TypeError):
+                continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if text and not text.endswith("\n"):
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n")
+
+    def look(self, paths: Sequence[Path], after_each: Callable[[], object] = lambda: None) -> None:
+        """Look at the files that nobody has looked at yet; `after_each` is called for every file."""
+        for start in range(0, len(paths), BLOCK):
+            twins: dict[str, list[Path]] = {}
+            for path in paths[start : start + BLOCK]:
+                twins.setdefault(self._key(path), []).append(path)
+            fresh = {key: same[0] for key, same in twins.items() if key not in self._seen}
+            for _ in range(sum(len(same) for key, same in twins.items() if key in self._seen)):
+                after_each()
+            for key, record in zip(fresh, self.crew.map(look_at, list(fresh.values())), strict=True):
+                self._write({"sha256": key, **record})
+                self.looked += 1
+                for _ in twins[key]:
+                    after_each()
+
+    def see(self, paths: Sequence[Path]) -> Sight:
+        """Like `identity.see`, for files."""
+        self.look(paths)
+        faces = tuple(seen.face for seen in self.of(paths))
+        width = next((len(face.embedding) for face in faces if face is not None and face.embedding is not None), 0)
+        rows = [np.zeros(width, np.float32) if face is None else face.unit_embedding for face in faces]
+        stacked = torch.from_numpy(np.stack(rows)).float() if rows else torch.zeros(0, 0)  # type: ignore[arg-type]
+        return Sight(faces, stacked, tuple(seen.reason for seen in self.of(paths)))
+
+    def of(self, paths: Iterable[Path]) -> list[Seen]:
+        """What was seen in files that were looked at."""
+        return [self._seen[self._key(path)] for path in paths]
+
+    def pasted(self, paths: Sequence[Path], photos: Sequence[Path]) -> list[float]:
+        """For each file the greatest `face_ssim` of its face with that of a photo; NaN where one has no face."""
+        self.look([*paths, *photos])
+        given = tuple(place for photo in photos if (place := self._place(photo)) is not None)
+        among = hashlib.sha256("".join(sorted(self._key(photo) for photo in photos)).encode()).hexdigest()
+        fresh = {}
+        for path in paths:
+            pair, place = (self._key(path), among), self._place(path)
+            if place is not None and given and pair not in self._pasted:
+                fresh[pair] = place, given
+        for (key, _), value in zip(fresh, self.crew.map(paste, list(fresh.values())), strict=True):
+            self._write({"sha256": key, "among": among, "face_ssim": value})
+        return [self._pasted.get((self._key(path), among), float("nan")) for path in paths]
+
+    def _key(self, path: Path) -> str:
+        if path not in self._keys:
+            self._keys[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return self._keys[path]
+
+    def _place(self, path: Path) -> Place | None:
+        (seen,) = self.of([path])
+        if seen.face is None or seen.face.keypoints is None:
+            return None
+        return Place(path, self._key(path), tuple(map(tuple, seen.face.keypoints.tolist())))
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        """What is used is what can be read: a run that goes on has the same numbers as one that was not stopped."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        self._remember(record)
+
+    def _remember(self, record: Mapping[str, Any]) -> None:
+        key = str(record["sha256"])
+        if "among" in record:
+            self._pasted[key, str(record["among"])] = float(record["face_ssim"])
+            return
+        self._seen[key] = Seen(
+            face=_face(record, recogniser_of(self.crew.judge).name),
+            reason=str(record["reason"]),
+            faces=int(record["faces"]),
+            sane=float(record["sane"]),
+            sharpness=float(record.get("sharpness", "nan")),
+        )
+
+
+# --- the work, in this process or another
+
+
+def look_at(judge: FaceAnalysis, path: Path) -> dict[str, Any]:
+    """What `Seen` holds of a file, for JSON."""
+    picture = read_picture(path)[None]
+    sight = see(picture, judge)
+    record = {"reason": sight.reasons[0], "faces": sight.counts[0], "sane": float(sane(picture)[0])}
+    face = sight.faces[0]
+    if face is None or face.keypoints is None or face.embedding is None:
+        return record
+    return record | {
+        "sharpness": float(sharpness(aligned_faces(to_photos(picture), [face]))[0]),
+        "box": face.box.tolist(),
+        "score": face.score,
+        "keypoints": face.keypoints.tolist(),
+        "embedding": base64.b64encode(face.embedding.astype("<f4").tobytes()).decode(),
+    }
+
+
+def _face(record: Mapping[str, Any], recogniser: str) -> Face | None:
+    if "embedding" not in record:
+        return None
+    return Face(
+        box=np.array(record["box"], np.float32),
+        score=float(record["score"]),
+        keypoints=np.array(record["keypoints"], np.float32),
+        embedding=np.frombuffer(base64.b64decode(record["embedding"]), "<f4").astype(np.float32),
+        recogniser=recogniser,
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """A face in a file, by its five keypoints."""
+
+    path: Path
+    sha256: str  # of the file
+    keypoints: tuple[tuple[float, ...], ...]
+
+
+def paste(judge: FaceAnalysis, task: tuple[Place, tuple[Place, ...]]) -> float:
+    """The greatest structural similarity of a result's face with the faces of photos; see `copying.face_ssim`."""
+    result, photos = task
+    crop = _crop(result)
+    return max(float(face_ssim(crop, _crop_of_photo(photo))[0]) for photo in photos)
+
+
+def _crop(place: Place) -> torch.Tensor:
+    face = Face(np.zeros(4, np.float32), 1.0, np.array(place.keypoints, np.float32))
+    return aligned_faces(to_photos(read_picture(place.path)[None]), [face])
+
+
+_crop_of_photo = lru_cache(maxsize=64)(_crop)  # the same few photos for all results of a person
+
+
+def read_picture(path: Path) -> torch.Tensor:
+    """A file as (H, W, 3) RGB 0..1, turned as the camera was held; one NaN for what cannot be read."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            upright = ImageOps.exif_transpose(picture) or picture
+            return torch.from_numpy(np.asarray(upright.convert("RGB")).copy()).float() / 255
+    except (UnidentifiedImageError, OSError, ValueError):
+        return torch.full((1, 1, 3), torch.nan)

@@ -1,0 +1,177 @@
+"""A whole study judged and reported: what `likeness evaluate` does with folders or with the run of a batch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import LikenessError
+from ..faces import Face
+from .copying import expression, mean_copy, pose
+from .crew import Crew
+from .folders import survey
+from .identity import Calibration, IdentityScores, References, Sight, check_judge, recogniser_of, score_sight
+from .journal import Journal
+from .manifest import is_run, survey_run
+from .report import Setting, report
+from .study import Study, joined
+from .table import EXPRESSION, GIVEN_POSE, POSE, Record
+
+ACCEPT_RATE = 1e-3
+
+
+def open_study(folder: Path, people: Path | None = None, compare: Sequence[Path] = (), by: Sequence[str] = ()) -> Study:
+    """What lies in a folder, or in the run of a batch, together with others to `compare`.
+
+    `people` holds the photos where the folder does not; `by` names the columns of a batch that tell methods apart.
+    """
+    studies = []
+    for place in (folder, *compare):
+        if not place.is_dir():
+            raise LikenessError(f"There is no folder {place}: name one with results/<method>/<person>/, or a batch's.")
+        photos = people or next((one / "people" for one in (place, folder) if (one / "people").is_dir()), None)
+        studies.append(survey_run(place, photos, by) if is_run(place) else survey(place, photos))
+    return joined(studies) if compare else studies[0]
+
+
+def measure(
+    study: Study,
+    journal: Journal,
+    calibration: Calibration | None = None,
+    after_each: Callable[[], object] = lambda: None,
+) -> list[Record]:
+    """A record for each result; `after_each` is called for every one of the study's files."""
+    journal.look(study.files, after_each)
+    given = {person: journal.see(photos) for person, photos in study.given.items()}
+    blind = sorted(person for person, sight in given.items() if not bool(sight.found.any()))
+    if blind:
+        raise LikenessError(
+            f"The judge {journal.crew.judge.name} finds no face in the photos of {', '.join(blind)}: give clearer "
+            "photos, or choose another judge."
+        )
+    people = {person: _references(sight) for person, sight in given.items()}
+    records = []
+    for person, references in people.items():
+        results = [result for result in study.results if result.person == person]
+        paths = [result.path for result in results]
+        sight = journal.see(paths)
+        strangers = [other.mean for name, other in people.items() if name != person]
+        scores = score_sight(sight, references, strangers, calibration)
+        held_out = journal.see(study.held_out.get(person, ()))
+        columns = _likeness(scores, references, held_out.embeddings[held_out.found], calibration)
+        columns |= _looks(sight, given[person]) | _picture(journal, paths)
+        columns["face_ssim"] = journal.pasted(paths, study.given[person])
+        records += [
+            Record(
+                method=result.method,
+                person=person,
+                prompt=result.prompt,
+                seed=result.seed,
+                image=study.name(result.path),
+                measures={**result.measures, **{name: float(values[row]) for name, values in columns.items()}},
+                note=sight.reasons[row],
+            )
+            for row, result in enumerate(results)
+        ]
+    return records
+
+
+def _references(sight: Sight) -> References:
+    found = sight.embeddings[sight.found]
+    return References(found, torch.ones(len(found)))
+
+
+Columns = dict[str, Sequence[float]]  # of n pictures each
+
+
+def _likeness(
+    scores: IdentityScores, references: References, others: torch.Tensor, calibration: Calibration | None
+) -> Columns:
+    """Is it the person, and is it nearer to the photos that were given than to others?"""
+    columns: Columns = {
+        "found": scores.sight.found.float().tolist(),
+        "id": scores.cosines.tolist(),
+        "id_ref": scores.cosine_to(references.embeddings).tolist(),
+        "percent": scores.percents.tolist(),
+    }
+    if len(others):
+        columns["id_other"] = scores.cosine_to(others).tolist()
+        columns["copy"] = mean_copy(scores.sight.embeddings, others, references.embeddings).tolist()
+    if scores.gallery > 1:
+        columns["margin"] = scores.margins.tolist()
+        columns["rank"] = scores.ranks.tolist()
+        columns["rank1"] = (scores.ranks == 1).float().tolist()
+        columns["gallery"] = [scores.gallery] * len(scores)
+    if calibration is not None:
+        columns["accept"] = scores.accepted(calibration.threshold(ACCEPT_RATE)).float().tolist()
+    return columns
+
+
+def _looks(sight: Sight, photos: Sight) -> Columns:
+    """Where the head is turned and what the mouth does, and where the heads of the person's photos are turned."""
+    turned = np.array([pose(face) for face in photos.faces if face is not None]).mean(0)
+    angles = [_of_points(face, pose, len(POSE)) for face in sight.faces]
+    mouths = [_of_points(face, expression, len(EXPRESSION)) for face in sight.faces]
+    return {
+        **dict(zip(POSE, zip(*angles, strict=True), strict=False)),
+        **dict(zip(EXPRESSION, zip(*mouths, strict=True), strict=False)),
+        **{name: [float(angle)] * len(sight) for name, angle in zip(GIVEN_POSE, turned, strict=True)},
+    }
+
+
+def _of_points(face: Face | None, measured: Callable[[np.ndarray], np.ndarray], width: int) -> np.ndarray:
+    return np.full(width, np.nan) if face is None or face.keypoints is None else measured(face.keypoints)
+
+
+def _picture(journal: Journal, paths: Sequence[Path]) -> Columns:
+    """What can be said of a picture without knowing whom it should show."""
+    seen = journal.of(paths)
+    return {name: [getattr(one, name) for one in seen] for name in ("faces", "sane", "sharpness")}
+
+
+def evaluate(
+    study: Study,
+    crew: Crew,
+    out: Path,
+    *,
+    reference: str | None = None,
+    conditioners: Iterable[str] = (),
+    allow_same_recogniser: bool = False,
+    calibration: Calibration | None = None,
+    title: str = "Likeness report",
+    repeat: str = "",
+    after_each: Callable[[], object] = lambda: None,
+) -> Path:
+    """Judge a study and write its report into `out`; an interrupted run goes on where it stopped.
+
+    `reference` is the method without identity, `conditioners` the recognisers that entered the results besides those
+    that a `method.json` names. LikenessError when the judge is one of them, unless that is allowed.
+    """
+    judge = crew.judge
+    warnings = check_judge(judge, {*conditioners, *study.conditioners}, allow_same_recogniser)
+    methods = sorted({result.method for result in study.results})
+    if reference is not None and reference not in methods:
+        raise LikenessError(f"No pictures were made by '{reference}': choose one of {', '.join(methods)}.")
+    name = recogniser_of(judge).name
+    if calibration is not None and calibration.recogniser != name:
+        raise LikenessError(
+            f"The calibration was measured on {calibration.recogniser}, and the judge is {name}: choose the other one."
+        )
+    journal = Journal(out / f"seen-{re.sub(r'[^A-Za-z0-9]+', '-', f'{judge.name}-{name}')}.jsonl", crew)
+    records = measure(study, journal, calibration, after_each)
+    records.sort(key=lambda record: record.method != reference)  # the reference comes first
+    setting = Setting(
+        title=title,
+        judge=name,
+        licence=judge.licence,
+        reference=reference,
+        photos={person: [study.name(path) for path in paths] for person, paths in study.given.items()},
+        facts=study.facts,
+        warnings=(*warnings, *study.warnings),
+        repeat=repeat,
+    )
+    return report(records, study, out, setting)

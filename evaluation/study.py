@@ -1,0 +1,136 @@
+"""People, the photos that were given of them, and the pictures that methods made: what there is to judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from ..errors import LikenessError
+from .journal import read_picture
+from .table import Facts
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One picture of a method."""
+
+    method: str
+    person: str
+    prompt: str
+    seed: int
+    path: Path
+    measures: Mapping[str, float] = field(default_factory=dict)  # what is known of it without looking
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """People and results, most of them below `folder`."""
+
+    folder: Path
+    given: Mapping[str, Sequence[Path]]  # person -> photos that were given
+    held_out: Mapping[str, Sequence[Path]]  # person -> other photos, perhaps none
+    results: Sequence[Result]
+    facts: Mapping[str, Facts] = field(default_factory=dict)
+    conditioners: frozenset[str] = frozenset()  # recognisers named by the methods
+    warnings: tuple[str, ...] = ()
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)  # other folders, by how their pictures' names begin
+
+    def name(self, path: Path) -> str:
+        """A picture's name in records: its path below the folder, or below one of those elsewhere."""
+        for name, folder in self.elsewhere.items():
+            if path.is_relative_to(folder):
+                return f"{name}/{path.relative_to(folder).as_posix()}"
+        return path.relative_to(self.folder).as_posix()
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """All pictures: the photos of people, then the results."""
+        photos = [path for paths in (*self.given.values(), *self.held_out.values()) for path in paths]
+        return [*photos, *(result.path for result in self.results)]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Path]:
+        return {self.name(path): path for path in self.files}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """A picture (H, W, 3) RGB 0..1 by its name, read when it is asked for."""
+        return read_picture(self._by_name[name])
+
+
+def of_people(folder: Path, results: Sequence[Result], people: Path | None) -> Study:
+    """A study of results whose people have a folder each in `people`, by default that in `folder`.
+
+    Photos that were given lie in `<person>/refs`, or in `<person>` itself, others in `<person>/held_out`.
+    LikenessError for a person without photos.
+    """
+    place = people or folder / "people"
+    given = {person.name: pictures(person / "refs") or pictures(person, deep=False) for person in folders(place)}
+    given = {person: photos for person, photos in given.items() if photos}
+    without = sorted({result.person for result in results} - set(given))
+    if without:
+        raise LikenessError(
+            f"There are no photos of {', '.join(without)}: put them into {place}/<person>/refs, or name another folder "
+            "of people with --people."
+        )
+    return Study(
+        folder=folder,
+        given=given,
+        held_out={person: pictures(place / person / "held_out") for person in given},
+        results=results,
+        elsewhere={} if place.is_relative_to(folder) else {"people": place},
+    )
+
+
+def joined(studies: Sequence[Study]) -> Study:
+    """Several studies as one; a method that is in more than one of them is called by its folder's name as well.
+
+    The photos of a person are those of the first study that has any.
+    """
+    first = studies[0]
+    made = [{result.method for result in study.results} for study in studies]
+    shared = {method for methods in made for method in methods if sum(method in other for other in made) > 1}
+    taken = {path.name for path in first.folder.iterdir()} | set(first.elsewhere)
+    elsewhere = dict(first.elsewhere)
+    given: dict[str, Sequence[Path]] = {}
+    held_out: dict[str, Sequence[Path]] = {}
+    results: list[Result] = []
+    facts: dict[str, Facts] = {}
+    for study in studies:
+        name = study.folder.resolve().name
+        while name in taken:
+            name += "'"
+        taken.add(name)
+        called = {method: f"{name}: {method}" for method in shared}
+        if study is not first:
+            elsewhere |= {name: study.folder} | study.elsewhere
+        for person in sorted(study.given.keys() - given.keys()):
+            given[person], held_out[person] = study.given[person], study.held_out.get(person, ())
+        results += [replace(result, method=called.get(result.method, result.method)) for result in study.results]
+        facts |= {called.get(method, method): fact for method, fact in study.facts.items()}
+    return Study(
+        folder=first.folder,
+        given=given,
+        held_out=held_out,
+        results=results,
+        facts=facts,
+        conditioners=frozenset().union(*(study.conditioners for study in studies)),
+        warnings=tuple(warning for study in studies for warning in study.warnings),
+        elsewhere=elsewhere,
+    )
+
+
+def folders(folder: Path) -> list[Path]:
+    """The folders in a folder, by name; none where there is no such folder."""
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def pictures(folder: Path, deep: bool = True) -> list[Path]:
+    """The pictures in a folder, by name, and if `deep` those in the folders below."""
+    found = folder.rglob("*") if deep else folder.glob("*")
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
