@@ -1,10 +1,11 @@
 """The table of methods in the miniature world: one row per method, for people nobody was trained on.
 
-    python benchmarks/methods.py            50 people, 8 prompts, 2 seeds: 800 pictures a row, into docs/methods.md
-    python benchmarks/methods.py --quick    6 people, 4 prompts, 1 seed, printed only
+    python benchmarks/methods.py                 50 people, 8 prompts, 2 seeds: 800 pictures a row, into docs/methods.md
+    python benchmarks/methods.py MagiCapture     these rows again, the others as they are in docs/methods.csv
+    python benchmarks/methods.py --quick         6 people, 4 prompts, 1 seed, no trained method, printed only
 
-The same people, prompts and starting noise for every method, so that differences are taken picture by picture.
-`records.csv` has a line for every picture; every figure can be computed again from it.
+The same people, prompts and starting noise for every method, so that differences are taken picture by picture. The CSV
+has a line for every picture; every figure can be computed again from it.
 """
 
 from __future__ import annotations
@@ -12,66 +13,114 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from likeness.evaluation.table import Facts, Record, agreement, methods_of, methods_table, of_method, write_csv
+from likeness.evaluation.identity import score_sight, see
+from likeness.evaluation.people import leak_pixels
+from likeness.evaluation.table import (
+    Facts,
+    Record,
+    agreement,
+    difference,
+    methods_of,
+    methods_table,
+    number,
+    of_method,
+    read_csv,
+    summary,
+    write_csv,
+)
+from likeness.miniature.backend import observe
 from likeness.miniature.people import SPLITS
 from likeness.miniature.study import PROMPTS, TABLE_PEOPLE, Sitter, measure, sitters
-from likeness.miniature.weights import ADAPTER_FILE
+from likeness.miniature.tuned import METHODS as TRAINED
+from likeness.miniature.tuned import (
+    REFERENCE_STYLE,
+    SUBJECT,
+    Tuned,
+    attention_outside,
+    in_style,
+    learn,
+    magicapture_of,
+    portraits_of,
+)
+from likeness.miniature.weights import ADAPTER_FILE, FOLDER
 from likeness.miniature.world import World, load_world, photos_of
+from likeness.miniature.world import wanted as place_of
+from likeness.training.dataset import DatasetKind
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
 BASE = "no adapter"
-Make = Callable[[World, Sitter, Sequence[str], Sequence[int]], Tensor]
+ABLATION = "ablation"
+TRAINED_PEOPLE, ABLATED_PEOPLE = 12, 8  # a trained method costs minutes for each
+STEPS = 400  # of every trained method; MagiCapture's phases share them
+Paint = Callable[[Sequence[str], Sequence[int]], Tensor]
+Prepare = Callable[[World, Sitter], Paint | Tuned]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row: how its pictures are made, and what is known of it."""
+    """A row: what is done once for a person, which gives what paints them and what that took; and what is known of
+    the method."""
 
-    make: Make
+    prepare: Prepare
     facts: Facts = field(default_factory=Facts)
-    people: int | None = None  # of those of the table; a trained method costs minutes for each
+    people: int | None = None  # of those of the table
+    generates: bool = True
 
 
 def _pictures(photos: np.ndarray) -> Tensor:
     return torch.from_numpy(photos).float() / 255
 
 
-def real_photo(world: World, sitter: Sitter, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+def real_photo(world: World, sitter: Sitter) -> Paint:
     """The ceiling: other photos of the person, which no prompt has asked for."""
-    return _pictures(photos_of(_seed_of(sitter), len(prompts), first=20))
+    return lambda prompts, seeds: _pictures(photos_of(_seed_of(sitter), len(prompts), first=20))
 
 
-def stranger(world: World, sitter: Sitter, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+def stranger(world: World, sitter: Sitter) -> Paint:
     """The floor: photos of somebody else."""
-    return _pictures(photos_of(_seed_of(sitter) + 3000, len(prompts), first=20))
+    return lambda prompts, seeds: _pictures(photos_of(_seed_of(sitter) + 3000, len(prompts), first=20))
 
 
-def pasted(world: World, sitter: Sitter, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+def pasted(world: World, sitter: Sitter) -> Paint:
     """What copying looks like: a photo that was given, as the result."""
-    return _pictures(np.stack([sitter.given[row % len(sitter.given)] for row in range(len(prompts))]))
+    return lambda prompts, seeds: _pictures(
+        np.stack([sitter.given[i % len(sitter.given)] for i in range(len(prompts))])
+    )
 
 
-def no_adapter(world: World, sitter: Sitter, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+def no_adapter(world: World, sitter: Sitter) -> Paint:
     """The prompt alone."""
-    return world.portraits(prompts, seeds)
+    return world.portraits
 
 
-def faceid(photos: int, strength: float = 1.0) -> Make:
+def faceid(photos: int, strength: float = 1.0) -> Prepare:
     """The FaceID adapter on that many photos."""
 
-    def make(world: World, sitter: Sitter, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    def prepare(world: World, sitter: Sitter) -> Paint:
         few = Sitter(sitter.name, sitter.given[:photos], sitter.held_out, world)
-        return world.portraits(prompts, seeds, few.identity.mean_embedding()[None], strength)
+        embedding = few.identity.mean_embedding()[None]
+        return lambda prompts, seeds: world.portraits(prompts, seeds, embedding, strength)
 
-    return make
+    return prepare
+
+
+def trained(name: str) -> Prepare:
+    """A method that learns a person's word from the given photos."""
+
+    def prepare(world: World, sitter: Sitter) -> Tuned:
+        lesson, word = TRAINED[name]
+        return learn(lesson(world, sitter.given, STEPS), world, word)
+
+    return prepare
 
 
 def _seed_of(sitter: Sitter) -> int:
@@ -86,12 +135,13 @@ def methods() -> dict[str, Method]:
     """All rows; the anchors, which generate nothing, come first."""
     adapter = _megabytes(ADAPTER_FILE)
     return {
-        "real photo": Method(real_photo, Facts("–")),
-        "stranger": Method(stranger, Facts("–")),
-        "pasted photo": Method(pasted, Facts("4 photos")),
+        "real photo": Method(real_photo, Facts("–"), generates=False),
+        "stranger": Method(stranger, Facts("–"), generates=False),
+        "pasted photo": Method(pasted, Facts("4 photos"), generates=False),
         BASE: Method(no_adapter, Facts("prompt")),
         "FaceID, 1 photo": Method(faceid(1), Facts("1 photo", adapter)),
         "FaceID, 4 photos": Method(faceid(4), Facts("4 photos", adapter)),
+        **{name: Method(trained(name), Facts("trained on 4"), people=TRAINED_PEOPLE) for name in TRAINED},
     }
 
 
@@ -110,53 +160,177 @@ def run(people: int, prompts: Sequence[str], seeds: int, world: World, wanted: d
                 bar.update()
                 if method.people is not None and row >= method.people:
                     continue
+                prepared = method.prepare(world, sitter)
+                paint = prepared.portraits if isinstance(prepared, Tuned) else prepared
                 began = time.monotonic()
-                pictures = method.make(world, sitter, asked, noise)
-                seconds = (time.monotonic() - began) / len(asked)
-                generated = name not in ("real photo", "stranger", "pasted photo")
-                seconds = seconds if generated else float("nan")
-                records += measure(world, str(name), sitter, pictures, asked, noise, others, seconds)
-    order = list(wanted)
-    return sorted(records, key=lambda record: order.index(record.method))
+                pictures = paint(asked, noise)
+                seconds = (time.monotonic() - began) / len(asked) if method.generates else float("nan")
+                found = measure(world, str(name), sitter, pictures, asked, noise, others, seconds)
+                records += [replace(record, measures={**record.measures, **cost_of(prepared)}) for record in found]
+    return records
+
+
+def cost_of(prepared: Paint | Tuned) -> dict[str, float]:
+    """What a person's training took, for the records; nothing where nothing was trained."""
+    if not isinstance(prepared, Tuned):
+        return {}
+    return {"training_seconds": prepared.seconds, "megabytes": prepared.megabytes}
+
+
+# --- what each of MagiCapture's losses is for
+
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "MagiCapture": {},
+    "without the identity loss": {"lambda_id": 0.0},
+    "without attention refocusing": {"lambda_attention": 0.0},
+    "without composed prompts": {"compose": False},
+}
+COMPOSED = (  # in the style of the reference watercolours; every one names a place, so that another one is a leak
+    "a photo of a person in the forest",
+    "a photo of a person on the beach",
+    "a photo of a person in the city",
+    "a photo of a person in the desert",
+)
+ABLATION_COLUMNS = {
+    "id": "likeness to the person by the judge",
+    "style": "share in the style of the reference pictures",
+    "place": "share with the place that the prompt names",
+    "attention": "share of the person's word's attention that lies outside the face, in new photos",
+    "leak": "change outside the face over change inside it, against the base model's picture",
+}
+
+
+def ablate(people: int, world: World) -> list[Record]:
+    """Every variant for every person: composed prompts, two seeds each."""
+    records = []
+    prompts = [prompt for prompt in COMPOSED for _ in range(2)]
+    everybody = sitters(world, TABLE_PEOPLE[:people])
+    for row, sitter in enumerate(tqdm(everybody, desc="ablation", unit="person")):
+        seeds = [10_000 * row + 500 + number for number in range(len(prompts))]
+        plain = world.portraits(prompts, seeds)
+        shown = portraits_of(world, sitter.held_out, DatasetKind.PERSON, SUBJECT)
+        for name, changes in ABLATIONS.items():
+            tuned = learn(magicapture_of(world, sitter.given, STEPS, **changes), world, SUBJECT)
+            attention = attention_outside(tuned, shown)
+            pictures = tuned.portraits([in_style(prompt) for prompt in prompts], seeds)
+            likeness = score_sight(see(pictures, world.judge), sitter.judged).cosines
+            seen, leaks = world.read(pictures), leak_pixels(pictures, plain, face_regions(world, plain, pictures))
+            for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+                measures = {
+                    "id": float(likeness[i]),
+                    "style": float(seen[i]["style"] == REFERENCE_STYLE.name.lower()),
+                    "place": float(seen[i]["scene"] == place_of(prompt)["scene"]),
+                    "attention": attention,
+                    "leak": float(leaks[i]),
+                }
+                records.append(Record(name, sitter.name, prompt, seed, f"{name}/{sitter.name}-{i + 1}.png", measures))
+    return records
+
+
+def face_regions(world: World, *series: Tensor) -> Tensor:
+    """(n, H, W): 1 where the face is in any of these series of pictures (n, H, W, 3), widened to hold the hair."""
+    regions = torch.zeros(series[0].shape[:3])
+    for pictures in series:
+        boxes = observe(world.observer, pictures.permute(0, 3, 1, 2)).boxes
+        for region, (left, top, right, bottom) in zip(regions, boxes.tolist(), strict=True):
+            margin = 0.25 * (bottom - top)
+            top, left = max(0, round(top - margin)), max(0, round(left - margin))
+            region[top : round(bottom + margin), left : round(right + margin)] = 1
+    return regions
+
+
+def ablation_table(records: Sequence[Record]) -> str:
+    """Means over people of every variant, and the paired differences to the whole method."""
+    whole = next(iter(ABLATIONS))
+    lines = [["variant", *(f"{column}" for column in ABLATION_COLUMNS)], ["---"] * (1 + len(ABLATION_COLUMNS))]
+    for name in methods_of(records):
+        cells = []
+        for column in ABLATION_COLUMNS:
+            cell = number(summary(of_method(records, name), column))
+            if name != whole:
+                cell += f"; Δ {number(difference(records, column, name, whole), signed=True)}"
+            cells.append(cell)
+        lines.append([name, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+# --- into the document
+
+
+def facts_of(records: Sequence[Record]) -> dict[str, Facts]:
+    """What is known of every method, with what its trainings took."""
+    facts = {}
+    for name, method in methods().items():
+        facts[name] = method.facts
+        mine = of_method(records, name)
+        if any("training_seconds" in record.measures for record in mine):
+            seconds, megabytes = (
+                float(np.median([r.value(what) for r in mine])) for what in ("training_seconds", "megabytes")
+            )
+            facts[name] = replace(method.facts, training_seconds=seconds, extra_mb=megabytes)
+    return facts
+
+
+def merged(file: Path, fresh: Sequence[Record], order: Sequence[str]) -> list[Record]:
+    """The records of a file with those of some methods made anew, in the order of the methods; written back."""
+    kept = [r for r in (read_csv(file) if file.exists() else []) if r.method not in methods_of(fresh)]
+    records = sorted([*kept, *fresh], key=lambda record: order.index(record.method))
+    write_csv(records, file)
+    return records
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", help="methods, or 'ablation'; default: everything")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--people", type=int, default=50)
-    parser.add_argument("--records", type=Path, default=DOCUMENT.with_name("methods.csv"))
+    parser.add_argument("--out", type=Path, default=DOCUMENT)
+    parser.add_argument("--weights", type=Path, default=FOLDER, help="those of a training of one's own")
     options = parser.parse_args()
-    world = load_world()
-    began = time.monotonic()
-    records = (
-        run(6, PROMPTS[::2], 1, world, methods())
-        if options.quick
-        else run(options.people, PROMPTS, 2, world, methods())
-    )
-    facts = {name: method.facts for name, method in methods().items()}
-    table = methods_table(records, BASE, facts)
-    print(table)
+    world, known = load_world(options.weights), methods()
+    if unknown := set(options.rows) - {*known, ABLATION}:
+        parser.error(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join([*known, ABLATION])}")
     if options.quick:
+        untrained = {name: method for name, method in known.items() if method.people is None}
+        records = run(6, PROMPTS[::2], 1, world, untrained)
+        print(methods_table(records, BASE, facts_of(records)))
         return
-    write_csv(records, options.records)
-    minutes = (time.monotonic() - began) / 60
+    rows = options.rows or [*known, ABLATION]
+    fresh = run(options.people, PROMPTS, 2, world, {name: known[name] for name in rows if name in known})
+    ablation = ablate(min(options.people, ABLATED_PEOPLE), world) if ABLATION in rows else []
+    records = merged(options.out.with_suffix(".csv"), fresh, list(known))
+    ablation = merged(options.out.with_name(f"{options.out.stem}_{ABLATION}.csv"), ablation, list(ABLATIONS))
+    options.out.write_text(document(records, ablation, facts_of(records)), encoding="utf-8")
+
+
+def document(records: Sequence[Record], ablation: Sequence[Record], facts: dict[str, Facts]) -> str:
+    """docs/methods.md."""
     agreements = [
         f"{method} {agreement(of_method(records, method)):.2f}"
         for method in methods_of(records)
-        if method.startswith("FaceID")
+        if method not in ("real photo", "stranger", "pasted photo", BASE)
     ]
-    DOCUMENT.write_text(
+    few = [record for record in records if int(record.person.removeprefix("person-")) in TABLE_PEOPLE[:TRAINED_PEOPLE]]
+    return (
         "# Methods in the miniature world\n\n"
         "One row per method, for drawn people whom no network was ever trained on. The same prompts and the same "
         "starting noise for every method; means over people with 95 % intervals; differences are taken picture by "
         "picture and are bold where they hold after Holm's correction. Likeness is judged by a recogniser that "
         "conditions nothing, on photos that no method has seen; a picture without a face counts 0.\n\n"
-        f"{table}\n"
+        f"{methods_table(records, BASE, facts)}\n"
+        f"Trained methods, {STEPS} steps of one picture each, on the same {TRAINED_PEOPLE} people as the rows beside "
+        "them:\n\n"
+        f"{methods_table(few, BASE, facts)}\n"
         "Correlation between the judge's and the conditioner's cosine, picture by picture: "
         f"{', '.join(agreements)}.\n\n"
-        f"Made by `python benchmarks/methods.py` in {minutes:.0f} minutes on two cores; one line per picture in "
-        f"[{options.records.name}]({options.records.name}).\n",
-        encoding="utf-8",
+        "## What each of MagiCapture's parts is for\n\n"
+        f"{len({record.person for record in ablation})} people, prompts in the style of four reference watercolours; "
+        "Δ is the paired difference to the whole method.\n\n"
+        f"{ablation_table(ablation)}\n"
+        + "".join(f"- **{name}**: {meaning}.\n" for name, meaning in ABLATION_COLUMNS.items())
+        + "\nMade by `python benchmarks/methods.py`; one line per picture in "
+        "[methods.csv](methods.csv) and [methods_ablation.csv](methods_ablation.csv).\n"
     )
 
 

@@ -13,6 +13,7 @@ from likeness.errors import LikenessError
 from likeness.faces import FaceAnalysis, FrozenRecogniser
 from likeness.faces.found import find_faces
 from likeness.miniature.backend import (
+    PRESENT,
     MiniatureAnalysis,
     MiniatureDetector,
     MiniatureRecogniser,
@@ -24,9 +25,7 @@ from likeness.miniature.networks import RECOGNISER_CROP, build_recogniser, froze
 from likeness.miniature.people import split_people
 from likeness.miniature.renderer import render
 from likeness.miniature.shots import Style, draw_shots
-from likeness.miniature.weights import FOLDER
-
-needs_weights = pytest.mark.skipif(not (FOLDER / "observer.safetensors").is_file(), reason="no weights are shipped yet")
+from likeness.miniature.weights import load_observer
 
 
 class Spotter(nn.Module):
@@ -114,7 +113,6 @@ def album():
     return (batch.rgb * 255).to(torch.uint8).numpy(), batch.keypoints.numpy()
 
 
-@needs_weights
 def test_drawn_faces_are_found_where_they_are(album):
     pictures, keypoints = album
     sight = observe(miniature_analysis().detector.observer, torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255)  # type: ignore[attr-defined]
@@ -122,7 +120,6 @@ def test_drawn_faces_are_found_where_they_are(album):
     assert (sight.keypoints - torch.from_numpy(keypoints)).norm(dim=-1).mean() < 3
 
 
-@needs_weights
 @pytest.mark.parametrize("load", [miniature_analysis, miniature_judge])
 def test_a_person_is_more_alike_to_oneself_than_to_others(album, load):
     analysis = load()
@@ -134,7 +131,6 @@ def test_a_person_is_more_alike_to_oneself_than_to_others(album, load):
     assert alike[same].mean() > alike[person[:, None] != person].mean() + 0.3
 
 
-@needs_weights
 def test_people_of_the_real_world_are_not_of_this_one():
     import skimage.data
 
@@ -144,7 +140,16 @@ def test_people_of_the_real_world_are_not_of_this_one():
             find_faces(analysis, [photo])
 
 
-@needs_weights
+def test_a_hundred_real_heads_that_fill_the_frame_are_not_of_this_world():
+    import skimage.data
+
+    grey = torch.from_numpy(skimage.data.lfw_subset()[:100]).float()[:, None].expand(-1, 3, -1, -1)
+    heads = torch.nn.functional.interpolate(grey, size=(64, 64), mode="bicubic").clamp(0, 1)
+    for tint in ((1.0, 1.0, 1.0), (1.0, 0.8, 0.7)):
+        scores = observe(load_observer(), heads * torch.tensor(tint).view(3, 1, 1)).scores
+        assert float(scores.max()) < PRESENT
+
+
 def test_a_group_of_real_people_is_not_of_this_world():
     from PIL import Image
 
