@@ -1,4 +1,4 @@
-"""A base model from a folder in diffusers' layout, without any network."""
+"""A base model from a checkpoint or a folder in diffusers' layout, without any network."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ from typing import Any
 from ..errors import LikenessError
 from .base_model import BaseModel, Codec, TextTower
 from .noise import NoiseSchedule
+from .single_file import load_single_file
 
 _KINDS = {1024: "clip_h", 1280: "clip_g"}  # by width; any other is CLIP-L, or a model made for tests
 
 
-def load_base(folder: Path) -> BaseModel:
-    """The base model in a folder, float32 on the CPU. Raises LikenessError when it is none, or a part is missing."""
-    if not (folder / "model_index.json").is_file():
+def load_base(path: Path) -> BaseModel:
+    """The base model in a checkpoint or a folder, float32 on the CPU.
+
+    Raises LikenessError when it is none, or a part is missing.
+    """
+    if path.is_file() or (path.suffix and not path.is_dir()):
+        return load_single_file(path)
+    if not (path / "model_index.json").is_file():
         raise LikenessError(
-            f"The base model '{folder}' is no folder in diffusers' layout (it has no model_index.json): give such a "
-            "folder, or 'miniature'; in ComfyUI, training takes any checkpoint."
+            f"The base model '{path}' is no folder in diffusers' layout (it has no model_index.json): give such a "
+            "folder, a .safetensors checkpoint, or 'miniature'."
         )
     try:
-        return _diffusers(folder)
+        return _diffusers(path)
     except Exception as error:
         raise LikenessError(
-            f"The base model '{folder}' could not be read ({error}): training needs the unet, text_encoder, tokenizer, "
+            f"The base model '{path}' could not be read ({error}): training needs the unet, text_encoder, tokenizer, "
             "vae and scheduler of SD1.5, SD2 or SDXL."
         ) from error
 

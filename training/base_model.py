@@ -6,13 +6,14 @@ Nothing here knows where the modules come from: a diffusers folder, a host's soc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .checkpoint_layout import vae_weights
 from .export import Base
 from .noise import NoiseSchedule
 from .objectives.identity import Decoder
@@ -35,11 +36,15 @@ class Posterior:
 
 @dataclass(frozen=True, eq=False)
 class Codec:
-    """Pictures to latents and back. encode: (batch, 3, H, W), -1..1, to their posterior. module: what holds weights."""
+    """Pictures to latents and back. encode: (batch, 3, H, W), -1..1, to their posterior. module: what holds weights.
+
+    in_checkpoints: these under the names of a checkpoint's VAE, without prefix; None: no checkpoint could hold it.
+    """
 
     encode: Callable[[Tensor], Posterior]
     decoder: Decoder
     module: nn.Module
+    in_checkpoints: Callable[[], Mapping[str, Tensor]] | None = None
 
     @classmethod
     def of(cls, vae: Any) -> Codec:
@@ -50,7 +55,7 @@ class Codec:
             scale = vae.config.scaling_factor
             return Posterior(found.mean.float() * scale, found.std.float() * scale)
 
-        return cls(encode, Decoder.of(vae), vae)
+        return cls(encode, Decoder.of(vae), vae, lambda: vae_weights(vae))
 
     @classmethod
     def exact(cls, module: Any, pixels_per_cell: int = 8) -> Codec:

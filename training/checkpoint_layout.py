@@ -18,6 +18,7 @@ from ..errors import LikenessError
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 SD1_TEXT = "cond_stage_model.transformer."  # transformers' own names
+SD2_TEXT = "cond_stage_model.model."  # OpenCLIP names
 SDXL_TEXT_1 = "conditioner.embedders.0.transformer."  # transformers' own names
 SDXL_TEXT_2 = "conditioner.embedders.1.model."  # OpenCLIP names
 
@@ -233,23 +234,38 @@ def _layers(keys: Iterable[str], pattern: str) -> int:
 # Whole files ----------------------------------------------------------------------------------------------------------
 
 
-def checkpoint_weights(unet: Any, vae: Any, text_encoders: Sequence[Any]) -> dict[str, Tensor]:
+def vae_weights(vae: Any) -> dict[str, Tensor]:
+    """A diffusers AutoencoderKL's weights under original names."""
+    state = vae.state_dict()
+    return to_original(state, vae_names(state))
+
+
+def checkpoint_weights(unet: Any, vae: Weights, text_encoders: Sequence[Any], sd2: bool = False) -> dict[str, Tensor]:
     """All weights of a full checkpoint as ComfyUI's Load Checkpoint reads it.
 
-    One text encoder makes an SD1.x file, two an SDXL file. LoRA layers must have been merged or taken out.
+    vae: under original names. One text encoder makes an SD1.x file, or an SD2 file if said so; two an SDXL file. LoRA
+    layers must have been merged or taken out.
     """
     state = unet.state_dict()
     if any(".lora_A." in key for key in state):
         raise ValueError("merge or remove the LoRA layers before writing a checkpoint")
     weights = to_original(state, unet_names(state), UNET)
-    state = vae.state_dict()
-    weights |= to_original(state, vae_names(state), VAE)
+    weights |= {VAE + key: value for key, value in vae.items()}
     first = text_encoders[0].state_dict()
+    if sd2:
+        return weights | {SD2_TEXT + key: value for key, value in to_open_clip(_all_layers_of_sd2(first)).items()}
     prefix = SD1_TEXT if len(text_encoders) == 1 else SDXL_TEXT_1
     weights |= {prefix + with_text_model(key): value for key, value in first.items()}
     for second in text_encoders[1:]:
         weights |= {SDXL_TEXT_2 + key: value for key, value in to_open_clip(second.state_dict()).items()}
     return weights
+
+
+def _all_layers_of_sd2(state: Weights) -> Weights:
+    """SD2 hears the last layer but one, and diffusers' folders leave the last out: a file has it, here as a copy."""
+    last, spare = (f"encoder.layers.{layer}." for layer in (22, 23))
+    cut = any(last in key for key in state) and not any(spare in key for key in state)
+    return {**state, **{key.replace(last, spare): value for key, value in state.items() if cut and last in key}}
 
 
 def below(weights: Weights, prefix: str) -> dict[str, Tensor]:

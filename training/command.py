@@ -1,7 +1,7 @@
 """A whole training from one configuration file: what `likeness train config.toml` runs.
 
     name = "anna"
-    base = "models/sd15"            # a folder in diffusers' layout, or "miniature"
+    base = "models/sd15.safetensors"  # a checkpoint, a folder in diffusers' layout, or "miniature"
     output = "runs/anna"
 
     [data]
@@ -33,7 +33,7 @@ from pydantic import Field, ValidationError
 from ..errors import LikenessError
 from ..faces import FaceAnalysis, load_parser, load_recogniser_module
 from .base_model import BaseModel
-from .config import RunSettings, Settings
+from .config import RunSettings, Settings, network_dtype
 from .dataset import Dataset, DatasetKind, build_dataset
 from .dataset import Settings as DatasetSettings
 from .dataset_folder import is_dataset, load_dataset
@@ -43,7 +43,7 @@ from .objectives.identity import Measure, arcface_measure
 from .photo_files import read_folder
 from .portraits import portraits
 from .recipe import Recipe
-from .recipes.dreambooth import DreamBoothSettings, class_pictures, dreambooth
+from .recipes.dreambooth import DreamBoothSettings, class_pictures, dreambooth, require_vae
 from .recipes.magicapture import Layout, MagiCaptureSettings, magicapture
 from .recipes.textual_inversion import TextualInversionSettings, textual_inversion
 
@@ -103,7 +103,7 @@ def run(configuration: Configuration, openers: Openers, watch: Watch | None = No
     settings, output = configuration.run, configuration.output
     accelerator = make_accelerator(settings)
     base = openers.base(configuration.base)
-    base.to(accelerator.device, settings.precision.dtype)
+    base.to(accelerator.device, network_dtype(configuration.recipe, settings))
     with accelerator.main_process_first():  # which makes class pictures for all
         recipe = recipe_of(configuration, base, openers, accelerator.device)
     with _stopping() as stopped, _progress(accelerator.is_main_process) as progress:
@@ -130,6 +130,8 @@ def run(configuration: Configuration, openers: Openers, watch: Watch | None = No
 def recipe_of(configuration: Configuration, base: BaseModel, openers: Openers, device: torch.device) -> Recipe:
     """The recipe with its photos; faces are measured on the device. Raises LikenessError for whatever is missing."""
     chosen, data, seed = configuration.recipe, configuration.data, configuration.run.seed
+    if chosen.trains_all_weights:
+        require_vae(base)
     analysis = openers.faces(data.faces)
     if isinstance(chosen, MagiCaptureSettings):
         if data.style is None:
@@ -219,8 +221,14 @@ def _keeper(folder: Path) -> Callable[..., None]:
 
         from .portraits import as_uint8
 
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, picture in enumerate(pictures):
-            Image.fromarray(as_uint8(picture)).save(folder / f"{phase}_{step:06d}_{number}.png")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, picture in enumerate(pictures):
+                Image.fromarray(as_uint8(picture)).save(folder / f"{phase}_{step:06d}_{number}.png")
+        except OSError as error:
+            raise LikenessError(
+                f"The sample pictures could not be written to '{folder}' ({error}): free some space and start again, "
+                "the training goes on from its last saved state."
+            ) from error
 
     return keep

@@ -22,6 +22,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @property
+    def trains_all_weights(self) -> bool:
+        """Whether the networks themselves are trained, which must then not be rounded beforehand."""
+        return False
+
 
 class Precision(Enum):
     """What the frozen weights are kept in and the passes computed in; trained parameters are always float32."""
@@ -92,6 +97,11 @@ class RunSettings(Settings):
     cache_megabytes: int = Field(
         default=1024, ge=0, description="What a cache may hold in memory; the rest goes to disk."
     )
+
+
+def network_dtype(method: Settings, run: RunSettings) -> torch.dtype:
+    """What the networks are kept in: the run's precision where they are frozen."""
+    return torch.float32 if method.trains_all_weights else run.precision.dtype
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import LikenessError
 from .base_model import BaseModel, Conditioning, Posterior
-from .config import Group, RunSettings, make_optimiser
+from .config import Group, RunSettings, make_optimiser, network_dtype
 from .loop import Average, Run
 from .losses import LossLog
 from .previews import sample_pictures
@@ -78,7 +78,7 @@ def train(
     accelerator = accelerator or make_accelerator(settings)
     with accelerator.main_process_first():
         _claim(folder, base, recipe, settings, accelerator.is_main_process)
-    base.to(accelerator.device, settings.precision.dtype)
+    base.to(accelerator.device, network_dtype(recipe.settings, settings))
     names = list(dict.fromkeys(objective.name for phase in recipe.phases for objective in phase.objectives))
     log = LossLog(folder, names, accelerator.is_main_process)
     total, before, complete = sum(phase.steps for phase in recipe.phases), 0, True
@@ -217,7 +217,7 @@ class _SharedRun(Run):
             flat = nn.utils.parameters_to_vector(gradients)  # type: ignore[arg-type]
             nn.utils.vector_to_parameters(self.accelerator.reduce(flat, "mean"), gradients)  # type: ignore[arg-type]
         value = self.finite(float(value))
-        # Of this phase's optimiser alone: accelerate would do it again for an earlier one that holds the same parameters.
+        # Of this phase's optimiser alone: accelerate would repeat it for an earlier one that holds the same parameters.
         self.accelerator.unscale_gradients(self.optimizer)
         norm = nn.utils.clip_grad_norm_(trained, self.clip)
         if self.accelerator.scaler is None:  # which, where there is one, skips steps of infinite gradients

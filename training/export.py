@@ -201,15 +201,18 @@ def save_embedding(embedding: TokenEmbedding, folder: Path, name: str, record: T
 
 def save_checkpoint(
     unet: Any,
-    vae: Any,
+    vae: Mapping[str, Tensor],
     text_encoders: Sequence[Any],
     folder: Path,
     name: str,
     record: TrainingRecord,
     dtype: torch.dtype = torch.float16,
 ) -> Path:
-    """A full single-file checkpoint; returns its path. SDXL models that predict velocity carry the key `v_pred`."""
-    tensors = _as(dtype, checkpoint_weights(unet, vae, text_encoders))
+    """A full single-file checkpoint; returns its path. vae: its weights under original names.
+
+    SDXL models that predict velocity carry the key `v_pred`.
+    """
+    tensors = _as(dtype, checkpoint_weights(unet, vae, text_encoders, sd2=record.base is Base.SD2))
     if record.base is Base.SDXL and record.prediction is Prediction.VELOCITY:
         tensors["v_pred"] = torch.tensor([])
     return write_safetensors(tensors, folder, name, _common_metadata(record, name, ""))

@@ -56,6 +56,10 @@ class DreamBoothSettings(Settings):
     min_snr: float | None = Field(default=None, gt=0)
     flip: float = Field(default=0.0, ge=0, le=1, description="Faces with marks on one side are better not mirrored.")
 
+    @property
+    def trains_all_weights(self) -> bool:
+        return self.full
+
 
 def dreambooth(
     base: BaseModel,
@@ -68,7 +72,7 @@ def dreambooth(
     prompts.require_photos(photos, "photo")
     require_masks(photos, settings.mask)
     if settings.full:
-        _require_vae(base)
+        require_vae(base)
     word = settings.identifier
     if settings.captions:
         said = prompts.from_captions(photos, word)
@@ -107,13 +111,12 @@ def preserved(found: Pass, mask: Mask = Mask.NONE, gamma: float | None = None) -
     return prior_preservation(losses, 1.0, min_snr(found.schedule.snr(mine), gamma, found.schedule.prediction))
 
 
-def _require_vae(base: BaseModel) -> None:
+def require_vae(base: BaseModel) -> None:
     """A full model is saved as a checkpoint, which has a VAE in it: raises LikenessError before hours are spent."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    if not isinstance(base.codec.module, AutoencoderKL):
+    if base.codec.in_checkpoints is None:
         raise LikenessError(
-            "Training all weights needs a base model in diffusers' layout: give such a folder, or train a LoRA."
+            "Training all weights needs a model whose VAE a checkpoint can hold: take an SD1.5, SD2 or SDXL model with "
+            "its own VAE, or train a LoRA."
         )
 
 
@@ -135,7 +138,8 @@ def _trainable(network: Any, settings: DreamBoothSettings) -> dict[str, torch.nn
 
 def _save(base: BaseModel, settings: DreamBoothSettings, folder: Path, name: str, record: TrainingRecord) -> list[Path]:
     if settings.full:
-        return [save_checkpoint(base.unet, base.codec.module, base.encoders, folder, name, record)]
+        assert base.codec.in_checkpoints is not None  # require_vae
+        return [save_checkpoint(base.unet, base.codec.in_checkpoints(), base.encoders, folder, name, record)]
     pairs = [trained_pairs(encoder) for encoder in base.encoders]
     return [save_lora(base.unet, trained_pairs(base.unet), folder, name, record, base.encoders, pairs)]
 
