@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -23,8 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import LikenessError
+from .comfyui_server import HOW_TO_GET_IT, PACK, first_comfyui, named_place, started, usual_places
 
-PACK = Path(__file__).parents[1]
 WORKFLOW = PACK / "workflows" / "miniature_portrait.api.json"
 _PATIENCE = 180.0  # seconds for a start, and for a picture
 Graph = dict[str, dict[str, Any]]
@@ -32,11 +28,10 @@ Graph = dict[str, dict[str, Any]]
 
 def find_comfyui() -> Path:
     """ComfyUI's folder: `COMFYUI_PATH`, `.comfyui/ComfyUI` in this checkout, or comfy-cli's. LikenessError for none."""
-    places = [os.environ.get("COMFYUI_PATH"), PACK / ".comfyui" / "ComfyUI", Path.home() / "comfy" / "ComfyUI"]
-    for place in places:
-        if place and (Path(place) / "main.py").exists():
-            return Path(place)
-    raise LikenessError("ComfyUI was not found: run `make comfyui`, or set COMFYUI_PATH to its folder.")
+    found = first_comfyui(named_place() + usual_places())
+    if found is None:
+        raise LikenessError(f"ComfyUI was not found: {HOW_TO_GET_IT}.")
+    return found
 
 
 def paint_in_comfyui(photos: Sequence[np.ndarray], prompts: Sequence[str], seed: int) -> dict[str, Tensor]:
@@ -86,41 +81,13 @@ def _only(graph: Graph, kind: str) -> str:
 @contextmanager
 def _server(comfyui: Path, base: Path) -> Iterator[str]:
     """A ComfyUI of its own, with this pack as its only custom node; its address."""
-    for name in ("custom_nodes", "input", "output", "models"):
-        (base / name).mkdir()
-    (base / "custom_nodes" / "ComfyUI-Likeness").symlink_to(PACK, target_is_directory=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
-    command += ["--base-directory", str(base), "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
-    log = base / "server.log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, cwd=comfyui, stdout=file, stderr=subprocess.STDOUT)
-        try:
-            address = f"http://127.0.0.1:{port}"
-            _wait(address, process, log)
-            yield address
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _wait(address: str, process: subprocess.Popen, log: Path) -> None:
-    end = time.monotonic() + _PATIENCE
-    with tqdm(desc="starting ComfyUI", bar_format="{desc} {elapsed}") as bar:
-        while time.monotonic() < end and process.poll() is None:
-            try:
-                urllib.request.urlopen(f"{address}/system_stats", timeout=5).close()
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.3)
-                bar.update()
-    last = log.read_text(errors="replace").strip().splitlines()[-1:]
-    raise LikenessError(f"ComfyUI did not start ({' '.join(last)}): start it by hand once to see what it lacks.")
+    with started(comfyui, base) as server:
+        with tqdm(desc="starting ComfyUI", bar_format="{desc} {elapsed}") as bar:
+            ready = server.wait_until_ready(_PATIENCE, bar.update)
+        if not ready:
+            last = " ".join(server.log().strip().splitlines()[-1:])
+            raise LikenessError(f"ComfyUI did not start ({last}): start it by hand once to see what it lacks.")
+        yield server.address
 
 
 def _picture(address: str, output: Path, graph: Graph) -> np.ndarray:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from likeness.miniature import comfyui_server
+
 REPOSITORY = Path(__file__).resolve().parents[1]
-HOW_TO_GET_IT = "needs the real ComfyUI: run `make comfyui`, or set COMFYUI_PATH to its folder"
+HOW_TO_GET_IT = f"needs the real ComfyUI: {comfyui_server.HOW_TO_GET_IT}"
 
 
 def find() -> Path | None:
     """The host's folder: `COMFYUI_PATH`, else `.comfyui/ComfyUI` in the checkout, else comfy-cli's own default."""
-    named = os.environ.get("COMFYUI_PATH")
-    candidates = [Path(named)] if named else [REPOSITORY / ".comfyui" / "ComfyUI", Path.home() / "comfy" / "ComfyUI"]
-    return next((folder for folder in candidates if (folder / "main.py").is_file()), None)
+    return comfyui_server.first_comfyui(comfyui_server.named_place() or comfyui_server.usual_places(REPOSITORY))
 
 
 def import_into_this_process(host: Path, base: Path) -> ModuleType:

@@ -6,12 +6,7 @@ import asyncio
 import io
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,7 +18,8 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-PACK_FOLDER = "ComfyUI-Likeness"
+from likeness.miniature.comfyui_server import started
+
 Prompt = dict[str, dict[str, Any]]
 
 
@@ -195,62 +191,16 @@ class Server:
         return self.log_file.read_text(errors="replace")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @contextmanager
 def running(host: Path, base: Path, pack: Path, *arguments: str, patience: float = 180) -> Iterator[Server]:
     """Start the server on the CPU with `pack` as its only custom node; stop it, and all it started, at the end."""
-    (base / "custom_nodes").mkdir(parents=True, exist_ok=True)
-    link = base / "custom_nodes" / PACK_FOLDER
-    if not link.exists():
-        link.symlink_to(pack, target_is_directory=True)
-    for folder in ("input", "output", "models"):
-        (base / folder).mkdir(exist_ok=True)
-    port = free_port()
-    server = Server(Client(f"http://127.0.0.1:{port}"), base, base / "server.log")
-    command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
-    command += ["--base-directory", str(base), "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    with server.log_file.open("wb") as log:
-        process = subprocess.Popen(
-            [*command, *arguments],
-            cwd=host,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        _wait_until_ready(server, process, patience)
+    with started(host, base, *arguments, pack=pack, environment=environment, own_group=True) as comfyui:
+        server = Server(Client(comfyui.address), base, comfyui.log_file)
+        if not comfyui.wait_until_ready(patience):
+            ended = comfyui.process.poll()
+            if ended is not None:
+                raise RuntimeError(f"ComfyUI ended with {ended} before it was ready:\n{server.log()[-4000:]}")
+            raise TimeoutError(f"ComfyUI was not ready after {patience:.0f} s:\n{server.log()[-4000:]}")
         yield server
-    finally:
-        _stop(process)
-
-
-def _wait_until_ready(server: Server, process: subprocess.Popen, patience: float) -> None:
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"ComfyUI ended with {process.returncode} before it was ready:\n{server.log()[-4000:]}")
-        try:
-            server.client.get("/system_stats")
-            return
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.2)
-    raise TimeoutError(f"ComfyUI was not ready after {patience:.0f} s:\n{server.log()[-4000:]}")
-
-
-def _stop(process: subprocess.Popen) -> None:
-    for sign, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(patience)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue

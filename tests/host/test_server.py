@@ -9,8 +9,9 @@ import urllib.error
 import numpy as np
 import pytest
 
+from likeness.miniature.comfyui_server import PACK_FOLDER as PACK
+
 server_module = sys.modules["likeness_host_server"]
-PACK = server_module.PACK_FOLDER
 
 
 def ours(object_info) -> set[str]:

@@ -1,0 +1,121 @@
+"""The real ComfyUI: where it is, and its server in a process of its own with this pack as the only custom node."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+PACK = Path(__file__).parents[1]
+PACK_FOLDER = "ComfyUI-Likeness"  # below custom_nodes
+HOW_TO_GET_IT = "run `make comfyui`, or set COMFYUI_PATH to its folder"
+_FOLDERS = ("custom_nodes", "input", "output", "models")  # below the server's base directory
+_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has but one
+
+
+def named_place() -> list[Path]:
+    """The folder that `COMFYUI_PATH` names, if it names one."""
+    named = os.environ.get("COMFYUI_PATH")
+    return [Path(named)] if named else []
+
+
+def usual_places(checkout: Path = PACK) -> list[Path]:
+    """`.comfyui/ComfyUI` in the checkout, and comfy-cli's own default."""
+    return [checkout / ".comfyui" / "ComfyUI", Path.home() / "comfy" / "ComfyUI"]
+
+
+def first_comfyui(places: Iterable[Path]) -> Path | None:
+    """The first of these folders that holds a ComfyUI."""
+    return next((folder for folder in places if (folder / "main.py").is_file()), None)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server's process, which may not be ready yet, or have ended."""
+
+    process: subprocess.Popen
+    address: str  # http://127.0.0.1:port
+    log_file: Path
+
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def wait_until_ready(self, patience: float, meanwhile: Callable[[], object] = lambda: None) -> bool:
+        """Wait until it answers; False when it has ended, or has not answered after `patience` seconds.
+
+        `meanwhile` is called after each attempt that failed.
+        """
+        end = time.monotonic() + patience
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                urllib.request.urlopen(f"{self.address}/system_stats", timeout=5).close()
+                return True
+            except OSError:  # URLError and timeouts are such
+                time.sleep(0.2)
+                meanwhile()
+        return False
+
+
+@contextmanager
+def started(
+    comfyui: Path,
+    base: Path,
+    *arguments: str,
+    pack: Path = PACK,
+    environment: Mapping[str, str] | None = None,
+    own_group: bool = False,
+) -> Iterator[Server]:
+    """Start a server on the CPU with `base` for its models, inputs, outputs and custom nodes; stop it at the end.
+
+    With `own_group` all that it starts ends with it (not on Windows).
+    """
+    for name in _FOLDERS:
+        (base / name).mkdir(parents=True, exist_ok=True)
+    link = base / "custom_nodes" / PACK_FOLDER
+    if not link.exists():
+        link.symlink_to(pack, target_is_directory=True)
+    port = _free_port()
+    command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
+    command += ["--base-directory", str(base), "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
+    log_file = base / "server.log"
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            [*command, *arguments],
+            cwd=comfyui,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=own_group,
+        )
+    try:
+        yield Server(process, f"http://127.0.0.1:{port}", log_file)
+    finally:
+        _stop(process, own_group)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _stop(process: subprocess.Popen, own_group: bool) -> None:
+    """Ask, and after ten seconds insist; of a group nobody is left, even when the server itself has ended."""
+    send = partial(os.killpg, process.pid) if own_group else process.send_signal
+    for sign in (signal.SIGTERM, _KILL):
+        try:
+            send(sign)
+            process.wait(10)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
