@@ -18,18 +18,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from likeness.faces.similarity import unit
+from likeness.evaluation.identity import score_sight, see
 from likeness.miniature.captions import caption
 from likeness.miniature.corpus import Order, draw_corpus
 from likeness.miniature.networks import JUDGE_CROP, RECOGNISER_CROP
 from likeness.miniature.people import SPLITS
 from likeness.miniature.shots import Style, draw_shots
+from likeness.miniature.study import GIVEN, HELD_OUT, TABLE_PEOPLE, Sitter, sitters
 from likeness.miniature.train.observer import accuracy
 from likeness.miniature.train.recogniser import embed_corpus, verification
 from likeness.miniature.weights import FOLDER, load_judge, load_observer, load_recogniser
 from likeness.miniature.world import ATTRIBUTES, World, load_world, photos_of, wanted
 
-REFERENCES, GALLERY = 4, 4  # photos per person: to condition on, and others to compare with
 PROMPTS = (  # photographs: recognisers are brittle on drawings
     "a photo of a person wearing a red shirt in the forest",
     "a photo of a person wearing a blue sweater on the beach",
@@ -75,52 +75,38 @@ def fidelity(world: World, pictures: torch.Tensor, prompts: Sequence[str]) -> di
 
 def adapter_figures(world: World, people: int, guidance: float, strength: float) -> dict:
     """Similarity to the right person and to the others, rank among all, by both recognisers; fidelity beside it."""
-    seeds = list(SPLITS["test"][1000 : 1000 + people])
-    conditions, galleries = [], {"recogniser": [], "judge": []}
-    for seed in seeds:
-        photos = photos_of(seed, REFERENCES + GALLERY)
-        conditions.append(mean_embedding(world.analysis, photos[:REFERENCES]))
-        for name, eye in (("recogniser", world.analysis), ("judge", world.judge)):
-            galleries[name].append(mean_embedding(eye, photos[REFERENCES:]))
-    embeddings = torch.stack(conditions).repeat_interleave(len(PROMPTS), 0)
+    everybody = sitters(world, TABLE_PEOPLE[:people])
+    embeddings = torch.stack([sitter.identity.mean_embedding() for sitter in everybody])
+    embeddings = embeddings.repeat_interleave(len(PROMPTS), 0)
     prompts = list(PROMPTS) * people
     noise = list(range(len(prompts)))
-    truth = np.repeat(np.arange(people), len(PROMPTS))
-    results = {}
-    real = torch.from_numpy(np.concatenate([photos_of(seed, 1, first=REFERENCES + GALLERY) for seed in seeds])) / 255
-    for row, pictures, who in (
-        ("real photo", real, np.arange(people)),
-        ("no adapter", world.portraits(prompts, noise, guidance=guidance), truth),
-        ("FaceID", world.portraits(prompts, noise, embeddings, strength, guidance=guidance), truth),
-    ):
-        results[row] = {} if row == "real photo" else fidelity(world, pictures, prompts)
-        for name, eye in (("recogniser", world.analysis), ("judge", world.judge)):
-            results[row][name] = similarity(eye, pictures, torch.stack(galleries[name]), who)
-    return results
-
-
-def mean_embedding(eye, photos: np.ndarray) -> torch.Tensor:
-    """The unit mean (D,) of the faces that are found."""
-    found = [eye.find(photo) for photo in photos]
-    return unit(torch.stack([unit(torch.from_numpy(faces[0].embedding)) for faces in found if faces]).mean(0))
-
-
-def similarity(eye, pictures: torch.Tensor, gallery: torch.Tensor, who: np.ndarray) -> dict:
-    """Mean cosine to the right person and to the others, their gap, and how often the right one is the nearest."""
-    cosines = torch.zeros(len(pictures), len(gallery))
-    for row, picture in enumerate((pictures * 255 + 0.5).byte().numpy()):
-        faces = eye.find(picture)
-        if faces:
-            cosines[row] = unit(torch.from_numpy(faces[0].embedding)) @ gallery.T
-    right = cosines[torch.arange(len(who)), torch.from_numpy(who)]
-    others = (cosines.sum(1) - right) / (len(gallery) - 1)
-    nearest = (cosines.argmax(1).numpy() == who).mean()
+    seeds = [SPLITS["test"][number] for number in TABLE_PEOPLE[:people]]
+    photos = torch.from_numpy(np.concatenate([photos_of(seed, 1, first=GIVEN + HELD_OUT) for seed in seeds]))
+    without = world.portraits(prompts, noise, guidance=guidance)
+    with_adapter = world.portraits(prompts, noise, embeddings, strength, guidance=guidance)
     return {
-        "right": float(right.mean()),
-        "others": float(others.mean()),
-        "gap": float((right - others).mean()),
-        "rank1": float(nearest),
+        "real photo": likeness(world, everybody, photos.float() / 255),
+        "no adapter": fidelity(world, without, prompts) | likeness(world, everybody, without),
+        "FaceID": fidelity(world, with_adapter, prompts) | likeness(world, everybody, with_adapter),
     }
+
+
+def likeness(world: World, everybody: Sequence[Sitter], pictures: torch.Tensor) -> dict:
+    """By each recogniser: mean cosine to the right person and to the others, their gap, how often the right one is the
+    nearest. pictures: as many of every person, one person after the other."""
+    figures = {}
+    for name, eye, known in (
+        ("recogniser", world.analysis, [sitter.conditioned for sitter in everybody]),
+        ("judge", world.judge, [sitter.judged for sitter in everybody]),
+    ):
+        scores = [
+            score_sight(see(mine, eye), known[row], [other.mean for other in known if other is not known[row]])
+            for row, mine in enumerate(pictures.chunk(len(everybody)))
+        ]
+        right, gap = (torch.cat([getattr(s, what) for s in scores]).mean().item() for what in ("cosines", "margins"))
+        nearest = torch.cat([s.ranks for s in scores]) == 1
+        figures[name] = {"right": right, "others": right - gap, "gap": gap, "rank1": nearest.float().mean().item()}
+    return figures
 
 
 def main() -> None:

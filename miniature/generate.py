@@ -30,35 +30,6 @@ _BATCH = 32  # pictures per call of the denoiser: more do not fit the processor'
 Progress = Callable[[int, int], None]
 
 
-def generate(
-    unet: Any,
-    text_encoder: Any,
-    tokenizer: Any,
-    codec: PatchCodec,
-    prompts: str | Sequence[str],
-    seeds: Sequence[int],
-    *,
-    steps: int = STEPS,
-    guidance: float = GUIDANCE,
-    injections: Iterable[Injection] = (),
-    negative: str = "",
-    placeholders: Iterable[str] = (),
-    progress: Progress | None = None,
-) -> Tensor:
-    """Pictures (B, 128, 128, 3), RGB 0..1, one per seed.
-
-    prompts: one for all, or one per seed. injections: identities that take part in both halves of guidance (see
-    `identity_injection`); tokens, masks and row weights have one row, or one per picture. A LoRA is not part of them:
-    call this within `merged_lora`. placeholders: words of the prompts that were taught later. progress: gets the
-    steps done and their number. LikenessError for a word that the world does not know.
-    """
-    latents = generate_latents(
-        unet, text_encoder, tokenizer, prompts, seeds, steps=steps, guidance=guidance, injections=injections,
-        negative=negative, placeholders=placeholders, progress=progress,
-    )  # fmt: skip
-    return torch.cat([codec.decode(portion) for portion in latents.split(_BATCH)]).permute(0, 2, 3, 1)
-
-
 @torch.no_grad()
 def generate_latents(
     unet: Any,
@@ -74,7 +45,13 @@ def generate_latents(
     placeholders: Iterable[str] = (),
     progress: Progress | None = None,
 ) -> Tensor:
-    """Latents (B, 16, 16, 16); see `generate`."""
+    """Latents (B, 16, 16, 16), one per seed; `pictures_of` shows them.
+
+    prompts: one for all, or one per seed. injections: identities that take part in both halves of guidance (see
+    `identity_injection`); tokens, masks and row weights have one row, or one per picture. A LoRA is not part of them:
+    call this within `merged_lora`. placeholders: words of the prompts that were taught later. progress: gets the
+    steps done and their number. LikenessError for a word that the world does not know.
+    """
     seeds = [int(seed) for seed in seeds]
     prompts = [prompts] * len(seeds) if isinstance(prompts, str) else list(prompts)
     if len(prompts) != len(seeds):
@@ -99,6 +76,11 @@ def generate_latents(
         mine = [_rows_of(injection, rows) for injection in injections]
         made.append(_sample(unet, noise, context[rows], nothing, steps, guidance, mine, count))
     return torch.cat(made)
+
+
+def pictures_of(codec: PatchCodec, latents: Tensor) -> Tensor:
+    """Pictures (B, 128, 128, 3), RGB 0..1."""
+    return torch.cat([codec.decode(portion) for portion in latents.split(_BATCH)]).permute(0, 2, 3, 1)
 
 
 def identity_injection(unet: Any, adapter: IPAdapter, embeddings: Tensor, strength: float = 1.0) -> Injection:

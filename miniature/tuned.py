@@ -35,7 +35,7 @@ from ..training.recipes.dreambooth import DreamBoothSettings, dreambooth
 from ..training.recipes.magicapture import MagiCaptureSettings, magicapture
 from ..training.recipes.textual_inversion import TextualInversionSettings, textual_inversion
 from .base_model import base_of
-from .generate import generate
+from .generate import generate_latents, pictures_of
 from .people import SPLITS, draw_people
 from .renderer import render
 from .shots import Style, draw_shots
@@ -67,10 +67,11 @@ class Tuned:
         tower = self.base.text[0]
         said = [self.base.spell(self.named(prompt)) for prompt in prompts]
         taught = [word for word in tower.tokenizer.get_added_vocab() if word.startswith("<|")]
-        return generate(
-            self.base.unet, tower.encoder, tower.tokenizer, self.world.codec, said, seeds,
+        latents = generate_latents(
+            self.base.unet, tower.encoder, tower.tokenizer, said, seeds,
             placeholders=[*taught, "style"],  # which composed prompts speak of
         )  # fmt: skip
+        return pictures_of(self.world.codec, latents)
 
     def named(self, prompt: str) -> str:
         """The prompt about this person."""

@@ -16,7 +16,7 @@ from ..faces.analysis import FaceAnalysis
 from ..injection.diffusers import merged_lora
 from .backend import miniature_analysis, miniature_judge
 from .captions import parse
-from .generate import GUIDANCE, STEPS, Progress, generate, identity_injection
+from .generate import GUIDANCE, STEPS, Progress, generate_latents, identity_injection, pictures_of
 from .latents import PatchCodec, load_codec
 from .networks import QUESTIONS, Observer, build_tokenizer, halve
 from .people import Person, draw_people
@@ -60,10 +60,11 @@ class World:
             injections = [identity_injection(self.unet, self.adapter, embeddings, strength)]
             lora = merged_lora(self.unet, self.adapter, strength)
         with lora:
-            return generate(
-                self.unet, self.text_encoder, self.tokenizer, self.codec, prompts, seeds,
+            latents = generate_latents(
+                self.unet, self.text_encoder, self.tokenizer, prompts, seeds,
                 steps=steps, guidance=guidance, injections=injections, progress=progress,
             )  # fmt: skip
+        return pictures_of(self.codec, latents)
 
     def read(self, images: Tensor) -> list[dict[str, str]]:
         """What pictures (B, H, W, 3) show, in the observer's eyes: an answer to each of `QUESTIONS`."""

@@ -11,7 +11,7 @@ import torch
 from likeness.adapters import build
 from likeness.errors import LikenessError
 from likeness.miniature import generate as module
-from likeness.miniature.generate import draw_noise, generate, generate_latents, identity_injection, noise_levels
+from likeness.miniature.generate import draw_noise, generate_latents, identity_injection, noise_levels, pictures_of
 from likeness.miniature.latents import load_codec
 from likeness.miniature.networks import build_text_encoder, build_tokenizer, build_unet, frozen, noise_schedule
 from likeness.training.ip_adapter import fresh_faceid
@@ -37,7 +37,7 @@ def people():
 
 
 def test_pictures_are_128_pixels_and_in_range(nets):
-    pictures = generate(*nets, load_codec(), PROMPT, [1, 2], steps=1)
+    pictures = pictures_of(load_codec(), generate_latents(*nets, PROMPT, [1, 2], steps=1))
     assert pictures.shape == (2, 128, 128, 3)
     assert pictures.min() >= 0 and pictures.max() <= 1
 
