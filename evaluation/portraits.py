@@ -14,6 +14,7 @@ from ..errors import LikenessError
 from ..faces import Face, FaceAnalysis, Identity, to_photos
 from .identity import (
     LEAST_SCORE,
+    Calibration,
     check_judge,
     is_inside,
     percent,
@@ -70,21 +71,27 @@ def judge_pictures(
     *,
     allow_same_recogniser: bool = False,
     regions: torch.Tensor | None = None,
+    calibration: Calibration | None = None,
     after_each: Callable[[], object] = lambda: None,
 ) -> Verdict:
     """How much pictures (n, H, W, 3) RGB 0..1 show the person, or all of the people; see `identity.score`.
 
-    `after_each` is called after every picture, for progress and cancelling.
+    `calibration`, of the judge, says what is usual where there are few photos. `after_each` is called after every
+    picture, for progress and cancelling.
     """
     if not identities:
         raise LikenessError("There is nobody to compare with: connect an identity.")
     warnings = check_judge(judge, [identity.recogniser for identity in identities], allow_same_recogniser)
     people = [references_of(identity, judge) for identity in identities]
     if len(people) == 1:
-        scores = score_sight(see(images, judge, regions=regions, after_each=after_each), people[0])
+        sight = see(images, judge, regions=regions, after_each=after_each)
+        scores = score_sight(sight, people[0], calibration=calibration)
         percents, cosines, reasons = scores.percents.tolist(), scores.cosines.tolist(), scores.sight.reasons
     else:
-        means, levels = torch.stack([person.mean for person in people]), [person.level() for person in people]
+        means, levels = (
+            torch.stack([person.mean for person in people]),
+            [person.level(calibration) for person in people],
+        )
         found = []
         for number, image in enumerate(images):
             found.append(_least(_all_faces(image, number, judge, regions), means, levels))

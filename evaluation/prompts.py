@@ -96,6 +96,30 @@ def attributes(images: torch.Tensor, wanted: Sequence[Attributes], classifier: C
     )
 
 
+@dataclass(frozen=True)
+class Forgetting:
+    """What training on one person has cost pictures of everybody else. Both 0: nothing is forgotten."""
+
+    attributes: float  # of the base model minus of the trained one: how much less prompts are obeyed
+    clip_i: float  # 1 - mean cosine of the two models' pictures
+
+
+def forget(
+    trained: torch.Tensor,
+    base: torch.Tensor,
+    wanted: Sequence[Attributes],
+    classifier: Classifier,
+    encoder: Callable[[torch.Tensor], torch.Tensor],
+) -> Forgetting:
+    """`forget` of a trained method: pictures (n, H, W, 3) of class prompts without its word, and the base model's of
+    the same prompts and seeds. `encoder` turns pictures into embeddings (n, D). NaN for no pictures."""
+    lost = attributes(base, wanted, classifier) - attributes(trained, wanted, classifier)
+    if not len(lost):
+        return Forgetting(float("nan"), float("nan"))
+    alike = (unit(encoder(trained)) * unit(encoder(base))).sum(1)
+    return Forgetting(float(lost[~lost.isnan()].mean()), float(1 - alike.mean()))
+
+
 def zero_shot(clip: ImageTextEncoder, alternatives: Mapping[str, Mapping[str, str]]) -> Classifier:
     """A classifier out of CLIP: of each attribute the value whose sentence lies nearest.
 

@@ -14,7 +14,6 @@ from ..faces import FaceAnalysis
 from .backend import JUDGE
 from .people import SPLITS
 from .weights import FOLDER
-from .world import photos_of
 
 FILE = "judge.calibration.json"
 PEOPLE, PHOTOS = range(6000, 6060), 6  # numbers within the test people that no study uses
@@ -26,6 +25,8 @@ def people() -> Mapping[str, Iterator[Tensor]]:
 
 
 def _photos(number: int) -> Iterator[Tensor]:
+    from .world import photos_of
+
     yield from torch.from_numpy(photos_of(SPLITS["test"][number], PHOTOS)).float() / 255
 
 

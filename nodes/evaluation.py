@@ -13,7 +13,7 @@ from comfy_api.latest import io, ui
 
 from .. import models_download
 from ..errors import LikenessError
-from ..evaluation.identity import recogniser_of
+from ..evaluation.identity import Calibration, recogniser_of
 from ..evaluation.plots import to_tensor
 from ..evaluation.portraits import (
     GOOD,
@@ -108,6 +108,15 @@ def _judge(given: Any, identities: Sequence[Identity], allow_same: bool) -> tupl
             "`likeness models get yunet sface` fetches."
         )
     return own, True
+
+
+def _calibration(judge: FaceAnalysis) -> Calibration | None:
+    """What was measured of the judge, where that comes with it."""
+    if recogniser_of(judge).name != MINIATURE_JUDGE:
+        return None
+    from ..miniature.calibration import calibration_of
+
+    return calibration_of(judge)
 
 
 def _or_blocked(images: torch.Tensor, chosen: Sequence[int]) -> Any:
@@ -274,7 +283,13 @@ class IdentityReport(io.ComfyNode):
 
         def verdict_of(pictures: torch.Tensor) -> Verdict:
             return judge_pictures(
-                pictures, people, analysis, allow_same_recogniser=allowed, regions=region, after_each=step
+                pictures,
+                people,
+                analysis,
+                allow_same_recogniser=allowed,
+                regions=region,
+                calibration=_calibration(analysis),
+                after_each=step,
             )
 
         verdict, plain = verdict_of(images), None if baseline is None else verdict_of(baseline)
@@ -462,6 +477,7 @@ class KeepBestLikeness(io.ComfyNode):
             analysis,
             allow_same_recogniser=allowed,
             regions=region,
+            calibration=_calibration(analysis),
             after_each=counter(len(images)),
         )
         kept = verdict.best(count, threshold)

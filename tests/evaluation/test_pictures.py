@@ -14,6 +14,7 @@ from likeness.evaluation.prompts import (
     clip_score,
     clip_t,
     clip_t_directional,
+    forget,
     plain_text,
     zero_shot,
 )
@@ -93,6 +94,19 @@ def test_attributes_are_a_share_of_what_was_asked():
 
     wanted = [{"hat": "red", "glasses": "round"}, {"hat": "red"}, {}, {"beard": "long"}]
     np.testing.assert_allclose(attributes(_flat(*[RED] * 4), wanted, classifier), [0.5, 1, np.nan, 0])
+
+
+def test_what_a_trained_model_has_forgotten_of_everybody_else():
+    def classifier(images):
+        return [{"hat": "red" if image[0, 0, 0] > 0.5 else "none"} for image in images]
+
+    wanted = [{"hat": "red"}, {"hat": "red"}, {}]
+    base, trained = _flat(RED, RED, GREEN), _flat(RED, GREEN, GREEN)
+    nothing = forget(base, base, wanted, classifier, CLIP.encode_images)
+    assert nothing.attributes == 0 and nothing.clip_i == pytest.approx(0, abs=1e-6)
+    something = forget(trained, base, wanted, classifier, CLIP.encode_images)
+    assert something.attributes == pytest.approx(0.5) and something.clip_i == pytest.approx(1 / 3)
+    assert np.isnan(forget(base[:0], base[:0], [], classifier, CLIP.encode_images).clip_i)
 
 
 def test_clip_can_classify():

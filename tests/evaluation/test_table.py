@@ -17,8 +17,10 @@ from likeness.evaluation.table import (
     cost_ratio,
     difference,
     differences,
+    expr_spread,
     methods_table,
     number,
+    pose_copied,
     pose_spread,
     read_csv,
     summary,
@@ -216,3 +218,43 @@ def test_a_bar_in_a_name_does_not_break_the_table():
 
 def test_every_measure_that_is_printed_is_explained(records):
     assert {name for record in records for name in record.measures} <= set(MEASURES)
+
+
+def _record(method: str, person: str, seed: int, **measures: float) -> Record:
+    return Record(method, person, "sea", seed, f"{method}/{person}-{seed}.png", measures)
+
+
+def test_poses_that_follow_the_photos_show_in_the_table():
+    photos = {"ann": -20.0, "bob": 0.0, "cem": 25.0}
+    records = []
+    for person, yaw in photos.items():
+        for seed, free in enumerate((-8.0, 5.0, 9.0)):
+            common = {"pitch": 0.0, "roll": 0.0, "given_yaw": yaw, "given_pitch": 0.0, "given_roll": 0.0}
+            records.append(_record("base", person, seed, yaw=free, **common))
+            records.append(_record("copies", person, seed, yaw=yaw + free / 100, **common))
+            records.append(_record("free", person, seed, yaw=free + 1, **common))
+    assert pose_copied(records, "copies", "base") == pytest.approx(1, abs=0.01)
+    assert pose_copied(records, "free", "base") == pytest.approx(0, abs=0.01)
+    rows = {row["method"]: row for row in table_rows(records, "base", resamples=RESAMPLES)}
+    assert (rows["copies"]["pose copied"], rows["free"]["pose copied"]) == ("1.00", "0.00")
+
+
+def test_a_frozen_mouth_shows_in_the_expression_spread():
+    records = []
+    for person in ("ann", "bob"):
+        for seed, width in enumerate((0.5, 0.7, 0.9)):
+            records.append(_record("base", person, seed, mouth_width=width, mouth_drop=0.4 + width / 9))
+            records.append(_record("frozen", person, seed, mouth_width=0.6, mouth_drop=0.5))
+            records.append(_record("half", person, seed, mouth_width=width / 2, mouth_drop=width / 18))
+    assert expr_spread(records, "frozen", "base") == pytest.approx(0, abs=1e-9)
+    assert expr_spread(records, "half", "base") == pytest.approx(0.5)
+    assert math.isnan(expr_spread(records[:1], "base", "base"))
+
+
+def test_likeness_of_found_faces_is_told_apart_where_faces_are_missing():
+    shown = [_record("a", "ann", 1, found=1.0, id=0.8, face_ssim=0.9), _record("a", "ann", 2, found=0.0, id=0.0)]
+    whole = [_record("b", "ann", seed, found=1.0, id=0.5, face_ssim=0.2) for seed in (1, 2)]
+    a, b = table_rows([*shown, *whole], "b", resamples=RESAMPLES)
+    assert (a["id"], a["id, faces found"], a["pasted faces"]) == ("0.40", "0.80", "100 %")
+    assert (b["id"], b["id, faces found"], b["pasted faces"]) == ("0.50", "0.50", "0 %")
+    assert "id, faces found" not in table_rows(whole, "b", resamples=RESAMPLES)[0]
