@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..faces import Face, FaceAnalysis, to_photos
+from ..errors import LikenessError
+from ..faces import Face, FaceAnalysis
 from .copying import face_ssim
 from .crew import Crew
 from .identity import Sight, recogniser_of, see
@@ -136,14 +137,15 @@ class Journal:
 
 def look_at(judge: FaceAnalysis, path: Path) -> dict[str, Any]:
     """What `Seen` holds of a file, for JSON."""
-    picture = read_picture(path)[None]
+    photo = read_photo(path)
+    picture = as_picture(photo)[None]
     sight = see(picture, judge)
     record = {"reason": sight.reasons[0], "faces": sight.counts[0], "sane": float(sane(picture)[0])}
     face = sight.faces[0]
-    if face is None or face.keypoints is None or face.embedding is None:
+    if photo is None or face is None or face.keypoints is None or face.embedding is None:
         return record
     return record | {
-        "sharpness": float(sharpness(aligned_faces(to_photos(picture), [face]))[0]),
+        "sharpness": float(sharpness(aligned_faces([photo], [face]))[0]),
         "box": face.box.tolist(),
         "score": face.score,
         "keypoints": face.keypoints.tolist(),
@@ -180,20 +182,32 @@ def paste(judge: FaceAnalysis, task: tuple[Place, tuple[Place, ...]]) -> float:
 
 
 def _crop(place: Place) -> torch.Tensor:
-    face = Face(np.zeros(4, np.float32), 1.0, np.array(place.keypoints, np.float32))
-    return aligned_faces(to_photos(read_picture(place.path)[None]), [face])
+    photo = read_photo(place.path)
+    if photo is None:
+        raise LikenessError(f"{place.path} cannot be read any more: leave the pictures alone while they are judged.")
+    return aligned_faces([photo], [Face(np.zeros(4, np.float32), 1.0, np.array(place.keypoints, np.float32))])
 
 
 _crop_of_photo = lru_cache(maxsize=64)(_crop)  # the same few photos for all results of a person
 
 
-def read_picture(path: Path) -> torch.Tensor:
-    """A file as (H, W, 3) RGB 0..1, turned as the camera was held; one NaN for what cannot be read."""
+def read_photo(path: Path) -> np.ndarray | None:
+    """A file as (H, W, 3) uint8 RGB, turned as the camera was held; None for what cannot be read."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as picture:
             upright = ImageOps.exif_transpose(picture) or picture
-            return torch.from_numpy(np.asarray(upright.convert("RGB")).copy()).float() / 255
-    except (UnidentifiedImageError, OSError, ValueError):
-        return torch.full((1, 1, 3), torch.nan)
+            return np.array(upright.convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def as_picture(photo: np.ndarray | None) -> torch.Tensor:
+    """(H, W, 3) RGB 0..1; one NaN for what cannot be read."""
+    return torch.full((1, 1, 3), torch.nan) if photo is None else torch.from_numpy(photo).float() / 255
+
+
+def read_picture(path: Path) -> torch.Tensor:
+    """A file as (H, W, 3) RGB 0..1; see `read_photo` and `as_picture`."""
+    return as_picture(read_photo(path))
