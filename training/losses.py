@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,23 +28,32 @@ class LossLog:
         """Forget what a phase wrote after its last saved step."""
         if self._writes:
             rows = [row for row in read_losses(self.file) if row["phase"] != phase or int(row["step"]) <= step]
-            self._write("w", [dict(zip(self._columns, self._columns, strict=True)), *rows])
+            partial = self.file.with_suffix(".partial")
+            with self._explained():
+                self._write(partial, "w", [dict(zip(self._columns, self._columns, strict=True)), *rows])
+                partial.replace(self.file)
 
     def add(self, phase: str, step: int, losses: Mapping[str, float]) -> None:
         """Append one step."""
         if self._writes:
             values = {name: f"{value:.6g}" for name, value in losses.items()}
-            self._write("a", [{"phase": phase, "step": str(step), **values}])
+            with self._explained():
+                self._write(self.file, "a", [{"phase": phase, "step": str(step), **values}])
 
     def draw(self) -> None:
         """Draw `losses.png` beside the table."""
         if self._writes:
-            loss_picture(read_losses(self.file)).save(self.file.with_suffix(".png"))
+            with self._explained():
+                loss_picture(read_losses(self.file)).save(self.file.with_suffix(".png"))
 
-    def _write(self, mode: str, rows: Sequence[Row]) -> None:
+    def _write(self, path: Path, mode: str, rows: Sequence[Row]) -> None:
+        with path.open(mode, newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerows(rows)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            with self.file.open(mode, newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self._columns).writerows(rows)
+            yield
         except OSError as error:
             raise LikenessError(
                 f"The losses could not be written to '{self.file}' ({error}): free some space and start again, the "

@@ -265,6 +265,37 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(ma
     assert_same(broken["modules"]["trained"], expected["modules"]["trained"])
 
 
+def test_gradients_that_are_no_numbers_stop_the_run_though_the_loss_is_one(base, photos, tmp_path):
+    recipe = lora_recipe(base, photos)
+    phase = replace(recipe.phases[0], objectives=[Objective("loss", no_gradient)])
+    with pytest.raises(LikenessError, match="at step 0; the last good state"):
+        train(base, replace(recipe, phases=[phase]), RunSettings(), tmp_path)
+    assert saved(tmp_path)["step"] == 0
+    assert all(torch.isfinite(value).all() for value in saved(tmp_path)["modules"]["trained"].values())
+
+
+def test_a_full_disk_keeps_the_losses_that_were_written(make_base, photos, tmp_path, monkeypatch):
+    base, other = make_base(), make_base()
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(2)))
+    before = (tmp_path / "losses.csv").read_bytes()
+    write = Path.open
+
+    def full(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        if "losses" in path.name and mode[0] != "r":
+            write(path, mode, *rest, **options).close()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, mode, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(LikenessError, match=r"losses could not be written.*No space left"):
+        train(other, lora_recipe(other, photos), RunSettings(), tmp_path)
+    assert (tmp_path / "losses.csv").read_bytes() == before
+
+
+def test_one_photo_is_enough(base, photos, tmp_path):
+    assert train(base, lora_recipe(base, photos[:1], steps=2), RunSettings(batch=2), tmp_path).complete
+
+
 def test_a_full_disk_is_named_and_the_old_state_survives(make_base, photos, tmp_path, monkeypatch):
     base = make_base()
     train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(2)))
@@ -285,8 +316,10 @@ def test_a_run_goes_on_with_its_own_base_model_only(make_base, photos, tmp_path)
     train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(1)))
     with torch.no_grad():
         other.unet.conv_in.weight += 1
-    with pytest.raises(LikenessError, match="another base model"):
-        train(other, lora_recipe(other, photos), RunSettings(), tmp_path)
+    family = make_base(sdxl=True)
+    for wrong in (other, family):
+        with pytest.raises(LikenessError, match="another base model"):
+            train(wrong, lora_recipe(wrong, photos), RunSettings(), tmp_path)
 
 
 def test_a_run_goes_on_with_its_own_settings_only(make_base, photos, tmp_path):

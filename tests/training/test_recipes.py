@@ -11,7 +11,7 @@ import torch
 from likeness.errors import LikenessError
 from likeness.faces.recognition import FrozenRecogniser
 from likeness.training.base_model import Codec
-from likeness.training.config import LoraSettings, RunSettings
+from likeness.training.config import LoraSettings, Precision, RunSettings
 from likeness.training.embedding_files import load_embedding
 from likeness.training.engine import train
 from likeness.training.export import TrainingRecord
@@ -100,6 +100,14 @@ def test_full_dreambooth_changes_the_denoiser_and_rests_the_text_encoder(base, p
     assert any(name.startswith(str(id(base.unet))) for name in changed)
     assert any(name.startswith(str(id(base.text[0].encoder))) for name in changed)
     assert recipe.save(tmp_path, "me", TrainingRecord("DreamBooth", base.family, 3))
+
+
+def test_all_weights_are_trained_from_what_they_were_and_not_from_rounded_ones(base, photos, tmp_path):
+    before = values(base)
+    settings = DreamBoothSettings(full=True, steps=1, prior_weight=0, learning_rate=1e-9)
+    train(base, dreambooth(base, photos, settings), RunSettings(precision=Precision.BFLOAT16), tmp_path)
+    for name, value in values(base).items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=1e-7)
 
 
 def test_class_pictures_are_made_once(base, tmp_path):
@@ -197,6 +205,10 @@ BAD = {
     ),
     "no mask": (lambda s, base, p: s["ti"](base, s["maskless"], token="<me>", mask=Mask.FACE), "no face mask"),
     "vectors of another model": (lambda s, base, p: s["ti"](base, p, s["sd15"], token="<me>"), "another base model"),
+    "vectors of SD1.5 for SDXL": (
+        lambda s, base, p: s["ti"](base, p, s["clip_l alone"], token="<me>"),
+        r"needs clip_g \(1, 32\)",
+    ),
     "a prompt without the identifier": (lambda s, base, p: s["db"](base, p, prompt="a person"), "no {}"),
     "no class pictures": (lambda s, base, p: s["db"](base, p), "no class picture"),
 }
@@ -214,7 +226,8 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(make_base, photos, make
         ),
         "db": lambda base, p, **options: dreambooth(base, p, DreamBoothSettings(**options)),
         "maskless": [Example(photos[0].pixels, "")],
-        "sd15": TokenEmbedding({"clip_l": torch.zeros(1, 24)}),
+        "sd15": TokenEmbedding({"clip_l": torch.zeros(1, 768)}),
+        "clip_l alone": TokenEmbedding({"clip_l": torch.zeros(1, 24)}),
     }
     with pytest.raises(LikenessError, match=words):
         make(services, make_base(sdxl=True), photos)
