@@ -241,11 +241,7 @@ def _add_evaluate_command(app: "typer.Typer") -> None:
             photos = {place.name: map(read_picture, pictures(place)) for place in folders(Path(people))}
             weights = ""
         measured = dataclasses.replace(calibrate(_open_faces(judge), photos), weights=weights)
-        print(
-            f"{measured.recogniser}: {measured.photos} photos of {measured.people} people, {measured.missing} without "
-            f"a face; equal error rate {measured.eer:.1%}, two photos of one person {measured.genuine:.2f} alike "
-            f"(median)\ncalibration: {measured.save(out)}"
-        )
+        print(f"{measured.recogniser}: {measured.in_words}\ncalibration: {measured.save(out)}")
 
 
 def _again(command: str, place: Path, **options: Path | str | Sequence[Path] | Sequence[str] | None) -> str:

@@ -101,6 +101,14 @@ class Calibration:
             )
         return self.thresholds[rate]
 
+    @property
+    def in_words(self) -> str:
+        """How good the judge is, for a report."""
+        return (
+            f"equal error rate {self.eer:.1%}, two photos of one person {self.genuine:.2f} alike (median), on "
+            f"{self.photos} photos of {self.people} people, {self.missing} of them without a face"
+        )
+
     def save(self, path: Path) -> Path:
         """Write it as JSON; LikenessError when the path is taken."""
         record = asdict(self) | {"thresholds": {f"{rate:g}": value for rate, value in self.thresholds.items()}}

@@ -168,6 +168,7 @@ def evaluate(
         title=title,
         judge=name,
         licence=judge.licence,
+        quality="" if calibration is None else calibration.in_words,
         reference=reference,
         photos={person: [study.name(path) for path in paths] for person, paths in study.given.items()},
         facts=study.facts,

@@ -45,6 +45,7 @@ class Setting:
     title: str = "Likeness report"
     judge: str = ""  # name of the recogniser
     licence: str = ""  # of the judge
+    quality: str = ""  # of the judge, as measured on known people
     reference: str | None = None  # the method without identity
     photos: Mapping[str, Sequence[str]] = field(default_factory=dict)  # person -> names of the photos that were given
     facts: Mapping[str, Facts] = field(default_factory=dict)
@@ -295,6 +296,7 @@ def _method_section(records: Sequence[Record], images: Pictures, out: Path, sett
         "Seeds": len({record.seed for record in records}),
         "Judge": setting.judge,
         "Licence of the judge": setting.licence,
+        "The judge's own quality": setting.quality,
         "Agreement of judge and conditioner": "" if math.isnan(played) else f"{played:.2f} (correlation over pictures)",
         "Intervals": f"95 %, from {setting.resamples} resamples of people, none below 6 people",
     }

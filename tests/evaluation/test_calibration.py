@@ -74,7 +74,8 @@ def test_a_judge_is_measured_by_a_command_and_the_file_is_used(folder, judge, mo
     assert "4 photos of 2 people" in measured.output and Calibration.load(file).recogniser == "by colour"
     judged = CliRunner().invoke(cli.build(), ["evaluate", str(folder), "--calibration", str(file)])
     assert judged.exit_code == 0, judged.output
-    assert "accepted at 1e-3" in (folder / "report" / "report.md").read_text(encoding="utf-8")
+    text = (folder / "report" / "report.md").read_text(encoding="utf-8")
+    assert "accepted at 1e-3" in text and "The judge's own quality: equal error rate" in text
 
 
 def test_a_judge_that_brings_its_calibration_needs_no_file(folder, judge, colours, monkeypatch):

@@ -12,7 +12,7 @@ from likeness.evaluation import judging
 from likeness.evaluation.crew import Crew
 from likeness.evaluation.folders import survey
 from likeness.evaluation.identity import calibrate
-from likeness.evaluation.journal import Journal
+from likeness.evaluation.journal import Journal, read_picture
 from likeness.evaluation.judging import measure
 from likeness.evaluation.table import read_csv, write_csv
 
@@ -129,6 +129,18 @@ def test_a_damaged_picture_is_a_result_without_a_face(folder, judge, tmp_path):
     records = read_csv(evaluate(folder, judge, tmp_path / "report").parent / "records.csv")
     (bad,) = [record for record in records if record.image == "results/good/ann/hat-1.png"]
     assert bad.value("found") == 0 and bad.note == "not a picture (NaN)"
+
+
+def test_a_picture_too_large_to_open_safely_is_not_opened(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert read_picture(folder / "results/good/ann/hat-1.png").isnan().all()
+
+
+def test_a_picture_is_turned_as_the_camera_was_held(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (20, 10)).save(tmp_path / "1.jpg", exif=exif)
+    assert read_picture(tmp_path / "1.jpg").shape == (20, 10, 3)
 
 
 @pytest.mark.parametrize(
