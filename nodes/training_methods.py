@@ -21,7 +21,7 @@ from ..training.lora import Reach
 from ..training.portraits import portraits
 from ..training.recipe import Recipe
 from ..training.recipes.denoising import Mask
-from ..training.recipes.dreambooth import DreamBoothSettings, class_pictures, dreambooth
+from ..training.recipes.dreambooth import DreamBoothSettings, class_pictures, dreambooth, require_vae
 from ..training.recipes.magicapture import MagiCaptureSettings, magicapture
 from ..training.recipes.textual_inversion import Tether, TextualInversionSettings, textual_inversion
 from .choices import member
@@ -29,6 +29,14 @@ from .progress import counter
 from .training_run import Job, Outcome, automatic_precision, measure_on, run_job
 
 CLASS_PICTURES = "class_pictures"  # folder in a run's
+
+
+class Tuned(Enum):
+    """What DreamBooth trains: a LoRA beside the weights, or these."""
+
+    LORA = "LoRA"
+    ALL = "all weights (checkpoint)"
+
 
 S = TypeVar("S", bound=Settings)
 Sockets = tuple[Any, Any, Any]  # MODEL, CLIP, VAE
@@ -120,11 +128,21 @@ def train_textual_inversion(
 
 
 def train_dreambooth(
-    sockets: Sockets, name: str, dataset: Dataset, run: RunSettings, *, rank: int, layers: str, mask: str, **chosen: Any
+    sockets: Sockets,
+    name: str,
+    dataset: Dataset,
+    run: RunSettings,
+    *,
+    rank: int,
+    layers: str,
+    mask: str,
+    tuned: str,
+    **chosen: Any,
 ) -> Outcome:
-    """One LoRA. chosen: further settings by the recipe's names."""
+    """One LoRA, or one checkpoint. chosen: further settings by the recipe's names."""
     method = _checked(
         DreamBoothSettings,
+        full=member(Tuned, tuned, "tuned") is Tuned.ALL,
         identifier=dataset.trigger,
         class_prompt=f"a photo of a {dataset.class_word}",
         lora=_checked(LoraSettings, rank=rank, reach=member(Reach, layers, "layers")),
@@ -134,6 +152,8 @@ def train_dreambooth(
     )
 
     def make(base: BaseModel, device: torch.device, folder: Path) -> Recipe:
+        if method.full:
+            require_vae(base)  # before the class pictures
         examples = dataset.examples()
         kept = _class_pictures(base, method, folder, examples[0].size) if method.prior_weight > 0 else []
         return dreambooth(base, examples, method, run.seed, kept)

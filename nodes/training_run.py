@@ -26,7 +26,8 @@ from torch import Tensor
 from ..errors import LikenessError
 from ..faces import FrozenRecogniser, adopt_analysis, load_recogniser_module
 from ..training.base_model import BaseModel
-from ..training.config import Precision, RunSettings, Settings
+from ..training.checkpoint_layout import SD1_TEXT, SD2_TEXT, SDXL_TEXT_1, SDXL_TEXT_2, UNET, below, from_open_clip
+from ..training.config import Precision, RunSettings, Settings, network_dtype
 from ..training.dataset import Dataset
 from ..training.dataset_folder import safe_name
 from ..training.engine import Watch, make_accelerator, train
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 RUNS = Path("likeness") / "runs"  # below ComfyUI's output
 FINISHED = "finished.json"
 SAMPLE_SEED = 1
+KINDS = ("loras", "embeddings", "checkpoints")  # of results: the host's folders
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,7 @@ class Outcome:
     folder: Path
     loras: tuple[str, ...]
     embeddings: tuple[str, ...]
+    checkpoints: tuple[str, ...]
     losses: Tensor
     samples: Tensor
 
@@ -84,7 +87,8 @@ def run_job(job: Job) -> Outcome:
     with torch.inference_mode(False), torch.enable_grad():
         host.unload_all_models()
         host.soft_empty_cache()
-        base = base_model(job.model, job.clip, job.vae, min(job.size), job.run.precision.dtype)
+        base = base_model(job.model, job.clip, job.vae, min(job.size), network_dtype(job.method, job.run))
+        base.codec = replace(base.codec, in_checkpoints=_vae_for_checkpoints(base.codec.module))
         folder = _folder_of(job, base)
         try:
             if not (folder / FINISHED).is_file():
@@ -101,7 +105,7 @@ def _train(job: Job, base: BaseModel, folder: Path) -> None:
 
     device = host.get_torch_device()
     accelerator = make_accelerator(job.run, cpu=device.type == "cpu")
-    base.to(accelerator.device, job.run.precision.dtype)
+    base.to(accelerator.device, network_dtype(job.method, job.run))
     host.throw_exception_if_processing_interrupted()
     recipe = job.make(base, accelerator.device, folder)
     result = train(base, recipe, job.run, folder, _watch(folder), accelerator)
@@ -122,7 +126,7 @@ def _train(job: Job, base: BaseModel, folder: Path) -> None:
         _picture(picture).save(folder / f"sample_{number}.png")
     with TemporaryDirectory(prefix="result-", dir=folder) as temporary:
         published = [_publish(path) for path in recipe.save(Path(temporary), job.name, record)]
-    finished = {kind: [name for k, name in published if k == kind] for kind in ("loras", "embeddings")}
+    finished = {kind: [name for k, name in published if k == kind] for kind in KINDS}
     (folder / FINISHED).write_text(json.dumps(finished, indent=1), encoding="utf-8")
     log.info("[likeness] Trained %s: %s", job.name, ", ".join(name for _, name in published))
 
@@ -215,7 +219,7 @@ def _publish(path: Path) -> tuple[str, str]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        kind = "loras" if any(key.startswith("lora_") for key in file.keys()) else "embeddings"  # noqa: SIM118
+        kind = _kind(file.keys())
     reasons = []
     for place in _places(kind):
         try:
@@ -229,6 +233,12 @@ def _publish(path: Path) -> tuple[str, str]:
     raise LikenessError(f"The result could not be written ({'; '.join(reasons)}): make one of these folders writable.")
 
 
+def _kind(keys: Sequence[str]) -> str:
+    if any(key.startswith("lora_") for key in keys):
+        return "loras"
+    return "checkpoints" if any(key.startswith(UNET) for key in keys) else "embeddings"
+
+
 def _outcome(folder: Path) -> Outcome:
     from PIL import Image
 
@@ -240,25 +250,58 @@ def _outcome(folder: Path) -> Outcome:
     samples = [picture(path) for path in sorted(folder.glob("sample_*.png"))]
     return Outcome(
         folder,
-        tuple(finished["loras"]),
-        tuple(finished["embeddings"]),
+        *(tuple(finished.get(kind, ())) for kind in KINDS),  # older runs know no checkpoints
         picture(folder / "losses.png")[None],
         torch.stack(samples) if samples else torch.zeros(1, 64, 64, 3),
     )
 
 
-def apply_loras(model: Any, clip: Any, outcome: Outcome) -> tuple[Any, Any]:
-    """MODEL and CLIP with the trained LoRAs at strength 1, as Load LoRA applies them."""
+def apply_results(model: Any, clip: Any, outcome: Outcome) -> tuple[Any, Any]:
+    """MODEL and CLIP with the trained LoRAs at strength 1, as Load LoRA applies them, or a checkpoint's weights."""
     import comfy.sd
-    import comfy.utils
 
     for name in outcome.loras:
-        path = _find("loras", name)
-        if path is None:
-            raise LikenessError(f"The trained LoRA {name!r} is gone: queue the training again.")
-        weights = comfy.utils.load_torch_file(str(path), safe_load=True)
-        model, clip = comfy.sd.load_lora_for_models(model, clip, weights, 1.0, 1.0)
+        model, clip = comfy.sd.load_lora_for_models(model, clip, _result("loras", name), 1.0, 1.0)
+    for name in outcome.checkpoints:
+        weights = _result("checkpoints", name)
+        model = _with_weights(model, {f"diffusion_model.{k}": v for k, v in below(weights, UNET).items()})
+        text = clip.clone()
+        text.patcher = _with_weights(clip.patcher, _clip_weights(weights))
+        clip = text
     return model, clip
+
+
+def _result(kind: str, name: str) -> dict[str, Tensor]:
+    import comfy.utils
+
+    path = _find(kind, name)
+    if path is None:
+        raise LikenessError(f"The trained file {name!r} is gone: queue the training again.")
+    return comfy.utils.load_torch_file(str(path), safe_load=True)
+
+
+def _with_weights(patcher: Any, weights: Mapping[str, Tensor]) -> Any:
+    """A clone in which these weights stand in place of its own, whatever was patched onto those."""
+    clone = patcher.clone()
+    clone.add_patches({name: ("set", (value,)) for name, value in weights.items()})
+    return clone
+
+
+def _clip_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's text encoders under the host's names."""
+    found = {}
+    for prefix, kind in ((SD1_TEXT, "clip_l"), (SDXL_TEXT_1, "clip_l"), (SD2_TEXT, "clip_h"), (SDXL_TEXT_2, "clip_g")):
+        part = below(weights, prefix)
+        if part and prefix in (SD2_TEXT, SDXL_TEXT_2):
+            part = from_open_clip(part)
+        found |= {f"{kind}.transformer.{name}": value for name, value in part.items()}
+    return found
+
+
+def _vae_for_checkpoints(module: Any) -> Callable[[], Mapping[str, Tensor]] | None:
+    """The host's VAE module keeps a checkpoint's names; None for codecs that Load Checkpoint would not know again."""
+    known = ("decoder.mid.block_1.conv1.weight", "taesd_decoder.1.weight")
+    return module.state_dict if any(name in module.state_dict() for name in known) else None
 
 
 # --- what the machine and the face analysis offer

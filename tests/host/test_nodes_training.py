@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from likeness.errors import LikenessError
+from likeness.training.checkpoint_layout import unet_names
 from likeness.training.dataset import Dataset, DatasetKind, Sample
 
 SIDE = 64
@@ -29,11 +30,11 @@ def nodes(host_nodes):
 
 @pytest.fixture
 def places(host_nodes, tmp_path, monkeypatch):
-    """The host with empty output, loras and embeddings folders."""
+    """The host with empty output, loras, embeddings and checkpoints folders."""
     import folder_paths
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    for kind in ("loras", "embeddings"):
+    for kind in ("loras", "embeddings", "checkpoints"):
         (tmp_path / kind).mkdir()
         known = folder_paths.folder_names_and_paths[kind][1]
         monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(tmp_path / kind)], known))
@@ -101,6 +102,7 @@ def test_choices_are_those_of_the_enumerations_that_are_imported_late(nodes):
     assert choices(Reach) == training.LAYERS
     assert choices(Mask) == training.MASKS
     assert choices(Tether) == training.TETHERS
+    assert choices(training_methods.Tuned) == training.TUNED
 
 
 # --- what comes out
@@ -147,6 +149,60 @@ def test_dreambooth_gives_the_model_that_was_trained(nodes, sockets, places, mon
     comfy.model_management.unload_all_models()
     after = sockets["model"].model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_dreambooth_of_all_weights_gives_the_model_that_was_trained_and_a_checkpoint_of_it(
+    nodes, sockets, places, monkeypatch
+):
+    import comfy.model_management
+
+    from likeness.nodes.sockets import UNET, merged_weights
+
+    before = {key: value.clone() for key, value in sockets["model"].model.state_dict().items()}
+    inputs = {
+        **sockets,
+        "dataset": dataset(),
+        "name": "anna",
+        "steps": 2,
+        "learning_rate": 1e-3,
+        "prior_weight": 0.0,
+        "train_text_encoder": True,
+        "tuned": "all weights (checkpoint)",
+    }
+    with trained_network(monkeypatch) as seen:
+        model, clip, files, _, _ = run(nodes["DreamBooth"], **inputs)
+    [base] = seen
+    assert "checkpoint: anna.safetensors" in files and "LoRA" not in files
+    saved = load_file(places / "checkpoints" / "anna.safetensors")
+    tuned, trained = merged_weights(model, UNET), base.unet.state_dict()
+    names = unet_names(trained)
+    assert {f"model.diffusion_model.{name}" for name in tuned} == {key for key in saved if key.startswith("model.")}
+    for key, value in trained.items():
+        torch.testing.assert_close(tuned[names[key]], value.float(), atol=1e-3, rtol=1e-3)
+        assert not torch.equal(before[f"{UNET}{names[key]}"], tuned[names[key]]) or value.abs().max() == 0
+    for key, value in sockets["vae"].get_sd().items():
+        torch.testing.assert_close(saved[f"first_stage_model.{key}"].float(), value.float(), atol=1e-3, rtol=1e-3)
+    with torch.no_grad():
+        states = base.encode(["a photo of a ohwx person"]).states
+        theirs = clip.encode_from_tokens(clip.tokenize("a photo of a ohwx person"))
+        plain = sockets["clip"].encode_from_tokens(sockets["clip"].tokenize("a photo of a ohwx person"))
+    assert float((states - theirs).std()) < 0.1 * float((plain - theirs).std())
+    assert "checkpoint: anna.safetensors" in run(nodes["DreamBooth"], **inputs)[2], "it is used, not made again"
+    assert [path.name for path in (places / "checkpoints").iterdir()] == ["anna.safetensors"]
+    after = sockets["model"].model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    comfy.model_management.unload_all_models()
+
+
+def test_all_weights_of_the_miniature_are_refused_before_its_class_pictures(nodes, places, monkeypatch):
+    from likeness.miniature import comfy as miniature
+    from likeness.nodes import training_methods
+
+    monkeypatch.setattr(training_methods, "class_pictures", None)
+    with torch.inference_mode():
+        sockets = {"model": miniature.load_model(), "clip": miniature.load_clip(), "vae": miniature.load_vae()}
+    with pytest.raises(LikenessError, match="a model whose VAE a checkpoint can hold"):
+        run(nodes["DreamBooth"], dataset=dataset(), **sockets, tuned="all weights (checkpoint)")
 
 
 def test_textual_inversion_gives_a_word_that_prompts_can_name(nodes, sockets, places, monkeypatch):
@@ -218,6 +274,7 @@ def test_mistakes_are_said_before_anything_is_loaded(nodes, sockets, places):
     for node, inputs, sentence in (
         (nodes["DreamBooth"], {"dataset": "x"}, "'dataset' holds a str: connect Portrait Dataset"),
         (nodes["DreamBooth"], {"dataset": person, "layers": "all"}, "'all' is no choice for layers"),
+        (nodes["DreamBooth"], {"dataset": person, "tuned": "all"}, "'all' is no choice for tuned"),
         (nodes["DreamBooth"], {"dataset": person, "learning_rate": float("nan")}, "learning_rate is nan"),
         (nodes["DreamBooth"], {"dataset": person, "learning_rate": 0.0}, "learning_rate cannot be 0"),
         (nodes["DreamBooth"], {"dataset": person, "name": "../x"}, "cannot be a folder's"),
