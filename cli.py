@@ -213,7 +213,18 @@ def _add_evaluate_command(app: "typer.Typer") -> None:
                 calibration=measured,
                 title=title,
                 repeat=_again(
-                    "evaluate", folder, judge=judge, people=people, baseline=baseline, compare=compare, by=by
+                    "evaluate",
+                    folder,
+                    judge=judge,
+                    people=people,
+                    baseline=baseline,
+                    compare=compare,
+                    by=by,
+                    conditioner=conditioner,
+                    allow_same_recogniser=allow_same,
+                    calibration=calibration,
+                    out=out,
+                    title=title if title != "Likeness report" else None,
                 ),
                 after_each=bar.update,
             )
@@ -244,12 +255,16 @@ def _add_evaluate_command(app: "typer.Typer") -> None:
         print(f"{measured.recogniser}: {measured.in_words}\ncalibration: {measured.save(out)}")
 
 
-def _again(command: str, place: Path, **options: Path | str | Sequence[Path] | Sequence[str] | None) -> str:
+def _again(command: str, place: Path, **options: Path | str | bool | Sequence[Path] | Sequence[str] | None) -> str:
     """The command line to type again."""
     words = ["likeness", command, str(place)]
     for name, value in options.items():
-        values = [value] if isinstance(value, (str, Path)) else value or []
-        words += [word for one in values for word in (f"--{name}", str(one))]
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [flag] * value
+        else:
+            values = [value] if isinstance(value, (str, Path)) else value or []
+            words += [word for one in values for word in (flag, str(one))]
     return shlex.join(words)
 
 

@@ -19,7 +19,8 @@ import torch
 from ..errors import LikenessError
 from ..faces import FaceAnalysis
 
-Task, Result = TypeVar("Task"), TypeVar("Result")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 WORTH_A_WORKER = 200  # pictures; a process needs seconds to start
 _judge: FaceAnalysis | None = None  # in a worker, opened once
@@ -55,23 +56,27 @@ class Crew:
 
     def map(self, work: Callable[[FaceAnalysis, Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
         """`work(judge, task)` for every task, in order. LikenessError when a worker has died."""
-        workers = self._wanted(len(tasks))
-        if workers < 2 and self._pool is None:
+        pool = self._shared(len(tasks))
+        if pool is None:
             with _one_thread():
                 yield from (work(self.judge, task) for task in tasks)
             return
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (self._open,))
         try:
-            yield from self._pool.map(functools.partial(_call, work), tasks)
+            yield from pool.map(functools.partial(_call, work), tasks)
         except BrokenProcessPool:
             raise LikenessError(
                 "A worker has died, perhaps for want of memory: run the same command again with fewer --workers; what "
                 "was looked at is kept."
             ) from None
 
+    def _shared(self, tasks: int) -> ProcessPoolExecutor | None:
+        """The workers, started when there is enough for them to do; None while there is not."""
+        if self._pool is None and self._open is not None and (workers := self._wanted(tasks)) > 1:
+            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (self._open,))
+        return self._pool
+
     def _wanted(self, tasks: int) -> int:
-        if self._open is None or not tasks:
+        if not tasks:
             return 1
         if self._workers is not None:
             return min(self._workers, tasks)

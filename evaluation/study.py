@@ -108,7 +108,7 @@ def joined(studies: Sequence[Study]) -> Study:
         taken.add(name)
         called = {method: f"{name}: {method}" for method in shared}
         if study is not first:
-            elsewhere |= {name: study.folder} | study.elsewhere
+            elsewhere |= {name: study.folder, **study.elsewhere}
         for person in sorted(study.given.keys() - given.keys()):
             given[person], held_out[person] = study.given[person], study.held_out.get(person, ())
         results += [replace(result, method=called.get(result.method, result.method)) for result in study.results]

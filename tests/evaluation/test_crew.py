@@ -77,7 +77,7 @@ def test_few_pictures_are_not_worth_a_process(judge, monkeypatch):
     wanted = Crew(judge, miniature_judge, workers=None)._wanted
     assert [wanted(tasks) for tasks in (0, 1, WORTH_A_WORKER, WORTH_A_WORKER + 1, 10**6)] == [1, 1, 1, 2, 7]
     assert Crew(judge, miniature_judge, workers=3)._wanted(2) == 2, "never more than tasks"
-    assert Crew(judge, workers=3)._wanted(100) == 1, "nothing to open a judge with"
+    assert Crew(judge, workers=3)._shared(100) is None, "nothing to open a judge with"
     with pytest.raises(LikenessError, match="0 workers"):
         Crew(judge, miniature_judge, workers=0)
 

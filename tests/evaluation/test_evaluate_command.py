@@ -49,6 +49,24 @@ def test_a_judge_of_its_own_work_is_refused_and_can_be_allowed(likeness, folder,
     assert "Warning: judge equals conditioner" in (tmp_path / "x" / "report.md").read_text()
 
 
+def test_the_report_says_how_to_repeat_it(likeness, folder, tmp_path):
+    again = folder / "again"
+    result = likeness(
+        "evaluate", folder, "--compare", folder, "--conditioner", "by colour", "--allow-same-recogniser", "--out", again
+    )
+    assert result.exit_code == 0, result.output
+    command = next(line for line in (again / "report.md").read_text().splitlines() if line.startswith("likeness "))
+    assert command == (
+        f"likeness evaluate {folder} --judge sface --compare {folder} --conditioner 'by colour' "
+        f"--allow-same-recogniser --out {again}"
+    )
+
+
+def test_columns_are_for_batches(likeness, folder):
+    result = likeness("evaluate", folder, "--by", "Sampler.cfg")
+    assert isinstance(result.exception, LikenessError) and "leave --by out" in str(result.exception)
+
+
 def test_the_default_judge_needs_its_files_by_name(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     result = CliRunner().invoke(cli.build(), ["evaluate", str(folder)])
