@@ -1,0 +1,48 @@
+"""The small world of `small_world.py`, with its files where the nodes look for them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+comfyui = sys.modules["likeness_comfyui"]
+# The tests import it by this name.
+small_world = comfyui.load_module("likeness_host_adapters", Path(__file__).parent / "small_world.py")
+
+KINDS = ("ipadapter", "likeness_embeds")
+
+
+@pytest.fixture(scope="session")
+def built_world(recipes, tmp_path_factory) -> Any:
+    """The world itself, which no test changes; adapters are added to its folder as tests ask for them."""
+    folder = tmp_path_factory.mktemp("models")
+    for kind in KINDS:
+        (folder / kind).mkdir()
+    return small_world.World(recipes, folder)
+
+
+@pytest.fixture(scope="module")
+def world(built_world) -> Any:
+    """The world, while the host's model folders are those of the world."""
+    import folder_paths
+
+    from likeness.models_download import register_folders
+
+    register_folders()
+    before = {kind: folder_paths.folder_names_and_paths[kind] for kind in KINDS}
+    for kind in KINDS:
+        folder_paths.folder_names_and_paths[kind] = ([str(built_world.folder / kind)], before[kind][1])
+    folder_paths.filename_list_cache.clear()
+    yield built_world
+    folder_paths.folder_names_and_paths.update(before)
+    folder_paths.filename_list_cache.clear()
+
+
+@pytest.fixture(scope="module")
+def plain(world) -> Tensor:
+    """What the MODEL samples without anybody's identity."""
+    return world.sample(world.model)

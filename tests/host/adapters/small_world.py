@@ -1,0 +1,135 @@
+"""A tiny MODEL, adapters that fit it on disk, a person and pictures: what the tests of this folder share."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from likeness.errors import LikenessError
+from likeness.faces import Identity
+
+comfyui = sys.modules["likeness_comfyui"]
+official = comfyui.load_module("likeness_official", comfyui.REPOSITORY / "tests" / "adapters" / "official.py")
+
+CLIP = {
+    "model_type": "clip_vision_model", "hidden_size": 1280, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_channels": 3, "image_size": 32, "patch_size": 16, "projection_dim": 1024,
+    "hidden_act": "gelu",
+}  # fmt: skip
+
+
+class World:
+    """A tiny MODEL, adapters that fit it on disk, a CLIP vision model with ViT-H's widths, and the nodes."""
+
+    def __init__(self, recipes: Any, folder: Path) -> None:
+        from likeness.injection.comfy import sites_of
+        from likeness.nodes import adapters, references
+
+        self.recipes, self.folder = recipes, folder
+        self.classes = {cls.GET_SCHEMA().node_id: cls for cls in [*adapters.NODES, *references.NODES]}
+        self.model = recipes.tiny_sd15()
+        self.sites = sites_of(self.model)
+        self.shapes = [(site.width, site.context_dim) for site in self.sites]
+        self.dim = self.shapes[0][1]
+        self.text = [recipes.conditioning(self.dim, seed=1), recipes.conditioning(self.dim, seed=2)]
+        self.clip_vision = self.clip(CLIP)
+
+    def clip(self, config: dict[str, Any]) -> Any:
+        from comfy.clip_vision import ClipVisionModel
+
+        path = self.folder / f"clip_{config['hidden_size']}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(config))
+        clip = ClipVisionModel(str(path))
+        self.recipes.init_randomly(clip.model, seed=4)
+        return clip
+
+    def groups(self, kind: str, shapes: Any = None, seed: int = 0) -> dict:
+        shapes = shapes or self.shapes
+        dim = shapes[0][1]
+        projection = {
+            "faceid": lambda: official.identity(dim, seed=seed),
+            "faceid-plus": lambda: official.identity_plus(dim, depth=1, seed=seed),
+            "portrait": lambda: official.identity(dim, 16, seed=seed),
+            "plus": lambda: official.resampler(dim, dim=64, depth=1, tokens=4, seed=seed),
+            "base": lambda: official.pooled(dim, seed=seed),
+        }[kind]()
+        return official.groups(projection, shapes, with_lora=kind.startswith("faceid"), seed=seed)
+
+    def file(self, kind: str, name: str | None = None, seed: int = 0) -> str:
+        """Write an adapter into models/ipadapter; returns its name in the list."""
+        name = name or f"{kind}_{seed}.safetensors"
+        if not (self.folder / "ipadapter" / name).exists():
+            official.write(self.folder / "ipadapter" / name, self.groups(kind, seed=seed))
+        return name
+
+    def adapter(self, kind: str, seed: int = 0) -> Any:
+        return self.run("LikenessLoadIdentityAdapter", adapter_file=self.file(kind, seed=seed))
+
+    def run(self, node_id: str, *, every: bool = False, **inputs: Any) -> Any:
+        """A node with the defaults of its widgets, as a graph runs it; its first output, or all of them."""
+        cls = self.classes[node_id]
+        wanted = inspect.signature(cls.execute).parameters
+        defaults = {i.id: i.default for i in cls.GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
+        with torch.inference_mode():
+            output = cls.execute(**{k: v for k, v in defaults.items() if k in wanted} | inputs)
+        return output.result if every else output.result[0]
+
+    def options(self, **inputs: Any) -> Any:
+        return self.run("LikenessIPAdapterOptions", **inputs)
+
+    def apply(self, adapter: Any, identity: Any = None, **inputs: Any) -> tuple[Any, str]:
+        given = {"model": self.model, "adapter": adapter, **inputs}
+        if identity is not None:
+            given["identity"] = identity
+        return self.run("LikenessApplyIdentity", every=True, **given)
+
+    def sample(self, model: Any, **options: Any) -> Tensor:
+        return self.recipes.sample(model, *self.text, **{"steps": 2, "shape": (1, 4, 8, 8), **options})
+
+
+def person(photos: int = 2, recogniser: str | None = "buffalo_l", seed: int = 0) -> Identity:
+    generator = torch.Generator().manual_seed(seed)
+
+    def crops(side: int) -> Tensor:
+        return torch.randint(0, 256, (photos, side, side, 3), generator=generator, dtype=torch.uint8)
+
+    return Identity(
+        name="Ada", recogniser=recogniser,
+        embeddings=torch.randn(photos, 512 if recogniser else 0, generator=generator) * 20,
+        weights=torch.ones(photos), aligned=crops(224), portraits=crops(512), heads=crops(512),
+        keypoints=torch.zeros(photos, 5, 2), boxes=torch.zeros(photos, 4),
+        photo_sizes=torch.full((photos, 2), 512),
+    )  # fmt: skip
+
+
+def pictures(count: int = 1, seed: int = 1, channels: int = 3) -> Tensor:
+    return torch.rand(count, 40, 40, channels, generator=torch.Generator().manual_seed(seed))
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding; the tiny models' latents are in the hundreds."""
+    return bool((a - b).abs().max() <= 3e-5 * b.abs().max())
+
+
+def sentence(call: Any, *arguments: Any, **inputs: Any) -> str:
+    """What an artist reads: a single line that ends."""
+    with pytest.raises(LikenessError) as error:
+        call(*arguments, **inputs)
+    text = str(error.value)
+    assert "\n" not in text and text.endswith(".")
+    return text
+
+
+def encoded(world: Any, kind: str = "plus", seed: int = 1, **inputs: Any) -> Any:
+    return world.run(
+        "LikenessEncodeReference", adapter=world.adapter(kind), clip_vision=world.clip_vision,
+        image=pictures(seed=seed), **inputs,
+    )  # fmt: skip

@@ -1,0 +1,95 @@
+"""References encoded once: encoding, combining, saving and loading."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from likeness_host_adapters import CLIP, encoded, pictures, same, sentence
+
+from likeness.errors import LikenessError
+
+
+@pytest.mark.parametrize("kind", ["plus", "base"])
+def test_an_encoded_reference_does_what_the_picture_does_without_the_encoder(world, kind):
+    adapter = world.adapter(kind)
+    options = world.options(embeds=encoded(world, kind))
+    from_embeds, _ = world.apply(adapter, options=options)
+    from_picture, _ = world.apply(adapter, clip_vision=world.clip_vision, options=world.options(image=pictures()))
+    assert same(world.sample(from_embeds), world.sample(from_picture))
+
+
+def test_embeds_survive_saving_and_loading(world):
+    embeds = encoded(world)
+    names = [world.run("LikenessSaveEmbeds", embeds=embeds, filename="my/reference") for _ in range(2)]
+    assert names == ["my/reference.safetensors", "my/reference_2.safetensors"], "nothing is overwritten"
+    again = world.run("LikenessLoadEmbeds", file=names[0])
+    assert torch.equal(again.cond, embeds.cond) and torch.equal(again.uncond, embeds.uncond)
+    assert (again.adapter, again.encoder) == (embeds.adapter, embeds.encoder)
+    [combo] = world.classes["LikenessLoadEmbeds"].define_schema().inputs
+    assert set(names) <= set(combo.options)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "../outside", "/etc/x", "a/../../b", "c:x", "x\0y"])
+def test_names_that_lead_out_of_the_folder_are_refused(world, name):
+    text = sentence(world.run, "LikenessSaveEmbeds", embeds=encoded(world), filename=name)
+    assert "does not name a file inside models/likeness_embeds" in text
+
+
+def test_embeds_that_are_not_there_or_damaged_are_explained(world):
+    from likeness.nodes.references import NO_EMBEDS
+
+    assert "no saved embeds yet" in sentence(world.run, "LikenessLoadEmbeds", file=NO_EMBEDS)
+    with pytest.raises(LikenessError, match="gone"):
+        world.run("LikenessLoadEmbeds", file="gone.safetensors")
+    (world.folder / "likeness_embeds" / "bad.ipadpt").write_bytes(b"nonsense")
+    assert "save the embeddings again" in sentence(world.run, "LikenessLoadEmbeds", file="bad.ipadpt")
+
+
+def test_the_leading_pack_s_embeds_are_read(world):
+    torch.save(torch.rand(1, 5, 1280), world.folder / "likeness_embeds" / "theirs.ipadpt")
+    embeds = world.run("LikenessLoadEmbeds", file="theirs.ipadpt")
+    assert embeds.uncond is None and embeds.adapter is None
+    model, _ = world.apply(world.adapter("plus"), clip_vision=world.clip_vision, options=world.options(embeds=embeds))
+    assert world.sample(model).isfinite().all()
+
+
+def test_embeds_of_another_adapter_are_refused(world):
+    text = sentence(world.apply, world.adapter("base"), options=world.options(embeds=encoded(world, "plus")))
+    assert "IP-Adapter Plus" in text and "encode the pictures again" in text
+    text = sentence(
+        world.run, "LikenessCombineEmbeds", embeds_1=encoded(world), method="concat", embeds_2=encoded(world, "base")
+    )
+    assert "different adapters or encoders" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "rows"),
+    [("concat", 2), ("add", 1), ("subtract", 1), ("average", 1), ("norm average", 1), ("max", 1), ("min", 1)],
+)
+def test_embeds_combine(world, method, rows):
+    one, two = encoded(world, seed=1), encoded(world, seed=2)
+    both = world.run("LikenessCombineEmbeds", embeds_1=one, method=method, embeds_2=two)
+    assert both.cond.shape == (rows, *one.cond.shape[1:]) and len(both.uncond) == 1
+    model, _ = world.apply(world.adapter("plus"), options=world.options(embeds=both))
+    assert world.sample(model).isfinite().all()
+    alone = world.run("LikenessCombineEmbeds", embeds_1=one, method=method)
+    assert torch.equal(alone.cond, one.cond)
+
+
+def test_combining_and_encoding_check_their_words(world):
+    assert "'most'" in sentence(world.run, "LikenessCombineEmbeds", embeds_1=encoded(world), method="most")
+    assert "'round'" in sentence(encoded, world, crop="round")
+    assert "no number" in sentence(encoded, world, weight=float("nan"))
+
+
+def test_encoding_masks_weighs_and_refuses(world):
+    assert torch.equal(encoded(world, weight=0.5).cond, encoded(world).cond * 0.5)
+    hidden = encoded(world, mask=torch.zeros(1, 8, 8))
+    torch.testing.assert_close(hidden.cond, hidden.uncond)
+    assert "3 reference masks" in sentence(encoded, world, mask=torch.ones(3, 8, 8))
+    assert "save the identity instead" in sentence(encoded, world, "faceid")
+    small = world.clip({**CLIP, "hidden_size": 768, "projection_dim": 512})
+    text = sentence(
+        world.run, "LikenessEncodeReference", adapter=world.adapter("plus"), clip_vision=small, image=pictures()
+    )
+    assert "needs ViT-H/14" in text

@@ -1,0 +1,116 @@
+"""Load Identity Adapter, and what other packs' loaders put on its socket."""
+
+from __future__ import annotations
+
+import pytest
+from likeness_host_adapters import official, person, same, sentence
+
+from likeness.errors import LikenessError
+
+
+def test_the_list_shows_what_lies_in_the_folder(world):
+    world.file("faceid")
+    world.file("plus", "sub/plus.bin")
+    [combo] = [i for i in world.classes["LikenessLoadIdentityAdapter"].define_schema().inputs if i.id == "adapter_file"]
+    assert {"faceid_0.safetensors", "sub/plus.bin"} <= set(combo.options)
+    assert world.run("LikenessLoadIdentityAdapter", adapter_file="sub/plus.bin").name == "plus.bin"
+
+
+def test_an_empty_folder_is_explained(world, monkeypatch, tmp_path):
+    import folder_paths
+
+    from likeness.nodes.adapters import MINIATURE, NO_FILES
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "ipadapter", ([str(tmp_path)], {".bin"}))
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    [combo] = [i for i in world.classes["LikenessLoadIdentityAdapter"].define_schema().inputs if i.id == "adapter_file"]
+    assert combo.options == [NO_FILES, MINIATURE]
+    text = sentence(world.run, "LikenessLoadIdentityAdapter", adapter_file=NO_FILES)
+    assert "models/ipadapter" in text and "likeness models get" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gone.bin", "gone.bin"),
+        ("../secret.bin", "leaves the models folder"),
+        ("/etc/passwd", "leaves the models folder"),
+    ],
+)
+def test_a_missing_file_and_one_outside_are_explained(world, name, expected):
+    with pytest.raises(LikenessError, match=expected):
+        world.run("LikenessLoadIdentityAdapter", adapter_file=name)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "LFS pointer"),
+        (b"<html>", "web page"),
+        (b"", "damaged"),
+        (b"\x20\0\0\0\0\0\0\0{\"a\":{}", "damaged"),
+    ],
+)  # fmt: skip
+def test_a_corrupt_file_is_explained(world, data, expected):
+    (world.folder / "ipadapter" / "corrupt.bin").write_bytes(data)
+    try:
+        assert expected in sentence(world.run, "LikenessLoadIdentityAdapter", adapter_file="corrupt.bin")
+    finally:
+        (world.folder / "ipadapter" / "corrupt.bin").unlink()
+
+
+def test_the_version_widget_overrules_the_name_and_knows_its_words(world):
+    world.file("faceid-plus")
+    for word, variant in (("by file name", "FACEID_PLUS"), ("1", "FACEID_PLUS"), ("2", "FACEID_PLUS_V2")):
+        loaded = world.run("LikenessLoadIdentityAdapter", adapter_file="faceid-plus_0.safetensors", plus_version=word)
+        assert loaded.adapter.variant.name == variant
+    text = sentence(
+        world.run, "LikenessLoadIdentityAdapter", adapter_file="faceid-plus_0.safetensors", plus_version="3"
+    )
+    assert "'3'" in text
+
+
+def test_a_replaced_file_is_read_again_and_an_unchanged_one_is_not(world):
+    node = world.classes["LikenessLoadIdentityAdapter"]
+    name = world.file("base", "changing.safetensors")
+    first = node.fingerprint_inputs(adapter_file=name)
+    assert node.fingerprint_inputs(adapter_file=name) == first
+    official.write(world.folder / "ipadapter" / name, world.groups("plus"))
+    assert node.fingerprint_inputs(adapter_file=name) != first
+    assert node.fingerprint_inputs(adapter_file="gone.bin")
+
+
+@pytest.mark.parametrize("form", ["raw", "unified"])
+def test_adapters_of_the_leading_pack_s_loaders_fit_the_socket(world, form):
+    groups = world.groups("faceid")
+    raw = {**groups, "faceidplusv2": False, "portraitunnorm": False}
+    value = raw if form == "raw" else {
+        "clipvision": {"file": None, "model": None},
+        "ipadapter": {"file": "faceid.bin", "model": raw},
+        "insightface": {"provider": None, "model": None},
+    }  # fmt: skip
+    model, report = world.apply(value, person())
+    assert same(world.sample(model), world.sample(world.apply(world.adapter("faceid"), person())[0]))
+    assert "adapter from another pack" in report
+
+
+@pytest.mark.parametrize(("flag", "structured"), [(True, True), (False, False)])
+def test_the_leading_pack_s_word_on_the_version_is_taken(world, flag, structured):
+    raw = {**world.groups("faceid-plus"), "faceidplusv2": flag}
+    low, high = (
+        world.sample(
+            world.apply(raw, person(1), clip_vision=world.clip_vision, options=world.options(weight_faceidv2=s))[0]
+        )
+        for s in (0.1, 1.0)
+    )
+    assert same(low, high) is not structured
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{}, {"ipadapter": None}, {"ipadapter": {"file": None, "model": None}}, {"image_proj": {}}, "text", None, 7],
+    ids=str,
+)
+def test_a_socket_without_an_adapter_is_explained(world, value):
+    assert "Load Identity Adapter" in sentence(world.apply, value, person())

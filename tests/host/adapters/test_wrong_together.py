@@ -1,0 +1,51 @@
+"""Models, adapters, encoders and people that do not fit each other: the sentence an artist reads."""
+
+from __future__ import annotations
+
+import pytest
+from likeness_host_adapters import CLIP, official, person, pictures, sentence
+
+
+def test_an_sdxl_adapter_on_another_model_is_named(world, recipes):
+    official.write(world.folder / "ipadapter" / "sdxl.safetensors", world.groups("base", official.SDXL))
+    sdxl = world.run("LikenessLoadIdentityAdapter", adapter_file="sdxl.safetensors")
+    for model in (world.model, recipes.unet(recipes.SD15_SITES)):
+        text = sentence(world.apply, sdxl, model=model)
+        assert "'sdxl.safetensors' was made for SDXL (70 cross-attention layers" in text
+        assert "MODEL is SD15" in text
+    text = sentence(world.apply, sdxl, model=recipes.tiny_flux())
+    assert "works with SD1.5 and SDXL models" in text and "Flux" in text
+
+
+def test_a_pruned_model_is_refused_in_words(world, recipes):
+    pruned = recipes.tiny_sd15(transformer_depth=[0, 1], transformer_depth_output=[0, 0, 1, 1])
+    text = sentence(world.apply, world.adapter("faceid"), person(), model=pruned)
+    assert "7 cross-attention layers" in text and "4 cross-attention layers" in text
+
+
+def test_what_is_missing_is_asked_for(world):
+    assert "Identity from Photos or Load Identity" in sentence(world.apply, world.adapter("faceid"))
+    assert "connect ViT-H/14 to clip_vision" in sentence(world.apply, world.adapter("plus"), person())
+    assert "reference image" in sentence(world.apply, world.adapter("base"), clip_vision=world.clip_vision)
+    assert "has none" in sentence(world.apply, world.adapter("faceid"), person(recogniser=None))
+
+
+def test_another_recogniser_is_refused_unless_allowed(world):
+    stranger = person(recogniser="antelopev2")
+    assert "made with antelopev2" in sentence(world.apply, world.adapter("faceid"), stranger)
+    model, _ = world.apply(world.adapter("faceid"), stranger, options=world.options(any_recogniser=True))
+    assert world.sample(model).isfinite().all()
+
+
+def test_the_wrong_encoder_is_named(world):
+    small = world.clip({**CLIP, "hidden_size": 768, "projection_dim": 512})
+    for kind in ("plus", "base"):
+        text = sentence(world.apply, world.adapter(kind), person(), clip_vision=small)
+        assert "needs ViT-H/14" in text
+
+
+@pytest.mark.parametrize("channels", [1, 4], ids=["grey", "with alpha"])
+def test_grey_references_and_ones_with_alpha_work(world, channels):
+    options = world.options(image=pictures(channels=channels))
+    model, _ = world.apply(world.adapter("plus"), clip_vision=world.clip_vision, options=options)
+    assert world.sample(model).isfinite().all()

@@ -1,0 +1,90 @@
+"""Save Identity and Load Identity."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from likeness_host_faces import options
+
+from likeness.errors import LikenessError
+
+
+def test_an_identity_comes_back_as_it_was_saved(run, nodes, places, ann):
+    assert options(nodes["LikenessLoadIdentity"], "file") == ["(no identity saved yet)"]
+    (path,) = run("SaveIdentity", identity=ann, filename="family/ann")
+    assert path == "family/ann.safetensors"
+    assert (places.models / "likeness_identities" / path).is_file()
+    assert options(nodes["LikenessLoadIdentity"], "file") == [path]
+    loaded, portraits, report = run("LoadIdentity", file=path)
+    assert (loaded.name, loaded.recogniser) == ("Ann", "by colour")
+    for name in ("embeddings", "weights", "aligned", "portraits", "heads", "keypoints", "boxes", "photo_sizes"):
+        assert torch.equal(getattr(loaded, name), getattr(ann, name)), name
+    assert torch.equal(portraits, ann.portraits / 255) and "Ann: 2 photos" in report
+
+
+def test_nothing_is_overwritten(run, places, ann):
+    paths = [run("SaveIdentity", identity=ann, filename=name)[0] for name in ("ann", "ann", "ann.safetensors")]
+    assert len(set(paths)) == 3 and paths[0] == "ann.safetensors"
+    contents = [(places.models / "likeness_identities" / path).stat().st_size for path in paths]
+    assert len(set(contents)) == 1
+
+
+def test_dots_in_a_name_are_no_suffix(run, places, ann):
+    assert run("SaveIdentity", identity=ann, filename="ann v1.2")[0] == "ann v1.2.safetensors"
+
+
+@pytest.mark.parametrize("filename", ["", "  ", "../ann", "a/../../ann", "/tmp/ann", "\\ann", "C:\\ann", "a/", "a\0b"])
+def test_names_that_lead_out_of_the_folder_are_refused(run, places, ann, filename):
+    with pytest.raises(LikenessError, match="does not name a file inside models/likeness_identities"):
+        run("SaveIdentity", identity=ann, filename=filename)
+    assert not list(places.models.parent.rglob("*.safetensors"))
+
+
+def test_where_models_cannot_be_written_the_output_folder_serves(run, nodes, places, ann):
+    places.models.mkdir()
+    (places.models / "likeness_identities").write_text("a file is in the way")
+    (path,) = run("SaveIdentity", identity=ann, filename="ann")
+    assert (places.output / "likeness" / path).is_file()
+    assert options(nodes["LikenessLoadIdentity"], "file") == [path]
+    assert run("LoadIdentity", file=path)[0].name == "Ann"
+    places.output.rename(places.output.with_name("old"))
+    places.output.write_text("in the way as well")
+    with pytest.raises(LikenessError, match=r"could not be written.*likeness_identities"):
+        run("SaveIdentity", identity=ann, filename="ann")
+
+
+def test_a_name_taken_in_either_folder_is_taken(run, places, ann):
+    ann.save(places.output / "likeness" / "ann.safetensors")
+    (path,) = run("SaveIdentity", identity=ann, filename="ann")
+    assert path != "ann.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("(no identity saved yet)", "No identity was saved yet in .*likeness_identities.*Save Identity"),
+        ("bob.safetensors", "'bob.safetensors' was not found in .*likeness_identities"),
+        ("../bob.safetensors", "leaves"),
+    ],
+)
+def test_an_identity_that_is_not_there_is_explained(run, places, file, words):
+    with pytest.raises(LikenessError, match=words):
+        run("LoadIdentity", file=file)
+
+
+def test_a_changed_file_is_read_again(nodes, run, places, ann):
+    (path,) = run("SaveIdentity", identity=ann, filename="ann")
+    load = nodes["LikenessLoadIdentity"]
+    before = load.fingerprint_inputs(file=path)
+    assert load.fingerprint_inputs(file=path) == before
+    file = places.models / "likeness_identities" / path
+    file.unlink()
+    assert load.fingerprint_inputs(file=path) != before
+    ann.take([0]).save(file)
+    assert load.fingerprint_inputs(file=path) != before
+    assert len(run("LoadIdentity", file=path)[0]) == 1
+
+
+def test_only_identities_are_saved(run, places):
+    with pytest.raises(LikenessError, match="'identity' holds a Tensor"):
+        run("SaveIdentity", identity=torch.zeros(512), filename="ann")

@@ -1,0 +1,64 @@
+"""Load Face Analysis: what is offered, what is opened, and what is missing."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import pytest
+from likeness_host_faces import BUILT_IN, options
+
+from likeness.errors import LikenessError
+
+
+def test_packs_on_disk_are_listed_before_what_is_always_there(nodes, places, files):
+    load = nodes["LikenessLoadFaceAnalysis"]
+    assert options(load, "model") == BUILT_IN
+    for name in ("antelopev2", "buffalo_l", "another"):
+        files.write_recogniser(places.models / "insightface" / "models" / name / "w600k_r50.onnx")
+    assert options(load, "model") == ["buffalo_l", "antelopev2", "another", *BUILT_IN]
+
+
+def test_a_pack_is_opened_once_and_its_licence_is_logged(run, places, pack, caplog):
+    (places.models / "insightface" / "models").mkdir(parents=True)
+    (places.models / "insightface" / "models" / "buffalo_l").symlink_to(pack)
+    with caplog.at_level(logging.INFO):
+        (first,) = run("LoadFaceAnalysis", model="buffalo_l", provider="CPU")
+        (second,) = run("LoadFaceAnalysis", model="buffalo_l", provider="CPU")
+    assert "[likeness]" in caplog.text and "non-commercial research only" in caplog.text
+    assert first.recogniser.name == "buffalo_l"
+    assert first.recogniser.session is second.recogniser.session
+
+
+@pytest.mark.parametrize("model", BUILT_IN[2:])
+def test_analyses_without_files_open(run, places, model):
+    (analysis,) = run("LoadFaceAnalysis", model=model, provider="auto")
+    own = model.startswith("miniature")  # the others find faces, and know nobody
+    assert (analysis.recogniser is not None) == own and analysis.licence
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("buffalo_l", ["det_10g.onnx", "w600k_r50.onnx", "models/insightface/models/buffalo_l", "likeness models get"]),
+        ("my_pack", ["my_pack", "insightface"]),
+        ("../../buffalo_l", ["leaves the models folder"]),
+        (BUILT_IN[0], ["face_detection_yunet_2023mar.onnx", "opencv_zoo", "likeness models get yunet"]),
+        (BUILT_IN[1], ["detection_Resnet50_Final.pth", "models/facexlib", "likeness models get"]),
+    ],
+)
+def test_missing_files_are_named_with_their_folder(run, places, model, words):
+    with pytest.raises(LikenessError) as error:
+        run("LoadFaceAnalysis", model=model, provider="auto")
+    assert not [word for word in words if word not in str(error.value)]
+
+
+def test_a_missing_package_is_named(run, places, monkeypatch):
+    monkeypatch.setitem(sys.modules, "facenet_pytorch", None)
+    with pytest.raises(LikenessError, match="pip install --no-deps facenet-pytorch"):
+        run("LoadFaceAnalysis", model=BUILT_IN[2], provider="auto")
+
+
+def test_an_unknown_provider_is_refused(run, places):
+    with pytest.raises(LikenessError, match=r"provider.*CPU"):
+        run("LoadFaceAnalysis", model=BUILT_IN[3], provider="NPU")
