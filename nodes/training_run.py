@@ -247,10 +247,13 @@ def _outcome(folder: Path) -> Outcome:
             return torch.from_numpy(np.array(image.convert("RGB"))).float() / 255
 
     finished = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+    loras, embeddings, checkpoints = (tuple(finished.get(kind, ())) for kind in KINDS)  # older runs lack checkpoints
     samples = [picture(path) for path in sorted(folder.glob("sample_*.png"))]
     return Outcome(
         folder,
-        *(tuple(finished.get(kind, ())) for kind in KINDS),  # older runs know no checkpoints
+        loras,
+        embeddings,
+        checkpoints,
         picture(folder / "losses.png")[None],
         torch.stack(samples) if samples else torch.zeros(1, 64, 64, 3),
     )

@@ -146,7 +146,7 @@ def _unet(file: _File, family: Family, towers: Sequence[TextTower]) -> Any:
 
     weights = below(file.weights, UNET)
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**unet_config(weights, family, towers[-1].encoder.config.projection_dim))
+        unet: Any = UNet2DConditionModel(**unet_config(weights, family, towers[-1].encoder.config.projection_dim))
     own = unet.state_dict()
     names = unet_names(own)
     if set(names.values()) != set(weights):

@@ -176,13 +176,14 @@ def test_previews_come_with_the_learned_words(base, photos, tmp_path):
 def with_scaler(**options: Any) -> Any:
     """accelerate as it is for float16 on a graphics card, on the CPU and in single precision: losses are scaled."""
     from accelerate.utils import AutocastKwargs
+    from torch.amp.grad_scaler import GradScaler
 
     from likeness.training.engine import make_accelerator
 
     accelerator: Any = make_accelerator(RunSettings(), cpu=True)
     accelerator.state._mixed_precision = "fp16"
     accelerator.native_amp, accelerator.autocast_handler = True, AutocastKwargs(enabled=False)
-    accelerator.scaler = torch.amp.GradScaler("cpu", **{"init_scale": 2.0**10, "growth_interval": 2, **options})
+    accelerator.scaler = GradScaler("cpu", **{"init_scale": 2.0**10, "growth_interval": 2, **options})
     return accelerator
 
 

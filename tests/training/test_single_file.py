@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from likeness.errors import LikenessError
 from likeness.training import base_files, single_file
 from likeness.training.base_model import BaseModel, Codec, TextTower
+from likeness.training.checkpoint_layout import to_original, unet_names
 from likeness.training.command import Openers, read_configuration, run
 from likeness.training.export import Base, TrainingRecord, save_checkpoint
 from likeness.training.noise import NoiseSchedule, Prediction
-from likeness.training.single_file import find_tokenizer, load_single_file
+from likeness.training.single_file import Family, find_tokenizer, load_single_file, unet_config
 
 FAMILIES = pytest.mark.parametrize("family", list(Base), ids=lambda family: family.name)
 
@@ -125,6 +126,52 @@ def test_a_saved_checkpoint_comes_back_and_computes_the_same(family, tokenizer, 
         torch.testing.assert_close(
             found.codec.decoder.picture(z[:1]), model.codec.decoder.picture(z[:1]), rtol=0, atol=1e-6
         )
+
+
+FULL = {
+    Family.SD1: {
+        "sample_size": 64,
+        "block_out_channels": (320, 640, 1280, 1280),
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 768,
+    },
+    Family.SD2: {
+        "sample_size": 96,
+        "block_out_channels": (320, 640, 1280, 1280),
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        "attention_head_dim": (5, 10, 20, 20),
+        "cross_attention_dim": 1024,
+        "use_linear_projection": True,
+    },
+    Family.SDXL: {
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+
+
+@pytest.mark.parametrize("family", FULL, ids=lambda family: family.name)
+def test_the_published_sizes_are_read_off_the_weights(family):
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel(**FULL[family])
+        state = unet.state_dict()
+        found: Any = UNet2DConditionModel(**unet_config(to_original(state, unet_names(state)), family, 1280))
+    assert {name: value.shape for name, value in found.state_dict().items()} == {n: v.shape for n, v in state.items()}
+    assert {name: found.config[name] for name in FULL[family]} == {name: unet.config[name] for name in FULL[family]}
 
 
 def test_the_second_encoder_of_sdxl_is_padded_with_word_0(tokenizer, tmp_path):
