@@ -46,6 +46,7 @@ RARE = "sks"  # the vocabulary's word without a meaning, for methods that give o
 REFERENCE_STYLE = Style.WATERCOLOUR
 PERSON_TEMPLATES = ("a photo of a {} person", "a portrait of a {} person", "the face of a {} person")
 STYLE_TEMPLATES = ("a {} picture of a person",)
+BATCH = 2  # of every stream, in every method
 _STYLE_PICTURES, _CLASS_PICTURES = 4, 16
 
 Lesson = Callable[[BaseModel], Recipe]
@@ -84,7 +85,7 @@ def learn(lesson: Lesson, world: World, word: str, seed: int = 0) -> Tuned:
     began = time.monotonic()
     with TemporaryDirectory() as folder:
         recipe = lesson(base)
-        train(base, recipe, RunSettings(seed=seed, save_every=10_000), Path(folder) / "run")
+        train(base, recipe, RunSettings(seed=seed, batch=BATCH, save_every=10_000), Path(folder) / "run")
         seconds = time.monotonic() - began
         record = TrainingRecord(recipe.name, base.family, sum(phase.steps for phase in recipe.phases))
         megabytes = sum(file.stat().st_size for file in recipe.save(Path(folder), "person", record)) / 1e6

@@ -38,20 +38,20 @@ class Muon(torch.optim.Optimizer):
         """One step on the gradients that are there; parameters without one stay."""
         for group in self.param_groups:
             trained = [p for p in group["params"] if p.grad is not None]
-            updates = [self._update(row, p, group["momentum"]) for row, p in enumerate(trained)]
+            updates = [self._update(row, p, p.grad, group["momentum"]) for row, p in enumerate(trained)]
             self.team.total(updates)
             for parameter, update in zip(trained, updates, strict=True):
                 longer = max(len(parameter), parameter.numel() // len(parameter))
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-group["lr"] * _MATCH * longer**0.5)
 
-    def _update(self, row: int, parameter: nn.Parameter, decay: float) -> Tensor:
+    def _update(self, row: int, parameter: nn.Parameter, gradient: Tensor, decay: float) -> Tensor:
         """The orthogonal direction, or zeros when another of the team works it out."""
         momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-        momentum.lerp_(parameter.grad, 1 - decay)
+        momentum.lerp_(gradient, 1 - decay)
         if row % self.team.size != self.team.rank:
             return torch.zeros_like(parameter)
-        nesterov = parameter.grad.lerp(momentum, decay)
+        nesterov = gradient.lerp(momentum, decay)
         return orthogonalised(nesterov.flatten(1)).view_as(parameter)
 
 

@@ -42,7 +42,7 @@ class Team:
 
     @torch.no_grad()
     def _total(self, tensors: Sequence[Tensor], scale: float) -> None:
-        if self.size == 1:
+        if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat)
