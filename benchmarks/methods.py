@@ -40,8 +40,8 @@ from likeness.evaluation.table import (
 from likeness.miniature.backend import observe
 from likeness.miniature.people import SPLITS
 from likeness.miniature.study import PROMPTS, TABLE_PEOPLE, Sitter, measure, sitters
-from likeness.miniature.tuned import METHODS as TRAINED
 from likeness.miniature.tuned import (
+    BATCH,
     REFERENCE_STYLE,
     SUBJECT,
     Tuned,
@@ -51,6 +51,7 @@ from likeness.miniature.tuned import (
     magicapture_of,
     portraits_of,
 )
+from likeness.miniature.tuned import METHODS as TRAINED
 from likeness.miniature.weights import ADAPTER_FILE, FOLDER
 from likeness.miniature.world import World, load_world, photos_of
 from likeness.miniature.world import wanted as place_of
@@ -59,8 +60,8 @@ from likeness.training.dataset import DatasetKind
 DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
 BASE = "no adapter"
 ABLATION = "ablation"
-TRAINED_PEOPLE, ABLATED_PEOPLE = 12, 8  # a trained method costs minutes for each
-STEPS = 400  # of every trained method; MagiCapture's phases share them
+TRAINED_PEOPLE, ABLATED_PEOPLE = 8, 8  # a trained method costs minutes for each
+STEPS = 300  # of every trained method; MagiCapture's phases share them
 Paint = Callable[[Sequence[str], Sequence[int]], Tensor]
 Prepare = Callable[[World, Sitter], Paint | Tuned]
 
@@ -319,7 +320,7 @@ def document(records: Sequence[Record], ablation: Sequence[Record], facts: dict[
         "picture and are bold where they hold after Holm's correction. Likeness is judged by a recogniser that "
         "conditions nothing, on photos that no method has seen; a picture without a face counts 0.\n\n"
         f"{methods_table(records, BASE, facts)}\n"
-        f"Trained methods, {STEPS} steps of one picture each, on the same {TRAINED_PEOPLE} people as the rows beside "
+        f"Trained methods, {STEPS} steps of {BATCH} pictures, on the same {TRAINED_PEOPLE} people as the rows beside "
         "them:\n\n"
         f"{methods_table(few, BASE, facts)}\n"
         "Correlation between the judge's and the conditioner's cosine, picture by picture: "

@@ -128,7 +128,8 @@ def magicapture_of(world: World, photos: Sequence[np.ndarray], steps: int, **cha
     styles = portraits_of(world, style_pictures(), DatasetKind.STYLE, STYLE)
     recogniser: Any = world.analysis.recogniser
     given = {
-        "inversion_rate": 5e-3, "map_division": 2, "decode_whole": True, "flip": 0.0,
+        "inversion_rate": 5e-3, "unet_rate": 2e-4, "text_rate": 2e-5,
+        "map_division": 2, "decode_whole": True, "flip": 0.0,
         "person_templates": PERSON_TEMPLATES, "style_templates": STYLE_TEMPLATES,
     } | changes  # fmt: skip
     settings = MagiCaptureSettings(
