@@ -60,7 +60,7 @@ from likeness.training.dataset import DatasetKind
 DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
 BASE = "no adapter"
 ABLATION = "ablation"
-TRAINED_PEOPLE, ABLATED_PEOPLE = 8, 8  # a trained method costs minutes for each
+TRAINED_PEOPLE, ABLATED_PEOPLE = 8, 6  # a trained method costs minutes for each
 STEPS = 300  # of every trained method; MagiCapture's phases share them
 Paint = Callable[[Sequence[str], Sequence[int]], Tensor]
 Prepare = Callable[[World, Sitter], Paint | Tuned]
