@@ -312,6 +312,7 @@ def document(records: Sequence[Record], ablation: Sequence[Record], facts: dict[
         for method in methods_of(records)
         if method not in ("real photo", "stranger", "pasted photo", BASE)
     ]
+    reference = BASE if BASE in methods_of(records) else None
     few = [record for record in records if int(record.person.removeprefix("person-")) in TABLE_PEOPLE[:TRAINED_PEOPLE]]
     return (
         "# Methods in the miniature world\n\n"
@@ -319,10 +320,10 @@ def document(records: Sequence[Record], ablation: Sequence[Record], facts: dict[
         "starting noise for every method; means over people with 95 % intervals; differences are taken picture by "
         "picture and are bold where they hold after Holm's correction. Likeness is judged by a recogniser that "
         "conditions nothing, on photos that no method has seen; a picture without a face counts 0.\n\n"
-        f"{methods_table(records, BASE, facts)}\n"
+        f"{methods_table(records, reference, facts)}\n"
         f"Trained methods, {STEPS} steps of {BATCH} pictures, on the same {TRAINED_PEOPLE} people as the rows beside "
         "them:\n\n"
-        f"{methods_table(few, BASE, facts)}\n"
+        f"{methods_table(few, reference, facts)}\n"
         "Correlation between the judge's and the conditioner's cosine, picture by picture: "
         f"{', '.join(agreements)}.\n\n"
         "## What each of MagiCapture's parts is for\n\n"
