@@ -178,14 +178,13 @@ def cost_of(prepared: Paint | Tuned) -> dict[str, float]:
     return {"training_seconds": prepared.seconds, "megabytes": prepared.megabytes}
 
 
-# --- what each of MagiCapture's losses is for
+# --- what MagiCapture's losses are for
 
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "MagiCapture": {},
     "without the identity loss": {"lambda_id": 0.0},
     "without attention refocusing": {"lambda_attention": 0.0},
-    "without composed prompts": {"compose": False},
 }
 COMPOSED = (  # in the style of the reference watercolours; every one names a place, so that another one is a leak
     "a photo of a person in the forest",
@@ -326,7 +325,7 @@ def document(records: Sequence[Record], ablation: Sequence[Record], facts: dict[
         f"{methods_table(few, reference, facts)}\n"
         "Correlation between the judge's and the conditioner's cosine, picture by picture: "
         f"{', '.join(agreements)}.\n\n"
-        "## What each of MagiCapture's parts is for\n\n"
+        "## What MagiCapture's two further losses are for\n\n"
         f"{len({record.person for record in ablation})} people, prompts in the style of four reference watercolours; "
         "Δ is the paired difference to the whole method.\n\n"
         f"{ablation_table(ablation)}\n"

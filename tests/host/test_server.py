@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,9 +28,19 @@ def test_pack_is_loaded_without_an_error(server):
         assert trouble not in log
 
 
-def test_pack_adds_little_to_the_start(server):
-    [seconds] = re.findall(rf"([\d.]+) seconds: .*{PACK}", server.log())
-    assert float(seconds) < 0.5  # 0.1 on an idle machine
+def test_pack_adds_nothing_heavy_to_the_start(host_nodes):
+    # What a start takes is counted, not timed: no package is imported that the host has not imported itself.
+    script = (
+        "import sys, asyncio; sys.path.insert(0, sys.argv[1])\n"
+        "from comfy.cli_args import args; args.cpu = True; import nodes\n"
+        "before = set(sys.modules)\n"
+        "import likeness; asyncio.run(likeness.comfy_entrypoint().get_node_list())\n"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    )
+    host = Path(host_nodes.__file__).parent
+    done = subprocess.run([sys.executable, "-c", script, host], cwd=host, capture_output=True, text=True, check=True)
+    heavy = {"cv2", "insightface", "onnxruntime", "diffusers", "peft", "accelerate", "facexlib", "skimage", "pydantic"}
+    assert not heavy & set(done.stdout.split())
 
 
 def test_every_node_of_ours_is_listed_with_its_description(client, object_info):

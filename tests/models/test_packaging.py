@@ -76,32 +76,27 @@ def test_the_registry_of_models_is_package_data(project: dict[str, Any]):
 
 
 PROBE = """
-import json, sys, time
+import json, sys
 before = set(sys.modules)
-start = time.perf_counter()
 import {module}
-seconds = time.perf_counter() - start
-print(json.dumps([seconds, sorted({{name.partition(".")[0] for name in set(sys.modules) - before}})]))
+print(json.dumps(sorted({{name.partition(".")[0] for name in set(sys.modules) - before}})))
 """
 
 
-def imported(module: str, cwd: Path) -> tuple[float, set[str]]:
-    """Seconds and top-level modules that importing `module` costs a fresh interpreter."""
+def imported(module: str, cwd: Path) -> set[str]:
+    """The top-level modules that importing `module` brings into a fresh interpreter."""
     code = PROBE.format(module=module)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, check=True)
-    seconds, names = json.loads(run.stdout)
-    return seconds, set(names)
+    return set(json.loads(run.stdout))
 
 
 def test_importing_the_pack_is_free(tmp_path: Path):
-    seconds, names = imported("likeness", tmp_path)
-    assert seconds < 0.3  # 0.1 s is the promise; the rest is for a busy machine
-    assert names <= {"likeness", "__future__"}
+    assert imported("likeness", tmp_path) <= {"likeness", "__future__"}
 
 
 @pytest.mark.parametrize("module", ["likeness.models_download", "likeness.cli"])
 def test_the_command_line_needs_no_heavy_package(module: str, tmp_path: Path):
-    _, names = imported(module, tmp_path)
+    names = imported(module, tmp_path)
     heavy = {"torch", "numpy", "typer", "tqdm", "cv2", "insightface", "diffusers", "transformers", "folder_paths"}
     assert not names & heavy
 
