@@ -275,9 +275,14 @@ def facts_of(records: Sequence[Record]) -> dict[str, Facts]:
 def merged(file: Path, fresh: Sequence[Record], order: Sequence[str]) -> list[Record]:
     """The records of a file with those of some methods made anew, in the order of the methods; written back."""
     kept = [r for r in (read_csv(file) if file.exists() else []) if r.method not in methods_of(fresh)]
-    records = sorted([*kept, *fresh], key=lambda record: order.index(record.method))
+    records = sorted([*kept, *map(rounded, fresh)], key=lambda record: order.index(record.method))
     write_csv(records, file)
     return records
+
+
+def rounded(record: Record) -> Record:
+    """Four digits after the point: what the file keeps, and what all figures are computed from."""
+    return replace(record, measures={name: round(value, 4) for name, value in record.measures.items()})
 
 
 def main() -> None:
@@ -330,8 +335,8 @@ def document(records: Sequence[Record], ablation: Sequence[Record], facts: dict[
         "Δ is the paired difference to the whole method.\n\n"
         f"{ablation_table(ablation)}\n"
         + "".join(f"- **{name}**: {meaning}.\n" for name, meaning in ABLATION_COLUMNS.items())
-        + "\nMade by `python benchmarks/methods.py`; one line per picture in "
-        "[methods.csv](methods.csv) and [methods_ablation.csv](methods_ablation.csv).\n"
+        + "\nTimes were measured beside other work on the same two cores. Made by `python benchmarks/methods.py`; one line "
+        "per picture in [methods.csv](methods.csv) and [methods_ablation.csv](methods_ablation.csv).\n"
     )
 
 
