@@ -335,8 +335,8 @@ def document(records: Sequence[Record], ablation: Sequence[Record], facts: dict[
         "Δ is the paired difference to the whole method.\n\n"
         f"{ablation_table(ablation)}\n"
         + "".join(f"- **{name}**: {meaning}.\n" for name, meaning in ABLATION_COLUMNS.items())
-        + "\nTimes were measured beside other work on the same two cores. Made by `python benchmarks/methods.py`; one line "
-        "per picture in [methods.csv](methods.csv) and [methods_ablation.csv](methods_ablation.csv).\n"
+        + "\nTimes were measured beside other work on the same two cores. Made by `python benchmarks/methods.py`; one "
+        "line per picture in [methods.csv](methods.csv) and [methods_ablation.csv](methods_ablation.csv).\n"
     )
 
 
