@@ -29,6 +29,7 @@ from likeness.evaluation.table import (
     Record,
     agreement,
     difference,
+    markdown,
     methods_of,
     methods_table,
     number,
@@ -243,7 +244,7 @@ def face_regions(world: World, *series: Tensor) -> Tensor:
 def ablation_table(records: Sequence[Record]) -> str:
     """Means over people of every variant, and the paired differences to the whole method."""
     whole = next(iter(ABLATIONS))
-    lines = [["variant", *(f"{column}" for column in ABLATION_COLUMNS)], ["---"] * (1 + len(ABLATION_COLUMNS))]
+    lines = [["variant", *ABLATION_COLUMNS]]
     for name in methods_of(records):
         cells = []
         for column in ABLATION_COLUMNS:
@@ -252,7 +253,7 @@ def ablation_table(records: Sequence[Record]) -> str:
                 cell += f"; Δ {number(difference(records, column, name, whole), signed=True)}"
             cells.append(cell)
         lines.append([name, *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown(lines)
 
 
 # --- into the document

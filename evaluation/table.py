@@ -386,8 +386,13 @@ def methods_table(
 ) -> str:
     """The table of methods as Markdown: means over people [95 % interval]. See `table_rows`."""
     rows = table_rows(records, reference, facts, resamples)
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"
+    return markdown([list(rows[0]), *(list(row.values()) for row in rows)])
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first line is its head."""
+    ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in ruled) + "\n"
 
 
 # --- does a method please the judge or its own recogniser?

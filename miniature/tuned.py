@@ -166,8 +166,9 @@ def _class_pictures(world: World) -> list[Example]:
 def attention_outside(tuned: Tuned, shown: Sequence[Portrait], timesteps: Sequence[int] = (200, 400, 600)) -> float:
     """The share of the person's word's attention that lies outside the face, in noised photos of the person, 0..1."""
     base, share = tuned.base, []
-    size = (PHOTO_SIZE // 8, PHOTO_SIZE // 8)
-    probe = AttentionProbe(base.unet, sites_at(base.unet, size, (size[0] // 2, size[1] // 2)))
+    side = PHOTO_SIZE // 8  # of the latents; the maps are half as large
+    grid = (side // 2, side // 2)
+    probe = AttentionProbe(base.unet, sites_at(base.unet, (side, side), grid))
     prompt = tuned.named("a photo of a person")
     ids = base.ids([prompt])[0]
     word = base.text[0].tokenizer(base.spell(tuned.word), add_special_tokens=False).input_ids
@@ -183,7 +184,7 @@ def attention_outside(tuned: Tuned, shown: Sequence[Portrait], timesteps: Sequen
                 t = torch.tensor([timestep])
                 with probe.listening(at) as maps:
                     base.predict(base.schedule.add_noise(z0, noise, t), t, states)
-                heats = [m.mean(1).unflatten(-1, (size[0] // 2, size[1] // 2))[:, 0] for m in maps]
+                heats = [m.mean(1).unflatten(-1, grid)[:, 0] for m in maps]
                 share.append(float(leak_attention(heats, region)))
     finally:
         probe.detach()

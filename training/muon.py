@@ -16,6 +16,7 @@ from .team import Team
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, steepest at 0
 _ITERATIONS = 5
+_DECAY = 0.01
 _MATCH = 0.2  # the root mean square of AdamW's usual step
 
 
@@ -27,7 +28,7 @@ class Muon(torch.optim.Optimizer):
         matrices: Iterable[nn.Parameter],
         lr: float = 1e-3,
         momentum: float = 0.95,
-        weight_decay: float = 0.01,
+        weight_decay: float = _DECAY,
         team: Team | None = None,
     ) -> None:
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -84,6 +85,16 @@ class Together:
         """Take up what `state_dict` gave."""
         for row, optimizer in enumerate(self.optimizers):
             optimizer.load_state_dict(state[str(row)])
+
+
+def muon_and_adamw(
+    matrices: Iterable[nn.Parameter], others: Iterable[nn.Parameter], lr: float, team: Team | None = None
+) -> Together:
+    """Muon for the matrices and AdamW for the others, at one learning rate and with the same decay."""
+    return Together(
+        Muon(matrices, lr, weight_decay=_DECAY, team=team),
+        torch.optim.AdamW(others, lr, betas=(0.9, 0.99), weight_decay=_DECAY),
+    )
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ...injection.plan import Injection, Role, uniform
 from ...injection.sites import AttentionSite, sites_of_diffusers_unet
 from ...training.ip_adapter import drop_images, fresh_faceid, make_trainable, official_weights
 from ...training.loop import Average, Run, rows_of_step
-from ...training.muon import Muon, Together
+from ...training.muon import muon_and_adamw
 from ...training.team import Team
 from ..corpus import Corpus
 from ..latents import PatchCodec
@@ -57,11 +57,9 @@ class AdapterTraining:
         nobody = self._tokens(torch.zeros(1, EMBEDDING, device=device))
         self.injection = Injection(self.adapter, nobody, uniform(1.0, self._sites))
         self.injected = inject(unet, [self.injection], roles=(Role.COND,), live=True)
+        matrices = [p for p in parameters.values() if p.ndim > 1]
         others = [p for p in parameters.values() if p.ndim < 2]
-        optimizer = Together(
-            Muon([p for p in parameters.values() if p.ndim > 1], LEARNING_RATE, weight_decay=0.01, team=team),
-            torch.optim.AdamW(others, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01),
-        )
+        optimizer = muon_and_adamw(matrices, others, LEARNING_RATE, team)
         trained = Parameters(parameters)
         averages = {"adapter": Average(trained, 0.999)}
         self.run = Run(

@@ -15,7 +15,7 @@ from ...injection.diffusers import inject
 from ...injection.plan import Injection, Role, uniform
 from ...injection.sites import sites_of_diffusers_unet
 from ...training.loop import Average, Run, rows_of_step
-from ...training.muon import Muon, Together, split_parameters
+from ...training.muon import muon_and_adamw, split_parameters
 from ...training.team import Team
 from ..corpus import Corpus
 from ..latents import PatchCodec
@@ -61,10 +61,7 @@ class BaseTraining:
         averages = {name: Average(modules[name], 0.999) for name in ("unet", "text_encoder", "scaffold")}
         team = team or Team()
         matrices, others = split_parameters(modules.values(), ends=(self.unet.conv_in, self.unet.conv_out))
-        optimizer = Together(
-            Muon(matrices, LEARNING_RATE, weight_decay=0.01, team=team),
-            torch.optim.AdamW(others, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01),
-        )
+        optimizer = muon_and_adamw(matrices, others, LEARNING_RATE, team)
         self.run = Run(folder, modules, optimizer, steps, seed, averages=averages, team=team, device=device)
         nobody = self.scaffold.as_tokens(self.traits[:1])
         self.somebody = Injection(self.scaffold.adapter, nobody, uniform(1.0, sites_of_diffusers_unet(self.unet)))
