@@ -184,14 +184,25 @@ def _add_evaluate_command(app: "typer.Typer") -> None:
                 "--workers", help="Processes; default: one for each core but one, if there are pictures enough."
             ),
         ] = None,
+        clip: Annotated[
+            Path | None,
+            typer.Option(
+                "--clip", help="Folder of a CLIP in transformers' layout: also measures how well prompts are obeyed."
+            ),
+        ] = None,
+        word: Annotated[
+            str, typer.Option("--word", help="The person's word in the prompts, which CLIP is to read as --noun.")
+        ] = "",
+        noun: Annotated[str, typer.Option("--noun", help="What CLIP reads for --word.")] = "person",
         title: Annotated[str, typer.Option("--title", help="Title of the report.")] = "Likeness report",
     ) -> None:
         """Judge pictures of people against their photos, and write a report. A second run looks at new files only."""
         from tqdm import tqdm
 
+        from .evaluation.clip import FolderClip
         from .evaluation.crew import Crew
         from .evaluation.identity import Calibration
-        from .evaluation.judging import evaluate, open_study
+        from .evaluation.judging import Asked, evaluate, open_study
         from .evaluation.report import headline
         from .evaluation.table import read_csv
         from .miniature.calibration import calibration_of
@@ -199,6 +210,7 @@ def _add_evaluate_command(app: "typer.Typer") -> None:
         study = open_study(folder, people, compare or (), by or ())
         eyes = _open_faces(judge)
         measured = Calibration.load(calibration) if calibration else calibration_of(eyes)
+        asked = Asked(FolderClip(clip), word, noun) if clip else None
         with (
             Crew(eyes, partial(_open_faces, judge), workers) as crew,
             tqdm(total=len(study.files), desc="judged", unit="picture", leave=False) as bar,
@@ -223,10 +235,14 @@ def _add_evaluate_command(app: "typer.Typer") -> None:
                     conditioner=conditioner,
                     allow_same_recogniser=allow_same,
                     calibration=calibration,
+                    clip=clip,
+                    word=word or None,
+                    noun=noun if noun != "person" else None,
                     out=out,
                     title=title if title != "Likeness report" else None,
                 ),
                 after_each=bar.update,
+                asked=asked,
             )
         print(f"{headline(read_csv(path.parent / 'records.csv'), baseline)}\nreport: {path}")
 

@@ -4,6 +4,7 @@
     people/<name>/held_out/*     other photos of the person, optional: they tell likeness from copying
     results/<method>/<name>/**   pictures; a name such as `hat-3.png` or `hat/3.png` is prompt `hat`, seed 3
     results/<method>/method.json optional: {"conditioner": "buffalo_l", "inputs": "1 photo", "extra_mb": 22}
+    results/prompts.json         optional: {"hat": "a photo of a person in a red hat"}, else the name is the text
 
 Pictures of two methods with the same person, prompt and seed are compared as a pair.
 """
@@ -42,6 +43,7 @@ def survey(folder: Path, people: Path | None = None) -> Study:
         of_people(folder, results, people),
         facts={method: _facts(record) for method, record in described.items()},
         conditioners=frozenset(str(record["conditioner"]) for record in described.values() if "conditioner" in record),
+        texts={name: str(text) for name, text in _description(folder / "results" / "prompts.json").items()},
     )
 
 
@@ -62,7 +64,9 @@ def _description(path: Path) -> dict[str, Any]:
         if not isinstance(record, dict):
             raise ValueError("not an object")
     except ValueError as error:
-        raise LikenessError(f"{path} is not what describes a method ({error}): write an object in JSON.") from None
+        raise LikenessError(
+            f"{path} is not what describes a method or its prompts ({error}): write an object in JSON."
+        ) from None
     return record
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,10 +19,17 @@ from ..faces import Face, FaceAnalysis
 from .copying import face_ssim
 from .crew import Crew
 from .identity import Sight, recogniser_of, see
+from .prompts import ImageTextEncoder, clip_t
 from .quality import sane, sharpness
 from .similarity import aligned_faces
 
 BLOCK = 4096  # files that are hashed before the first of them is looked at
+
+
+class NamedClip(ImageTextEncoder, Protocol):
+    """A CLIP whose measurements can be told from those of another by its name."""
+
+    name: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +55,7 @@ class Journal:
         self._keys: dict[Path, str] = {}
         self._seen: dict[str, Seen] = {}
         self._pasted: dict[tuple[str, str], float] = {}
+        self._obeyed: dict[tuple[str, str], float] = {}
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         for line in text.splitlines():
             try:
@@ -101,6 +109,18 @@ class Journal:
             self._write({"sha256": key, "among": among, "face_ssim": value})
         return [self._pasted.get((self._key(path), among), float("nan")) for path in paths]
 
+    def obeyed(self, paths: Sequence[Path], texts: Sequence[str], clip: NamedClip) -> list[float]:
+        """`clip_t` of each file with its text; NaN for a file that cannot be read."""
+        values = []
+        for path, text in zip(paths, texts, strict=True):
+            said = hashlib.sha256(f"{clip.name} {text}".encode()).hexdigest()
+            if (self._key(path), said) not in self._obeyed:
+                photo = read_photo(path)
+                cosine = float("nan") if photo is None else float(clip_t(as_picture(photo)[None], [text], clip))
+                self._write({"sha256": self._key(path), "said": said, "clip_t": cosine})
+            values.append(self._obeyed[self._key(path), said])
+        return values
+
     def _key(self, path: Path) -> str:
         if path not in self._keys:
             self._keys[path] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -120,6 +140,9 @@ class Journal:
 
     def _remember(self, record: Mapping[str, Any]) -> None:
         key = str(record["sha256"])
+        if "said" in record:
+            self._obeyed[key, str(record["said"])] = float(record["clip_t"])
+            return
         if "among" in record:
             self._pasted[key, str(record["among"])] = float(record["face_ssim"])
             return

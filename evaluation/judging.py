@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from .copying import expression, mean_copy, pose
 from .crew import Crew
 from .folders import survey
 from .identity import Calibration, IdentityScores, References, Sight, check_judge, recogniser_of, score_sight
-from .journal import Journal
+from .journal import Journal, NamedClip
 from .manifest import is_run, survey_run
+from .prompts import plain_text
 from .report import Setting, report
 from .study import Study, joined
 from .table import EXPRESSION, GIVEN_POSE, POSE, Record
@@ -40,11 +42,21 @@ def open_study(folder: Path, people: Path | None = None, compare: Sequence[Path]
     return joined(studies) if compare else studies[0]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """How prompts are read. The person's own word in them, which CLIP does not know, is read as the noun."""
+
+    clip: NamedClip
+    word: str = ""
+    noun: str = "person"
+
+
 def measure(
     study: Study,
     journal: Journal,
     calibration: Calibration | None = None,
     after_each: Callable[[], object] = lambda: None,
+    asked: Asked | None = None,
 ) -> list[Record]:
     """A record for each result; `after_each` is called for every one of the study's files."""
     journal.look(study.files, after_each)
@@ -67,6 +79,11 @@ def measure(
         columns = _likeness(scores, references, held_out.embeddings[held_out.found], calibration)
         columns |= _looks(sight, given[person]) | _picture(journal, paths)
         columns["face_ssim"] = journal.pasted(paths, study.given[person])
+        if asked is not None:
+            said = [study.texts.get(result.prompt, result.prompt) for result in results]
+            columns["clip_t"] = journal.obeyed(
+                paths, [plain_text(text, asked.word, asked.noun) for text in said], asked.clip
+            )
         records += [
             Record(
                 method=result.method,
@@ -147,11 +164,13 @@ def evaluate(
     title: str = "Likeness report",
     repeat: str = "",
     after_each: Callable[[], object] = lambda: None,
+    asked: Asked | None = None,
 ) -> Path:
     """Judge a study and write its report into `out`; an interrupted run goes on where it stopped.
 
     `reference` is the method without identity, `conditioners` the recognisers that entered the results besides those
-    that a `method.json` names. LikenessError when the judge is one of them, unless that is allowed.
+    that a `method.json` names; with `asked`, prompts are read too. LikenessError when the judge is
+    one of them, unless that is allowed.
     """
     judge = crew.judge
     warnings = check_judge(judge, {*conditioners, *study.conditioners}, allow_same_recogniser)
@@ -164,7 +183,7 @@ def evaluate(
             f"The calibration was measured on {calibration.recogniser}, and the judge is {name}: choose the other one."
         )
     journal = Journal(out / f"seen-{re.sub(r'[^A-Za-z0-9]+', '-', f'{judge.name}-{name}')}.jsonl", crew)
-    records = measure(study, journal, calibration, after_each)
+    records = measure(study, journal, calibration, after_each, asked)
     records.sort(key=lambda record: record.method != reference)  # the reference comes first
     setting = Setting(
         title=title,

@@ -40,6 +40,7 @@ class Study:
     conditioners: frozenset[str] = frozenset()  # recognisers named by the methods
     warnings: tuple[str, ...] = ()
     elsewhere: Mapping[str, Path] = field(default_factory=dict)  # other folders, by how their pictures' names begin
+    texts: Mapping[str, str] = field(default_factory=dict)  # what was asked for, where a result has the prompt's name
 
     def name(self, path: Path) -> str:
         """A picture's name in records: its path below the folder, or below one of those elsewhere."""
@@ -122,6 +123,7 @@ def joined(studies: Sequence[Study]) -> Study:
         conditioners=frozenset().union(*(study.conditioners for study in studies)),
         warnings=tuple(warning for study in studies for warning in study.warnings),
         elsewhere=elsewhere,
+        texts={name: text for study in reversed(studies) for name, text in study.texts.items()},
     )
 
 
