@@ -55,14 +55,19 @@ class Denoising:
     def __init__(self, corpus: Corpus, codec: PatchCodec, device: torch.device | str = "cpu") -> None:
         self.captions = Captions(corpus)
         self.latents = _encode(codec, corpus).to(device)
-        self.weight = torch.from_numpy(corpus.weight).float()[:, None].to(device)
+        self.weight = torch.from_numpy(corpus.weight).float().square()[:, None].to(device)
         self.schedule = noise_schedule()
 
     def error(self, unet: Any, rows: np.ndarray, context: Tensor, random: torch.Generator) -> Tensor:
-        """The mean squared error of the velocity at random timesteps; the face counts four times the background."""
+        """The mean squared error of the velocity at random timesteps; the face counts sixteen times the background.
+
+        The noisier a timestep, the likelier: who is drawn, and with which expression, is decided above the middle.
+        (Telling who it is lowers the error at t = 800 by 6 %, at 500 by 1 % and at 300 by 0.4 %.)
+        """
         z0, weight = self.latents[rows].float(), self.weight[rows]
         noise = torch.randn(z0.shape, generator=random, device=random.device)
-        t = torch.randint(len(self.schedule), (len(rows),), generator=random, device=random.device)
+        share = torch.rand(len(rows), generator=random, device=random.device).sqrt()
+        t = (share * len(self.schedule)).long().clamp_max(len(self.schedule) - 1)
         predicted = unet(self.schedule.add_noise(z0, noise, t), t, encoder_hidden_states=context).sample
         return masked_squared_error(predicted, self.schedule.target(z0, noise, t), weight).mean() / weight.mean()
 
