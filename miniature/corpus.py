@@ -69,7 +69,7 @@ class Corpus:
     people: People
     shots: Shots
     rgb: np.ndarray  # (N, 64, 64, 3) uint8
-    weight: np.ndarray  # (N, 16, 16) uint8: how much each latent counts, more where the head and the face are
+    weight: np.ndarray  # (N, 16, 16) uint8: root of what each latent counts, more where the head and the face are
     keypoints: np.ndarray  # (N, 5, 2) float32 pixels
     boxes: np.ndarray  # (N, 4) float32 pixels
 
@@ -87,7 +87,7 @@ class Corpus:
 
 
 def importance(parts: np.ndarray, face: np.ndarray) -> np.ndarray:
-    """Loss weights (B, 16, 16) uint8 from the parsing map (B, 64, 64) and the face's coverage (B, 64, 64)."""
+    """Roots of loss weights (B, 16, 16) uint8 from the parsing map (B, 64, 64) and the face's coverage (B, 64, 64)."""
     head = ~np.isin(parts, [int(part) for part in _NOT_HEAD])
     cells = [area.reshape(len(parts), 16, 4, 16, 4).mean((2, 4)) > 0.25 for area in (head, face)]
     return np.where(cells[1], _FACE_WEIGHT, np.where(cells[0], _HEAD_WEIGHT, 1)).astype(np.uint8)
