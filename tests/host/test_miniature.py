@@ -127,7 +127,9 @@ def test_latents_with_a_face_are_those_made_without_a_host(host_nodes, theirs, o
     model, report = apply_identity(theirs.model, somebody())
     assert "4 tokens at 7 of 7 sites" in report and "LoRA 1 on 56 weights" in report
     result = sampled(host_nodes, model, theirs.clip)
-    torch.testing.assert_close(result, expected, atol=2e-4, rtol=1e-4)
+    # Rounding grows over the steps and is multiplied by the guidance, in single values more than on average.
+    torch.testing.assert_close(result, expected, atol=1e-3, rtol=1e-4)
+    assert float((result - expected).abs().mean()) < 1e-4
     assert (result - generate_latents(*ours, PROMPT, [5], steps=6)).abs().max() > 0.01
 
 
