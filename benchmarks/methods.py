@@ -14,6 +14,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,6 @@ from likeness.miniature.tuned import (
     attention_outside,
     in_style,
     learn,
-    magicapture_of,
     portraits_of,
 )
 from likeness.miniature.tuned import METHODS as TRAINED
@@ -61,8 +61,8 @@ from likeness.training.dataset import DatasetKind
 DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
 BASE = "no adapter"
 ABLATION = "ablation"
-TRAINED_PEOPLE, ABLATED_PEOPLE = 8, 6  # a trained method costs minutes for each
-STEPS = 300  # of every trained method; MagiCapture's phases share them
+TRAINED_PEOPLE, ABLATED_PEOPLE = 8, 8  # a trained method costs minutes for each
+STEPS = 600  # of every trained method; MagiCapture's phases share them
 Paint = Callable[[Sequence[str], Sequence[int]], Tensor]
 Prepare = Callable[[World, Sitter], Paint | Tuned]
 
@@ -117,12 +117,14 @@ def faceid(photos: int, strength: float = 1.0) -> Prepare:
 
 def trained(name: str) -> Prepare:
     """A method that learns a person's word from the given photos."""
+    return lambda world, sitter: taught(name, world, sitter)
 
-    def prepare(world: World, sitter: Sitter) -> Tuned:
-        lesson, word = TRAINED[name]
-        return learn(lesson(world, sitter.given, STEPS), world, word)
 
-    return prepare
+@cache
+def taught(name: str, world: World, sitter: Sitter, **changes: Any) -> Tuned:
+    """What a method has learned of a person: once, for the table and for the ablation."""
+    lesson, word = TRAINED[name]
+    return learn(lesson(world, sitter.given, STEPS, **changes), world, word)
 
 
 def _seed_of(sitter: Sitter) -> int:
@@ -147,11 +149,12 @@ def methods() -> dict[str, Method]:
     }
 
 
-def run(people: int, prompts: Sequence[str], seeds: int, world: World, wanted: dict[str, Method]) -> list[Record]:
+def run(
+    everybody: Sequence[Sitter], prompts: Sequence[str], seeds: int, world: World, wanted: dict[str, Method]
+) -> list[Record]:
     """Every method for every person: the same prompts, and noise of its own for every person and seed."""
-    everybody = sitters(world, TABLE_PEOPLE[:people])
     records = []
-    with tqdm(total=len(wanted) * people, unit="person") as bar:
+    with tqdm(total=len(wanted) * len(everybody), unit="person") as bar:
         for row, sitter in enumerate(everybody):
             others = [other for other in everybody if other is not sitter]
             asked = [prompt for prompt in prompts for _ in range(seeds)]
@@ -202,17 +205,16 @@ ABLATION_COLUMNS = {
 }
 
 
-def ablate(people: int, world: World) -> list[Record]:
+def ablate(everybody: Sequence[Sitter], world: World) -> list[Record]:
     """Every variant for every person: composed prompts, two seeds each."""
     records = []
     prompts = [prompt for prompt in COMPOSED for _ in range(2)]
-    everybody = sitters(world, TABLE_PEOPLE[:people])
     for row, sitter in enumerate(tqdm(everybody, desc="ablation", unit="person")):
         seeds = [10_000 * row + 500 + number for number in range(len(prompts))]
         plain = world.portraits(prompts, seeds)
         shown = portraits_of(world, sitter.held_out, DatasetKind.PERSON, SUBJECT)
         for name, changes in ABLATIONS.items():
-            tuned = learn(magicapture_of(world, sitter.given, STEPS, **changes), world, SUBJECT)
+            tuned = taught("MagiCapture", world, sitter, **changes)
             attention = attention_outside(tuned, shown)
             pictures = tuned.portraits([in_style(prompt) for prompt in prompts], seeds)
             likeness = score_sight(see(pictures, world.judge), sitter.judged).cosines
@@ -299,12 +301,13 @@ def main() -> None:
         parser.error(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join([*known, ABLATION])}")
     if options.quick:
         untrained = {name: method for name, method in known.items() if method.people is None}
-        records = run(6, PROMPTS[::2], 1, world, untrained)
+        records = run(sitters(world, TABLE_PEOPLE[:6]), PROMPTS[::2], 1, world, untrained)
         print(methods_table(records, BASE, facts_of(records)))
         return
     rows = options.rows or [*known, ABLATION]
-    fresh = run(options.people, PROMPTS, 2, world, {name: known[name] for name in rows if name in known})
-    ablation = ablate(min(options.people, ABLATED_PEOPLE), world) if ABLATION in rows else []
+    everybody = sitters(world, TABLE_PEOPLE[: options.people])
+    fresh = run(everybody, PROMPTS, 2, world, {name: known[name] for name in rows if name in known})
+    ablation = ablate(everybody[:ABLATED_PEOPLE], world) if ABLATION in rows else []
     records = merged(options.out.with_suffix(".csv"), fresh, list(known))
     ablation = merged(options.out.with_name(f"{options.out.stem}_{ABLATION}.csv"), ablation, list(ABLATIONS))
     options.out.write_text(document(records, ablation, facts_of(records)), encoding="utf-8")
