@@ -24,7 +24,7 @@ from ..networks import JUDGE_CROP, RECOGNISER_CROP, build_judge, build_recognise
 from ..weights import ADAPTER_FILE, load_recogniser, load_text_encoder, load_unet, save_weights
 from .adapter import AdapterTraining
 from .base import BaseTraining
-from .observer import ObserverTraining, accuracy
+from .observer import ObserverTraining, accuracy, admit
 from .recogniser import Augmentation, RecogniserTraining, embed_corpus, verification
 
 # Drawn for training, by nobody else. Every split has its own people (see `people.SPLITS`).
@@ -194,9 +194,11 @@ def _train_observer(plan: Plan, row: int, team: Team) -> None:
     folder, steps = plan.folder / "observer", plan.steps(Stage.OBSERVER)
     training = ObserverTraining(draw(plan.folder, "observer"), load_codec(), folder, steps, 3, plan.device)
     facts = _go(Stage.OBSERVER, training.run, training.loss, plan.seconds, row)
-    with training.run.averages["net"].applied(training.net):
-        save_weights(training.net.state_dict(), plan.weights / "observer.safetensors")
-        figures = accuracy(training.net.cpu(), draw(plan.folder, "test"))
+    net = training.net
+    with training.run.averages["net"].applied(net):
+        admit(net.cpu(), training.corpus)
+        save_weights(net.state_dict(), plan.weights / "observer.safetensors")
+        figures = accuracy(net, draw(plan.folder, "test"))
     _finish(Stage.OBSERVER, plan, team, facts, **figures)
 
 

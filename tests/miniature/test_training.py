@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from likeness.errors import LikenessError
+from likeness.miniature.backend import PRESENT, observe
 from likeness.miniature.corpus import Order, draw_corpus
 from likeness.miniature.latents import load_codec
 from likeness.miniature.networks import RECOGNISER_CROP, Observer, build_recogniser
@@ -113,6 +114,21 @@ def test_a_state_of_another_network_is_refused_in_one_sentence(corpus, tmp_path)
     run.save()
     with pytest.raises(LikenessError, match="state"):
         observer.ObserverTraining(corpus, codec, tmp_path, 3).run.resume()
+
+
+def test_an_observer_of_few_steps_still_counts_the_faces_it_was_taught(corpus):
+    torch.manual_seed(0)
+    net = Observer().eval()
+    with torch.no_grad():
+        scores = [observe(net, corpus.pictures(slice(None))).scores]
+        observer.admit(net, corpus)
+        scores.append(observe(net, corpus.pictures(slice(None))).scores)
+        settled = net.presence.bias.clone()
+        net.presence.bias += 1
+        observer.admit(net, corpus)
+    assert (scores[0] < PRESENT).all()
+    assert (scores[1] >= PRESENT).float().mean() >= 0.9
+    assert torch.equal(net.presence.bias, settled + 1)  # one that is sure enough stays as it is
 
 
 def test_a_damaged_weight_file_says_how_to_get_it_back(tmp_path):
