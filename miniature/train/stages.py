@@ -1,6 +1,7 @@
 """The stages of the miniature's training, and the processes that they run in."""
 
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -79,8 +80,10 @@ class Plan:
     device: str
 
     def steps(self, stage: Stage) -> int:
-        """How many a stage is to have in all."""
-        return max(1, round(self.scale * STEPS[stage]))
+        """How many a stage is to have in all. The observer's shrink as the root: it is quickly taught, and where it
+        sees nobody, nothing else can be used."""
+        share = math.sqrt(self.scale) if stage is Stage.OBSERVER else self.scale
+        return max(1, round(share * STEPS[stage]))
 
     @property
     def weights(self) -> Path:
