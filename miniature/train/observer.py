@@ -23,7 +23,8 @@ BATCH = 128
 LEARNING_RATE = 2e-3
 _STRANGE = BATCH // 4  # pictures from outside the world in every batch
 _POINTS_WEIGHT = 60.0
-_ADMITTED = 1024  # pictures that presence is settled on
+_ADMITTED = 1024  # pictures that presence is settled on, and the logit that all of them are to reach
+_ADMISSION = math.log(PRESENT / (1 - PRESENT)) + 0.5
 _LOOK = Augmentation(light=0.12, tint=0.05, noise=0.04, blurred=0.3, coded=0.5)
 
 
@@ -102,8 +103,8 @@ class ObserverTraining:
 
 
 @torch.no_grad()
-def admit(net: Observer, corpus: Corpus, share: float = 0.99) -> None:
-    """Raise the net's opinion of presence until that share of a corpus' first pictures counts as a face.
+def admit(net: Observer, corpus: Corpus) -> None:
+    """Raise the net's opinion of presence until the least of a corpus' first faces passes, with room for unseen ones.
 
     After few steps it tells faces from the rest before it is as sure of them as `PRESENT` asks. One that is stays as it
     is.
@@ -111,8 +112,7 @@ def admit(net: Observer, corpus: Corpus, share: float = 0.99) -> None:
     net.eval()
     rows = np.arange(min(_ADMITTED, len(corpus)))
     logits = torch.cat([net(corpus.pictures(some))[2] for some in np.array_split(rows, max(1, len(rows) // 256))])
-    wanted = math.log(PRESENT / (1 - PRESENT))
-    net.presence.bias += (wanted - logits.quantile(1 - share)).clamp(min=0)
+    net.presence.bias += (_ADMISSION - logits.min()).clamp(min=0)
 
 
 @torch.no_grad()

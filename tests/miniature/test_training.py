@@ -127,7 +127,7 @@ def test_an_observer_of_few_steps_still_counts_the_faces_it_was_taught(corpus):
         net.presence.bias += 1
         observer.admit(net, corpus)
     assert (scores[0] < PRESENT).all()
-    assert (scores[1] >= PRESENT).float().mean() >= 0.9
+    assert (scores[1] >= PRESENT).all()
     assert torch.equal(net.presence.bias, settled + 1)  # one that is sure enough stays as it is
 
 
