@@ -319,7 +319,7 @@ def main() -> None:
     everybody = sitters(world, TABLE_PEOPLE[: options.people])
     fresh = run(everybody, PROMPTS, 2, world, {name: known[name] for name in rows if name in known})
     variants = {name: variant for name, variant in ABLATIONS.items() if name in rows or ABLATION in rows}
-    ablation = ablate(everybody[:ABLATED_PEOPLE], world, variants)
+    ablation = ablate(everybody[:ABLATED_PEOPLE], world, variants) if variants else []
     records = merged(options.out.with_suffix(".csv"), fresh, list(known))
     ablation = merged(options.out.with_name(f"{options.out.stem}_{ABLATION}.csv"), ablation, list(ABLATIONS))
     options.out.write_text(document(records, ablation, facts_of(records)), encoding="utf-8")
