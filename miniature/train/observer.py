@@ -112,7 +112,7 @@ def admit(net: Observer, corpus: Corpus) -> None:
     net.eval()
     rows = np.arange(min(_ADMITTED, len(corpus)))
     logits = torch.cat([net(corpus.pictures(some))[2] for some in np.array_split(rows, max(1, len(rows) // 256))])
-    net.presence.bias += (_ADMISSION - logits.min()).clamp(min=0)
+    net.presence.bias.add_((_ADMISSION - logits.min()).clamp(min=0))
 
 
 @torch.no_grad()
