@@ -213,6 +213,7 @@ ABLATION_COLUMNS = {
     "place": "share with the place that the prompt names",
     "attention": "share of the person's word's attention that lies outside the face, in new photos",
     "leak": "change outside the face over change inside it, against the base model's picture",
+    "leak of the word": "the same, against the tuned model's picture of the prompt without the person's word",
 }
 
 
@@ -228,8 +229,10 @@ def ablate(everybody: Sequence[Sitter], world: World, variants: dict[str, Varian
             tuned = taught("MagiCapture", world, sitter, **variant.changes)
             attention = attention_outside(tuned, shown)
             pictures = tuned.portraits([in_style(prompt) for prompt in prompts], seeds)
+            anyone = tuned.portraits([in_style(prompt) for prompt in prompts], seeds, named=False)
             likeness = score_sight(see(pictures, world.judge), sitter.judged).cosines
             seen, leaks = world.read(pictures), leak_pixels(pictures, plain, face_regions(world, plain, pictures))
+            of_word = leak_pixels(pictures, anyone, face_regions(world, anyone, pictures))
             for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
                 measures = {
                     "id": float(likeness[i]),
@@ -237,6 +240,7 @@ def ablate(everybody: Sequence[Sitter], world: World, variants: dict[str, Varian
                     "place": float(seen[i]["scene"] == place_of(prompt)["scene"]),
                     "attention": attention,
                     "leak": float(leaks[i]),
+                    "leak of the word": float(of_word[i]),
                 }
                 records.append(Record(name, sitter.name, prompt, seed, f"{name}/{sitter.name}-{i + 1}.png", measures))
     return records

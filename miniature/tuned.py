@@ -65,10 +65,10 @@ class Tuned:
     seconds: float
     megabytes: float
 
-    def portraits(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """Pictures (B, 128, 128, 3), RGB 0..1, of prompts about "a person"."""
+    def portraits(self, prompts: Sequence[str], seeds: Sequence[int], named: bool = True) -> Tensor:
+        """Pictures (B, 128, 128, 3), RGB 0..1, of prompts about "a person": this one or, not named, anyone."""
         tower = self.base.text[0]
-        said = [self.base.spell(self.named(prompt)) for prompt in prompts]
+        said = [self.base.spell(self.named(prompt) if named else prompt) for prompt in prompts]
         taught = [word for word in tower.tokenizer.get_added_vocab() if word.startswith("<|")]
         latents = generate_latents(
             self.base.unet, tower.encoder, tower.tokenizer, said, seeds,
