@@ -329,6 +329,11 @@ def main() -> None:
     options.out.write_text(document(records, ablation, facts_of(records)), encoding="utf-8")
 
 
+def people_with(records: Sequence[Record], measure: str) -> int:
+    """How many people have been measured so."""
+    return len({record.person for record in records if not np.isnan(record.value(measure))})
+
+
 def document(records: Sequence[Record], ablation: Sequence[Record], facts: dict[str, Facts]) -> str:
     """docs/methods.md."""
     agreements = [
@@ -355,7 +360,10 @@ def document(records: Sequence[Record], ablation: Sequence[Record], facts: dict[
         "Δ is the paired difference to the whole method; below, to that at the published rates, twice those of the "
         "table.\n\n"
         f"{ablation_table(ablation)}\n"
-        + "".join(f"- **{name}**: {meaning}.\n" for name, meaning in ABLATION_COLUMNS.items())
+        + "".join(
+            f"- **{name}**: {meaning} ({people_with(ablation, name)} people).\n"
+            for name, meaning in ABLATION_COLUMNS.items()
+        )
         + "\nTimes were measured beside other work on the same two cores. Made by `python benchmarks/methods.py`; one "
         "line per picture in [methods.csv](methods.csv) and [methods_ablation.csv](methods_ablation.csv).\n"
     )
