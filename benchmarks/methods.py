@@ -14,7 +14,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +115,9 @@ def faceid(photos: int, strength: float = 1.0) -> Prepare:
     return prepare
 
 
-def trained(name: str) -> Prepare:
-    """A method that learns a person's word from the given photos."""
-    return lambda world, sitter: taught(name, world, sitter)
-
-
 @cache
 def taught(name: str, world: World, sitter: Sitter, **changes: Any) -> Tuned:
-    """What a method has learned of a person: once, for the table and for the ablation."""
+    """What a method has learned from the photos given of a person: once, for the table and for the ablation."""
     lesson, word = TRAINED[name]
     return learn(lesson(world, sitter.given, STEPS, **changes), world, word)
 
@@ -145,7 +140,7 @@ def methods() -> dict[str, Method]:
         BASE: Method(no_adapter, Facts("prompt")),
         "FaceID, 1 photo": Method(faceid(1), Facts("1 photo", adapter)),
         "FaceID, 4 photos": Method(faceid(4), Facts("4 photos", adapter)),
-        **{name: Method(trained(name), Facts("trained on 4"), people=TRAINED_PEOPLE) for name in TRAINED},
+        **{name: Method(partial(taught, name), Facts("trained on 4"), people=TRAINED_PEOPLE) for name in TRAINED},
     }
 
 
@@ -221,6 +216,7 @@ def ablate(everybody: Sequence[Sitter], world: World, variants: dict[str, Varian
     """Every variant for every person: composed prompts, two seeds each."""
     records = []
     prompts = [prompt for prompt in COMPOSED for _ in range(2)]
+    styled = [in_style(prompt) for prompt in prompts]
     for row, sitter in enumerate(tqdm(everybody, desc="ablation", unit="person")):
         seeds = [10_000 * row + 500 + number for number in range(len(prompts))]
         plain = world.portraits(prompts, seeds)
@@ -228,11 +224,12 @@ def ablate(everybody: Sequence[Sitter], world: World, variants: dict[str, Varian
         for name, variant in variants.items():
             tuned = taught("MagiCapture", world, sitter, **variant.changes)
             attention = attention_outside(tuned, shown)
-            pictures = tuned.portraits([in_style(prompt) for prompt in prompts], seeds)
-            anyone = tuned.portraits([in_style(prompt) for prompt in prompts], seeds, named=False)
+            pictures, anyone = tuned.portraits(styled, seeds), tuned.portraits(styled, seeds, named=False)
             likeness = score_sight(see(pictures, world.judge), sitter.judged).cosines
-            seen, leaks = world.read(pictures), leak_pixels(pictures, plain, face_regions(world, plain, pictures))
-            of_word = leak_pixels(pictures, anyone, face_regions(world, anyone, pictures))
+            seen = world.read(pictures)
+            leaks, of_word = (
+                leak_pixels(pictures, without, face_regions(world, without, pictures)) for without in (plain, anyone)
+            )
             for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
                 measures = {
                     "id": float(likeness[i]),
@@ -304,7 +301,7 @@ def rounded(record: Record) -> Record:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", help="methods, variants of the ablation, or all of them: 'ablation'")
+    parser.add_argument("rows", nargs="*", help="methods, variants, or 'ablation': all variants; default: everything")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--people", type=int, default=50)
     parser.add_argument("--out", type=Path, default=DOCUMENT)

@@ -110,8 +110,8 @@ def admit(net: Observer, corpus: Corpus) -> None:
     is.
     """
     net.eval()
-    rows = np.arange(min(_ADMITTED, len(corpus)))
-    logits = torch.cat([net(corpus.pictures(some))[2] for some in np.array_split(rows, max(1, len(rows) // 256))])
+    starts = range(0, min(_ADMITTED, len(corpus)), 256)
+    logits = torch.cat([net(corpus.pictures(slice(start, start + 256)))[2] for start in starts])
     net.presence.bias.add_((_ADMISSION - logits.min()).clamp(min=0))
 
 
