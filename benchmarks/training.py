@@ -1,6 +1,6 @@
 """Time and memory of training, as ratios within one process.
 
-    python benchmarks/training.py                       about twenty minutes on a quiet machine
+    python benchmarks/training.py                       about an hour, most of it in the official structure
     python benchmarks/training.py --smoke               does it run at all
 
 A UNet of SD1.5's topology at reduced width, random weights, CPU, float32, one thread. All variants train once per round
