@@ -202,6 +202,8 @@ COMPOSED = (  # in the style of the reference watercolours; every one names a pl
     "a photo of a person in the city",
     "a photo of a person in the desert",
 )
+# These name no place, so that the person's word could fill it.
+OPEN = ("a photo of a person", in_style("a photo of a person"))
 ABLATION_COLUMNS = {
     "id": "likeness to the person by the judge",
     "style": "share in the style of the reference pictures",
@@ -209,38 +211,65 @@ ABLATION_COLUMNS = {
     "attention": "share of the person's word's attention that lies outside the face, in new photos",
     "leak": "change outside the face over change inside it, against the base model's picture",
     "leak of the word": "the same, against the tuned model's picture of the prompt without the person's word",
+    "outside": "what the person's word changes outside the face where the prompt names no place: RMS, 0 to 1",
+    "place moved": "share of these pictures that the word puts in another place",
 }
 
 
 def ablate(everybody: Sequence[Sitter], world: World, variants: dict[str, Variant]) -> list[Record]:
-    """Every variant for every person: composed prompts, two seeds each."""
+    """Every variant for every person: composed prompts, two seeds each, and prompts that leave the place open."""
     records = []
-    prompts = [prompt for prompt in COMPOSED for _ in range(2)]
-    styled = [in_style(prompt) for prompt in prompts]
     for row, sitter in enumerate(tqdm(everybody, desc="ablation", unit="person")):
-        seeds = [10_000 * row + 500 + number for number in range(len(prompts))]
-        plain = world.portraits(prompts, seeds)
         shown = portraits_of(world, sitter.held_out, DatasetKind.PERSON, SUBJECT)
         for name, variant in variants.items():
             tuned = taught("MagiCapture", world, sitter, **variant.changes)
-            attention = attention_outside(tuned, shown)
-            pictures, anyone = tuned.portraits(styled, seeds), tuned.portraits(styled, seeds, named=False)
-            likeness = score_sight(see(pictures, world.judge), sitter.judged).cosines
-            seen = world.read(pictures)
-            leaks, of_word = (
-                leak_pixels(pictures, without, face_regions(world, without, pictures)) for without in (plain, anyone)
-            )
-            for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-                measures = {
-                    "id": float(likeness[i]),
-                    "style": float(seen[i]["style"] == REFERENCE_STYLE.name.lower()),
-                    "place": float(seen[i]["scene"] == place_of(prompt)["scene"]),
-                    "attention": attention,
-                    "leak": float(leaks[i]),
-                    "leak of the word": float(of_word[i]),
-                }
+            attention = {"attention": attention_outside(tuned, shown)}
+            asked = [prompt for prompt in COMPOSED for _ in range(2)]
+            seeds = [10_000 * row + 500 + number for number in range(len(asked))]
+            found = list(zip(asked, seeds, composed_measures(tuned, sitter, asked, seeds), strict=True))
+            found = [(prompt, seed, measures | attention) for prompt, seed, measures in found]
+            asked = [prompt for prompt in OPEN for _ in range(8)]
+            seeds = [10_000 * row + 600 + number for number in range(len(asked))]
+            found += zip(asked, seeds, open_measures(tuned, asked, seeds), strict=True)
+            for i, (prompt, seed, measures) in enumerate(found):
                 records.append(Record(name, sitter.name, prompt, seed, f"{name}/{sitter.name}-{i + 1}.png", measures))
     return records
+
+
+def composed_measures(
+    tuned: Tuned, sitter: Sitter, prompts: Sequence[str], seeds: Sequence[int]
+) -> list[dict[str, float]]:
+    """Of each picture in the reference style: likeness, style, the place that the prompt names, and both leaks."""
+    world, styled = tuned.world, [in_style(prompt) for prompt in prompts]
+    pictures, anyone = tuned.portraits(styled, seeds), tuned.portraits(styled, seeds, named=False)
+    likeness = score_sight(see(pictures, world.judge), sitter.judged).cosines
+    leaks, of_word = (
+        leak_pixels(pictures, without, face_regions(world, without, pictures))
+        for without in (world.portraits(prompts, seeds), anyone)
+    )
+    return [
+        {
+            "id": float(likeness[i]),
+            "style": float(seen["style"] == REFERENCE_STYLE.name.lower()),
+            "place": float(seen["scene"] == place_of(prompts[i])["scene"]),
+            "leak": float(leaks[i]),
+            "leak of the word": float(of_word[i]),
+        }
+        for i, seen in enumerate(world.read(pictures))
+    ]
+
+
+def open_measures(tuned: Tuned, prompts: Sequence[str], seeds: Sequence[int]) -> list[dict[str, float]]:
+    """Of each picture: what the person's word changes outside the face, and whether it changes the place."""
+    pictures, anyone = tuned.portraits(prompts, seeds), tuned.portraits(prompts, seeds, named=False)
+    outside = 1 - face_regions(tuned.world, pictures, anyone)
+    change = (pictures - anyone).square().mean(-1)
+    rms = ((change * outside).sum((1, 2)) / outside.sum((1, 2))).sqrt()
+    places = [[seen["scene"] for seen in tuned.world.read(series)] for series in (pictures, anyone)]
+    return [
+        {"outside": float(value), "place moved": float(named != without)}
+        for value, named, without in zip(rms, *places, strict=True)
+    ]
 
 
 def face_regions(world: World, *series: Tensor) -> Tensor:
