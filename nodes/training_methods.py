@@ -21,7 +21,7 @@ from ..training.lora import Reach
 from ..training.portraits import portraits
 from ..training.recipe import Recipe
 from ..training.recipes.denoising import Mask
-from ..training.recipes.dreambooth import DreamBoothSettings, class_pictures, dreambooth, require_vae
+from ..training.recipes.dreambooth import DreamBoothSettings, class_pictures, class_size, dreambooth, require_vae
 from ..training.recipes.magicapture import MagiCaptureSettings, magicapture
 from ..training.recipes.textual_inversion import Tether, TextualInversionSettings, textual_inversion
 from .choices import member
@@ -155,7 +155,7 @@ def train_dreambooth(
         if method.full:
             require_vae(base)  # before the class pictures
         examples = dataset.examples()
-        kept = _class_pictures(base, method, folder, examples[0].size) if method.prior_weight > 0 else []
+        kept = _class_pictures(base, method, folder, class_size(examples)) if method.prior_weight > 0 else []
         return dreambooth(base, examples, method, run.seed, kept)
 
     return run_job(Job(name, *sockets, [dataset], run, method, make, run.preview_prompts))

@@ -13,7 +13,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +33,7 @@ from ..training.dataset import Dataset
 from ..training.dataset_folder import safe_name
 from ..training.engine import Watch, make_accelerator, train
 from ..training.export import TrainingRecord, free_path
+from ..training.files import write_whole
 from ..training.objectives.identity import Measure, arcface_measure
 from ..training.previews import sample_pictures
 from ..training.recipe import Recipe
@@ -91,7 +93,7 @@ def run_job(job: Job) -> Outcome:
         base.codec = replace(base.codec, in_checkpoints=_vae_for_checkpoints(base.codec.module))
         folder = _folder_of(job, base)
         try:
-            if not (folder / FINISHED).is_file():
+            if _finished(folder) is None:
                 _train(job, base, folder)
             return _outcome(folder)
         finally:
@@ -122,12 +124,13 @@ def _train(job: Job, base: BaseModel, folder: Path) -> None:
         base.schedule.prediction,
     )
     pictures = sample_pictures(base, job.sample_prompts, job.size, seed=SAMPLE_SEED)
-    for number, picture in enumerate(pictures):
-        _picture(picture).save(folder / f"sample_{number}.png")
-    with TemporaryDirectory(prefix="result-", dir=folder) as temporary:
-        published = [_publish(path) for path in recipe.save(Path(temporary), job.name, record)]
-    finished = {kind: [name for k, name in published if k == kind] for kind in KINDS}
-    (folder / FINISHED).write_text(json.dumps(finished, indent=1), encoding="utf-8")
+    with _written_to(folder):
+        for number, picture in enumerate(pictures):
+            _picture(picture).save(folder / f"sample_{number}.png")
+        with TemporaryDirectory(prefix="result-", dir=folder) as temporary:
+            published = [_publish(path) for path in recipe.save(Path(temporary), job.name, record)]
+        finished = {kind: [name for k, name in published if k == kind] for kind in KINDS}
+        write_whole(folder / FINISHED, json.dumps(finished, indent=1))
     log.info("[likeness] Trained %s: %s", job.name, ", ".join(name for _, name in published))
 
 
@@ -144,10 +147,23 @@ def _watch(folder: Path) -> Watch:
     def preview(phase: str, step: int, pictures: Tensor) -> None:
         shown[:] = [_picture(torch.cat(list(pictures), -1))]
         places = folder / "previews"
-        places.mkdir(exist_ok=True)
-        shown[0].save(places / f"{phase}_{step:06d}.png")
+        with _written_to(folder):
+            places.mkdir(exist_ok=True)
+            shown[0].save(places / f"{phase}_{step:06d}.png")
 
     return Watch(progress, preview, host.processing_interrupted)
+
+
+@contextmanager
+def _written_to(folder: Path) -> Iterator[None]:
+    """Says what to do when a run's folder cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise LikenessError(
+            f"'{folder}' cannot be written to ({error}): free some space and queue it again, the training goes on from "
+            "its last saved state."
+        ) from error
 
 
 def _picture(pixels: Tensor) -> Any:
@@ -183,16 +199,23 @@ def _folder_of(job: Job, base: BaseModel) -> Path:
 
 def _is_usable(folder: Path) -> bool:
     """Whether a training is unfinished, or its files are still where they were put."""
-    if not (folder / FINISHED).is_file():
-        return True
-    finished = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+    finished = _finished(folder) or {}
     return all(_find(kind, name) for kind, names in finished.items() for name in names)
+
+
+def _finished(folder: Path) -> dict[str, list[str]] | None:
+    """The names of a training's files by kind; None where it is unfinished, or a crash has damaged the list: its end
+    is then made again from the saved state."""
+    try:
+        return json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _made_from(job: Job, base: BaseModel) -> str:
     digest = hashlib.sha256()
     digest.update(repr((base.fingerprint(), job.size, job.also)).encode())
-    digest.update((job.run.model_dump_json() + job.method.model_dump_json()).encode())
+    digest.update(repr((job.run.deciding, job.run.preview_prompts)).encode() + job.method.model_dump_json().encode())
     for dataset in job.datasets:
         digest.update(repr((dataset.kind, dataset.trigger, dataset.class_word)).encode())
         for sample in dataset.samples:
@@ -222,11 +245,15 @@ def _publish(path: Path) -> tuple[str, str]:
         kind = _kind(file.keys())
     reasons = []
     for place in _places(kind):
+        taken: list[Path] = []
         try:
-            target = free_path(place, path.stem)
-            shutil.copyfile(path, part := target.with_name(f".{target.name}.part"))
+            taken.append(target := free_path(place, path.stem))
+            taken.append(part := target.with_name(f".{target.name}.part"))
+            shutil.copyfile(path, part)
             os.replace(part, target)
         except OSError as error:
+            for leftover in taken:
+                leftover.unlink(missing_ok=True)
             reasons.append(f"{place}: {error.strerror or error}")
             continue
         return kind, target.name
@@ -246,7 +273,7 @@ def _outcome(folder: Path) -> Outcome:
         with Image.open(path) as image:
             return torch.from_numpy(np.array(image.convert("RGB"))).float() / 255
 
-    finished = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+    finished = _finished(folder) or {}
     loras, embeddings, checkpoints = (tuple(finished.get(kind, ())) for kind in KINDS)  # older runs lack checkpoints
     samples = [picture(path) for path in sorted(folder.glob("sample_*.png"))]
     return Outcome(

@@ -171,9 +171,14 @@ class BaseModel:
         return self.unet(z_t, t, conditioning.states, added_cond_kwargs=added).sample
 
     def fingerprint(self) -> str:
-        """Tells base models apart, before they are trained: shapes of all weights of the denoiser, and a few values."""
+        """Tells base models apart, before they are trained: shapes of all weights and a few values of each, of
+        denoiser, text encoders and codec; the noise schedule, what is predicted, and the layers left out."""
         digest = hashlib.blake2b(digest_size=16)
-        for name, value in sorted(self.unet.state_dict().items()):
+        digest.update(f"{self.clip_skip} {self.schedule.prediction}".encode())
+        parts = enumerate([*self.networks, self.codec.module])
+        weights = {f"{number}/{name}": value for number, part in parts for name, value in part.state_dict().items()}
+        weights["schedule"] = self.schedule.alphas_cumprod
+        for name, value in sorted(weights.items()):
             few = value.detach().flatten()[:: max(1, value.numel() // 4)][:4].float().cpu()
             digest.update(f"{name} {tuple(value.shape)}".encode() + few.half().numpy().tobytes())
         return digest.hexdigest()

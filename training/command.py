@@ -43,7 +43,7 @@ from .objectives.identity import Measure, arcface_measure
 from .photo_files import read_folder
 from .portraits import portraits
 from .recipe import Recipe
-from .recipes.dreambooth import DreamBoothSettings, class_pictures, dreambooth, require_vae
+from .recipes.dreambooth import DreamBoothSettings, class_pictures, class_size, dreambooth, require_vae
 from .recipes.magicapture import Layout, MagiCaptureSettings, magicapture
 from .recipes.textual_inversion import TextualInversionSettings, textual_inversion
 
@@ -145,8 +145,10 @@ def recipe_of(configuration: Configuration, base: BaseModel, openers: Openers, d
         photos = _dataset(data.person, DatasetKind.PERSON, chosen.token, data, analysis).examples()
         return textual_inversion(base, photos, chosen, seed)
     photos = _dataset(data.person, DatasetKind.PERSON, chosen.identifier, data, analysis).examples()
-    side, count = data.resolution, chosen.class_pictures if chosen.prior_weight > 0 else 0
-    others = class_pictures(base, chosen.class_prompt, count, configuration.output / "class", (side, side))
+    others = []
+    if chosen.prior_weight > 0:
+        folder, size = configuration.output / "class", class_size(photos)
+        others = class_pictures(base, chosen.class_prompt, chosen.class_pictures, folder, size)
     return dreambooth(base, photos, chosen, seed, others)
 
 

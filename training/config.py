@@ -98,6 +98,11 @@ class RunSettings(Settings):
         default=1024, ge=0, description="What a cache may hold in memory; the rest goes to disk."
     )
 
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """Those that decide over the weights, which a resumed run must share."""
+        return self.model_dump(mode="json", include={"seed", "batch", "accumulation", "precision", "optimiser", "ema"})
+
 
 def network_dtype(method: Settings, run: RunSettings) -> torch.dtype:
     """What the networks are kept in: the run's precision where they are frozen."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..errors import LikenessError
 from .base_model import BaseModel, Conditioning, Posterior
 from .config import Group, RunSettings, make_optimiser, network_dtype
+from .files import write_whole
 from .loop import Average, Run
 from .losses import LossLog
 from .previews import sample_pictures
@@ -99,7 +100,8 @@ def train(
             except torch.cuda.OutOfMemoryError as error:
                 raise LikenessError(
                     f"The memory of the {accelerator.device.type} was full at step {run.step} of '{phase.name}': turn "
-                    "gradient checkpointing on, choose bf16, a smaller batch, rank or resolution, and start again."
+                    "gradient checkpointing on and start again, the training goes on from its last saved state; or "
+                    "train anew with bf16, a smaller batch, rank or resolution."
                 ) from error
             before += run.step
             if not complete:
@@ -123,9 +125,6 @@ def make_accelerator(settings: RunSettings, cpu: bool = False) -> Any:
         ) from error
 
 
-_FIXED = ("seed", "batch", "accumulation", "precision", "optimiser", "ema")  # settings that a resumed run must share
-
-
 def _claim(folder: Path, base: BaseModel, recipe: Recipe, settings: RunSettings, writes: bool) -> None:
     """Write what this training is into its folder, or check that it is the one that is there."""
     ours = {
@@ -139,12 +138,12 @@ def _claim(folder: Path, base: BaseModel, recipe: Recipe, settings: RunSettings,
         theirs = _read_claim(file)
         if theirs["base"] != ours["base"]:
             raise LikenessError(
-                f"The run in '{folder}' was started with another base model: resume it with that one, or choose a new "
-                "folder."
+                f"The run in '{folder}' was started with another base model, text encoder or VAE: resume it with "
+                "those, or choose a new folder."
             )
         other = [] if theirs["recipe"] == ours["recipe"] else ["recipe"]
         other += [name for name, value in ours["method"].items() if theirs["method"].get(name) != value]
-        other += [name for name in _FIXED if theirs["run"][name] != ours["run"][name]]
+        other += [name for name, value in settings.deciding.items() if theirs["run"][name] != value]
         if other:
             raise LikenessError(
                 f"The run in '{folder}' was started with other settings ({', '.join(other)}): resume it with the same "
@@ -153,7 +152,7 @@ def _claim(folder: Path, base: BaseModel, recipe: Recipe, settings: RunSettings,
     if writes:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(ours, indent=2), encoding="utf-8")
+            write_whole(file, json.dumps(ours, indent=2))
         except OSError as error:
             raise LikenessError(
                 f"The run folder '{folder}' cannot be written to ({error}): choose another one, or free some space."

@@ -207,8 +207,8 @@ class Run:
         """The value. Raises LikenessError when it is none."""
         if not math.isfinite(value):
             raise LikenessError(
-                f"The loss became {value} at step {self.step}; the last good state is in '{self.file}'. "
-                "Lower the learning rate and start again from it."
+                f"The loss became {value} at step {self.step}: lower the learning rate and train anew. The last good "
+                f"state is kept in '{self.file}'."
             )
         return value
 

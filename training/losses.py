@@ -66,7 +66,8 @@ def read_losses(file: Path) -> list[Row]:
     if not file.exists():
         return []
     with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
+        # A row that a crash or a full disk has cut lacks its last columns.
+        return [row for row in csv.DictReader(lines) if None not in row.values()]
 
 
 _COLOURS = ((33, 102, 172), (214, 96, 77), (27, 120, 55), (118, 42, 131), (140, 81, 10), (90, 90, 90))

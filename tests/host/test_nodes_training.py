@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -266,6 +267,58 @@ def test_a_finished_training_is_not_repeated_and_nothing_is_overwritten(nodes, s
     assert (places / "embeddings" / "anna.safetensors").read_bytes() == first
 
 
+def test_a_damaged_list_of_results_is_made_again_from_the_saved_state(nodes, sockets, places):
+    inputs = {"dataset": dataset(), **sockets, "steps": 1, "name": "anna"}
+    run(nodes["TextualInversion"], **inputs)
+    names = places / "output" / "likeness" / "runs" / "anna" / "finished.json"
+    names.write_text(names.read_text()[:5])
+    text = run(nodes["TextualInversion"], **inputs)[2]
+    assert "embedding: anna_2.safetensors" in text and "run: anna" in text.splitlines()
+    first, second = (load_file(places / "embeddings" / f"{name}.safetensors") for name in ("anna", "anna_2"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_what_does_not_decide_over_the_weights_starts_no_new_run(nodes, sockets, places, monkeypatch):
+    from likeness.nodes import training_run
+
+    inputs = {"dataset": dataset(), **sockets, "steps": 2, "name": "anna"}
+    run(nodes["TextualInversion"], **inputs)
+    monkeypatch.setattr(training_run, "train", None)
+    text = run(nodes["TextualInversion"], **inputs, preview_every=1, save_every=7, gradient_checkpointing=True)[2]
+    assert "run: anna" in text.splitlines()
+
+
+def test_another_text_encoder_is_another_training(nodes, sockets, recipes, places):
+    inputs = {"dataset": dataset(), **sockets, "steps": 1, "name": "anna"}
+    run(nodes["TextualInversion"], **inputs)
+    with torch.inference_mode():
+        inputs["clip"] = recipes.tiny_clip(seed=5)
+    assert "run: anna_2" in run(nodes["TextualInversion"], **inputs)[2].splitlines()
+
+
+@pytest.mark.parametrize("at", ["results", "list", "previews"])
+def test_a_full_disk_is_named_and_leaves_no_scraps(nodes, sockets, places, monkeypatch, at):
+    from likeness.nodes import training_run
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    inputs = {"dataset": dataset(), **sockets, "steps": 2, "name": "anna"}
+    with monkeypatch.context() as patch:
+        if at == "results":
+            patch.setattr(training_run.shutil, "copyfile", full)
+        elif at == "list":
+            patch.setattr(training_run, "write_whole", full)
+        else:
+            patch.setattr(Image.Image, "save", full)
+        with pytest.raises(LikenessError, match="No space left"):
+            run(nodes["TextualInversion"], **{**inputs, **({"preview_every": 1} if at == "previews" else {})})
+    left = [path.name for path in (places / "embeddings").rglob("*")]
+    assert left == (["anna.safetensors"] if at == "list" else [])
+    assert all(load_file(path) for path in (places / "embeddings").rglob("*"))
+    assert "embedding: anna" in run(nodes["TextualInversion"], **inputs)[2]
+
+
 # --- what goes wrong
 
 
@@ -308,38 +361,70 @@ def test_an_analysis_without_gradient_is_refused(host_nodes):
 # --- through the server
 
 
-@pytest.mark.slow
-def test_training_cancelling_resuming_and_using_the_result(server, client, small_checkpoint):
-    RunInterrupted = sys.modules["likeness_host_server"].RunInterrupted
-
-    folder = server.base / "input" / "train_and_use"
+def shown_from(folder: Path) -> dict:
+    """Three photos with masks in a new folder of the host's input, as the node that reads them."""
     folder.mkdir()
     for number, sample in enumerate(dataset(count=3).samples):
         Image.fromarray(sample.pixels).save(folder / f"{number}.png")
         Image.fromarray(sample.mask).save(folder / f"{number}.mask.png")  # type: ignore[arg-type]
-    steps = 8
+    return {
+        "class_type": "LikenessPortraitDataset",
+        "inputs": {
+            "kind": "person",
+            "trigger_word": "ohwx",
+            "class_word": "person",
+            "resolution": SIDE,
+            "framing": "largest square",
+            "unfit": "keep",
+            "masks": "ellipse",
+            "folder": folder.name,
+            "save_as": "",
+            "templates": "",
+            "smallest_face": 0,
+            "least_sharpness": 0.0,
+            "outlier_threshold": -1.0,
+        },
+    }
+
+
+def painting(tuned: str, vae: list, prompt: str) -> dict:
+    """Nodes 4 to 9: a picture by node `tuned`, whose first outputs are MODEL and CLIP."""
+    return {
+        "4": {
+            "class_type": "CLIPTextEncode",
+            "inputs": {"clip": [tuned, 1], "text": prompt},
+        },
+        "5": {"class_type": "CLIPTextEncode", "inputs": {"clip": [tuned, 1], "text": ""}},
+        "6": {"class_type": "EmptyLatentImage", "inputs": {"width": SIDE, "height": SIDE, "batch_size": 1}},
+        "7": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": [tuned, 0],
+                "positive": ["4", 0],
+                "negative": ["5", 0],
+                "latent_image": ["6", 0],
+                "seed": 1,
+                "steps": 2,
+                "cfg": 4.0,
+                "sampler_name": "euler",
+                "scheduler": "normal",
+                "denoise": 1.0,
+            },
+        },
+        "8": {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": vae}},
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "trained"}},
+    }
+
+
+@pytest.mark.slow
+def test_training_cancelling_resuming_and_using_the_result(server, client, small_checkpoint):
+    RunInterrupted = sys.modules["likeness_host_server"].RunInterrupted
+    shown, steps = shown_from(server.base / "input" / "train_and_use"), 8
 
     def graph(name):
         return {
             "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": small_checkpoint}},
-            "2": {
-                "class_type": "LikenessPortraitDataset",
-                "inputs": {
-                    "kind": "person",
-                    "trigger_word": "ohwx",
-                    "class_word": "person",
-                    "resolution": SIDE,
-                    "framing": "largest square",
-                    "unfit": "keep",
-                    "masks": "ellipse",
-                    "folder": "train_and_use",
-                    "save_as": "",
-                    "templates": "",
-                    "smallest_face": 0,
-                    "least_sharpness": 0.0,
-                    "outlier_threshold": -1.0,
-                },
-            },
+            "2": shown,
             "3": {
                 "class_type": "LikenessTrainTextualInversion",
                 "inputs": {
@@ -363,29 +448,7 @@ def test_training_cancelling_resuming_and_using_the_result(server, client, small
                     "mask": "none",
                 },
             },
-            "4": {
-                "class_type": "CLIPTextEncode",
-                "inputs": {"clip": ["3", 1], "text": f"a photo of a embedding:{name} person"},
-            },
-            "5": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["3", 1], "text": ""}},
-            "6": {"class_type": "EmptyLatentImage", "inputs": {"width": SIDE, "height": SIDE, "batch_size": 1}},
-            "7": {
-                "class_type": "KSampler",
-                "inputs": {
-                    "model": ["3", 0],
-                    "positive": ["4", 0],
-                    "negative": ["5", 0],
-                    "latent_image": ["6", 0],
-                    "seed": 1,
-                    "steps": 2,
-                    "cfg": 4.0,
-                    "sampler_name": "euler",
-                    "scheduler": "normal",
-                    "denoise": 1.0,
-                },
-            },
-            "8": {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": ["1", 2]}},
-            "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "trained"}},
+            **painting("3", ["1", 2], f"a photo of a embedding:{name} person"),
             "10": {"class_type": "PreviewImage", "inputs": {"images": ["3", 3]}},
             "11": {"class_type": "PreviewImage", "inputs": {"images": ["3", 4]}},
         }
@@ -417,3 +480,47 @@ def test_training_cancelling_resuming_and_using_the_result(server, client, small
     assert np.array_equal(client.images(whole, "9")[0], portrait)
     assert "3" in client.run(graph("whole")).cached
     assert Path(runs / "whole" / "losses.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_all_weights_paints_in_load_checkpoint_as_it_was_trained(server, client, small_checkpoint):
+    prompt = "a photo of a ohwx person"
+    loaded = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": small_checkpoint}}
+    untrained = client.run({"1": loaded, **painting("1", ["1", 2], prompt)}, timeout=500)
+    training = {
+        "1": loaded,
+        "2": shown_from(server.base / "input" / "all_weights"),
+        "3": {
+            "class_type": "LikenessTrainDreamBooth",
+            "inputs": {
+                "dataset": ["2", 0],
+                "model": ["1", 0],
+                "clip": ["1", 1],
+                "vae": ["1", 2],
+                "name": "whole",
+                "steps": 2,
+                "learning_rate": 3e-4,
+                "rank": 4,
+                "layers": "attention",
+                "train_text_encoder": True,
+                "prior_weight": 0.0,
+                "class_pictures": 1,
+                "seed": 3,
+                "sample_prompts": "",
+                "preview_every": 0,
+                "batch_size": 1,
+                "precision": "auto",
+                "gradient_checkpointing": False,
+                "save_every": 1000,
+                "mask": "none",
+                "tuned": "all weights (checkpoint)",
+            },
+        },
+        **painting("3", ["1", 2], prompt),
+    }
+    trained = client.run(training, timeout=500)
+    assert "checkpoint: whole.safetensors" in trained.outputs["3"]["text"][0]
+    saved = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "whole.safetensors"}}
+    again = client.run({"1": saved, **painting("1", ["1", 2], prompt)}, timeout=500)
+    before, tuned, reloaded = (client.images(run, "9")[0].astype(float) for run in (untrained, trained, again))
+    assert np.abs(tuned - reloaded).mean() < 0.05 * np.abs(tuned - before).mean()

@@ -18,6 +18,7 @@ from likeness.errors import LikenessError
 from likeness.training.config import Optimiser, RunSettings, Schedule, make_optimiser
 from likeness.training.engine import Watch, train
 from likeness.training.losses import loss_picture, read_losses
+from likeness.training.noise import NoiseSchedule, Prediction
 from likeness.training.recipe import Objective, Recipe, epochs, generator, uniform_timesteps
 from likeness.training.recipes.dreambooth import DreamBoothSettings, dreambooth
 from likeness.training.recipes.textual_inversion import TextualInversionSettings, textual_inversion
@@ -269,7 +270,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(ma
 def test_gradients_that_are_no_numbers_stop_the_run_though_the_loss_is_one(base, photos, tmp_path):
     recipe = lora_recipe(base, photos)
     phase = replace(recipe.phases[0], objectives=[Objective("loss", no_gradient)])
-    with pytest.raises(LikenessError, match="at step 0; the last good state"):
+    with pytest.raises(LikenessError, match="at step 0: lower the learning rate"):
         train(base, replace(recipe, phases=[phase]), RunSettings(), tmp_path)
     assert saved(tmp_path)["step"] == 0
     assert all(torch.isfinite(value).all() for value in saved(tmp_path)["modules"]["trained"].values())
@@ -321,6 +322,54 @@ def test_a_run_goes_on_with_its_own_base_model_only(make_base, photos, tmp_path)
     for wrong in (other, family):
         with pytest.raises(LikenessError, match="another base model"):
             train(wrong, lora_recipe(wrong, photos), RunSettings(), tmp_path)
+
+
+@pytest.mark.parametrize("what", ["text encoder", "VAE", "layers left out", "prediction", "schedule"])
+def test_the_rest_of_the_base_model_tells_runs_apart_too(make_base, photos, tmp_path, what):
+    base, other = make_base(), make_base()
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(1)))
+    with torch.no_grad():
+        if what == "text encoder":
+            next(iter(other.text[0].encoder.parameters())).add_(1)
+        elif what == "VAE":
+            next(iter(other.codec.module.parameters())).add_(1)
+        elif what == "layers left out":
+            other = replace(other, clip_skip=1)
+        elif what == "prediction":
+            other = replace(other, schedule=replace(other.schedule, prediction=Prediction.VELOCITY))
+        else:
+            other = replace(other, schedule=NoiseSchedule.scaled_linear(beta_end=0.02))
+    with pytest.raises(LikenessError, match="another base model, text encoder or VAE"):
+        train(other, lora_recipe(other, photos), RunSettings(), tmp_path)
+
+
+def test_a_disk_that_is_full_when_a_run_is_taken_up_leaves_it_whole(make_base, photos, tmp_path, monkeypatch):
+    base, again, third = make_base(), make_base(), make_base()
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(1)))
+    before = (tmp_path / "run.json").read_text()
+
+    def full(path: Path, text: str, **_: Any) -> None:
+        with path.open("w") as file:
+            file.write(text[:20])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(LikenessError, match="No space left"):
+            train(again, lora_recipe(again, photos), RunSettings(), tmp_path)
+    assert (tmp_path / "run.json").read_text() == before
+    assert not list(tmp_path.glob(".run.json*")), "what was begun is gone"
+    assert train(third, lora_recipe(third, photos), RunSettings(), tmp_path).complete
+
+
+def test_a_row_of_losses_that_was_cut_is_forgotten(make_base, photos, tmp_path):
+    base, again = make_base(), make_base()
+    train(base, lora_recipe(base, photos), RunSettings(save_every=1), tmp_path, Watch(cancelled=Stop(2)))
+    table = tmp_path / "losses.csv"
+    table.write_text(table.read_text() + "tuning,")
+    assert train(again, lora_recipe(again, photos), RunSettings(), tmp_path).complete
+    steps = [row["step"] for row in read_losses(table)]
+    assert steps == [str(step) for step in range(1, len(steps) + 1)]
 
 
 def test_a_run_goes_on_with_its_own_settings_only(make_base, photos, tmp_path):

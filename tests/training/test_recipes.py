@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from likeness.training.lora import Reach
 from likeness.training.losses import read_losses
 from likeness.training.noise import Prediction
 from likeness.training.objectives.identity import Measure, arcface_measure
+from likeness.training.objectives.magicapture import Kind
 from likeness.training.portraits import Portrait
 from likeness.training.recipes.denoising import Mask
-from likeness.training.recipes.dreambooth import DreamBoothSettings, class_pictures, dreambooth
+from likeness.training.recipes.dreambooth import DreamBoothSettings, class_pictures, class_size, dreambooth
 from likeness.training.recipes.magicapture import (
     IdentityPass,
     Layout,
     MagiCaptureSettings,
     Refocusing,
+    Shots,
     magicapture,
 )
 from likeness.training.recipes.textual_inversion import Tether, TextualInversionSettings, textual_inversion
@@ -243,6 +246,39 @@ def test_magicapture_refuses_photos_of_mixed_sizes(base, make_photo):
     mixed = [Portrait(make_photo(1)), Portrait(make_photo(2, side=64))]
     with pytest.raises(LikenessError, match="different sizes"):
         magicapture(base, mixed, mixed, MagiCaptureSettings(lambda_id=0))
+
+
+def test_person_and_style_need_words_of_their_own(base, make_photo):
+    shown = [Portrait(make_photo(1))]
+    with pytest.raises(LikenessError, match="both called '<me>'"):
+        magicapture(base, shown, shown, MagiCaptureSettings(lambda_id=0, subject="<me>", style="<me>"))
+
+
+def test_a_style_photo_without_a_face_is_learned_from_but_never_composed_with(base, make_photo):
+    faceless = replace(make_photo(3), face_mask=torch.zeros(1, 32, 32))
+    people, styles = portraits(make_photo, 1), [Portrait(faceless), Portrait(make_photo(2))]
+    settings = MagiCaptureSettings(lambda_id=0, map_division=2)
+    assert magicapture(base, people, styles, settings).phases
+    items = Shots(people, styles, settings, (16, 16), seed=0, pairs=True).items()
+    assert {j for kind, _, j in items if kind is Kind.STYLE} == {0, 1}
+    assert [j for kind, _, j in items if kind is Kind.BOTH] == [1]
+    alone = Shots(people, styles[:1], settings, (16, 16), seed=0, pairs=True).items()
+    assert all(kind is not Kind.BOTH for kind, _, _ in alone)
+
+
+def test_a_person_without_a_face_is_refused_where_a_style_is_not(base, make_photo):
+    faceless = [Portrait(replace(make_photo(3), face_mask=torch.zeros(1, 32, 32)))]
+    with pytest.raises(LikenessError, match="no face mask"):
+        magicapture(base, faceless, portraits(make_photo, 1), MagiCaptureSettings(lambda_id=0))
+
+
+def test_photos_of_mixed_sizes_are_refused_before_class_pictures_are_painted(base, make_photo):
+    mixed = [make_photo(1, "ohwx person"), make_photo(2, "ohwx person", side=64)]
+    with pytest.raises(LikenessError, match=r"32x32, 64x64.*prior"):
+        class_size(mixed)
+    assert class_size(mixed[1:]) == (64, 64)
+    with pytest.raises(LikenessError, match="photos and class pictures have different sizes"):
+        dreambooth(base, mixed[:1], DreamBoothSettings(), class_photos=mixed[1:])
 
 
 def test_magicapture_refuses_an_identity_loss_without_faces(base, make_photo):

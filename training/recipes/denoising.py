@@ -23,12 +23,15 @@ class Mask(Enum):
     FACE_NORMALISED = "face, normalised"  # a small face weighs as much as a large one (MagiCapture)
 
 
-def require_masks(photos: Sequence[Example], mask: Mask) -> None:
-    """Raises LikenessError when the loss wants a mask that a photo lacks, or has in another size or without a face."""
+def require_masks(photos: Sequence[Example], mask: Mask, or_no_face: bool = False) -> None:
+    """Raises LikenessError when the loss wants a mask that a photo lacks, or has in another size or without a face.
+
+    or_no_face: a mask may say that there is none.
+    """
     if mask is Mask.NONE:
         return
     for number, photo in enumerate(photos, 1):
-        if photo.face_mask is None or not bool((photo.face_mask > 0.5).any()):
+        if photo.face_mask is None or not (or_no_face or bool((photo.face_mask > 0.5).any())):
             raise LikenessError(
                 f"Photo {number} has no face mask: find its face with Portrait Dataset, leave the photo out, or train "
                 "without a mask."

@@ -81,6 +81,7 @@ def dreambooth(
     streams = [prompts.Photos(photos, said, seed, settings.flip)]
     if settings.prior_weight > 0:
         prompts.require_photos(class_photos, "class picture")
+        prompts.require_one_size([*photos, *class_photos], "and class pictures")
         streams.append(prompts.Photos(class_photos, lambda *_: settings.class_prompt, seed, settings.flip))
         terms = partial(preserved, mask=settings.mask, gamma=settings.min_snr)
         objectives = [
@@ -142,6 +143,15 @@ def _save(base: BaseModel, settings: DreamBoothSettings, folder: Path, name: str
         return [save_checkpoint(base.unet, base.codec.in_checkpoints(), base.encoders, folder, name, record)]
     pairs = [trained_pairs(encoder) for encoder in base.encoders]
     return [save_lora(base.unet, trained_pairs(base.unet), folder, name, record, base.encoders, pairs)]
+
+
+def class_size(photos: Sequence[Example]) -> tuple[int, int]:
+    """(height, width) of the class pictures: that of the photos, which share every batch with them.
+
+    Raises LikenessError where the photos have several, before any picture is made.
+    """
+    prompts.require_photos(photos, "photo")
+    return prompts.require_one_size(photos, "of the person", ", or set the prior's weight to 0")
 
 
 def class_pictures(base: BaseModel, prompt: str, count: int, folder: Path, size: tuple[int, int]) -> list[Example]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -216,13 +216,21 @@ class Shots:
     seed: int
     pairs: bool
 
+    @cached_property
+    def _faces(self) -> list[int]:
+        """Which style photos show a face: only there can the person's be."""
+        masks = [portrait.example.face_mask for portrait in self.styles]
+        return [j for j, mask in enumerate(masks) if mask is not None and bool((mask > 0.5).any())]
+
     def items(self) -> list[tuple[Kind, int, int]]:
         """Kind, which person's photo, which style photo."""
         persons, styles = len(self.people), len(self.styles)
         singles = [(Kind.INSTANCE, i, 0) for i in range(persons)] * max(1, styles // persons)
         singles += [(Kind.STYLE, 0, j) for j in range(styles)]
-        pairs = torch.randperm(persons * styles, generator=generator(self.seed, "pairs"))[: len(singles) // 2].tolist()
-        return singles + [(Kind.BOTH, pair // styles, pair % styles) for pair in pairs if self.pairs]
+        faces = self._faces
+        pairs = torch.randperm(persons * len(faces), generator=generator(self.seed, "pairs"))
+        composed = [divmod(pair, len(faces)) for pair in pairs[: len(singles) // 2].tolist() if self.pairs]
+        return singles + [(Kind.BOTH, i, faces[j]) for i, j in composed]
 
     def __call__(self, n: int, random: torch.Generator) -> Sample:
         items, settings = self.items(), self.settings
@@ -332,14 +340,13 @@ def _check(
     for what, found in (("photo of the person", people), ("style photo", styles)):
         photos = [portrait.example for portrait in found]
         prompts.require_photos(photos, what)
-        require_masks(photos, Mask.FACE_NORMALISED)
+        require_masks(photos, Mask.FACE_NORMALISED, or_no_face=found is styles)
     parse_templates("\n".join((*settings.person_templates, *settings.style_templates)))
-    sizes = {portrait.example.size for portrait in (*people, *styles)}
-    if len(sizes) > 1:
+    if settings.subject == settings.style:
         raise LikenessError(
-            f"The photos of person and style have different sizes ({', '.join(f'{w}x{h}' for h, w in sorted(sizes))}): "
-            "crop them all to one size."
+            f"The person and the style are both called '{settings.subject}': give each a word of its own."
         )
+    height, width = prompts.require_one_size([p.example for p in (*people, *styles)], "of person and style")
     if settings.lambda_id > 0 and measure is None:
         raise LikenessError("The identity loss needs a face recogniser: load one, or set its weight to 0.")
     if settings.lambda_id > 0 and all(portrait.embedding is None for portrait in people):
@@ -349,6 +356,5 @@ def _check(
         )
     if settings.layout is Layout.DETECTED and detect is None:
         raise LikenessError("A detected layout needs a face detector: load one, or use the reference layout.")
-    height, width = sizes.pop()
     scale = base.codec.decoder.pixels_per_cell
     return height // scale, width // scale

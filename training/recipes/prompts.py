@@ -64,3 +64,14 @@ def require_photos(photos: Sequence[Example], what: str) -> None:
             raise LikenessError(
                 f"{what} {number} is {tuple(photo.pixels.shape)}: give it three colours and sides that 8 divides."
             )
+
+
+def require_one_size(photos: Sequence[Example], whose: str, otherwise: str = "") -> tuple[int, int]:
+    """The size (height, width) of all. Raises LikenessError naming the sizes when there are several."""
+    sizes = {photo.size for photo in photos}
+    if len(sizes) > 1:
+        raise LikenessError(
+            f"The photos {whose} have different sizes ({', '.join(f'{w}x{h}' for h, w in sorted(sizes))}): crop them "
+            f"all to one size{otherwise}."
+        )
+    return sizes.pop()
