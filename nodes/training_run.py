@@ -217,12 +217,7 @@ def _made_from(job: Job, base: BaseModel) -> str:
     digest.update(repr((base.fingerprint(), job.size, job.also)).encode())
     digest.update(repr((job.run.deciding, job.run.preview_prompts)).encode() + job.method.model_dump_json().encode())
     for dataset in job.datasets:
-        digest.update(repr((dataset.kind, dataset.trigger, dataset.class_word)).encode())
-        for sample in dataset.samples:
-            digest.update(repr((sample.caption, sample.original_size, sample.crop, sample.pixels.shape)).encode())
-            digest.update(np.ascontiguousarray(sample.pixels).data)
-            if sample.mask is not None:
-                digest.update(np.ascontiguousarray(sample.mask).data)
+        digest.update(dataset.digest().encode())
     return digest.hexdigest()
 
 

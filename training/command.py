@@ -37,6 +37,7 @@ from .config import RunSettings, Settings, network_dtype
 from .dataset import Dataset, DatasetKind, build_dataset
 from .dataset import Settings as DatasetSettings
 from .dataset_folder import is_dataset, load_dataset
+from .embedding_files import load_embedding
 from .engine import Watch, make_accelerator, train
 from .export import TrainingRecord
 from .objectives.identity import Measure, arcface_measure
@@ -53,6 +54,8 @@ class DataSettings(Settings):
 
     person: Path
     style: Path | None = None
+    person_word: Path | None = Field(default=None, description="An embedding file that the person's word starts from.")
+    style_word: Path | None = Field(default=None, description="The same of the style's word.")
     resolution: int = 512
     faces: str = Field(default="auto", description="A face pack such as buffalo_l, mtcnn or miniature.")
     parser: Path | None = Field(default=None, description="Face parsing weights; none: masks are ellipses.")
@@ -105,10 +108,10 @@ def run(configuration: Configuration, openers: Openers, watch: Watch | None = No
     base = openers.base(configuration.base)
     base.to(accelerator.device, network_dtype(configuration.recipe, settings))
     with accelerator.main_process_first():  # which makes class pictures for all
-        recipe = recipe_of(configuration, base, openers, accelerator.device)
+        recipe, data = recipe_of(configuration, base, openers, accelerator.device)
     with _stopping() as stopped, _progress(accelerator.is_main_process) as progress:
         watch = watch or Watch(progress, _keeper(output / "previews"), stopped)
-        result = train(base, recipe, settings, output, watch, accelerator)
+        result = train(base, recipe, settings, output, watch, accelerator, data)
     if not result.complete:
         print(f"Stopped after {result.steps} steps; the same command goes on from there.")
         return []
@@ -127,8 +130,13 @@ def run(configuration: Configuration, openers: Openers, watch: Watch | None = No
     return recipe.save(output / "results", configuration.name, record)
 
 
-def recipe_of(configuration: Configuration, base: BaseModel, openers: Openers, device: torch.device) -> Recipe:
-    """The recipe with its photos; faces are measured on the device. Raises LikenessError for whatever is missing."""
+def recipe_of(
+    configuration: Configuration, base: BaseModel, openers: Openers, device: torch.device
+) -> tuple[Recipe, str]:
+    """The recipe with its photos, and what tells these apart; faces are measured on the device.
+
+    Raises LikenessError for whatever is missing.
+    """
     chosen, data, seed = configuration.recipe, configuration.data, configuration.run.seed
     if chosen.trains_all_weights:
         require_vae(base)
@@ -137,19 +145,26 @@ def recipe_of(configuration: Configuration, base: BaseModel, openers: Openers, d
         if data.style is None:
             raise LikenessError("MagiCapture needs photos of a style: write their folder into data.style.")
         measure = _measure(data, analysis, device) if chosen.lambda_id > 0 else None
-        people = portraits(_dataset(data.person, DatasetKind.PERSON, chosen.subject, data, analysis), measure, device)
-        styles = portraits(_dataset(data.style, DatasetKind.STYLE, chosen.style, data, analysis), measure, device)
+        person = _dataset(data.person, DatasetKind.PERSON, chosen.subject, data, analysis)
+        style = _dataset(data.style, DatasetKind.STYLE, chosen.style, data, analysis)
+        people, styles = portraits(person, measure, device), portraits(style, measure, device)
         detect = (lambda photo: _keypoints(analysis, photo)) if chosen.layout is Layout.DETECTED else None
-        return magicapture(base, people, styles, chosen, seed, measure, detect)
+        files = {chosen.subject: data.person_word, chosen.style: data.style_word}
+        start = {word: load_embedding(file) for word, file in files.items() if file is not None}
+        recipe = magicapture(base, people, styles, chosen, seed, measure, detect, start)
+        return recipe, person.digest() + style.digest()
     if isinstance(chosen, TextualInversionSettings):
-        photos = _dataset(data.person, DatasetKind.PERSON, chosen.token, data, analysis).examples()
-        return textual_inversion(base, photos, chosen, seed)
-    photos = _dataset(data.person, DatasetKind.PERSON, chosen.identifier, data, analysis).examples()
-    others = []
+        person = _dataset(data.person, DatasetKind.PERSON, chosen.token, data, analysis)
+        start = None if data.person_word is None else load_embedding(data.person_word)
+        return textual_inversion(base, person.examples(), chosen, seed, start), person.digest()
+    if data.person_word is not None:
+        raise LikenessError("DreamBooth learns no vectors of a word: remove data.person_word.")
+    person = _dataset(data.person, DatasetKind.PERSON, chosen.identifier, data, analysis)
+    photos, others = person.examples(), []
     if chosen.prior_weight > 0:
         folder, size = configuration.output / "class", class_size(photos)
         others = class_pictures(base, chosen.class_prompt, chosen.class_pictures, folder, size)
-    return dreambooth(base, photos, chosen, seed, others)
+    return dreambooth(base, photos, chosen, seed, others), person.digest()
 
 
 def _dataset(folder: Path, kind: DatasetKind, trigger: str, data: DataSettings, analysis: FaceAnalysis) -> Dataset:

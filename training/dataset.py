@@ -143,6 +143,16 @@ class Dataset:
         """Every picture as the engine takes it."""
         return [sample.example() for sample in self.samples]
 
+    def digest(self) -> str:
+        """Tells datasets apart by what a training sees of them: pictures, masks, captions, words."""
+        digest = hashlib.sha256(repr((self.kind, self.trigger, self.class_word)).encode())
+        for sample in self.samples:
+            digest.update(repr((sample.caption, sample.original_size, sample.crop, sample.pixels.shape)).encode())
+            digest.update(np.ascontiguousarray(sample.pixels).data)
+            if sample.mask is not None:
+                digest.update(np.ascontiguousarray(sample.mask).data)
+        return digest.hexdigest()
+
     def require_masks(self) -> None:
         """LikenessError naming the pictures without a mask (for a person: without a white pixel in it)."""
         person = self.kind is DatasetKind.PERSON

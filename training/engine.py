@@ -65,12 +65,14 @@ def train(
     folder: Path,
     watch: Watch | None = None,
     accelerator: Any = None,
+    data: str = "",
 ) -> Result:
     """Run a recipe in a run folder, from its beginning or from where it stopped there.
 
     The base's modules become the trained ones. The folder gets the settings, the state of every phase, the losses as
     CSV and picture, and previews. Raises LikenessError when the folder is another training's, the loss is no number, or
     the disk is full; the last good state is kept. accelerator: `accelerate`'s, where the caller made one already.
+    data: what tells the photos apart, so that a run is taken up with its own alone.
     """
     empty = next((phase for phase in recipe.phases if phase.steps < 1), None)
     if empty is not None:
@@ -78,7 +80,7 @@ def train(
     watch = watch or Watch()
     accelerator = accelerator or make_accelerator(settings)
     with accelerator.main_process_first():
-        _claim(folder, base, recipe, settings, accelerator.is_main_process)
+        _claim(folder, base, recipe, settings, data, accelerator.is_main_process)
     base.to(accelerator.device, network_dtype(recipe.settings, settings))
     names = list(dict.fromkeys(objective.name for phase in recipe.phases for objective in phase.objectives))
     log = LossLog(folder, names, accelerator.is_main_process)
@@ -125,13 +127,14 @@ def make_accelerator(settings: RunSettings, cpu: bool = False) -> Any:
         ) from error
 
 
-def _claim(folder: Path, base: BaseModel, recipe: Recipe, settings: RunSettings, writes: bool) -> None:
+def _claim(folder: Path, base: BaseModel, recipe: Recipe, settings: RunSettings, data: str, writes: bool) -> None:
     """Write what this training is into its folder, or check that it is the one that is there."""
     ours = {
         "recipe": recipe.name,
         "base": base.fingerprint(),
         "method": recipe.settings.model_dump(mode="json"),
         "run": settings.model_dump(mode="json"),
+        "data": data,
     }
     file = folder / "run.json"
     if file.exists():
@@ -140,6 +143,11 @@ def _claim(folder: Path, base: BaseModel, recipe: Recipe, settings: RunSettings,
             raise LikenessError(
                 f"The run in '{folder}' was started with another base model, text encoder or VAE: resume it with "
                 "those, or choose a new folder."
+            )
+        if theirs["data"] != data:
+            raise LikenessError(
+                f"The run in '{folder}' was started with other photos, masks or captions: resume it with those, or "
+                "choose a new folder."
             )
         other = [] if theirs["recipe"] == ours["recipe"] else ["recipe"]
         other += [name for name, value in ours["method"].items() if theirs["method"].get(name) != value]
@@ -164,7 +172,7 @@ def _claim(folder: Path, base: BaseModel, recipe: Recipe, settings: RunSettings,
 def _read_claim(file: Path) -> dict[str, Any]:
     try:
         claim = json.loads(file.read_text(encoding="utf-8"))
-        return {key: claim[key] for key in ("recipe", "base", "method", "run")}
+        return {key: claim[key] for key in ("recipe", "base", "method", "run", "data")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LikenessError(f"'{file}' is damaged or no run's: choose a new folder for this training.") from error
 

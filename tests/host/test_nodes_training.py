@@ -152,6 +152,30 @@ def test_dreambooth_gives_the_model_that_was_trained(nodes, sockets, places, mon
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+def test_an_sdxl_lora_tunes_both_text_encoders(nodes, recipes, places, monkeypatch):
+    with torch.inference_mode():
+        sockets = {"model": recipes.tiny_sdxl(), "clip": recipes.tiny_clip(sdxl=True), "vae": recipes.tiny_vae()}
+    with trained_network(monkeypatch) as seen:
+        _, clip, files, _, _ = run(
+            nodes["DreamBooth"],
+            **{"dataset": dataset(), **sockets, "steps": 3, "learning_rate": 0.02, "prior_weight": 0.0},
+            rank=2,
+            train_text_encoder=True,
+            name="anna",
+        )
+    assert "LoRA: anna.safetensors" in files
+    names = load_file(places / "loras" / "anna.safetensors")
+    assert {"_".join(name.split("_")[:2]) for name in names} == {"lora_unet", "lora_te1", "lora_te2"}
+    with torch.no_grad():
+        trained = seen[0].encode(["a photo of a ohwx person"])
+        theirs, plain = (
+            encoder.encode_from_tokens(encoder.tokenize("a photo of a ohwx person"), return_pooled=True)
+            for encoder in (clip, sockets["clip"])
+        )
+    for ours, tuned, before in zip((trained.states, trained.pooled), theirs, plain, strict=True):
+        assert float((ours - tuned).std()) < 0.1 * float((before - tuned).std())
+
+
 def test_dreambooth_of_all_weights_gives_the_model_that_was_trained_and_a_checkpoint_of_it(
     nodes, sockets, places, monkeypatch
 ):

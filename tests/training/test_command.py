@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from likeness.errors import LikenessError
 from likeness.training.command import Openers, read_configuration, run
+from likeness.training.embedding_files import load_embedding
 
 CONFIGURATION = """
 name = "anna"
@@ -79,6 +81,34 @@ def test_dreambooth_makes_its_class_pictures_in_the_run_folder(make_base, folder
 def test_a_wrong_entry_is_named(folder, kind, recipe, words):
     with pytest.raises(LikenessError, match=words):
         read_configuration(configuration(folder, kind, recipe))
+
+
+def test_a_run_goes_on_with_its_own_photos_only(make_base, folder):
+    file = configuration(folder, "textual_inversion", 'token = "<anna>"\nsteps = 1')
+    run(read_configuration(file), openers(make_base))
+    mask = np.zeros((192, 192), np.uint8)
+    mask[60:120, 50:140] = 255
+    Image.fromarray(mask).save(folder / "photos" / "two.mask.png")
+    with pytest.raises(LikenessError, match="other photos, masks or captions"):
+        run(read_configuration(file), openers(make_base))
+
+
+def test_a_word_goes_on_from_the_file_of_an_earlier_training(make_base, folder):
+    file = configuration(folder, "textual_inversion", 'token = "<anna>"\nsteps = 1\nlearning_rate = 0.1')
+    (first,) = run(read_configuration(file), openers(make_base))
+    settled = load_embedding(first).vectors["clip_l"]
+    again = configuration(folder, "textual_inversion", 'token = "<anna>"\nsteps = 1\nlearning_rate = 1e-9')
+    text = (
+        again.read_text()
+        .replace("/run", "/more")
+        .replace("resolution = 64", f'resolution = 64\nperson_word = "{first.as_posix()}"')
+    )
+    again.write_text(text)
+    (second,) = run(read_configuration(again), openers(make_base))
+    torch.testing.assert_close(load_embedding(second).vectors["clip_l"], settled, atol=1e-6, rtol=0)
+    again.write_text(text.replace('kind = "textual_inversion"\ntoken = "<anna>"', 'kind = "dreambooth"'))
+    with pytest.raises(LikenessError, match=r"remove data\.person_word"):
+        run(read_configuration(again), openers(make_base))
 
 
 def test_magicapture_asks_for_a_style(make_base, folder):

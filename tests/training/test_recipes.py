@@ -248,6 +248,28 @@ def test_magicapture_refuses_photos_of_mixed_sizes(base, make_photo):
         magicapture(base, mixed, mixed, MagiCaptureSettings(lambda_id=0))
 
 
+def test_each_phase_of_magicapture_runs_alone(make_base, make_photo, tmp_path):
+    people, styles = portraits(make_photo, 1), portraits(make_photo, 2)
+    options: dict[str, Any] = {"lambda_id": 0, "map_division": 2, "style_start": "person"}
+    base, other = make_base(), make_base()
+    words = magicapture(base, people, styles, MagiCaptureSettings(inversion_steps=2, tuning_steps=0, **options))
+    assert train(base, words, RunSettings(), tmp_path / "words").steps == 2
+    files = words.save(tmp_path, "me", TrainingRecord("MagiCapture", base.family, 2))
+    assert sorted(file.name for file in files) == ["me-person.safetensors", "me-style.safetensors"]
+    learned = dict(zip(("<sks>", "<style1>"), map(load_embedding, files), strict=True))
+    settings = MagiCaptureSettings(inversion_steps=0, tuning_steps=1, rows_rate=1e-9, **options)
+    tuning = magicapture(other, people, styles, settings, start=learned)
+    assert [phase.name for phase in tuning.phases] == ["tuning"]
+    assert train(other, tuning, RunSettings(), tmp_path / "tuning").steps == 1
+    lora, *rows = tuning.save(tmp_path, "me", TrainingRecord("MagiCapture", base.family, 1))
+    assert lora.name == "me.safetensors"
+    for file, before in zip(rows, learned.values(), strict=True):
+        torch.testing.assert_close(load_embedding(file).vectors, before.vectors, atol=1e-6, rtol=0)
+    none = magicapture(make_base(), people, styles, MagiCaptureSettings(inversion_steps=0, tuning_steps=0, **options))
+    with pytest.raises(LikenessError, match="has 0 steps"):
+        train(make_base(), none, RunSettings(), tmp_path / "none")
+
+
 def test_person_and_style_need_words_of_their_own(base, make_photo):
     shown = [Portrait(make_photo(1))]
     with pytest.raises(LikenessError, match="both called '<me>'"):

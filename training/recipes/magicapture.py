@@ -15,7 +15,7 @@ move in phase 2, a batch is the mean of its samples, ẑ_0 follows the predictio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, partial
@@ -31,6 +31,7 @@ from ...errors import LikenessError
 from ..base_model import BaseModel
 from ..captions import composed, fill, parse_templates, person_templates, style_templates
 from ..config import Group, LoraSettings, Schedule, Settings
+from ..embedding_files import TokenEmbedding
 from ..export import TrainingRecord, save_embedding, save_lora
 from ..lora import Reach, trained_pairs
 from ..objectives.attention_refocusing import attention_refocusing, attention_refocusing_per_map
@@ -127,17 +128,22 @@ def magicapture(
     seed: int = 0,
     measure: Measure | None = None,
     detect: Detect | None = None,
+    start: Mapping[str, TokenEmbedding] | None = None,
 ) -> Recipe:
     """The recipe, on SD1.x, SD2 and SDXL, whatever they predict.
 
     people: the person's photos; styles: the reference photos; all of one size and with face masks. measure: the
-    recogniser of L_id, needed unless λ_id is 0; detect: where the layout is to be detected.
+    recogniser of L_id, needed unless λ_id is 0; detect: where the layout is to be detected. start: an earlier training's
+    vectors to begin with, by word. A phase of 0 steps is left out.
     """
+    start = start or {}
     size = _check(base, people, styles, settings, measure, detect)
     grid = (-(-size[0] // settings.map_division), -(-size[1] // settings.map_division))
     tokens = [
-        NewToken(settings.subject, settings.vectors, settings.subject_start or None),
-        NewToken(settings.style, settings.vectors, settings.style_start or None, std=0.017),
+        NewToken(settings.subject, settings.vectors, start.get(settings.subject) or settings.subject_start or None),
+        NewToken(
+            settings.style, settings.vectors, start.get(settings.style) or settings.style_start or None, std=0.017
+        ),
     ]
     vocabulary = Vocabulary(base, tokens, seed)
     words = Words(base, vocabulary, settings)
@@ -189,13 +195,15 @@ def magicapture(
     )
 
     def save(folder: Path, name: str, record: TrainingRecord) -> list[Path]:
-        pairs = [trained_pairs(encoder) for encoder in base.encoders]
-        lora = save_lora(base.unet, trained_pairs(base.unet), folder, name, record, base.encoders, pairs)
         names = {settings.subject: f"{name}-person", settings.style: f"{name}-style"}
         learned = [save_embedding(vocabulary.embedding(word), folder, names[word], record) for word in names]
-        return [lora, *learned]
+        if settings.tuning_steps == 0:
+            return learned
+        pairs = [trained_pairs(encoder) for encoder in base.encoders]
+        return [save_lora(base.unet, trained_pairs(base.unet), folder, name, record, base.encoders, pairs), *learned]
 
-    return Recipe("MagiCapture", settings, [inversion, tuning], (settings.subject, settings.style), save)
+    phases = [phase for phase in (inversion, tuning) if phase.steps != 0] or [inversion, tuning]
+    return Recipe("MagiCapture", settings, phases, (settings.subject, settings.style), save)
 
 
 # Samples --------------------------------------------------------------------------------------------------------------
