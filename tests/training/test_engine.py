@@ -79,6 +79,36 @@ def test_a_cancelled_run_goes_on_bit_for_bit(make_base, photos, tmp_path, after)
     assert read_losses(whole.losses) == read_losses(tmp_path / "cut" / "losses.csv")
 
 
+def test_the_weights_left_are_the_moving_average(make_base, photos, tmp_path):
+    """min(decay, (1 + n) / (10 + n)) after step n, from the weights before the first step on."""
+    plain, averaged = make_base(), make_base()
+    expected: list[dict[str, torch.Tensor]] = []
+
+    def remember(done: int, total: int, losses: Any) -> None:
+        now = weights(plain)
+        decay = min(0.3, (1 + done) / (10 + done))
+        if expected:
+            now = {name: decay * expected[-1][name] + (1 - decay) * value for name, value in now.items()}
+        expected.append(now)
+
+    recipe = lora_recipe(plain, photos)
+    begin = recipe.phases[0].begin
+
+    def began() -> Any:
+        groups = begin()
+        expected.append(weights(plain))
+        return groups
+
+    recipe = replace(recipe, phases=[replace(recipe.phases[0], begin=began)])
+    train(plain, recipe, RunSettings(), tmp_path / "plain", Watch(progress=remember))
+    train(averaged, lora_recipe(averaged, photos), RunSettings(ema=0.3), tmp_path / "averaged")
+    found = weights(averaged)
+    assert found.keys() == expected[-1].keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[-1][name], atol=1e-6, rtol=1e-4)
+    assert any(not torch.equal(found[name], value) for name, value in weights(plain).items())
+
+
 def test_rows_after_the_last_saved_step_are_forgotten(make_base, photos, tmp_path):
     base = make_base()
     recipe = lora_recipe(base, photos)

@@ -176,6 +176,31 @@ def test_the_identity_loss_can_go_the_official_ways(base, make_photo, tmp_path, 
     assert float(read_losses(result.losses)[-1]["identity"]) > 0
 
 
+def test_the_identity_loss_leaves_recogniser_and_codec_alone(base, make_photo, tmp_path):
+    torch.manual_seed(7)
+    recogniser = FrozenRecogniser(
+        torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(588, 16)), "x"
+    )
+    settings = MagiCaptureSettings(inversion_steps=1, tuning_steps=2, map_division=2, decode_whole=True)
+    people, styles = portraits(make_photo, 1), portraits(make_photo, 3)
+    recipe = magicapture(base, people, styles, settings, measure=arcface_measure(recogniser))
+    result = train(base, recipe, RunSettings(batch=3), tmp_path / "run")
+    assert float(read_losses(result.losses)[-1]["identity"]) > 0
+    parts = [*recogniser.parameters(), *base.codec.module.parameters()]
+    assert parts and all(parameter.grad is None for parameter in parts)
+
+
+@pytest.mark.parametrize("weight", [0.25, 0.0])
+def test_nothing_is_decoded_without_the_identity_loss(base, make_photo, tmp_path, monkeypatch, weight):
+    decoded = []
+    decode = base.codec.module.decode
+    monkeypatch.setattr(base.codec.module, "decode", lambda z: decoded.append(z) or decode(z))
+    people, styles = portraits(make_photo, 1), portraits(make_photo, 3)
+    settings = MagiCaptureSettings(inversion_steps=1, tuning_steps=2, map_division=2, lambda_id=weight)
+    train(base, magicapture(base, people, styles, settings, measure=measure()), RunSettings(batch=3), tmp_path)
+    assert bool(decoded) == (weight > 0)
+
+
 def test_a_batch_is_the_mean_of_its_samples(make_base, make_photo, tmp_path):
     def losses(batch: int, accumulation: int) -> list[float]:
         base = make_base()

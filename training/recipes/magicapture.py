@@ -133,8 +133,8 @@ def magicapture(
     """The recipe, on SD1.x, SD2 and SDXL, whatever they predict.
 
     people: the person's photos; styles: the reference photos; all of one size and with face masks. measure: the
-    recogniser of L_id, needed unless λ_id is 0; detect: where the layout is to be detected. start: an earlier training's
-    vectors to begin with, by word. A phase of 0 steps is left out.
+    recogniser of L_id, needed unless λ_id is 0; detect: where the layout is to be detected. start: vectors of earlier
+    trainings to begin with, by word. A phase of 0 steps is left out.
     """
     start = start or {}
     size = _check(base, people, styles, settings, measure, detect)
