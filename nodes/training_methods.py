@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
@@ -28,7 +29,7 @@ from .choices import member
 from .progress import counter
 from .training_run import Job, Outcome, automatic_precision, measure_on, run_job
 
-CLASS_PICTURES = "class_pictures"  # folder in a run's
+CLASS_PICTURES = Path("likeness") / "class_pictures"  # below ComfyUI's output
 
 
 class Tuned(Enum):
@@ -155,19 +156,22 @@ def train_dreambooth(
         if method.full:
             require_vae(base)  # before the class pictures
         examples = dataset.examples()
-        kept = _class_pictures(base, method, folder, class_size(examples)) if method.prior_weight > 0 else []
+        kept = _class_pictures(base, method, class_size(examples)) if method.prior_weight > 0 else []
         return dreambooth(base, examples, method, run.seed, kept)
 
     return run_job(Job(name, *sockets, [dataset], run, method, make, run.preview_prompts))
 
 
-def _class_pictures(base: BaseModel, method: DreamBoothSettings, folder: Path, size: tuple[int, int]) -> list[Example]:
-    """The class pictures of a run, one after the other, so that the artist sees how far it is and can cancel."""
-    step, made = counter(method.class_pictures), []
-    for number in range(1, method.class_pictures + 1):
-        made = class_pictures(base, method.class_prompt, number, folder / CLASS_PICTURES, size)
-        step()
-    return made
+def _class_pictures(base: BaseModel, method: DreamBoothSettings, size: tuple[int, int]) -> list[Example]:
+    """What the untouched model makes of the class: painted once for all trainings of this model, prompt and size."""
+    import folder_paths
+
+    painted = repr((base.fingerprint(), method.class_prompt, size))
+    folder = (
+        Path(folder_paths.get_output_directory()) / CLASS_PICTURES / hashlib.sha256(painted.encode()).hexdigest()[:16]
+    )
+    count = method.class_pictures
+    return class_pictures(base, method.class_prompt, count, folder, size, after_each=counter(count))
 
 
 def train_magicapture(

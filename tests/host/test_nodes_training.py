@@ -291,6 +291,22 @@ def test_a_finished_training_is_not_repeated_and_nothing_is_overwritten(nodes, s
     assert (places / "embeddings" / "anna.safetensors").read_bytes() == first
 
 
+def test_class_pictures_are_painted_once_for_all_trainings_of_a_model(nodes, sockets, recipes, places, monkeypatch):
+    from likeness.training.recipes import dreambooth
+
+    inputs = {"dataset": dataset(), **sockets, "steps": 1, "class_pictures": 2, "name": "anna"}
+    painted, paint = [], dreambooth.sample_pictures
+    monkeypatch.setattr(dreambooth, "sample_pictures", lambda *a, **k: painted.append(a) or paint(*a, **k, steps=1))
+    run(nodes["DreamBooth"], **inputs)
+    run(nodes["DreamBooth"], **inputs, seed=1)
+    assert len(painted) == 2
+    with torch.inference_mode():
+        inputs["model"] = recipes.tiny_sd15(seed=5)
+    run(nodes["DreamBooth"], **inputs)
+    assert len(painted) == 4
+    assert len(list((places / "output" / "likeness" / "class_pictures").iterdir())) == 2
+
+
 def test_a_damaged_list_of_results_is_made_again_from_the_saved_state(nodes, sockets, places):
     inputs = {"dataset": dataset(), **sockets, "steps": 1, "name": "anna"}
     run(nodes["TextualInversion"], **inputs)

@@ -8,7 +8,7 @@ whole denoiser and, if wanted, the text encoders; or a LoRA in them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -154,7 +154,14 @@ def class_size(photos: Sequence[Example]) -> tuple[int, int]:
     return prompts.require_one_size(photos, "of the person", ", or set the prior's weight to 0")
 
 
-def class_pictures(base: BaseModel, prompt: str, count: int, folder: Path, size: tuple[int, int]) -> list[Example]:
+def class_pictures(
+    base: BaseModel,
+    prompt: str,
+    count: int,
+    folder: Path,
+    size: tuple[int, int],
+    after_each: Callable[[], None] = lambda: None,
+) -> list[Example]:
     """`count` pictures of the class by the untouched model, (height, width) in pixels; those in the folder are reused.
 
     Raises LikenessError when the folder cannot be written to.
@@ -179,4 +186,5 @@ def class_pictures(base: BaseModel, prompt: str, count: int, folder: Path, size:
                 f"The class picture '{path}' could not be made or read ({error}): free some space, or delete it."
             ) from error
         found.append(Example(torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1).contiguous(), prompt))
+        after_each()
     return found
