@@ -345,10 +345,10 @@ def _check(
     detect: Detect | None,
 ) -> Grid:
     """The size of the latents. Raises LikenessError when something is lacking."""
-    for what, found in (("photo of the person", people), ("style photo", styles)):
+    for what, found, or_no_face in (("photo of the person", people, False), ("style photo", styles, True)):
         photos = [portrait.example for portrait in found]
         prompts.require_photos(photos, what)
-        require_masks(photos, Mask.FACE_NORMALISED, or_no_face=found is styles)
+        require_masks(photos, Mask.FACE_NORMALISED, or_no_face=or_no_face)
     parse_templates("\n".join((*settings.person_templates, *settings.style_templates)))
     if settings.subject == settings.style:
         raise LikenessError(
