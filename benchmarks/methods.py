@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from likeness.evaluation.identity import score_sight, see
-from likeness.evaluation.people import leak_pixels
+from likeness.evaluation.people import leak_pixels, rms_change
 from likeness.evaluation.table import (
     Facts,
     Record,
@@ -219,33 +219,36 @@ ABLATION_COLUMNS = {
 def ablate(everybody: Sequence[Sitter], world: World, variants: dict[str, Variant]) -> list[Record]:
     """Every variant for every person: composed prompts, two seeds each, and prompts that leave the place open."""
     records = []
+    composed = [prompt for prompt in COMPOSED for _ in range(2)]
+    unplaced = [prompt for prompt in OPEN for _ in range(8)]
     for row, sitter in enumerate(tqdm(everybody, desc="ablation", unit="person")):
+        seeds = [10_000 * row + 500 + number for number in range(len(composed))]
+        unplaced_seeds = [10_000 * row + 600 + number for number in range(len(unplaced))]
+        plain = world.portraits(composed, seeds)
         shown = portraits_of(world, sitter.held_out, DatasetKind.PERSON, SUBJECT)
         for name, variant in variants.items():
             tuned = taught("MagiCapture", world, sitter, **variant.changes)
             attention = {"attention": attention_outside(tuned, shown)}
-            asked = [prompt for prompt in COMPOSED for _ in range(2)]
-            seeds = [10_000 * row + 500 + number for number in range(len(asked))]
-            found = list(zip(asked, seeds, composed_measures(tuned, sitter, asked, seeds), strict=True))
-            found = [(prompt, seed, measures | attention) for prompt, seed, measures in found]
-            asked = [prompt for prompt in OPEN for _ in range(8)]
-            seeds = [10_000 * row + 600 + number for number in range(len(asked))]
-            found += zip(asked, seeds, open_measures(tuned, asked, seeds), strict=True)
-            for i, (prompt, seed, measures) in enumerate(found):
+            found = [measures | attention for measures in composed_measures(tuned, sitter, composed, seeds, plain)]
+            found += open_measures(tuned, unplaced, unplaced_seeds)
+            pictures = zip([*composed, *unplaced], [*seeds, *unplaced_seeds], found, strict=True)
+            for i, (prompt, seed, measures) in enumerate(pictures):
                 records.append(Record(name, sitter.name, prompt, seed, f"{name}/{sitter.name}-{i + 1}.png", measures))
     return records
 
 
 def composed_measures(
-    tuned: Tuned, sitter: Sitter, prompts: Sequence[str], seeds: Sequence[int]
+    tuned: Tuned, sitter: Sitter, prompts: Sequence[str], seeds: Sequence[int], plain: Tensor
 ) -> list[dict[str, float]]:
-    """Of each picture in the reference style: likeness, style, the place that the prompt names, and both leaks."""
+    """Of each picture in the reference style: likeness, style, the place that the prompt names, and both leaks.
+
+    plain: the base model's pictures of the same prompts and seeds.
+    """
     world, styled = tuned.world, [in_style(prompt) for prompt in prompts]
     pictures, anyone = tuned.portraits(styled, seeds), tuned.portraits(styled, seeds, named=False)
     likeness = score_sight(see(pictures, world.judge), sitter.judged).cosines
     leaks, of_word = (
-        leak_pixels(pictures, without, face_regions(world, without, pictures))
-        for without in (world.portraits(prompts, seeds), anyone)
+        leak_pixels(pictures, without, face_regions(world, without, pictures)) for without in (plain, anyone)
     )
     return [
         {
@@ -262,13 +265,11 @@ def composed_measures(
 def open_measures(tuned: Tuned, prompts: Sequence[str], seeds: Sequence[int]) -> list[dict[str, float]]:
     """Of each picture: what the person's word changes outside the face, and whether it changes the place."""
     pictures, anyone = tuned.portraits(prompts, seeds), tuned.portraits(prompts, seeds, named=False)
-    outside = 1 - face_regions(tuned.world, pictures, anyone)
-    change = (pictures - anyone).square().mean(-1)
-    rms = ((change * outside).sum((1, 2)) / outside.sum((1, 2))).sqrt()
+    _, outside = rms_change(pictures, anyone, face_regions(tuned.world, pictures, anyone))
     places = [[seen["scene"] for seen in tuned.world.read(series)] for series in (pictures, anyone)]
     return [
         {"outside": float(value), "place moved": float(named != without)}
-        for value, named, without in zip(rms, *places, strict=True)
+        for value, named, without in zip(outside, *places, strict=True)
     ]
 
 

@@ -102,11 +102,18 @@ def leak_pixels(with_person: torch.Tensor, without: torch.Tensor, region: torch.
     Pictures (n, H, W, 3) of the same seeds, region (H, W) or (n, H, W) 0..1. NaN where nothing changed inside or the
     region leaves no outside.
     """
+    inside, outside = rms_change(with_person, without, region)
+    return torch.where(inside > 0, outside / inside, torch.nan)
+
+
+def rms_change(
+    with_person: torch.Tensor, without: torch.Tensor, region: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """RMS change inside and outside of a region, (n,) each; arguments of `leak_pixels`. NaN where empty."""
     change = (with_person.double() - without.double()).pow(2).mean(-1)
     region = region.double().expand_as(change)
-    inside = (change * region).sum((1, 2)) / region.sum((1, 2))
-    outside = (change * (1 - region)).sum((1, 2)) / (1 - region).sum((1, 2))
-    return torch.where(inside > 0, (outside / inside).sqrt(), torch.nan)
+    inside, outside = ((change * part).sum((1, 2)) / part.sum((1, 2)) for part in (region, 1 - region))
+    return inside.sqrt(), outside.sqrt()
 
 
 def leak_attention(

@@ -118,7 +118,7 @@ def train_textual_inversion(
 
     run = _with_placeholders(run, dataset)
 
-    def make(base: BaseModel, device: torch.device, folder: Path) -> Recipe:
+    def make(base: BaseModel, device: torch.device) -> Recipe:
         captioned = [
             replace(example, caption=renamed(example.caption, dataset.trigger, method.token))
             for example in dataset.examples()
@@ -152,7 +152,7 @@ def train_dreambooth(
         **chosen,
     )
 
-    def make(base: BaseModel, device: torch.device, folder: Path) -> Recipe:
+    def make(base: BaseModel, device: torch.device) -> Recipe:
         if method.full:
             require_vae(base)  # before the class pictures
         examples = dataset.examples()
@@ -204,7 +204,7 @@ def train_magicapture(
     )
     run = _with_placeholders(run, person, style)
 
-    def make(base: BaseModel, device: torch.device, folder: Path) -> Recipe:
+    def make(base: BaseModel, device: torch.device) -> Recipe:
         measure = None if face_analysis is None else measure_on(face_analysis, device)
         people = portraits(person, measure, device)
         return magicapture(base, people, portraits(style), method, run.seed, measure)

@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from ..training.config import Precision, RunSettings, Settings, network_dtype
 from ..training.dataset import Dataset
 from ..training.dataset_folder import safe_name
 from ..training.engine import Watch, make_accelerator, train
-from ..training.export import TrainingRecord, free_path
+from ..training.export import TrainingRecord, write_new
 from ..training.files import write_whole
 from ..training.objectives.identity import Measure, arcface_measure
 from ..training.previews import sample_pictures
@@ -71,7 +70,7 @@ class Job:
     datasets: Sequence[Dataset]
     run: RunSettings
     method: Settings
-    make: Callable[[BaseModel, torch.device, Path], Recipe]
+    make: Callable[[BaseModel, torch.device], Recipe]
     sample_prompts: Sequence[str]
     also: str = ""  # whatever else decides over the result, for finding the run again
 
@@ -109,7 +108,7 @@ def _train(job: Job, base: BaseModel, folder: Path) -> None:
     accelerator = make_accelerator(job.run, cpu=device.type == "cpu")
     base.to(accelerator.device, network_dtype(job.method, job.run))
     host.throw_exception_if_processing_interrupted()
-    recipe = job.make(base, accelerator.device, folder)
+    recipe = job.make(base, accelerator.device)
     result = train(base, recipe, job.run, folder, _watch(folder), accelerator)
     if not result.complete:
         host.throw_exception_if_processing_interrupted()
@@ -130,7 +129,7 @@ def _train(job: Job, base: BaseModel, folder: Path) -> None:
         with TemporaryDirectory(prefix="result-", dir=folder) as temporary:
             published = [_publish(path) for path in recipe.save(Path(temporary), job.name, record)]
         finished = {kind: [name for k, name in published if k == kind] for kind in KINDS}
-        write_whole(folder / FINISHED, json.dumps(finished, indent=1))
+        write_whole(folder / FINISHED, lambda part: part.write_text(json.dumps(finished, indent=1), encoding="utf-8"))
     log.info("[likeness] Trained %s: %s", job.name, ", ".join(name for _, name in published))
 
 
@@ -240,15 +239,9 @@ def _publish(path: Path) -> tuple[str, str]:
         kind = _kind(file.keys())
     reasons = []
     for place in _places(kind):
-        taken: list[Path] = []
         try:
-            taken.append(target := free_path(place, path.stem))
-            taken.append(part := target.with_name(f".{target.name}.part"))
-            shutil.copyfile(path, part)
-            os.replace(part, target)
+            target = write_new(place, path.stem, lambda part: shutil.copyfile(path, part))
         except OSError as error:
-            for leftover in taken:
-                leftover.unlink(missing_ok=True)
             reasons.append(f"{place}: {error.strerror or error}")
             continue
         return kind, target.name

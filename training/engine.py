@@ -160,7 +160,7 @@ def _claim(folder: Path, base: BaseModel, recipe: Recipe, settings: RunSettings,
     if writes:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps(ours, indent=2))
+            write_whole(file, lambda part: part.write_text(json.dumps(ours, indent=2), encoding="utf-8"))
         except OSError as error:
             raise LikenessError(
                 f"The run folder '{folder}' cannot be written to ({error}): choose another one, or free some space."

@@ -21,3 +21,8 @@ class Example:
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.pixels.shape[-2], self.pixels.shape[-1]
+
+    @property
+    def shows_face(self) -> bool:
+        """Whether the mask says where a face is."""
+        return self.face_mask is not None and bool((self.face_mask > 0.5).any())

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from ..errors import LikenessError
 from .checkpoint_layout import checkpoint_weights
 from .embedding_files import TokenEmbedding, embedding_tensors
+from .files import write_whole
 from .lora import LoraPair
 from .lora_files import SDXL_TEXT_1, SDXL_TEXT_2, TEXT, kohya_text_names, kohya_unet_names, kohya_weights
 from .noise import Prediction
@@ -135,6 +135,17 @@ def free_path(folder: Path, name: str, suffix: str = ".safetensors") -> Path:
     raise AssertionError("unreachable")
 
 
+def write_new(folder: Path, name: str, write: Callable[[Path], Any]) -> Path:
+    """A file of a free name in the folder, which `write` fills: whole, or not there at all; returns its path."""
+    path = free_path(folder, name)
+    try:
+        write_whole(path, write)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
+
+
 def write_safetensors(
     tensors: Mapping[str, Tensor], folder: Path, name: str, metadata: Mapping[str, str] | None = None
 ) -> Path:
@@ -151,21 +162,13 @@ def write_safetensors(
             "train again from the last saved step."
         )
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    path = partial = None
     try:
-        path = free_path(folder, name)
-        partial = path.with_name(f".{path.name}.part")
-        save_file(plain, partial, dict(metadata or {}))
-        os.replace(partial, path)
+        return write_new(folder, name, lambda part: save_file(plain, part, dict(metadata or {})))
     except Exception as error:
-        for leftover in (partial, path):
-            if leftover is not None:
-                leftover.unlink(missing_ok=True)
         raise LikenessError(
             f"'{name}' could not be saved in the folder '{folder.name}' ({error}): free some space or choose a folder "
             "that can be written to."
         ) from error
-    return path
 
 
 def _as(dtype: torch.dtype, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LikenessError
+from .files import write_whole
 from .muon import Together
 from .team import Team
 
@@ -112,16 +113,13 @@ class Run:
         if self.team.rank:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_suffix(".partial")
         try:
-            torch.save(self.state(), partial)
+            write_whole(self.file, lambda part: torch.save(self.state(), part))
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
             raise LikenessError(
                 f"The training's state could not be written to '{self.file}' ({error}): free some space and start "
                 f"again, it goes on from the last saved state."
             ) from error
-        partial.replace(self.file)
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LikenessError
+from .files import write_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,10 +29,9 @@ class LossLog:
         """Forget what a phase wrote after its last saved step."""
         if self._writes:
             rows = [row for row in read_losses(self.file) if row["phase"] != phase or int(row["step"]) <= step]
-            partial = self.file.with_suffix(".partial")
+            table = [dict(zip(self._columns, self._columns, strict=True)), *rows]
             with self._explained():
-                self._write(partial, "w", [dict(zip(self._columns, self._columns, strict=True)), *rows])
-                partial.replace(self.file)
+                write_whole(self.file, lambda part: self._write(part, "w", table))
 
     def add(self, phase: str, step: int, losses: Mapping[str, float]) -> None:
         """Append one step."""

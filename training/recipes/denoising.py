@@ -31,7 +31,7 @@ def require_masks(photos: Sequence[Example], mask: Mask, or_no_face: bool = Fals
     if mask is Mask.NONE:
         return
     for number, photo in enumerate(photos, 1):
-        if photo.face_mask is None or not (or_no_face or bool((photo.face_mask > 0.5).any())):
+        if photo.face_mask is None or not (or_no_face or photo.shows_face):
             raise LikenessError(
                 f"Photo {number} has no face mask: find its face with Portrait Dataset, leave the photo out, or train "
                 "without a mask."

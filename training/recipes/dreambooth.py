@@ -22,6 +22,7 @@ from ..base_model import BaseModel
 from ..config import Group, LoraSettings, Schedule, Settings
 from ..examples import Example
 from ..export import TrainingRecord, save_checkpoint, save_lora
+from ..files import write_whole
 from ..lora import trained_pairs
 from ..objectives.prior_preservation import PriorPreservation, prior_preservation
 from ..objectives.snr_weighting import min_snr
@@ -176,9 +177,7 @@ def class_pictures(
             if not path.exists():
                 picture = sample_pictures(base, [prompt], size, seed=number)[0]
                 pixels = (picture * 255).round().byte().permute(1, 2, 0).numpy()
-                partial_file = path.with_suffix(".partial")
-                Image.fromarray(pixels).save(partial_file, format="png")
-                partial_file.replace(path)
+                write_whole(path, partial(Image.fromarray(pixels).save, format="png"))
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB").resize((size[1], size[0])), np.float32)
         except OSError as error:

@@ -227,8 +227,7 @@ class Shots:
     @cached_property
     def _faces(self) -> list[int]:
         """Which style photos show a face: only there can the person's be."""
-        masks = [portrait.example.face_mask for portrait in self.styles]
-        return [j for j, mask in enumerate(masks) if mask is not None and bool((mask > 0.5).any())]
+        return [j for j, portrait in enumerate(self.styles) if portrait.example.shows_face]
 
     def items(self) -> list[tuple[Kind, int, int]]:
         """Kind, which person's photo, which style photo."""
