@@ -1,0 +1,105 @@
+"""Whole files: nothing cut under a final name, nothing overwritten, whoever else writes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from likeness import storage
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_failing_write_leaves_the_old_file_and_no_litter(tmp_path):
+    file = tmp_path / "state.json"
+    file.write_text("old")
+
+    def full(part: Path) -> None:
+        part.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        storage.write_whole(file, full)
+    assert file.read_text() == "old"
+    assert names(tmp_path) == ["state.json"]
+
+
+def test_nothing_lies_under_the_final_name_while_it_is_written(tmp_path):
+    seen = []
+
+    def write(part: Path) -> None:
+        part.write_bytes(b"x")
+        seen.extend(names(tmp_path))
+
+    storage.write_whole(tmp_path / "state.pt", write)
+    assert [name for name in seen if not name.endswith(storage.PART)] == []
+    made = storage.write_new(tmp_path, "person", ".safetensors", write)
+    assert [name for name in seen if not name.endswith(storage.PART)] == ["state.pt"]
+    assert made.read_bytes() == b"x"
+
+
+def test_the_file_and_its_folder_are_on_the_disk_before_the_call_returns(tmp_path, monkeypatch):
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_mode & 0o170000), real(handle)))
+    storage.write_whole(tmp_path / "a", lambda part: part.write_bytes(b"x"))
+    assert synced == [0o100000, 0o040000]
+
+
+def test_taken_names_are_numbered(tmp_path):
+    for expected in ("person.png", "person_2.png", "person_3.png"):
+        assert storage.write_new(tmp_path, "person", ".png", lambda part: part.touch()).name == expected
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_name_taken_while_writing_is_not_overwritten(tmp_path, monkeypatch, links):
+    if not links:
+
+        def refuse(*_: object) -> None:
+            raise OSError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+
+    def write(part: Path) -> None:
+        part.write_text("ours")
+        (tmp_path / "person.png").write_text("theirs")
+
+    made = storage.write_new(tmp_path, "person", ".png", write)
+    assert (made.name, made.read_text()) == ("person_2.png", "ours")
+    assert (tmp_path / "person.png").read_text() == "theirs"
+    assert names(tmp_path) == ["person.png", "person_2.png"]
+
+
+def test_long_names_of_wide_letters_fit(tmp_path):
+    stem = "像" * 80  # 240 bytes, of 255 that are allowed
+    assert storage.write_new(tmp_path, stem, ".png", lambda part: part.touch()).name == stem + ".png"
+
+
+def test_what_a_killed_process_left_is_swept_and_a_living_one_is_not(tmp_path):
+    old, fresh = tmp_path / ".a.1-00.part", tmp_path / ".a.2-00.part"
+    old.touch(), fresh.touch()
+    os.utime(old, (time.time() - 7200,) * 2)
+    storage.write_whole(tmp_path / "a", lambda part: part.touch())
+    assert names(tmp_path) == [".a.2-00.part", "a"]
+
+
+def _save_twenty(folder: Path, mark: str) -> None:
+    for _ in range(20):
+        storage.write_new(folder, "person", ".txt", lambda part: part.write_text(mark))
+
+
+def test_processes_that_save_under_one_name_lose_nothing(tmp_path):
+    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    processes = [context.Process(target=_save_twenty, args=(tmp_path, str(i))) for i in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    marks = [path.read_text() for path in tmp_path.iterdir()]
+    assert sorted(marks) == sorted(str(i) for i in range(4) for _ in range(20))
