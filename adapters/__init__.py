@@ -1,23 +1,25 @@
 """Tuning-free systems: their networks, their official weight layouts, and how an identity becomes tokens.
 
-`load` detects which system a file belongs to from its keys. A new system is one module and one line in `_SYSTEMS`.
+`load` finds out which system a file belongs to (`system.kind_of`). A new one is one module and one line in `SYSTEMS`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor
 
 from ..errors import LikenessError
+from . import others
 from .files import read_weights
-from .ip_adapter import Evidence, IPAdapter, Variant, is_ip_adapter, official_layout
+from .ip_adapter import SYSTEM as IP_ADAPTER
+from .ip_adapter import Evidence, IPAdapter, Variant
+from .system import Kind, Sureness, WeightFile, kind_of
 from .types import BaseModel, IdentityTokens, SiteWeight, SiteWeights
 
 __all__ = [
+    "SYSTEMS",
     "BaseModel",
     "Evidence",
     "IPAdapter",
@@ -29,50 +31,52 @@ __all__ = [
     "load",
 ]
 
-
-class _System(NamedTuple):
-    matches: Callable[[Mapping[str, Tensor]], bool]
-    build: Callable[[Mapping[str, Tensor], str, int | None], IPAdapter]
+SYSTEMS: tuple[Kind, ...] = (IP_ADAPTER,)
 
 
-_SYSTEMS = [_System(is_ip_adapter, IPAdapter)]
+def load(path: Path, plus_version: int | None = None, system: str | None = None) -> IPAdapter:
+    """The adapter in a weight file, whatever its name.
 
-# What else people put into the folder, told by a key, and where it belongs.
-_STRANGERS = [
-    (("vision_model.", "visual."), "a CLIP vision model: load it with Load CLIP Vision"),
-    (("model.diffusion_model.", "first_stage_model."), "a checkpoint: load it with Load Checkpoint"),
-    (("control_model.", "controlnet_cond_embedding."), "a ControlNet: load it with Load ControlNet Model"),
-    (("down_blocks.", "input_blocks.", "double_blocks."), "a denoiser: load it with Load Diffusion Model"),
-]
-_LORA = re.compile(r"^lora_|\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.")  # of kohya, peft and diffusers
+    plus_version: 1 or 2 settles FaceID-Plus, None tells by name. system: the title of one of `SYSTEMS`, where the
+    content alone cannot tell; None finds out.
 
-
-def load(path: Path, plus_version: int | None = None) -> IPAdapter:
-    """The adapter in a weight file, whatever its name. plus_version: 1 or 2 settles FaceID-Plus, None tells by name.
-
-    Raises LikenessError for files that are damaged, that hold code, or that are something else than an adapter.
+    Raises LikenessError for files that are damaged, that hold code, that are something else than an adapter, or that
+    can belong to several systems.
     """
     weights, metadata = read_weights(path)
-    if plus_version is None and metadata.get("faceid_plus_version") in ("1", "2"):
-        plus_version = int(metadata["faceid_plus_version"])
-    return build(weights, path.name, plus_version)
+    if plus_version is not None:
+        metadata = {**metadata, "faceid_plus_version": str(plus_version)}
+    parents = tuple(parent.name for parent in path.absolute().parents)
+    return _load(WeightFile(path.name, weights, metadata, parents), system)
 
 
 def build(weights: Mapping[str, Tensor], name: str, plus_version: int | None = None) -> IPAdapter:
-    """The adapter these weights (in any published layout) make up; `name` is used in messages and to tell versions."""
-    for system in _SYSTEMS:
-        if system.matches(weights):
-            return system.build(weights, name, plus_version)
-    if any(key.startswith(("image_proj.", "ip_adapter.")) for key in official_layout(weights)):
-        raise LikenessError(
-            f"'{name}' is not a complete IP-Adapter file (half of it is missing): download it again, or choose another."
-        )
-    if any(_LORA.search(key) for key in weights):
-        raise LikenessError(
-            f"'{name}' is a LoRA, not an identity adapter: choose the adapter itself (FaceID files bring their LoRA), "
-            "or load this file with Load LoRA."
-        )
-    for prefixes, what in _STRANGERS:
-        if any(key.startswith(prefixes) for key in weights):
-            raise LikenessError(f"'{name}' is {what}; this node wants an identity adapter such as IP-Adapter FaceID.")
-    raise LikenessError(f"'{name}' is not an identity adapter this pack knows: choose an IP-Adapter file.")
+    """The IP-Adapter that weights in any published layout make up; `name` is used in messages and to tell versions."""
+    metadata = {} if plus_version is None else {"faceid_plus_version": str(plus_version)}
+    return _load(WeightFile(name, weights, metadata), IP_ADAPTER.title)
+
+
+def _load(file: WeightFile, system: str | None) -> IPAdapter:
+    if system is not None:
+        return _load_as(file, system)
+    kind = kind_of(file, (*SYSTEMS, *others.ANNOUNCED))
+    if kind is None:
+        raise others.explain(file)
+    if kind.load is None:
+        raise others.not_yet(file, kind)
+    return kind.load(file)
+
+
+def _load_as(file: WeightFile, title: str) -> IPAdapter:
+    """The adapter of a file whose system the user has chosen."""
+    load_file = next((kind.load for kind in SYSTEMS if kind.title == title), None)
+    if load_file is None:
+        titles = ", ".join(kind.title for kind in SYSTEMS)
+        raise LikenessError(f"The system {title!r} does not exist: choose {titles}.")
+    try:
+        return load_file(file)
+    except LikenessError as error:  # it is none of these: say what it is, where that is known
+        sure = next((kind for kind in others.ANNOUNCED if kind.recognise(file) is Sureness.YES), None)
+        if sure is not None:
+            raise others.not_yet(file, sure) from error
+        raise

@@ -33,11 +33,13 @@ from .networks import (
     TokenwiseProjection,
     build_projection,
 )
+from .system import Kind, Sureness, WeightFile
 from .types import BaseModel, IdentityTokens
 
 log = logging.getLogger("likeness")
 
 ID_DIM = 512  # of every recogniser that published FaceID files were trained on
+_CLIP_WIDTHS = (1024, 1280, 1664)  # of the hidden states of ViT-L/14, ViT-H/14 and ViT-bigG/14
 PORTRAIT_TOKENS = 16  # per photo; the other variants that read an embedding use 4
 _BASE_OF_TEXT_WIDTH = {768: BaseModel.SD15, 1024: BaseModel.SD21, 2048: BaseModel.SDXL}
 _MINIATURE_SITES = [(128, 128)] * 7  # (width, text width): many small nets share the one or the other, none both
@@ -276,10 +278,32 @@ class IPAdapter(nn.Module):
         yield from self.ip_adapter.values()  # type: ignore[misc]
 
 
-def is_ip_adapter(weights: Mapping[str, Tensor]) -> bool:
-    """Whether the keys (any of the published layouts) are those of an IP-Adapter file."""
-    keys = official_layout(weights)
-    return any(k.startswith("image_proj.") for k in keys) and any(k.endswith(".to_k_ip.weight") for k in keys)
+def recognise(file: WeightFile) -> Sureness:
+    """Whether a file (in any of the published layouts) is an IP-Adapter.
+
+    InstantID's file has the keys and shapes of FaceID Portrait (raw embedding): that variant is only possible, unless
+    the name says more.
+    """
+    weights = official_layout(file.weights)
+    projection = {key.partition(".")[2]: value for key, value in weights.items() if key.startswith("image_proj.")}
+    if not projection or not any(key.endswith(".to_k_ip.weight") for key in weights):
+        return Sureness.NO
+    try:
+        network = build_projection(projection)
+    except (KeyError, RuntimeError, ValueError, IndexError):
+        return Sureness.POSSIBLE  # a damaged one, if no other system knows it
+    if not isinstance(network, Resampler) or network.proj_in.in_features in _CLIP_WIDTHS:
+        return Sureness.YES
+    return Sureness.YES if re.search("portrait|unnorm", file.name.lower()) else Sureness.POSSIBLE
+
+
+def load(file: WeightFile) -> IPAdapter:
+    """The adapter of a file that was recognised."""
+    version = file.metadata.get("faceid_plus_version")
+    return IPAdapter(file.weights, file.name, int(version) if version in ("1", "2") else None)
+
+
+SYSTEM = Kind("IP-Adapter", recognise, ("ipadapter",), load)
 
 
 def official_layout(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

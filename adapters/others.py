@@ -1,0 +1,100 @@
+"""Weight files that are known but cannot be loaded as identity adapters: what each is, and where it belongs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from ..errors import LikenessError
+from .system import Kind, Sureness, WeightFile
+
+_LORA = re.compile(r"^lora_|\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.")  # of kohya, peft and diffusers
+
+
+def _sure(found: bool) -> Sureness:
+    return Sureness.YES if found else Sureness.NO
+
+
+def _instantid(file: WeightFile) -> Sureness:
+    """A Resampler over one raw embedding, for SDXL: the shapes of FaceID Portrait (raw embedding) as well."""
+    latents, reads = file.shape("image_proj.latents"), file.shape("image_proj.proj_in.weight")
+    if latents is None or reads is None or not file.has("ip_adapter.1.to_k_ip."):
+        return Sureness.NO
+    if file.shape("image_proj.proj_out.weight") != (2048, latents[2]) or reads[1] != 512:
+        return Sureness.NO
+    named = file.name.lower() in ("ip-adapter.bin", "ip-adapter.safetensors") or "instantid" in file.name.lower()
+    return Sureness.YES if named else Sureness.POSSIBLE
+
+
+def _photomaker(file: WeightFile) -> Sureness:
+    return _sure(file.has("id_encoder.", "lora_weights.") or file.has("id_encoder.fuse_module."))
+
+
+def _storymaker(file: WeightFile) -> Sureness:
+    return _sure(file.has("image_proj_model.pos_embed", "image_proj_model.bg_embed"))
+
+
+def _pulid(file: WeightFile) -> Sureness:
+    official = file.has("id_adapter.", "id_adapter_attn_layers.")
+    # Re-packed under IP-Adapter's names: its encoders map the layers of the image encoder one by one.
+    return _sure(official or file.has("image_proj.mapping_0.", "ip_adapter."))
+
+
+def _pulid_flux(file: WeightFile) -> Sureness:
+    return _sure(file.has("pulid_ca.") or file.has("pulid_encoder."))
+
+
+def _fastcomposer(file: WeightFile) -> Sureness:
+    return _sure(file.has("postfuse_module."))
+
+
+def _keys(*prefixes: str) -> Callable[[WeightFile], bool]:
+    return lambda file: any(file.has(prefix) for prefix in prefixes)
+
+
+def _is_lora(file: WeightFile) -> bool:
+    return any(_LORA.search(key) for key in file.weights)
+
+
+# Systems whose files are recognised, so that none of them is taken for an IP-Adapter.
+ANNOUNCED = (
+    Kind("InstantID", _instantid, ("instantid",)),
+    Kind("PhotoMaker", _photomaker, ("photomaker",)),
+    Kind("StoryMaker", _storymaker, ("storymaker",)),
+    Kind("PuLID for SDXL", _pulid, ("pulid",)),
+    Kind("PuLID for FLUX", _pulid_flux, ("pulid",)),
+    Kind("FastComposer", _fastcomposer),
+)
+
+# What else people put into the folder. The first that fits, so the surest sign goes first.
+_STRANGERS = (
+    (
+        _is_lora,
+        "is a LoRA, not an identity adapter: choose the adapter itself (FaceID files bring their LoRA), or load this "
+        "file with Load LoRA",
+    ),
+    (
+        _keys("image_proj.", "ip_adapter.", "image_proj_model.", "adapter_modules."),
+        "is not a complete IP-Adapter file (half of it is missing): download it again, or choose another",
+    ),
+    (_keys("vision_model.", "visual."), "is a CLIP vision model: load it with Load CLIP Vision"),
+    (_keys("model.diffusion_model.", "first_stage_model."), "is a checkpoint: load it with Load Checkpoint"),
+    (_keys("control_model.", "controlnet_cond_embedding."), "is a ControlNet: load it with Load ControlNet Model"),
+    (_keys("down_blocks.", "input_blocks.", "double_blocks."), "is a denoiser: load it with Load Diffusion Model"),
+)
+
+
+def explain(file: WeightFile) -> LikenessError:
+    """What to say of a file that is of no adapter kind."""
+    what = next((what for fits, what in _STRANGERS if fits(file)), None)
+    if what is None:
+        return LikenessError(f"{file.name!r} is not an identity adapter this pack knows: choose an IP-Adapter file.")
+    return LikenessError(f"{file.name!r} {what}.")
+
+
+def not_yet(file: WeightFile, kind: Kind) -> LikenessError:
+    """What to say of an adapter of a system that is recognised but not built."""
+    return LikenessError(
+        f"{file.name!r} is an adapter of {kind.title}, which Load Identity Adapter does not support: choose an "
+        "IP-Adapter or FaceID file."
+    )
