@@ -116,6 +116,8 @@ def references(
     weight: the strength at every site before the weight type spreads it. encode: `adapter.encode`, or the same with
     the weights on another device. Raises LikenessError in words for everything that is missing or does not fit.
     """
+    if identity is not None and adapter.recogniser in identity.recognisers:
+        identity = identity.as_seen_by(adapter.recogniser)
     show = _Show(adapter, identity, encoder, options, encode or adapter.encode)
     _check_identity(adapter, identity, options)
     spread = partial(_spread, options, layout)
@@ -355,6 +357,7 @@ def _check_identity(adapter: IPAdapter, identity: Identity | None, options: Refe
     if identity.recogniser != adapter.recogniser and not options.any_recogniser:
         raise LikenessError(
             f"The adapter '{adapter.name}' was trained on the recogniser {adapter.recogniser}, but the identity "
-            f"'{identity.name}' was made with {identity.recogniser}, whose embeddings mean another face: make it with "
+            f"'{identity.name}' was made with {identity.recogniser}, whose embeddings mean another face: install "
+            f"{adapter.recogniser} (the identity is then seen again from its own crops), make it with "
             f"{adapter.recogniser}, or allow any recogniser in IP-Adapter Options."
         )

@@ -24,9 +24,7 @@ from ..faces import (
     mean_direction,
     order_faces,
     to_photos,
-    unit,
 )
-from ..faces.align import arcface_template
 from ..faces.analysis import Recogniser
 from .statistics import auc, eer, threshold_at
 
@@ -277,12 +275,9 @@ def references_of(identity: Identity, judge: FaceAnalysis) -> References:
     need no detector; where the identity has none, its heads are searched.
     """
     recogniser = recogniser_of(judge)
-    if identity.recogniser == recogniser.name:
-        return References(identity.unit_embeddings, identity.weights)
-    if len(identity.aligned):
-        points = arcface_template(identity.aligned.shape[1]).astype(np.float32)
-        rows = [recogniser.embed(np.ascontiguousarray(crop), points) for crop in identity.aligned.numpy()]
-        return References(unit(torch.from_numpy(np.stack(rows))), identity.weights)
+    if recogniser.name in identity.recognisers or len(identity.aligned):
+        seen = identity.seen_again(recogniser).as_seen_by(recogniser.name)
+        return References(seen.unit_embeddings, seen.weights)
     sight = see(identity.heads.float() / 255, judge)
     if not bool(sight.found.any()):
         raise LikenessError(

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ..errors import LikenessError
-from .align import arcface_crop, ffhq_crop, head_crop
+from .align import arcface_crop, arcface_template, ffhq_crop, head_crop
 from .face import Face
 from .similarity import cosine_similarity, mean_direction, unit
+
+if TYPE_CHECKING:
+    from .analysis import Recogniser
 
 ALIGNED_SIZE, PORTRAIT_SIZE, HEAD_SIZE = 224, 512, 512
 HEAD_FACTOR = 2.0  # side of a head crop, in sides of the face box
 OUTLIER_COSINE = 0.25  # two photos of one person are rarely less alike, two persons rarely more (ArcFace)
-FILE_KIND, FILE_VERSION = "likeness.identity", 1
+FILE_KIND, FILE_VERSION = "likeness.identity", 2
+ALSO = "embeddings."  # of a recogniser beside the first: tensors of this prefix and its name. Optional, since version 2
 NOTICE = (
     "This file holds biometric data of a person: face embeddings and face pictures. Share it only with that "
     "person's consent; the law of many countries protects it."
@@ -44,7 +49,8 @@ class Identity:
     """One person, n photos. Pictures are RGB; coordinates are pixels of the photo a row came from.
 
     When the detector gives boxes only, `aligned`, `portraits` and `keypoints` have no rows; without a recogniser
-    `embeddings` is (n, 0) and `recogniser` None. Adapters that need more say so.
+    `embeddings` is (n, 0) and `recogniser` None. Adapters that need more say so. Methods read embeddings of different
+    recognisers: `also` holds those of others than the first, and `as_seen_by` brings one of them forward.
     """
 
     name: str
@@ -58,6 +64,7 @@ class Identity:
     boxes: torch.Tensor  # (n, 4) float32
     photo_sizes: torch.Tensor  # (n, 2) int64: height, width
     outliers: tuple[str, ...] = ()  # sentences about photos that do not fit the others
+    also: Mapping[str, torch.Tensor] = field(default_factory=dict)  # other recogniser -> (n, D) float32, raw
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -66,6 +73,40 @@ class Identity:
     def has_embeddings(self) -> bool:
         """Whether a recogniser has seen this person."""
         return self.embeddings.shape[1] > 0
+
+    @property
+    def recognisers(self) -> tuple[str, ...]:
+        """The recognisers whose embeddings it holds, the one that made it first."""
+        return (*([self.recogniser] if self.recogniser else []), *self.also)
+
+    def as_seen_by(self, recogniser: str) -> Identity:
+        """The same person with that recogniser's embeddings in `embeddings`. KeyError when it holds none of them."""
+        if recogniser == self.recogniser:
+            return self
+        others = {name: rows for name, rows in self.also.items() if name != recogniser}
+        if self.recogniser:
+            others[self.recogniser] = self.embeddings
+        return replace(self, recogniser=recogniser, embeddings=self.also[recogniser], also=others)
+
+    def seen_again(self, recogniser: Recogniser) -> Identity:
+        """The same person with the embeddings of one more recogniser, made from the aligned crops.
+
+        The crops are the ArcFace crop at twice its size, so no detector is needed; embeddings differ from those of the
+        photo by what scaling a crop costs. LikenessError when there are no aligned crops.
+        """
+        if recogniser.name in self.recognisers:
+            return self
+        if not len(self.aligned):
+            raise LikenessError(
+                f"The identity '{self.name}' has no aligned face to be seen by {recogniser.name}, because its detector "
+                "gave no keypoints: make it with a face analysis that does, for example buffalo_l, OpenCV or MTCNN."
+            )
+        points = arcface_template(ALIGNED_SIZE).astype(np.float32)
+        rows = [recogniser.embed(np.ascontiguousarray(crop), points) for crop in self.aligned.numpy()]
+        made = torch.from_numpy(np.stack(rows)).float()
+        if not self.recogniser:
+            return replace(self, recogniser=recogniser.name, embeddings=made)
+        return replace(self, also={**self.also, recogniser.name: made})
 
     @property
     def unit_embeddings(self) -> torch.Tensor:
@@ -99,7 +140,9 @@ class Identity:
             "outliers": json.dumps(self.outliers),
             "notice": NOTICE,
         }
-        content = save({key: getattr(self, key).contiguous() for key in _PER_PHOTO}, metadata)
+        tensors = {key: getattr(self, key) for key in _PER_PHOTO}
+        tensors |= {f"{ALSO}{name}": rows for name, rows in self.also.items()}
+        content = save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with path.open("xb") as file:
@@ -137,12 +180,17 @@ class Identity:
         missing = [key for key in _PER_PHOTO if key not in tensors]
         if missing:
             raise LikenessError(f"The identity file {path.name} lacks {', '.join(missing)}: save the identity again.")
+        also = {key.removeprefix(ALSO): rows for key, rows in tensors.items() if key.startswith(ALSO)}
+        count = len(tensors["boxes"])
+        if not all(rows.dtype == torch.float32 and rows.ndim == 2 and len(rows) == count for rows in also.values()):
+            raise damaged
         if not isinstance(outliers, list) or not _rows_fit(tensors):
             raise damaged
         return cls(
             name=metadata.get("name", path.stem),
             recogniser=metadata.get("recogniser") or None,
             outliers=tuple(str(text) for text in outliers),
+            also=also,
             **{key: tensors[key] for key in _PER_PHOTO},
         )
 
@@ -150,7 +198,8 @@ class Identity:
         """The same person from some of the photos (indices), their weights kept."""
         rows = {key: getattr(self, key) for key in _PER_PHOTO}
         chosen = torch.as_tensor(list(photos), dtype=torch.long)
-        return replace(self, **{key: value[chosen] if len(value) else value for key, value in rows.items()})
+        also = {name: value[chosen] for name, value in self.also.items()}
+        return replace(self, also=also, **{key: value[chosen] if len(value) else value for key, value in rows.items()})
 
 
 def build_identity(
@@ -263,6 +312,7 @@ def combine(
         raise LikenessError(f"There are {len(identities)} identities but {len(strengths)} weights: give one for each.")
     if not all(0 <= weight < math.inf for weight in strengths) or sum(strengths) == 0:
         raise LikenessError("The weights of the identities must not be negative, and one must be above zero.")
+    identities = _seen_by_one(identities)
     recognisers = {identity.recogniser for identity in identities}
     if len(recognisers) > 1:
         names = ", ".join(sorted(str(r) for r in recognisers))
@@ -281,9 +331,19 @@ def combine(
     if len({len(keypoints) > 0 for keypoints in together["keypoints"]}) > 1:  # some have boxes only: all or none
         for key in _NEED_KEYPOINTS:
             together[key] = [tensor[:0] for tensor in together[key]]
+    shared = [name for name in identities[0].also if all(name in identity.also for identity in identities)]
     return Identity(
         name=name or " + ".join(dict.fromkeys(identity.name for identity in identities)),
+        also={name: torch.cat([identity.also[name] for identity in identities]) for name in shared},
         recogniser=identities[0].recogniser,
         outliers=tuple(f"{i.name}: {text}" for i in identities for text in i.outliers),
         **{key: torch.cat(tensors) for key, tensors in (together | {"weights": photo_weights}).items()},
     )
+
+
+def _seen_by_one(identities: Sequence[Identity]) -> Sequence[Identity]:
+    """The identities as the first recogniser sees them that all of them know; as they are when there is none."""
+    for recogniser in identities[0].recognisers:
+        if all(recogniser in identity.recognisers for identity in identities):
+            return [identity.as_seen_by(recogniser) for identity in identities]
+    return identities

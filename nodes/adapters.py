@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from comfy_api.latest import io
@@ -12,6 +13,9 @@ from comfy_api.latest import io
 from ..errors import LikenessError
 from .choices import finite
 from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema
+
+if TYPE_CHECKING:
+    from ..faces import Identity
 
 log = logging.getLogger("likeness")
 
@@ -200,6 +204,8 @@ class ApplyIdentity(io.ComfyNode):
         sites = binding.sites_of(model)
         check_fit(adapter, sites, binding.model_name(model))
         encoder = ComfyClipEncoder(clip_vision) if clip_vision is not None else None
+        if identity is not None and adapter.adapter.needs_embedding and not options.reference.any_recogniser:
+            identity = seen_by(identity, adapter.adapter.recogniser)
         found = references(
             adapter.adapter, identity, encoder, options.reference, layout_of(sites), weight, adapter.encode
         )
@@ -228,6 +234,29 @@ class ApplyIdentity(io.ComfyNode):
             report += " The MODEL has the adapter's LoRA from another node; it was not added a second time."
         log.info("[likeness] %s", report)
         return io.NodeOutput(patched, report)
+
+
+# Identities that a second recogniser has seen, as long as they live: the same crops are embedded once.
+_seen: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+def seen_by(identity: Identity, recogniser: str) -> Identity:
+    """The identity with the embeddings of one more recogniser, where its pack is installed and crops were kept.
+
+    So a method that reads antelopev2 takes an identity made with buffalo_l. Otherwise it is returned as it is.
+    """
+    from ..faces import load_pack
+    from ..models_download import find_insightface_pack, list_insightface_packs
+
+    known = _seen.get(identity, identity)
+    if recogniser in known.recognisers or not len(known.aligned) or recogniser not in list_insightface_packs():
+        return known
+    analysis = load_pack(find_insightface_pack(recogniser))
+    if analysis.recogniser is None or analysis.recogniser.name != recogniser:
+        return known
+    log.info("[likeness] '%s' is seen again by %s, from the face crops it carries.", identity.name, recogniser)
+    _seen[identity] = known.seen_again(analysis.recogniser)
+    return _seen[identity]
 
 
 def _report(adapter: Any, identity: Any, injections: Any, sites: Any, changed: int, lora_strength: float) -> str:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from safetensors.torch import save_file
 
 from likeness.errors import LikenessError
 from likeness.faces import Combine, Face, Identity, build_identity, combine, cosine_similarity, unit
-from likeness.faces.align import ARCFACE_112, FFHQ_512
+from likeness.faces.align import ARCFACE_112, FFHQ_512, arcface_template
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (150, 130, 3), dtype=np.uint8)
 
@@ -220,3 +222,101 @@ def test_a_person_seen_in_boxes_only_takes_the_crops_away_from_the_sum():
     boxes = build_identity([PHOTO], [face(points=False)])
     together = combine([build_identity([PHOTO], [face()]), boxes])
     assert len(together) == 2 and len(together.aligned) == 0 and len(together.keypoints) == 0
+
+
+# Several recognisers, and the versions of the file -------------------------------------------------------------------
+
+
+class ByBrightness:
+    """A recogniser that says how bright a crop is, and notes what it was shown."""
+
+    name = "antelopev2"
+
+    def __init__(self) -> None:
+        self.shown = []
+
+    def embed(self, image_rgb: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+        self.shown.append((image_rgb, keypoints))
+        return np.array([image_rgb.mean(), 1.0], np.float32)
+
+
+def test_an_identity_is_seen_again_from_its_own_crops():
+    identity, recogniser = person([3, 4, 0], [0, 5, 0]), ByBrightness()
+    both = identity.seen_again(recogniser)
+    assert both.recognisers == ("buffalo_l", "antelopev2")
+    assert torch.equal(both.embeddings, identity.embeddings), "the first recogniser stays the first"
+    for (crop, points), kept in zip(recogniser.shown, identity.aligned, strict=True):
+        assert np.array_equal(crop, kept.numpy())
+        np.testing.assert_allclose(points, arcface_template(224), atol=1e-4)
+    other = both.as_seen_by("antelopev2")
+    assert other.embeddings[:, 0].tolist() == pytest.approx([crop.numpy().mean() for crop in identity.aligned])
+    assert other.recognisers == ("antelopev2", "buffalo_l")
+    assert torch.equal(other.as_seen_by("buffalo_l").embeddings, identity.embeddings)
+    with pytest.raises(KeyError):
+        both.as_seen_by("auraface")
+
+
+def test_a_recogniser_that_has_seen_the_person_is_not_asked_again():
+    recogniser = ByBrightness()
+    both = person([1, 0]).seen_again(recogniser)
+    assert both.seen_again(recogniser) is both and len(recogniser.shown) == 1
+
+
+def test_without_an_aligned_face_a_person_cannot_be_seen_again():
+    boxes_only = build_identity([PHOTO], [face(points=False)])
+    with pytest.raises(LikenessError, match="no aligned face"):
+        boxes_only.seen_again(ByBrightness())
+
+
+def test_all_embeddings_are_saved_taken_and_joined(tmp_path):
+    both = person([1, 0], [0, 1]).seen_again(ByBrightness())
+    loaded = Identity.load(both.save(tmp_path / "both.safetensors"))
+    assert loaded.recognisers == both.recognisers
+    assert torch.equal(loaded.also["antelopev2"], both.also["antelopev2"])
+    assert torch.equal(both.take([1]).also["antelopev2"], both.also["antelopev2"][1:])
+    joined = combine([both, both.take([0])])
+    assert len(joined.also["antelopev2"]) == 3
+    assert combine([both, person([1, 0])]).also == {}, "what only one of them has cannot be joined"
+
+
+def test_identities_of_different_recognisers_join_in_one_that_both_know():
+    ours, theirs = person([1, 0]).seen_again(ByBrightness()), person([0, 2], recogniser="antelopev2")
+    joined = combine([ours, theirs])
+    assert joined.recogniser == "antelopev2" and joined.embeddings[1].tolist() == [0, 2]
+    with pytest.raises(LikenessError, match="different recognisers"):
+        combine([person([1, 0]), theirs])
+
+
+def test_a_file_of_version_1_loads(tmp_path):
+    """Written by 0.1.0: two photos of 'Anna', grey ramps for crops."""
+    packed = Path(__file__).with_name("files") / "identity_v1.safetensors.gz"
+    file = tmp_path / "anna.safetensors"
+    file.write_bytes(gzip.decompress(packed.read_bytes()))
+    anna = Identity.load(file)
+    assert (anna.name, anna.recogniser, len(anna), anna.also) == ("Anna", "buffalo_l", 2, {})
+    assert anna.embeddings[1, 0].item() == pytest.approx(6.12)
+    assert anna.weights.tolist() == [1.0, 0.5] and anna.photo_sizes.tolist() == [[640, 480], [800, 600]]
+    assert anna.outliers[0].startswith("photo 3")
+    again = Identity.load(anna.save(tmp_path / "again.safetensors"))
+    for item in fields(Identity):
+        ours, theirs = getattr(again, item.name), getattr(anna, item.name)
+        assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+
+
+def test_parts_that_a_later_version_adds_are_left_alone(tmp_path):
+    """A new tensor per photo must not make every reader refuse the file, nor its lack every older file."""
+    path = person([1, 0]).save(tmp_path / "p.safetensors")
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file(tensors | {"landmarks": torch.zeros(1, 106, 2)}, tmp_path / "more.safetensors", metadata)
+    assert Identity.load(tmp_path / "more.safetensors").embeddings.tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(2, 4), torch.zeros(1), torch.zeros(1, 4, dtype=torch.int64)])
+def test_embeddings_that_do_not_belong_to_the_photos_are_refused(tmp_path, rows):
+    path = person([1, 0]).save(tmp_path / "p.safetensors")
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file(tensors | {"embeddings.other": rows}, tmp_path / "bad.safetensors", metadata)
+    with pytest.raises(LikenessError, match="damaged"):
+        Identity.load(tmp_path / "bad.safetensors")

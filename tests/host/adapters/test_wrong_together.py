@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from likeness_host_adapters import CLIP, official, person, pictures, sentence
+import torch
+from likeness_host_adapters import CLIP, official, person, pictures, same, sentence
 
 
 def test_an_sdxl_adapter_on_another_model_is_named(world, recipes):
@@ -49,3 +50,30 @@ def test_grey_references_and_ones_with_alpha_work(world, channels):
     options = world.options(image=pictures(channels=channels))
     model, _ = world.apply(world.adapter("plus"), clip_vision=world.clip_vision, options=options)
     assert world.sample(model).isfinite().all()
+
+
+class _Recogniser:
+    name = "buffalo_l"
+
+    def embed(self, image_rgb, keypoints):
+        generator = torch.Generator().manual_seed(int(image_rgb.sum()))
+        return torch.randn(512, generator=generator).numpy()
+
+
+def test_a_person_made_for_another_method_is_seen_again_where_its_pack_is_installed(world, monkeypatch):
+    """Swapping the method must not mean making the identity again: the file carries the crops."""
+    from likeness import faces, models_download
+    from likeness.nodes.adapters import seen_by
+
+    analysis = faces.FaceAnalysis("buffalo_l", detector=None, recogniser=_Recogniser())
+    monkeypatch.setattr(models_download, "list_insightface_packs", lambda: ["buffalo_l"])
+    monkeypatch.setattr(models_download, "find_insightface_pack", lambda name: name)
+    monkeypatch.setattr(faces, "load_pack", lambda folder: analysis)
+    stranger = person(recogniser="antelopev2")
+    model, report = world.apply(world.adapter("faceid"), stranger)
+    seen = seen_by(stranger, "buffalo_l")
+    assert seen.recognisers == ("antelopev2", "buffalo_l")
+    assert seen_by(stranger, "buffalo_l") is seen, "crops are embedded once"
+    expected, _ = world.apply(world.adapter("faceid"), seen.as_seen_by("buffalo_l"))
+    assert same(world.sample(model), world.sample(expected))
+    assert "'Ada'" in report
