@@ -17,6 +17,7 @@ import comfy.supported_models
 import comfy.utils
 import torch
 from comfy import sd1_clip, sdxl_clip, supported_models_base
+from comfy.ldm.flux.model import FluxParams
 from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep
 from comfy.model_patcher import ModelPatcher
 from comfy.taesd.taesd import TAESD
@@ -160,7 +161,10 @@ def tiny_sdxl(seed: int = 0, **changes: Any) -> ModelPatcher:
 
 def tiny_flux(seed: int = 0, **changes: Any) -> ModelPatcher:
     """Two double and three single blocks; conditioning needs a pooled output of width 32 and a `guidance`."""
-    settings = comfy.supported_models.Flux({**FLUX_TINY, **changes, "dtype": torch.float32})
+    layout = {**FLUX_TINY, **changes, "dtype": torch.float32}
+    if "txt_ids_dims" in FluxParams.__dataclass_fields__:  # required of hosts that know Flux 2, where it is not empty
+        layout.setdefault("txt_ids_dims", [])
+    settings = comfy.supported_models.Flux(layout)
     settings.set_inference_dtype(torch.float32, None)
     model = comfy.model_base.Flux(settings, device=torch.device("cpu"))
     init_randomly(model.diffusion_model, seed)

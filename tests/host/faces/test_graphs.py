@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 
 import pytest
 from likeness_host_faces import BUILT_IN
@@ -27,12 +28,15 @@ def execute(host_nodes, nodes, monkeypatch):
 
     if "PreviewAny" not in host_nodes.NODE_CLASS_MAPPINGS:  # those of comfy_extras/ do not come with the import
         asyncio.run(host_nodes.init_builtin_extra_nodes())
+    # Hosts with a cache that gives way to RAM pressure read its limits whichever cache is chosen; 0 never evicts.
+    limits = "cache_args" in inspect.signature(execution.PromptExecutor).parameters
+    cache = {"cache_args": {"lru": 0, "ram": 0, "ram_inactive": 0}} if limits else {}
     for node_id, node in nodes.items():
         monkeypatch.setitem(host_nodes.NODE_CLASS_MAPPINGS, node_id, node)
 
     def run_graph(graph):
         server = _Server()
-        executor = execution.PromptExecutor(server)
+        executor = execution.PromptExecutor(server, **cache)
         valid, error, outputs, node_errors = asyncio.run(execution.validate_prompt("id", graph, None))
         assert valid, (error, node_errors)
         executor.execute(graph, "id", {"client_id": "test"}, outputs)
