@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,24 +19,41 @@ from pathlib import Path
 PACK = Path(__file__).parents[1]
 PACK_FOLDER = "ComfyUI-Likeness"  # below custom_nodes
 HOW_TO_GET_IT = "run `make comfyui`, or set COMFYUI_PATH to its folder"
+_VERSION = re.compile(r"""^__version__\s*=\s*["']([^"']+)""", re.MULTILINE)
 _FOLDERS = ("custom_nodes", "input", "output", "models")  # below the server's base directory
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has but one
 
 
-def named_place() -> list[Path]:
-    """The folder that `COMFYUI_PATH` names, if it names one."""
-    named = os.environ.get("COMFYUI_PATH")
-    return [Path(named)] if named else []
+def named_places() -> list[Path]:
+    """The folders that `COMFYUI_PATH` names, separated as in PATH."""
+    return [Path(part).expanduser() for part in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if part]
 
 
 def usual_places(checkout: Path = PACK) -> list[Path]:
-    """`.comfyui/ComfyUI` in the checkout, and comfy-cli's own default."""
-    return [checkout / ".comfyui" / "ComfyUI", Path.home() / "comfy" / "ComfyUI"]
+    """What `make comfyui` brought into the checkout, the newest first; then comfy-cli's default and one beside it."""
+    brought = sorted((checkout / ".comfyui").glob("*"), key=lambda place: version_key(version_of(place)), reverse=True)
+    workspace = Path.home() / "comfy"
+    return [*brought, workspace / "ComfyUI", workspace / "ComfyUI-new"]
 
 
-def first_comfyui(places: Iterable[Path]) -> Path | None:
-    """The first of these folders that holds a ComfyUI."""
-    return next((folder for folder in places if (folder / "main.py").is_file()), None)
+def all_comfyui(places: Iterable[Path]) -> list[Path]:
+    """Those of these folders that hold a ComfyUI, each once."""
+    return list(dict.fromkeys(folder.resolve() for folder in places if (folder / "main.py").is_file()))
+
+
+def version_of(comfyui: Path) -> str | None:
+    """ComfyUI's version, read without importing it; None where there is none to read."""
+    try:
+        found = _VERSION.search((comfyui / "comfyui_version.py").read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    return found[1] if found else None
+
+
+def version_key(version: str | None) -> tuple[int, ...]:
+    """What versions are ordered by: the numbers they start with ('0.3.64' before '0.33.0'); an unknown one is first."""
+    numbers = re.match(r"v?(\d+(?:\.\d+)*)", version or "")
+    return tuple(int(number) for number in numbers[1].split(".")) if numbers else ()
 
 
 @dataclass(frozen=True)

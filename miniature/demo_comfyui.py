@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import LikenessError
-from .comfyui_server import HOW_TO_GET_IT, PACK, first_comfyui, named_place, started, usual_places
+from .comfyui_server import HOW_TO_GET_IT, PACK, all_comfyui, named_places, started, usual_places
 
 WORKFLOW = PACK / "workflows" / "miniature_portrait.api.json"
 _PATIENCE = 180.0  # seconds for a start, and for a picture
@@ -27,11 +27,11 @@ Graph = dict[str, dict[str, Any]]
 
 
 def find_comfyui() -> Path:
-    """ComfyUI's folder: `COMFYUI_PATH`, `.comfyui/ComfyUI` in this checkout, or comfy-cli's. LikenessError for none."""
-    found = first_comfyui(named_place() + usual_places())
-    if found is None:
+    """The first of `COMFYUI_PATH`, `.comfyui/` in this checkout, and comfy-cli's folder. LikenessError for none."""
+    found = all_comfyui(named_places() + usual_places())
+    if not found:
         raise LikenessError(f"ComfyUI was not found: {HOW_TO_GET_IT}.")
-    return found
+    return found[0]
 
 
 def paint_in_comfyui(photos: Sequence[np.ndarray], prompts: Sequence[str], seed: int) -> dict[str, Tensor]:

@@ -13,12 +13,20 @@ from typing import Any
 from likeness.miniature import comfyui_server
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+version_of = comfyui_server.version_of
 HOW_TO_GET_IT = f"needs the real ComfyUI: {comfyui_server.HOW_TO_GET_IT}"
 
 
 def find() -> Path | None:
-    """The host's folder: `COMFYUI_PATH`, else `.comfyui/ComfyUI` in the checkout, else comfy-cli's own default."""
-    return comfyui_server.first_comfyui(comfyui_server.named_place() or comfyui_server.usual_places(REPOSITORY))
+    """This process's host: the first that `COMFYUI_PATH` names, else of `.comfyui/` and comfy-cli's own default."""
+    places = comfyui_server.named_places() or comfyui_server.usual_places(REPOSITORY)
+    return next(iter(comfyui_server.all_comfyui(places)), None)
+
+
+def is_at_least(host: Path, version: str) -> bool:
+    """Whether this host is of `version` ('0.21') or newer."""
+    key = comfyui_server.version_key
+    return key(comfyui_server.version_of(host)) >= key(version)
 
 
 def import_into_this_process(host: Path, base: Path) -> ModuleType:

@@ -23,34 +23,56 @@ def _load_comfyui():
 
 
 comfyui = _load_comfyui()
-NEEDS_HOST = pytest.StashKey[int]()
+FOR_THE_HOST = pytest.StashKey[set[str]]()
+TOO_OLD = pytest.StashKey[int]()
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m host` selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Everything below tests/host needs the host; so does whatever carries the marker."""
-    missing = comfyui.find() is None
-    count = 0
+    """Everything below tests/host needs the host; so does whatever carries the marker or asks for its folder.
+
+    A test of what only newer hosts have, `@pytest.mark.host(since="0.21")`, is left out on older ones.
+    """
+    host = comfyui.find()
+    count: set[str] = set()
+    left_out = []
     for item in items:
-        if HERE / "host" in item.path.parents:
+        if HERE / "host" in item.path.parents or "host_path" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.host)
-        if item.get_closest_marker("host"):
-            count += 1
-            if missing:
-                item.add_marker(pytest.mark.skip(reason=comfyui.HOW_TO_GET_IT))
-    config.stash[NEEDS_HOST] = count
+        needs = [mark.kwargs.get("since", "") for mark in item.iter_markers("host")]
+        if not needs:
+            continue
+        if host is None:
+            item.add_marker(pytest.mark.skip(reason=comfyui.HOW_TO_GET_IT))
+        elif not all(comfyui.is_at_least(host, since) for since in needs):
+            left_out.append(item)
+            continue
+        count.add(item.nodeid)
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+    config.stash[FOR_THE_HOST] = count
+    config.stash[TOO_OLD] = len(left_out)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    count = terminalreporter.config.stash.get(NEEDS_HOST, 0)
-    if not count:
+    """Say which host the counts of this run are from."""
+    stash = terminalreporter.config.stash
+    chosen = stash.get(FOR_THE_HOST, set())
+    if not chosen:
         return
     host = comfyui.find()
     terminalreporter.section("ComfyUI")
     if host is None:
-        terminalreporter.write_line(f"{count} tests skipped: {comfyui.HOW_TO_GET_IT}", yellow=True)
-    else:
-        terminalreporter.write_line(f"{count} tests chosen for the real ComfyUI in {host}")
+        terminalreporter.write_line(f"{len(chosen)} tests skipped: {comfyui.HOW_TO_GET_IT}", yellow=True)
+        return
+    counts = {
+        outcome: len({report.nodeid for report in terminalreporter.stats.get(outcome, ())} & chosen)
+        for outcome in ("passed", "failed", "error", "skipped")
+    }
+    said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count) or "none run"
+    newer = f"; {stash[TOO_OLD]} left out, which need a newer one" if stash[TOO_OLD] else ""
+    terminalreporter.write_line(f"ComfyUI {comfyui.version_of(host)} in {host}: {said}{newer}")
 
 
 @pytest.fixture(scope="session", autouse=True)
