@@ -56,6 +56,20 @@ def test_a_described_graph_has_no_problems(graph_tool, workflow, object_info):
     assert graph_tool.problems(workflow, object_info) == []
 
 
+def test_files_are_the_same_whether_or_not_the_host_gives_its_ends_an_output(graph_tool, described, object_info):
+    image = object_info["SaveImage"]
+    older = {**object_info, "SaveImage": image | {"output": [], "output_name": []}}
+    newer = {**object_info, "SaveImage": image | {"output": ["IMAGE"], "output_name": ["images"]}}
+    files = []
+    for info in (older, newer):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(described, "_info", info)
+            patch.setattr(next(n for n in described._nodes if n.type == "SaveImage"), "info", info["SaveImage"])
+            files.append(described.to_ui())
+        assert graph_tool.problems(files[-1], older) == graph_tool.problems(files[-1], newer) == []
+    assert files[0] == files[1] and node_of(files[0], "SaveImage")["outputs"] == []
+
+
 def test_widget_values_follow_the_schema_and_a_seed_carries_its_control(workflow):
     sampler = node_of(workflow, "KSampler")
     assert sampler["widgets_values"] == [5, "fixed", 20, 8.0, "euler", "simple", 0.5]
