@@ -25,14 +25,14 @@ from torch import Tensor
 
 from ..errors import LikenessError
 from ..faces import FrozenRecogniser, adopt_analysis, load_recogniser_module
+from ..storage import write_whole
 from ..training.base_model import BaseModel
 from ..training.checkpoint_layout import SD1_TEXT, SD2_TEXT, SDXL_TEXT_1, SDXL_TEXT_2, UNET, below, from_open_clip
 from ..training.config import Precision, RunSettings, Settings, network_dtype
 from ..training.dataset import Dataset
 from ..training.dataset_folder import safe_name
 from ..training.engine import Watch, make_accelerator, train
-from ..training.export import TrainingRecord, write_new
-from ..training.files import write_whole
+from ..training.export import TrainingRecord, store
 from ..training.objectives.identity import Measure, arcface_measure
 from ..training.previews import sample_pictures
 from ..training.recipe import Recipe
@@ -240,7 +240,8 @@ def _publish(path: Path) -> tuple[str, str]:
     reasons = []
     for place in _places(kind):
         try:
-            target = write_new(place, path.stem, lambda part: shutil.copyfile(path, part))
+            place.mkdir(parents=True, exist_ok=True)
+            target = store(place, path.stem, lambda part: shutil.copyfile(path, part))
         except OSError as error:
             reasons.append(f"{place}: {error.strerror or error}")
             continue

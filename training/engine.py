@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LikenessError
+from ..storage import write_whole
 from .base_model import BaseModel, Conditioning, Posterior
 from .config import Group, RunSettings, make_optimiser, network_dtype
-from .files import write_whole
 from .loop import Average, Run
 from .losses import LossLog
 from .previews import sample_pictures

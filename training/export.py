@@ -1,13 +1,13 @@
 """Results as files that ComfyUI loads: LoRA, embedding, checkpoint. Nothing is ever overwritten or left half-written.
 
-A file is first written under a temporary name beside its destination and then renamed; when the name is taken, a
-number is added. Metadata tells recipe, steps and trigger words, never paths, hosts or a licence nobody gave.
+A file is first written under a temporary name beside its destination and then renamed; when the name is taken by
+another file, a number is added. Metadata tells recipe, steps and trigger words, never paths, hosts or a licence nobody
+gave.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,12 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LikenessError
+from ..storage import free_names, write_new
 from .checkpoint_layout import checkpoint_weights
 from .embedding_files import TokenEmbedding, embedding_tensors
-from .files import write_whole
 from .lora import LoraPair
 from .lora_files import SDXL_TEXT_1, SDXL_TEXT_2, TEXT, kohya_text_names, kohya_unet_names, kohya_weights
 from .noise import Prediction
+
+SUFFIX = ".safetensors"
 
 
 class Base(Enum):
@@ -117,41 +119,15 @@ def _with_hashes(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> dic
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def free_path(folder: Path, name: str, suffix: str = ".safetensors") -> Path:
-    """A path in the folder that no file has: `name.safetensors`, else `name_2.safetensors` and so on.
-
-    The file is made, empty, so that nobody else takes the name in the meantime. Characters that file systems or
-    prompts cannot hold become underscores.
-    """
-    stem = re.sub(r'[<>:"/\\|?*\x00-\x1f\s]+', "_", name).strip("._") or "result"
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        path = folder / f"{stem}{'' if number == 1 else f'_{number}'}{suffix}"
-        try:
-            path.open("x").close()
-        except FileExistsError:
-            continue
-        return path
-    raise AssertionError("unreachable")
-
-
-def write_new(folder: Path, name: str, write: Callable[[Path], Any]) -> Path:
-    """A file of a free name in the folder, which `write` fills: whole, or not there at all; returns its path."""
-    path = free_path(folder, name)
-    try:
-        write_whole(path, write)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return path
-
-
 def write_safetensors(
     tensors: Mapping[str, Tensor], folder: Path, name: str, metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """Write tensors to a new file of this name in the folder, whole or not at all; returns its path.
+    """Write tensors to a file of this name in the folder, whole or not at all; returns its path.
 
-    Raises LikenessError when a tensor holds NaN or infinity, and when the disk is full or read-only.
+    A number is added when something else has the name. A file that holds these very tensors stays, and is the one: so a
+    result that was written just before a crash is not written twice. Characters that file systems or prompts cannot
+    hold become underscores. Raises LikenessError when a tensor holds NaN or infinity, and when the disk is full or
+    read-only.
     """
     from safetensors.torch import save_file
 
@@ -162,13 +138,50 @@ def write_safetensors(
             "train again from the last saved step."
         )
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    stem = re.sub(r'[<>:"/\\|?*\x00-\x1f\s]+', "_", name).strip("._") or "result"
     try:
-        return write_new(folder, name, lambda part: save_file(plain, part, dict(metadata or {})))
+        folder.mkdir(parents=True, exist_ok=True)
+        return store(folder, stem, lambda part: save_file(plain, part, dict(metadata or {})))
     except Exception as error:
         raise LikenessError(
             f"'{name}' could not be saved in the folder '{folder.name}' ({error}): free some space or choose a folder "
             "that can be written to."
         ) from error
+
+
+def store(folder: Path, stem: str, write: Callable[[Path], Any]) -> Path:
+    """Let `write` fill a .safetensors file of this name, or a numbered one where others have it; returns the path.
+
+    Where one of these others holds the same tensors, it is that one's, and nothing is added.
+    """
+    new = write_new(folder, stem, SUFFIX, write)
+    for name in free_names(stem, SUFFIX):
+        if name == new.name:
+            return new
+        if _same_tensors(new, folder / name):
+            new.unlink()
+            return folder / name
+    raise AssertionError("it has one of these names")
+
+
+def _same_tensors(one: Path, other: Path) -> bool:
+    """Whether two .safetensors files hold the same tensors, whatever their metadata."""
+    from safetensors import SafetensorError, safe_open
+
+    if not other.is_file():  # a folder or a pipe has the name
+        return False
+    try:
+        with safe_open(one, "pt") as mine, safe_open(other, "pt") as theirs:
+            return set(mine.keys()) == set(theirs.keys()) and all(
+                _same(mine.get_tensor(key), theirs.get_tensor(key))
+                for key in mine.keys()  # noqa: SIM118
+            )
+    except (OSError, SafetensorError):  # a file that is not whole, or none of this kind
+        return False
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _as(dtype: torch.dtype, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LikenessError
-from .files import write_whole
+from ..storage import write_whole
 from .muon import Together
 from .team import Team
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LikenessError
-from .files import write_whole
+from ..storage import write_whole
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -56,8 +56,12 @@ def openers(make_base: Any) -> Openers:
 def test_a_word_is_learned_from_a_folder_and_results_are_never_overwritten(make_base, folder):
     file = configuration(folder, "textual_inversion", 'token = "<anna>"\nsteps = 1')
     (first,) = run(read_configuration(file), openers(make_base))
+    whole = first.read_bytes()
+    assert run(read_configuration(file), openers(make_base)) == [first], "it is there already"
+    first.write_bytes(b"precious")
     (second,) = run(read_configuration(file), openers(make_base))
-    assert first.name == "anna.safetensors" and second != first and first.exists()
+    assert first.name == "anna.safetensors" and first.read_bytes() == b"precious"
+    assert second.name == "anna_2.safetensors" and len(second.read_bytes()) == len(whole)
     assert (folder / "run" / "losses.csv").exists()
 
 

@@ -254,9 +254,35 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
 
 def test_a_taken_name_gets_a_number(tmp_path):
     (tmp_path / "mine.safetensors").write_bytes(b"precious")
-    paths = [export.write_safetensors({"a": torch.ones(2)}, tmp_path, "mine") for _ in range(2)]
+    paths = [export.write_safetensors({"a": torch.full((2,), value)}, tmp_path, "mine") for value in (1.0, 2.0)]
     assert [p.name for p in paths] == ["mine_2.safetensors", "mine_3.safetensors"]
     assert (tmp_path / "mine.safetensors").read_bytes() == b"precious"
+
+
+def test_nothing_lies_under_a_results_name_until_it_is_whole(tmp_path, monkeypatch):
+    """So a kill at any moment leaves no empty LoRA, and the next start no `mine_2` beside it."""
+    import safetensors.torch
+
+    save, seen = safetensors.torch.save_file, []
+
+    def watched(tensors: Any, path: Path, metadata: Any) -> None:
+        save(tensors, path, metadata)
+        seen.extend(found.name for found in tmp_path.glob("mine*"))
+
+    monkeypatch.setattr(safetensors.torch, "save_file", watched)
+    assert export.write_safetensors({"a": torch.ones(2)}, tmp_path, "mine").name == "mine.safetensors"
+    assert seen == []
+
+
+@pytest.mark.parametrize("other", [{"a": torch.ones(2)}, {"a": torch.ones(2), "b": torch.ones(1)}], ids=["one", "two"])
+def test_a_result_that_is_there_already_is_not_written_twice(tmp_path, other):
+    (tmp_path / "mine.safetensors").write_bytes(b"")  # what an older version left when it was killed
+    first = export.write_safetensors(other, tmp_path, "mine", {"finished": "yesterday"})
+    again = export.write_safetensors(other, tmp_path, "mine", {"finished": "today"})
+    assert first == again == tmp_path / "mine_2.safetensors"
+    halved = {name: value.half() for name, value in other.items()}
+    assert export.write_safetensors(halved, tmp_path, "mine").name == "mine_3.safetensors"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"mine{n}.safetensors" for n in ("", "_2", "_3")]
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ import torch
 from pydantic import Field
 
 from ...errors import LikenessError
+from ...storage import write_whole
 from ..base_model import BaseModel
 from ..config import Group, LoraSettings, Schedule, Settings
 from ..examples import Example
 from ..export import TrainingRecord, save_checkpoint, save_lora
-from ..files import write_whole
 from ..lora import trained_pairs
 from ..objectives.prior_preservation import PriorPreservation, prior_preservation
 from ..objectives.snr_weighting import min_snr
