@@ -228,7 +228,7 @@ class _SharedRun(Run):
         self.accelerator.unscale_gradients(self.optimizer)
         norm = nn.utils.clip_grad_norm_(trained, self.clip)
         if self.accelerator.scaler is None:  # which, where there is one, skips steps of infinite gradients
-            self.finite(float(norm))
+            self.finite(float(norm), "gradient")
         return value
 
     def after_step(self) -> None:
@@ -251,9 +251,12 @@ class _SharedRun(Run):
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def save(self) -> None:
-        if self.accelerator.is_main_process:
-            super().save()
+        super().save()
         self.accelerator.wait_for_everyone()
+
+    @property
+    def writes(self) -> bool:
+        return self.accelerator.is_main_process
 
 
 class _Worker:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ from .team import Team
 
 StepLoss = Callable[[int, torch.Generator], Tensor]
 Report = Callable[[int, float], None]
+
+
+class Diverged(Exception):
+    """A loss, a gradient or a state that is not a number any more. The message says what and when."""
 
 
 class Average:
@@ -97,6 +101,7 @@ class Run:
     team: Team = field(default_factory=Team)
     device: torch.device | str = "cpu"
     step: int = 0
+    saved: int | None = None  # the step of the state on the disk
 
     @property
     def file(self) -> Path:
@@ -108,18 +113,29 @@ class Run:
         seed = (self.seed * 1_000_003 + self.team.rank * 1_000_000_007 + step) % 2**63
         return torch.Generator(self.device).manual_seed(seed)
 
+    @property
+    def writes(self) -> bool:
+        """Whether it is this process that writes the state for all."""
+        return self.team.rank == 0
+
     def save(self) -> None:
-        """Write the state; a crash at any moment leaves the old one or the new one whole."""
-        if self.team.rank:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            write_whole(self.file, lambda part: torch.save(self.state(), part))
-        except (OSError, RuntimeError) as error:
-            raise LikenessError(
-                f"The training's state could not be written to '{self.file}' ({error}): free some space and start "
-                f"again, it goes on from the last saved state."
-            ) from error
+        """Write the state. Raises `Diverged` instead of putting one that is not all numbers in place of a good one."""
+        if broken := first_broken(self.state()):
+            raise Diverged(f"The weights or what belongs to them ({broken}) are not numbers after step {self.step}")
+        self.write()
+
+    def write(self) -> None:
+        """Write the state as it is; a crash at any moment leaves the old one or the new one whole."""
+        if self.writes:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_whole(self.file, lambda part: torch.save(self.state(), part))
+            except (OSError, RuntimeError) as error:
+                raise LikenessError(
+                    f"The training's state could not be written to '{self.file}' ({error}): free some space and start "
+                    f"again, it goes on from the last saved state."
+                ) from error
+        self.saved = self.step
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on."""
@@ -144,12 +160,20 @@ class Run:
         if not self.file.exists():
             return False
         try:
-            self.take_up(torch.load(self.file, map_location="cpu", weights_only=True))
+            state = torch.load(self.file, map_location="cpu", weights_only=True)
+            broken = first_broken(state)
+            self.take_up(state)
         except Exception as error:
             raise LikenessError(
                 f"'{self.file}' is not the state of this training (damaged, or of other networks): "
                 "move it away to start anew."
             ) from error
+        if broken:
+            raise LikenessError(
+                f"The state '{self.file}' holds values that are not numbers ({broken}): move it away and train anew "
+                "with a lower learning rate."
+            )
+        self.saved = self.step
         return True
 
     def go(
@@ -159,17 +183,32 @@ class Run:
         seconds: float = math.inf,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Train until `steps`, until time is up, or until someone cancels. True when the run is complete. The state is
-        saved on every way out."""
+        """Train until `steps`, until time is up, or until someone cancels. True when the run is complete.
+
+        The state is saved on every way out, unless it is not all numbers: then the last one that was stays, and
+        LikenessError says which that is.
+        """
         end = time.monotonic() + seconds
         try:
             while self.step < self.steps and not self.team.agreed(time.monotonic() >= end or cancelled()):
                 self._advance(loss_of, report)
                 if self.step % self.save_every == 0:
                     self.save()
-        finally:
             self.save()
+        except BaseException as error:
+            # No sentence for the user is hidden by a second one that saving may have to say.
+            with suppress(LikenessError) if isinstance(error, (Diverged, LikenessError)) else nullcontext():
+                if not first_broken(self.state()):
+                    self.write()
+            if isinstance(error, Diverged):
+                raise LikenessError(f"{error}: lower the learning rate and train anew. {self._kept()}") from error
+            raise
         return self.step >= self.steps
+
+    def _kept(self) -> str:
+        if self.saved is None:
+            return "No state was saved before."
+        return f"The last good state, of step {self.saved}, is kept in '{self.file}'."
 
     def _advance(self, loss_of: StepLoss, report: Report | None) -> None:
         scale = self.factor(self.step / self.steps, self.step)
@@ -186,7 +225,7 @@ class Run:
             report(self.step, value)
 
     def gradients(self, loss_of: StepLoss) -> float:
-        """Give all parameters the step's clipped gradients; returns the loss, which is a number or an error."""
+        """Give all parameters the step's clipped gradients; returns the loss. `Diverged` when it is not a number."""
         loss = loss_of(self.step, self.generator(self.step))
         value = self.finite(float(loss.detach()))
         loss.backward()
@@ -201,14 +240,22 @@ class Run:
         """The parameters that have a gradient now."""
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
 
-    def finite(self, value: float) -> float:
-        """The value. Raises LikenessError when it is none."""
+    def finite(self, value: float, what: str = "loss") -> float:
+        """The value. Raises `Diverged` when it is not a number."""
         if not math.isfinite(value):
-            raise LikenessError(
-                f"The loss became {value} at step {self.step}: lower the learning rate and train anew. The last good "
-                f"state is kept in '{self.file}'."
-            )
+            raise Diverged(f"The {what} became {value} at step {self.step}")
         return value
+
+
+def first_broken(value: Any, name: str = "") -> str:
+    """The name of the first tensor that holds NaN or infinity, in dictionaries and lists as states are; '' for none."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point() or value.numel() == 0:
+            return ""
+        largest = torch.linalg.vector_norm(value.detach(), math.inf)  # which takes no memory, unlike isfinite
+        return "" if math.isfinite(float(largest)) else name
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    return next((found for key, part in parts if (found := first_broken(part, f"{name}/{key}".strip("/")))), "")
 
 
 def rows_of_step(step: int, batch: int, count: int, seed: int) -> np.ndarray:

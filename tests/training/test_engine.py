@@ -297,6 +297,76 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(ma
     assert_same(broken["modules"]["trained"], expected["modules"]["trained"])
 
 
+def spoiling(recipe: Recipe, base: Any, step: int) -> Recipe:
+    """The recipe with a weight that is no number after one step, as a learning rate that is too high makes it."""
+    phase, done = recipe.phases[0], []
+
+    def after_step(_rates: Any) -> None:
+        done.append(1)
+        if len(done) == step:
+            next(p for name, p in base.unet.named_parameters() if ".lora_B." in name).fill_(float("inf"))
+
+    return replace(recipe, phases=[replace(phase, after_step=after_step)])
+
+
+@pytest.mark.parametrize("step", [5, 6, 8], ids=["between saves", "at a save", "at the end"])
+def test_weights_that_are_no_numbers_never_replace_the_last_good_state(make_base, photos, tmp_path, step):
+    base, again = make_base(), make_base()
+    recipe = spoiling(lora_recipe(base, photos, 8), base, step)
+    kept = {5: 4, 6: 4, 8: 6}[step]
+    with pytest.raises(
+        LikenessError, match=rf"step {step}.*The last good state, of step {kept}, is kept in '.*state\.pt'"
+    ):
+        train(base, recipe, RunSettings(save_every=2), tmp_path)
+    assert saved(tmp_path)["step"] == kept
+    assert train(again, lora_recipe(again, photos, 8), RunSettings(), tmp_path).complete, "it goes on from there"
+
+
+@pytest.mark.parametrize("part", ["averages", "optimizer"])
+def test_averages_and_optimisers_that_are_no_numbers_are_not_saved_either(base, photos, tmp_path, monkeypatch, part):
+    from likeness.training.engine import _SharedRun
+
+    state = _SharedRun.state
+
+    def spoilt(run: Any) -> dict[str, Any]:
+        found = state(run)
+        if run.step == 3:
+            found[part] = {"state": [{"x": torch.tensor([1.0, float("nan")])}]}
+        return found
+
+    monkeypatch.setattr(_SharedRun, "state", spoilt)
+    with pytest.raises(LikenessError, match=rf"\({part}/state/0/x\) are not numbers after step 3.*of step 2, is kept"):
+        train(base, lora_recipe(base, photos), RunSettings(save_every=1, ema=0.9), tmp_path)
+    assert saved(tmp_path)["step"] == 2
+
+
+def test_a_saved_state_that_is_no_number_is_not_taken_up(make_base, photos, tmp_path):
+    """Older versions wrote such."""
+    base, again = make_base(), make_base()
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(2)))
+    file = tmp_path / "1-tuning" / "state.pt"
+    state = saved(tmp_path)
+    next(iter(state["modules"]["trained"].values())).view(-1)[0] = float("nan")
+    torch.save(state, file)
+    with pytest.raises(LikenessError, match=r"values that are not numbers \(modules/trained/.*move it away"):
+        train(again, lora_recipe(again, photos), RunSettings(), tmp_path)
+
+
+def test_a_sentence_is_not_hidden_by_one_about_saving(base, photos, tmp_path, monkeypatch):
+    recipe = lora_recipe(base, photos)
+
+    def loss(_: Any) -> torch.Tensor:
+        monkeypatch.setattr(torch, "save", full)
+        raise LikenessError("the sentence")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    phase = replace(recipe.phases[0], objectives=[Objective("loss", loss)])
+    with pytest.raises(LikenessError, match="the sentence"):
+        train(base, replace(recipe, phases=[phase]), RunSettings(), tmp_path)
+
+
 def test_gradients_that_are_no_numbers_stop_the_run_though_the_loss_is_one(base, photos, tmp_path):
     recipe = lora_recipe(base, photos)
     phase = replace(recipe.phases[0], objectives=[Objective("loss", no_gradient)])
