@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .errors import LikenessError
+
 PART = ".part"  # files under way: ".<name>.<process>-<random>.part", beside the file they become
 _ABANDONED = 3600.0  # seconds without a write after which such a file belongs to a process that was killed
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV}
@@ -43,6 +45,14 @@ def write_new(folder: Path, stem: str, suffix: str, write: Callable[[Path], Any]
     raise AssertionError("names never run out")
 
 
+def keep_new(part: Path, file: Path) -> None:
+    """Give a finished file that lies beside it this name, on the disk; FileExistsError when something has the name."""
+    _to_disk(part, os.O_RDWR)
+    _move_exclusively(part, file)
+    part.unlink(missing_ok=True)  # a link may be left
+    _folder_to_disk(file.parent)
+
+
 def free_names(stem: str, suffix: str) -> Iterator[str]:
     """`stem` + `suffix`, then the numbered names that are tried when it is taken."""
     yield stem + suffix
@@ -60,8 +70,7 @@ def _written(file: Path, write: Callable[[Path], Any]) -> Iterator[Path]:
         write(part)
         _to_disk(part, os.O_RDWR)
         yield part
-        if os.name != "nt":  # Windows keeps folders itself
-            _to_disk(file.parent, os.O_RDONLY)
+        _folder_to_disk(file.parent)
     finally:
         part.unlink(missing_ok=True)
 
@@ -94,6 +103,11 @@ def _to_disk(path: Path, flags: int) -> None:
         os.close(handle)
 
 
+def _folder_to_disk(folder: Path) -> None:
+    if os.name != "nt":  # Windows keeps folders itself
+        _to_disk(folder, os.O_RDONLY)
+
+
 def _sweep(folder: Path, start: str) -> None:
     """Remove what killed processes left of the same file."""
     too_old = time.time() - _ABANDONED
@@ -104,3 +118,62 @@ def _sweep(folder: Path, start: str) -> None:
                     os.unlink(entry.path)
             except OSError:  # another process was faster, or may remove it itself
                 continue
+
+
+# --- names and places that a user chooses, asked about before any work begins
+
+_FORBIDDEN = frozenset('<>:"/\\|?*')  # on Windows; "/" everywhere
+_DEVICES = frozenset(  # what Windows takes for a device, whatever follows the first dot
+    ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
+    + [f"{port}{number}" for port in ("COM", "LPT") for number in "0123456789¹²³"]
+)
+_LONGEST_NAME = 200  # bytes; file systems allow 255, and numbers, suffixes and ".part" come on top
+
+
+def check_name(name: str, what: str) -> str:
+    """`name`, where it can name a file on every system; LikenessError, starting with `what`, where it cannot."""
+    if wrong := name_fault(name):
+        shown = name if len(name) <= 60 else name[:60] + "…"
+        raise LikenessError(f"{what} {shown!r} {wrong}: choose a short name of letters, digits, spaces, '-' and '_'.")
+    return name
+
+
+def name_fault(name: str) -> str:
+    """Why some system cannot keep a file of this name, as the rest of a sentence; '' for a name that is safe."""
+    if not name.strip(". "):
+        return "is no name"
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in name):
+        return "holds bytes that are not text"
+    if wrong := next((letter for letter in name if letter in _FORBIDDEN or not letter.isprintable()), ""):
+        return f"holds {wrong!r}, which cannot stand in a file's name"
+    if name != name.strip() or name.endswith("."):
+        return "starts or ends with a space or a dot, which Windows drops"
+    if name.split(".")[0].rstrip().upper() in _DEVICES:
+        return "is the name of a device on Windows"
+    if len(name.encode()) > _LONGEST_NAME:
+        return f"is longer than {_LONGEST_NAME} bytes"
+    return ""
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """Make the folder where it is missing and try to write in it; LikenessError, starting with `what`, otherwise."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}-{secrets.token_hex(4)}{PART}"
+        try:
+            with probe.open("xb") as file:
+                file.write(b"\0")
+        finally:
+            probe.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise LikenessError(f"{what} {str(folder)!r} {_why_not(error)}: choose another folder.") from error
+
+
+def _why_not(error: OSError | ValueError) -> str:
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return "is a file, or lies below one"
+    if not isinstance(error, OSError):  # NUL or a lone surrogate
+        return "cannot be the path of a folder"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "cannot be written to, because the disk is full"
+    return f"cannot be written to ({error.strerror or type(error).__name__})"

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import time
 from pathlib import Path
 
+import bad_values
 import pytest
 
 from likeness import storage
+from likeness.errors import LikenessError
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def refuse_links(*_: object) -> None:
+    raise OSError(1, "Operation not permitted")
 
 
 def test_a_failing_write_leaves_the_old_file_and_no_litter(tmp_path):
@@ -60,11 +67,7 @@ def test_taken_names_are_numbered(tmp_path):
 @pytest.mark.parametrize("links", [True, False])
 def test_a_name_taken_while_writing_is_not_overwritten(tmp_path, monkeypatch, links):
     if not links:
-
-        def refuse(*_: object) -> None:
-            raise OSError(1, "Operation not permitted")
-
-        monkeypatch.setattr(os, "link", refuse)
+        monkeypatch.setattr(os, "link", refuse_links)
 
     def write(part: Path) -> None:
         part.write_text("ours")
@@ -103,3 +106,63 @@ def test_processes_that_save_under_one_name_lose_nothing(tmp_path):
         process.join(60)
     marks = [path.read_text() for path in tmp_path.iterdir()]
     assert sorted(marks) == sorted(str(i) for i in range(4) for _ in range(20))
+
+
+# Names and folders that a user chooses
+
+
+@pytest.mark.parametrize("name", bad_values.NAMES)
+def test_names_that_some_system_cannot_keep_are_refused(name: str):
+    with pytest.raises(LikenessError, match=r"^--name '.*choose a short name") as caught:
+        storage.check_name(name, "--name")
+    message = str(caught.value)
+    assert len(message) < 400 and message.isprintable() and message.encode()
+
+
+@pytest.mark.parametrize("name", bad_values.GOOD_NAMES)
+def test_usual_names_pass_unchanged(name: str):
+    assert storage.check_name(name, "--name") is name
+
+
+def test_a_folder_is_made_and_tried(tmp_path: Path):
+    storage.check_folder(tmp_path / "a" / "b", "--out")
+    assert names(tmp_path / "a" / "b") == []
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "n" * 300, "a\0b", "\ud800"])
+def test_what_cannot_be_a_folder_is_told_in_words(place: str, tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(LikenessError, match=r"^--out '.*choose another folder"):
+        storage.check_folder(tmp_path / place, "--out")
+    assert (tmp_path / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize(("number", "words"), [(28, "disk is full"), (13, "Permission denied"), (30, "Read-only")])
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(number: int, words: str, tmp_path: Path, monkeypatch):
+    def refuse(self: Path, *arguments: object, **keywords: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(LikenessError, match=words):
+        storage.check_folder(tmp_path, "--out")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_finished_file_never_takes_the_place_of_another(links: bool, tmp_path: Path, monkeypatch):
+    if not links:
+        monkeypatch.setattr(os, "link", refuse_links)
+    part, file = tmp_path / "x.part", tmp_path / "x"
+    part.write_text("new")
+    storage.keep_new(part, file)
+    assert names(tmp_path) == ["x"]
+    part.write_text("newer")
+    with pytest.raises(FileExistsError):
+        storage.keep_new(part, file)
+    assert (part.read_text(), file.read_text()) == ("newer", "new")
+
+
+def test_an_error_is_one_line_that_can_be_logged_anywhere():
+    message = str(LikenessError("The file 'a\n\tb\ud800\x1b[2J\0' is\r\nnot 李明’s."))
+    assert message == r"The file 'a b\ud800\x1b[2J\x00' is not 李明’s."
+    assert str(copy.copy(LikenessError("x\ud800"))) == r"x\ud800"
