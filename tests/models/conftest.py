@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from likeness import models_download
+from likeness.models import transfer
 from likeness.models_download import ModelFile
 
 
@@ -30,7 +30,7 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(home))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(models_download, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(transfer, "_RETRY_SECONDS", 0.0)
     return home / "comfy" / "ComfyUI" / "models"
 
 

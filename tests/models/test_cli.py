@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from likeness import cli, models_download
+from likeness.models import registry as registry_module
 from likeness.models_download import ModelFile
 
 BODY = b"weights" * 1000
@@ -31,8 +32,7 @@ def small_registry(monkeypatch: pytest.MonkeyPatch, server, model: Callable[...,
         model(BODY, name="free"),
         model(BODY, name="pack/closed", filename="closed.bin", commercial=False, licence="research only"),
     ]
-    for module in (models_download, cli):
-        monkeypatch.setattr(module, "registry", lambda: tuple(entries))
+    monkeypatch.setattr(registry_module, "_known", lambda: tuple(entries))
     return entries
 
 

@@ -4,14 +4,17 @@ import errno
 import io
 import shutil
 import stat
+import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from likeness import models_download
 from likeness.errors import LikenessError
+from likeness.models import archive as archives
+from likeness.models import content, transfer
+from likeness.models import registry as registry_module
 from likeness.models_download import HUB, Health, ModelFile, Outcome, check, download, registry
 
 BODY = bytes(range(256)) * 400  # 102400 bytes
@@ -20,7 +23,8 @@ MakeModel = Callable[..., ModelFile]
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models_download, "_CHUNK", 4096)
+    for module in (transfer, content, archives):
+        monkeypatch.setattr(module, "CHUNK", 4096)
 
 
 def files(root: Path) -> list[str]:
@@ -109,14 +113,14 @@ def test_a_line_that_never_delivers_is_given_up_in_words(server, model: MakeMode
     server.pages["/thing.bin"] = page(BODY, drops=[0] * 50)
     with pytest.raises(LikenessError, match="check the network"):
         download(model(BODY), tmp_path)
-    assert len(server.requests) == models_download._TRIES
+    assert len(server.requests) == transfer._TRIES
 
 
 def test_a_busy_server_is_asked_again(server, model: MakeModel, tmp_path: Path, page):
     server.pages["/thing.bin"] = page(status=503)
     with pytest.raises(LikenessError, match="503"):
         download(model(BODY), tmp_path)
-    assert len(server.requests) == models_download._TRIES
+    assert len(server.requests) == transfer._TRIES
 
 
 # Wrong content
@@ -198,9 +202,9 @@ def test_redirects_off_https_are_not_followed(location: str, server, model: Make
 
 
 def test_a_redirect_from_the_internet_cannot_reach_this_machine():
-    request = models_download.urllib.request.Request("https://example.org/x")
+    request = urllib.request.Request("https://example.org/x")
     with pytest.raises(LikenessError, match="not https"):
-        models_download._Redirects().redirect_request(request, None, 302, "", {}, "http://127.0.0.1:8188/free")
+        transfer._Redirects().redirect_request(request, None, 302, "", {}, "http://127.0.0.1:8188/free")
 
 
 def test_the_access_token_goes_to_the_hub_only(
@@ -210,7 +214,7 @@ def test_the_access_token_goes_to_the_hub_only(
     server.pages["/thing.bin"] = page(BODY)
     download(model(BODY), tmp_path)
     assert "authorization" not in server.requests[0][1]
-    monkeypatch.setattr(models_download, "HUB", f"{server.address}/hub/")
+    monkeypatch.setattr(transfer, "HUB", f"{server.address}/hub/")
     server.pages["/hub/x"] = page(status=302, headers={"Location": "/cdn"})
     server.pages["/cdn"] = page(BODY)
     download(model(BODY, url=f"{server.address}/hub/x", filename="x.bin"), tmp_path)
@@ -375,7 +379,7 @@ def test_a_check_tells_right_wrong_renamed_and_unknown_files_apart(
     monkeypatch: pytest.MonkeyPatch, model: MakeModel, tmp_path: Path, put
 ):
     known = model(BODY)
-    monkeypatch.setattr(models_download, "registry", lambda: (known,))
+    monkeypatch.setattr(registry_module, "_known", lambda: (known,))
     right, wrong = put(tmp_path / "right", BODY), put(tmp_path / "wrong", b"other")
     pointer = put(tmp_path / "pointer", b"version https://git-lfs.github.com/spec/v1\n")
     assert check(right, known).health is Health.OK

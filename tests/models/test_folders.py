@@ -11,6 +11,7 @@ import pytest
 
 from likeness import models_download
 from likeness.errors import LikenessError
+from likeness.models import places
 from likeness.models_download import (
     find_file,
     find_insightface_pack,
@@ -113,7 +114,7 @@ def test_outside_the_host_the_order_is_ours_then_comfyui_path_then_the_default(
 
 
 def test_a_checkout_in_custom_nodes_finds_its_own_comfyui(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(models_download, "__file__", str(tmp_path / "ui" / "custom_nodes" / "pack" / "module.py"))
+    monkeypatch.setattr(places, "__file__", str(tmp_path / "ui" / "custom_nodes" / "pack" / "models" / "places.py"))
     assert folders("loras")[0] == tmp_path / "ui" / "models" / "loras"
 
 

@@ -1,0 +1,97 @@
+"""Fetching a model file on request, into the folder that ComfyUI reads it from."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+
+from ..errors import LikenessError
+from .archive import unpack
+from .places import download_root
+from .progress import Progress
+from .registry import ModelFile, archive_members
+from .transfer import fetch
+from .verify import check
+
+
+class Outcome(Enum):
+    PRESENT = "already there"
+    WOULD_DOWNLOAD = "would be downloaded"
+    DOWNLOADED = "downloaded"
+    UNPACKED = "unpacked"
+
+
+def download(
+    model: ModelFile,
+    root: Path | None = None,
+    *,
+    progress: Progress | None = None,
+    dry_run: bool = False,
+    confirm_licence: Callable[[ModelFile], bool] | None = None,
+) -> tuple[Outcome, Path]:
+    """Fetch one file into `root` (a `models` directory; by default `download_root()`); returns what was done and where.
+
+    The bytes go to `<target>.part`, are resumed from there after an interruption, hashed on the way and moved into
+    place only when the hash is right. Archives are unpacked. `confirm_licence` is asked before a file whose licence
+    excludes commercial use; without it, or when it says no, nothing is fetched. `dry_run` writes and fetches nothing.
+
+    Raises LikenessError: no licence consent, another file in the way, no network, refused or missing on the server,
+    disk full, wrong content (kept as `<target>.mismatch`).
+    """
+    root = (root or download_root()).expanduser()
+    target = root / model.target
+    is_archive = model.filename.endswith(".zip")
+    unpacked = target.with_suffix("")
+    if is_archive and (members := archive_members(model)) and all((root / m.target).is_file() for m in members):
+        return Outcome.PRESENT, unpacked
+    if target.exists():
+        _must_be_the_same(target, model)
+        if not is_archive:
+            return Outcome.PRESENT, target
+    elif not model.url:
+        raise LikenessError(
+            f"{model.name} cannot be downloaded automatically: get it from "
+            f"{model.source or 'its publisher'} and put it at {target} ({model.notes})."
+        )
+    if dry_run:
+        return Outcome.WOULD_DOWNLOAD, target
+    if model.commercial is False and not (confirm_licence and confirm_licence(model)):
+        raise LikenessError(
+            f"{model.name} may not be used commercially ({model.licence}): accept that licence first, "
+            f"e.g. with `likeness models get {model.name} --accept-licence`."
+        )
+    if target.exists():  # an archive that somebody fetched by hand stays where it is
+        unpack(target, unpacked)
+        return Outcome.UNPACKED, unpacked
+
+    part = target.with_name(target.name + ".part")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        fetch(model, part, progress)
+        if is_archive:
+            unpack(part, unpacked)
+            part.unlink()
+            return Outcome.UNPACKED, unpacked
+        if target.exists():
+            raise LikenessError(f"{target} appeared while it was downloaded: the new copy is {part}.")
+        part.replace(target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise LikenessError(
+                f"The disk is full: free some space on {root} and run the same again, {model.filename} "
+                "goes on where it stopped."
+            ) from error
+        if isinstance(error, PermissionError):
+            raise LikenessError(
+                f"{target.parent} cannot be written to: choose another folder with --models-dir."
+            ) from error
+        raise
+    return Outcome.DOWNLOADED, target
+
+
+def _must_be_the_same(target: Path, model: ModelFile) -> None:
+    health = check(target, model).health
+    if health.is_problem:
+        raise LikenessError(f"{target} {health.value}: it was left as it is; move it away to download {model.name}.")

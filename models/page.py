@@ -1,0 +1,68 @@
+"""The tables of docs/models.md."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .registry import no_published_weights, registry
+
+SYSTEMS = {
+    "faces": "Face analysis, parsing, recognition",
+    "shared": "Image encoders shared by several systems",
+    "ip_adapter": "IP-Adapter",
+    "photomaker": "PhotoMaker",
+    "instantid": "InstantID",
+    "pulid": "PuLID",
+    "storymaker": "StoryMaker",
+    "fastcomposer": "FastComposer",
+    "blip_diffusion": "BLIP-Diffusion",
+    "custom_diffusion": "Custom Diffusion",
+    "textual_inversion": "Textual Inversion",
+    "dreambooth": "DreamBooth",
+    "magicapture": "MagiCapture",
+    "sefi_ide": "SeFi-IDE",
+    "photoverse": "PhotoVerse",
+    "restoration": "Super-resolution and face restoration",
+    "base": "Base models and helpers",
+}
+_BEGIN, _END = "<!-- models: begin -->", "<!-- models: end -->"
+
+
+def markdown() -> str:
+    """The tables of docs/models.md: one per system."""
+    lines: list[str] = []
+    reasons = no_published_weights()
+    for system, title in SYSTEMS.items():
+        lines += [f"### {title}", ""]
+        if models := [model for model in registry() if model.system == system]:
+            lines += [
+                "| name | variant | put in `models/` | size | licence | commercial use | needed by | notes |",
+                "| --- | --- | --- | --- | --- | --- | --- | --- |",
+            ]
+            lines += [
+                f"| {f'[{model.name}]({model.source})' if model.source else model.name} | {model.variant} | "
+                f"`{model.target}` | {model.size} | {model.licence} | {model.commercial_use} | {model.needed_by} | "
+                f"{model.notes} |"
+                for model in models
+            ] + [""]
+        if system in reasons:
+            lines += [f"No weight files of its own: {reasons[system]}.", ""]
+    return "\n".join(lines)
+
+
+def with_tables(page: str) -> str:
+    """`page` with everything between its two marker lines replaced by the current tables."""
+    before, rest = page.split(_BEGIN)
+    return f"{before}{_BEGIN}\n\n{markdown()}\n{_END}{rest.split(_END)[1]}"
+
+
+def main() -> None:
+    """Print the tables, or renew them in a page."""
+    parser = argparse.ArgumentParser(description="Print the tables of model files, or renew them in a page.")
+    parser.add_argument("--markdown", nargs="?", const="-", required=True, metavar="PAGE", help="a page with markers")
+    page_path = parser.parse_args().markdown
+    if page_path == "-":
+        print(markdown())
+    else:
+        Path(page_path).write_text(with_tables(Path(page_path).read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,122 @@
+"""The folders that model files lie in: ComfyUI's own, ours, and where other packs keep the same files."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import LikenessError
+
+# Folder names that ComfyUI itself does not know (`photomaker` is missing on older hosts only).
+OUR_KINDS = (
+    "ipadapter",
+    "instantid",
+    "pulid",
+    "photomaker",
+    "storymaker",
+    "fastcomposer",
+    "blip_diffusion",
+    "custom_diffusion",
+    "insightface",
+    "facexlib",
+    "facedetection",
+    "facerecognition",
+    "facerestore_models",
+    "opencv_zoo",
+    "dlib",
+    "rmbg",
+    "likeness_identities",
+    "likeness_embeds",
+)
+_ONNX_KINDS = frozenset({"insightface", "opencv_zoo"})
+
+# Kinds that ComfyUI keeps in several directories.
+_DIRECTORIES = {
+    "text_encoders": ("text_encoders", "clip"),
+    "diffusion_models": ("unet", "diffusion_models"),
+    "controlnet": ("controlnet", "t2i_adapter"),
+}
+
+# Where other packs keep files of a kind. Searched for files asked for by name, never listed, never written to.
+_ALSO_IN = {
+    "facexlib": ("facedetection", "facerestore_models"),
+    "facedetection": ("facexlib", "facerestore_models"),
+    "clip_vision": ("text_encoders", "eva_clip"),
+    "storymaker": ("photomaker",),
+}
+
+
+def _host() -> Any | None:
+    """ComfyUI's `folder_paths` when we run inside ComfyUI. Never imported: only a running host has it loaded."""
+    return sys.modules.get("folder_paths")
+
+
+def register_folders() -> None:
+    """Tell ComfyUI about our folders, so that its own lists and `extra_model_paths.yaml` know them.
+
+    Folders that other packs or the user have registered keep their paths and their extension sets; ours is appended.
+    No directory is created. Outside ComfyUI nothing happens.
+    """
+    host = _host()
+    if host is None:
+        return
+    for kind in OUR_KINDS:
+        path = os.path.join(host.models_dir, kind)
+        if kind not in host.folder_names_and_paths:
+            # A copy: the default set is one object, shared by all folders of the host.
+            suffixes = {*host.supported_pt_extensions, *({".onnx"} if kind in _ONNX_KINDS else ())}
+            host.folder_names_and_paths[kind] = ([path], suffixes)
+        elif not any(os.path.normpath(path) == os.path.normpath(known) for known in host.get_folder_paths(kind)):
+            host.add_model_folder_path(kind, path)
+
+
+def model_roots() -> list[Path]:
+    """The `models` directories to look in, best first; some may not exist."""
+    host = _host()
+    if host is not None:
+        return [Path(host.models_dir)]
+    roots = [Path(part).expanduser() for part in os.environ.get("LIKENESS_MODELS", "").split(os.pathsep) if part]
+    if comfyui := os.environ.get("COMFYUI_PATH"):
+        roots.append(Path(comfyui).expanduser() / "models")
+    package = Path(__file__).parents[1]
+    if package.parent.name == "custom_nodes":
+        roots.append(package.parent.parent / "models")
+    roots.append(Path.home() / "comfy" / "ComfyUI" / "models")
+    return list(dict.fromkeys(roots))
+
+
+def download_root() -> Path:
+    """The `models` directory that downloads go to: the first that was asked for, or that exists."""
+    roots = model_roots()
+    asked_for = _host() is not None or os.environ.get("LIKENESS_MODELS") or os.environ.get("COMFYUI_PATH")
+    for root in roots:
+        if asked_for or root.is_dir():
+            return root
+    raise LikenessError(
+        "No ComfyUI models folder was found: name one with --models-dir or in the environment variable LIKENESS_MODELS."
+    )
+
+
+def folders(kind: str) -> list[Path]:
+    """The folders of one kind ('ipadapter', 'insightface', 'loras' …), best first; some may not exist."""
+    host = _host()
+    registered: list[Path] = []
+    if host is not None:
+        with contextlib.suppress(KeyError):
+            registered = [Path(path) for path in host.get_folder_paths(kind)]
+    usual = [root / directory for root in model_roots() for directory in _DIRECTORIES.get(kind, (kind,))]
+    return list(dict.fromkeys(registered + usual))
+
+
+def other_folders(kind: str) -> list[Path]:
+    """Read-only places where people already have files of this kind."""
+    found = [folder for other in _ALSO_IN.get(kind, ()) for folder in folders(other)]
+    if kind == "insightface":
+        found.append(Path.home() / ".insightface")
+    if kind == "facexlib" and (package := importlib.util.find_spec("facexlib")) and package.origin:
+        found.append(Path(package.origin).parent / "weights")
+    return found

@@ -1,0 +1,75 @@
+"""Comparing the files that are here with what was published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from .content import is_lfs_pointer, sha256
+from .lookup import locate
+from .places import OUR_KINDS, folders
+from .progress import Progress
+from .registry import WEIGHT_SUFFIXES, ModelFile, registry
+from .scan import walk
+
+
+class Health(Enum):
+    """What a check of one file says; the value is the sentence for the user."""
+
+    OK = "matches its published checksum"
+    UNPROVEN = "no checksum is published: the size is all that can be checked"
+    RENAMED = "is a known file under another name"
+    DIFFERENT = "has other content than the published file of this name"
+    POINTER = "is a Git LFS pointer, not the model itself"
+    UNKNOWN = "is not in the registry"
+
+    @property
+    def is_problem(self) -> bool:
+        return self in (Health.DIFFERENT, Health.POINTER)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One checked file: `expected` by its name, `recognised` by its hash."""
+
+    path: Path
+    health: Health
+    digest: str
+    expected: ModelFile | None
+    recognised: tuple[ModelFile, ...]
+
+
+def check(path: Path, expected: ModelFile | None = None, progress: Progress | None = None) -> Check:
+    """Hash one file and say what it is."""
+    if is_lfs_pointer(path):
+        return Check(path, Health.POINTER, "", expected, ())
+    digest = sha256(path, progress)
+    recognised = tuple(model for model in registry() if digest in model.sha256)
+    if expected is None:
+        health = Health.RENAMED if recognised else Health.UNKNOWN
+    elif expected.sha256:
+        health = Health.OK if digest in expected.sha256 else Health.DIFFERENT
+    elif expected.size_bytes not in (None, path.stat().st_size):
+        health = Health.DIFFERENT
+    else:
+        health = Health.UNPROVEN
+    return Check(path, health, digest, expected, recognised)
+
+
+def installed(everything: bool = False) -> dict[Path, ModelFile | None]:
+    """Model files on this machine -> the registry entry their name or place stands for.
+
+    With `everything`, also files of our kinds that no entry stands for (None).
+    """
+    found: dict[Path, ModelFile | None] = {}
+    for model in registry():
+        path = locate(model)
+        if path is not None and path.is_file():
+            found.setdefault(path, model)
+    if everything:
+        for kind in dict.fromkeys([*OUR_KINDS, *(model.kind for model in registry())]):
+            for path in (path for folder in folders(kind) for path in walk(folder)):
+                if path.suffix.lower() in WEIGHT_SUFFIXES:
+                    found.setdefault(path, None)
+    return found
