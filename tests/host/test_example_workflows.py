@@ -21,8 +21,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from likeness.miniature.weights import ADAPTER_FILE
-
 WORKFLOWS = sys.modules["likeness_comfyui"].REPOSITORY / "workflows"
 NAMES = sorted(path.name.removesuffix(".api.json") for path in WORKFLOWS.glob("*.api.json"))
 MINIATURE = "miniature_portrait"  # the one that brings its own models, and its own size
@@ -209,7 +207,6 @@ def test_every_node_of_the_workflow_runs_and_every_output_shows_something(server
 # --- each of them
 
 
-@pytest.mark.skipif(not ADAPTER_FILE.is_file(), reason="the miniature's adapter is not shipped yet")
 def test_the_miniature_paints_the_drawn_person_as_the_file_says(server, execute):
     example = execute(MINIATURE)
     [apply] = of_kind(example.prompt, "LikenessApplyIdentity")
@@ -220,7 +217,6 @@ def test_the_miniature_paints_the_drawn_person_as_the_file_says(server, execute)
     assert differ(with_person, without)
 
 
-@pytest.mark.skipif(not ADAPTER_FILE.is_file(), reason="the miniature's adapter is not shipped yet")
 def test_the_report_judges_four_portraits_and_the_best_two_are_saved(server, execute):
     example = execute(REPORT)
     assert {*example.run.executed, *example.run.cached} == set(example.prompt)
