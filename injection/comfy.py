@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -29,7 +30,7 @@ from ..adapters.site_weights import scale
 from ..adapters.types import IdentityTokens
 from ..errors import LikenessError
 from .attention import SiteTerm, add_identity
-from .masks import crop_to_area, resize_mask, warn_aspect
+from .masks import crop_to_area, crop_to_lines, resize_mask, warn_aspect, warn_larger, warn_tile
 from .plan import Injection, Role, RolePair, check_fit, fit_rows, project_site, stack_roles
 from .sites import AttentionSite, sites_of_comfy_unet
 
@@ -41,6 +42,7 @@ KEY = "likeness"  # of our wrappers, of our entry in transformer_options, of our
 _CONDITIONED = {"positive", "middle"}
 
 Area = tuple[int, int, int, int]  # height, width, y, x in latent pixels
+Size = tuple[int, int]  # height, width in latent pixels
 
 
 class ManagedAdapter:
@@ -214,11 +216,10 @@ class IdentityStack:
     def outer_sample(self, executor: Any, *args: Any, **keywords: Any) -> Any:
         """OUTER_SAMPLE: everything that is constant during the run is computed here."""
         outer, guider = self._run, executor.class_obj
-        patcher = guider.model_patcher
+        patcher, noise = guider.model_patcher, args[0]
         self._run = _Run(
-            self.injections, patcher.model, patcher.load_device, patcher.get_model_object("model_sampling")
+            self.injections, patcher.model, patcher.get_model_object("model_sampling"), _size(noise), guider
         )
-        self._run.guider = guider
         try:
             return executor(*args, **keywords)
         finally:
@@ -231,7 +232,7 @@ class IdentityStack:
         run = self._run
         if run is None:
             return executor(model, conds, x, timestep, model_options)
-        run.evaluation = _Evaluation(run.open_at(timestep), *run.chunks_of(conds), (x.shape[-2], x.shape[-1]))
+        run.evaluation = _Evaluation(run.open_at(timestep), *run.chunks_of(conds), _size(x))
         try:
             return executor(model, conds, x, timestep, model_options)
         finally:
@@ -253,10 +254,10 @@ class IdentityStack:
         run = self._run
         if run is None:  # called outside of a sampling run, by a script or another pack
             model = executor.class_obj
-            run = _Run(self.injections, model, x.device, model.model_sampling)
-        evaluation = run.evaluation or _Evaluation(run.open_at(t), {}, {}, (x.shape[-2], x.shape[-1]))
+            run = _Run(self.injections, model, model.model_sampling, _size(x))
+        evaluation = run.evaluation or _Evaluation(run.open_at(t), {}, {}, _size(x))
         if evaluation.open:
-            options = run.compose(options, evaluation, len(x))
+            options = run.compose(options, evaluation, x)
         return executor(x, t, c_concat, c_crossattn, control, options, **keywords)
 
 
@@ -267,7 +268,15 @@ class _Evaluation:
     open: tuple[int, ...]  # injections whose window holds this sigma
     roles: dict[int, Role]  # index into the sampler's list of conditionings -> half
     areas: dict[tuple[int, Any], Area]  # (index, uuid of the entry) -> area it covers
-    latent_size: tuple[int, int]  # of the whole picture, when conditionings cover parts of it
+    latent_size: Size  # of the picture, or of the window of it, that conditionings with areas cover parts of
+
+
+class _Cut(NamedTuple):
+    """A context window over one side of the picture: only some lines of latents are sampled together."""
+
+    axis: int  # 0 = height, 1 = width
+    lines: tuple[int, ...]
+    full_size: Size
 
 
 @dataclass(frozen=True)
@@ -278,36 +287,39 @@ class _Batch:
     areas: tuple[Area | None, ...]
     pictures: int  # per chunk
     rows: tuple[int, ...] | None  # which pictures of the whole batch these are, when only some are sampled together
-    latent_size: tuple[int, int]
+    cut: _Cut | None
+    latent_size: Size
     open: tuple[int, ...]
 
 
-@dataclass
 class _Run:
-    """One sampling run: keys and values of every site, and everything derived from them that later steps reuse."""
+    """One sampling run: what is constant during it, and what its evaluations have in common."""
 
-    injections: tuple[Injection, ...]
-    model: Any
-    device: torch.device
-    model_sampling: Any
-    guider: Any = None
-    evaluation: _Evaluation | None = None
-    _pairs: dict[int, dict[int, RolePair]] = field(default_factory=dict)
-    _stacked: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _masks: dict[Any, Tensor | None] = field(default_factory=dict)
-    _patches: dict[tuple[str, int, int], SitePatch] = field(default_factory=dict)
+    def __init__(
+        self,
+        injections: tuple[Injection, ...],
+        model: Any,
+        model_sampling: Any,
+        latent_size: Size,
+        guider: Any = None,
+    ) -> None:
+        self.injections = injections
+        self.latent_size = latent_size  # of the whole picture
+        self.guider = guider
+        self.evaluation: _Evaluation | None = None
+        self.sites = sites_of_comfy_unet(model.diffusion_model)
+        self.windows = [_sigma_window(injection, model_sampling) for injection in injections]
+        dtype = model.manual_cast_dtype or model.get_dtype()
+        self.projected = [_project_once(injection, self.sites, dtype) for injection in injections]
+        self._devices: dict[torch.device, _OnDevice] = {}
+        self._lock = threading.Lock()
 
-    def __post_init__(self) -> None:
-        self.sites = sites_of_comfy_unet(self.model.diffusion_model)
-        self.dtype = self.model.manual_cast_dtype or self.model.get_dtype()
-        self.windows = [_sigma_window(injection, self.model_sampling) for injection in self.injections]
-        self._projected = [_project_once(injection, self.sites, self.dtype) for injection in self.injections]
-
-    def pairs(self, i: int) -> dict[int, RolePair]:
-        """slot -> keys and values of an injection, on the device from its first open step on."""
-        if i not in self._pairs:
-            self._pairs[i] = {slot: pair.to(self.device) for slot, pair in self._projected[i].items()}
-        return self._pairs[i]
+    def on(self, device: torch.device) -> _OnDevice:
+        """What the run keeps on a device. The host may split the chunks of a step over several, a thread for each."""
+        with self._lock:
+            if device not in self._devices:
+                self._devices[device] = _OnDevice(self, device)
+            return self._devices[device]
 
     def open_at(self, sigma: Tensor) -> tuple[int, ...]:
         """The injections whose window holds this sigma. Reads it from the device only if any window is limited."""
@@ -319,45 +331,101 @@ class _Run:
     def chunks_of(self, conds: Sequence[Any]) -> tuple[dict[int, Role], dict[tuple[int, Any], Area]]:
         """Half and areas of the conditionings in the sampler's list, which may be in any order and number.
 
-        The guider knows its lists by name, and hands the same objects on; an unknown list is judged by its place.
+        The guider keeps its lists by name. A list it does not know, as of another pack's guider, is judged by its
+        place; but alone it is an extra prompt that a node brings, and those are negative (Perp-Neg's empty prompt).
         """
         named = getattr(self.guider, "conds", None) or {}
         roles: dict[int, Role] = {}
         areas: dict[tuple[int, Any], Area] = {}
         for index, entries in enumerate(conds):
-            name = next((name for name, known in named.items() if known is entries), None)
+            name = _name_of(entries, named)
             if name is not None:
                 roles[index] = Role.COND if name in _CONDITIONED else Role.UNCOND
+            elif len(conds) == 1 and named:
+                roles[index] = Role.UNCOND
             for entry in entries or ():
                 if entry.get("area") is not None:
                     areas[index, entry.get("uuid")] = tuple(entry["area"])
         return roles, areas
 
-    def compose(self, options: dict, evaluation: _Evaluation, batch_size: int) -> dict:
+    def compose(self, options: dict, evaluation: _Evaluation, x: Tensor) -> dict:
         """Transformer options in which every site that hears someone has our function, around what was there."""
         numbers = options.get("cond_or_uncond") or [0]
         uuids = options.get("uuids") or [None] * len(numbers)
+        pictures = len(x) // len(numbers)
+        rows, cut = self._window(options, pictures, evaluation.latent_size)
         batch = _Batch(
             roles=tuple(evaluation.roles.get(n, Role.COND if n == 0 else Role.UNCOND) for n in numbers),
             areas=tuple(evaluation.areas.get((n, u)) for n, u in zip(numbers, uuids, strict=True)),
-            pictures=batch_size // len(numbers),
-            rows=_rows_of_window(options),
+            pictures=pictures,
+            rows=rows,
+            cut=cut,
             latent_size=evaluation.latent_size,
             open=evaluation.open,
         )
-        heard = [self.pairs(i) for i in evaluation.open]
+        self._warn_of_tiles(batch, _size(x))
         patches = options.get("patches_replace", {})
-        attn2 = dict(patches.get("attn2", {}))
-        for site in self.sites:
-            if any(site.slot in pairs for pairs in heard):
-                base = attn2.get(site.key) or attn2.get(site.block)
-                attn2[site.key] = self._patch(site, base)
+        attn2 = self.on(x.device).patched(batch.open, patches.get("attn2", {}))
         return {**options, "patches_replace": {**patches, "attn2": attn2}, KEY: batch}
+
+    def _window(self, options: dict, pictures: int, size: Size) -> tuple[tuple[int, ...] | None, _Cut | None]:
+        """Which pictures of the batch, or which lines of each, a context window takes; None for all of them."""
+        window = _context_window(options)
+        if window is None:
+            return None, None
+        dim, indices = window
+        if dim == 0 and len(indices) == pictures:
+            return indices, None
+        axis = dim - 2
+        if axis in (0, 1) and len(indices) == size[axis] and max(indices) < self.latent_size[axis]:
+            full = (self.latent_size[0], size[1]) if axis == 0 else (size[0], self.latent_size[1])
+            return None, _Cut(axis, indices, full)
+        return None, None
+
+    def _warn_of_tiles(self, batch: _Batch, size: Size) -> None:
+        """A pack that cuts the picture into tiles below the sampler tells nobody where a tile lies."""
+        if all(self.injections[i].mask is None for i in batch.open):
+            return
+        height, width = batch.latent_size
+        for area in batch.areas:
+            expected = batch.latent_size if area is None else (min(area[0], height), min(area[1], width))
+            if size[0] < expected[0] or size[1] < expected[1]:
+                warn_tile()
+
+
+class _OnDevice:
+    """Keys, values, masks and patches of one run on one device, each made when it is first asked for.
+
+    A device belongs to one thread of the host.
+    """
+
+    def __init__(self, run: _Run, device: torch.device) -> None:
+        self.run = run
+        self.device = device
+        self._pairs: dict[int, dict[int, RolePair]] = {}
+        self._stacked: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._masks: dict[Any, Tensor] = {}
+        self._patches: dict[tuple[str, int, int], SitePatch] = {}
+
+    def pairs(self, i: int) -> dict[int, RolePair]:
+        """slot -> keys and values of an injection, on the device from its first open step on."""
+        if i not in self._pairs:
+            self._pairs[i] = {slot: pair.to(self.device) for slot, pair in self.run.projected[i].items()}
+        return self._pairs[i]
+
+    def patched(self, heard: tuple[int, ...], found: Mapping[Any, Callable[..., Tensor]]) -> dict:
+        """The replace patches that were found, with our function around that of every site that hears someone."""
+        patches = dict(found)
+        pairs = [self.pairs(i) for i in heard]
+        for site in self.run.sites:
+            if any(site.slot in slots for slots in pairs):
+                patches[site.key] = self._patch(site, found.get(site.key) or found.get(site.block))
+        return patches
 
     def _patch(self, site: AttentionSite, base: Callable[..., Tensor] | None) -> SitePatch:
         patch = self._patches.get(site.key)
         if patch is None or patch.found is not base:
-            patch = self._patches[site.key] = SitePatch(self, site, base)
+            patch = self._patches[site.key] = SitePatch(self.run, site, base)
         return patch
 
     def terms(self, site: AttentionSite, q: Tensor, grid: tuple[int, int], batch: _Batch) -> Iterable[SiteTerm]:
@@ -381,10 +449,10 @@ class _Run:
 
     def _mask(self, i: int, grid: tuple[int, int], batch: _Batch, q: Tensor) -> Tensor | None:
         """Factors per query, (1 | batch, L | 1, 1), made once per run for every size a site can have."""
-        injection = self.injections[i]
+        injection = self.run.injections[i]
         if injection.mask is None and injection.row_weights is None:
             return None
-        key = (i, grid, batch.roles, batch.areas, batch.pictures, batch.rows, q.dtype)
+        key = (i, grid, batch, q.dtype)
         if key not in self._masks:
             self._masks[key] = _factors(injection, grid, batch).to(q)
         return self._masks[key]
@@ -421,7 +489,8 @@ class SitePatch:
         out = self.base(q, k, v, extra_options)
         batch: _Batch = extra_options[KEY]
         grid = tuple(extra_options["activations_shape"][-2:])
-        return add_identity(out, q, self.run.terms(self.site, q, grid, batch), extra_options["n_heads"])
+        terms = self.run.on(q.device).terms(self.site, q, grid, batch)
+        return add_identity(out, q, terms, extra_options["n_heads"])
 
 
 @cache
@@ -450,13 +519,53 @@ def _sigma_window(injection: Injection, model_sampling: Any) -> tuple[float, flo
     )
 
 
-def _rows_of_window(options: dict) -> tuple[int, ...] | None:
-    """Which pictures of the batch are sampled now, when a context window (of the host or of AnimateDiff) takes some."""
+def _name_of(entries: Any, named: Mapping[str, Sequence[dict]]) -> str | None:
+    """Which of the guider's lists of conditioning entries this is, or was made from; None for a list of nobody's.
+
+    Context windows, and guiders with a second model, hand on copies. Those keep the `uuid` of their entries; where the
+    host has copied an area from one list into another, so that two lists hold one `uuid`, the text tells them apart.
+    """
+    if entries is None:
+        return None
+    for name, known in named.items():
+        if known is entries:
+            return name
+    for same in (_same_text, _same_uuid):
+        for entry in entries:
+            names = [name for name, known in named.items() if any(same(entry, other) for other in known)]
+            if len(names) == 1:
+                return names[0]
+    return None
+
+
+def _same_text(entry: dict, other: dict) -> bool:
+    text = (entry.get("model_conds") or {}).get("c_crossattn")
+    same = text is not None and text is (other.get("model_conds") or {}).get("c_crossattn")
+    return same and _same_uuid(entry, other)
+
+
+def _same_uuid(entry: dict, other: dict) -> bool:
+    return entry.get("uuid") is not None and entry["uuid"] == other.get("uuid")
+
+
+def _context_window(options: dict) -> tuple[int, tuple[int, ...]] | None:
+    """(dimension, indices into it) of the context window that is being sampled, of AnimateDiff or of the host.
+
+    The host may put the frame before a window in front of it, and drops its result afterwards (since 0.21).
+    """
     indices = (options.get("ad_params") or {}).get("sub_idxs")
+    if indices is not None:
+        return 0, tuple(indices)
     window = options.get("context_window")
-    if indices is None and window is not None and getattr(window, "dim", 0) == 0:
-        indices = window.index_list
-    return None if indices is None else tuple(indices)
+    if window is None or not hasattr(window, "index_list"):
+        return None
+    anchor = getattr(window, "causal_anchor_index", None)
+    before = () if anchor is None or anchor < 0 else (anchor,)
+    return getattr(window, "dim", 0), (*before, *window.index_list)
+
+
+def _size(latents: Tensor) -> Size:
+    return latents.shape[-2], latents.shape[-1]
 
 
 def _take(t: Tensor, rows: Sequence[int]) -> Tensor:
@@ -469,9 +578,14 @@ def _factors(injection: Injection, grid: tuple[int, int], batch: _Batch) -> Tens
     for area in batch.areas:
         factors = torch.ones(1, 1, 1)
         if injection.mask is not None:
-            height, width = injection.mask.shape[1:]
-            warn_aspect((height, width), batch.latent_size)
-            mask = injection.mask if area is None else crop_to_area(injection.mask, area, batch.latent_size)
+            mask, full_size = injection.mask, batch.cut.full_size if batch.cut else batch.latent_size
+            height, width = mask.shape[1:]
+            warn_aspect((height, width), full_size)
+            warn_larger((height, width), full_size)
+            if batch.cut:
+                mask = crop_to_lines(mask, batch.cut.axis, batch.cut.lines, full_size)
+            if area is not None:
+                mask = crop_to_area(mask, area, batch.latent_size)
             factors = resize_mask(mask, grid, injection.mask_resize).flatten(1).unsqueeze(-1)
             factors = _take(factors, batch.rows) if batch.rows else factors
         if injection.row_weights is not None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from enum import Enum
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -99,11 +100,27 @@ def crop_to_area(mask: Tensor, area: tuple[int, int, int, int], full_size: tuple
     the whole, both in latent units. A mask that does not divide evenly into latents is brought to their size first.
     """
     height, width, top, left = area
-    full_height, full_width = full_size
-    if mask.shape[1] % full_height or mask.shape[2] % full_width:
-        mask = resize_mask(mask, full_size)
-    rows, columns = mask.shape[1] // full_height, mask.shape[2] // full_width  # of the mask, per latent
+    mask, rows, columns = _per_latent(mask, full_size)
     return mask[:, top * rows : (top + height) * rows, left * columns : (left + width) * columns]
+
+
+def crop_to_lines(mask: Tensor, axis: int, lines: Sequence[int], full_size: tuple[int, int]) -> Tensor:
+    """The part of a mask that a window over one side of the picture sees: these rows (axis 0) or columns (axis 1).
+
+    mask: (m, H, W) over the whole picture. lines: in latent units, in any order. full_size: (height, width) of the
+    whole, in latent units.
+    """
+    mask, *per_latent = _per_latent(mask, full_size)
+    dim = axis + 1
+    wide = mask.unflatten(dim, (full_size[axis], per_latent[axis]))
+    return wide.index_select(dim, torch.tensor(lines, device=mask.device)).flatten(dim, dim + 1)
+
+
+def _per_latent(mask: Tensor, full_size: tuple[int, int]) -> tuple[Tensor, int, int]:
+    """A mask whose sides are multiples of the latents', and how many of its rows and columns make one latent."""
+    if mask.shape[1] % full_size[0] or mask.shape[2] % full_size[1]:
+        mask = resize_mask(mask, full_size)
+    return mask, mask.shape[1] // full_size[0], mask.shape[2] // full_size[1]
 
 
 def aspect_mismatch(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> float:
@@ -127,6 +144,38 @@ def _warn_once(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> None
         "The mask is %d x %d but the picture %d x %d (width x height), so the mask is stretched: "
         "draw it in the picture's proportions.",
         *(mask_size[1], mask_size[0], width, height),
+    )
+
+
+def warn_larger(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> None:
+    """One warning per size of mask when it is larger than the picture: it may be meant for a picture of which this is a
+    tile. Sizes are (height, width)."""
+    height, width = (side * _LATENT_PIXELS for side in latent_size)
+    if mask_size[0] > height and mask_size[1] > width:
+        _warn_larger_once(mask_size, (height, width))
+
+
+_warned_larger: set[tuple[int, int]] = set()
+
+
+def _warn_larger_once(mask_size: tuple[int, int], picture: tuple[int, int]) -> None:
+    if mask_size in _warned_larger:
+        return
+    _warned_larger.add(mask_size)
+    log.warning(
+        "The mask is %d x %d but the picture only %d x %d (width x height). If a tiled upscaler or a detailer samples "
+        "a part of a larger picture here, that part gets the whole mask: see 'Masks with tiles and detailers' in "
+        "docs/troubleshooting.md.",
+        *(mask_size[1], mask_size[0], picture[1], picture[0]),
+    )
+
+
+@cache
+def warn_tile() -> None:
+    """One warning per session when a picture is sampled in tiles whose places nobody tells."""
+    log.warning(
+        "Another node cuts the picture into tiles while sampling and does not say where they lie, so each tile gets "
+        "the whole mask of the identity: see 'Masks with tiles and detailers' in docs/troubleshooting.md."
     )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import sys
+import threading
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -15,6 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from likeness.adapters.types import IdentityTokens, SiteWeight
 from likeness.errors import LikenessError
 from likeness.injection.plan import Injection, uniform
+
+
+def host_has(file: str, word: str) -> bool:
+    """Whether the host has a feature; tests of one that it lacks are not collected."""
+    host = sys.modules["likeness_comfyui"].find()
+    return host is not None and (host / file).is_file() and word in (host / file).read_text(encoding="utf-8")
 
 
 class StandInAdapter(torch.nn.Module):
@@ -216,8 +225,8 @@ def roles_of_calls(ours, monkeypatch) -> list[list[str]]:
     seen: list[list[str]] = []
     original = ours._Run.compose
 
-    def spy(self, options, evaluation, batch_size):
-        composed = original(self, options, evaluation, batch_size)
+    def spy(self, options, evaluation, x):
+        composed = original(self, options, evaluation, x)
         seen.append([role.name for role in composed[ours.KEY].roles])
         return composed
 
@@ -225,16 +234,16 @@ def roles_of_calls(ours, monkeypatch) -> list[list[str]]:
     return seen
 
 
-def guide(guider: Any) -> None:
-    """One step with a guider."""
+def guide(guider: Any, pictures: int = 1) -> Tensor:
+    """As many steps with a guider as leave a sigma for every picture, at least one."""
     import comfy.samplers
 
-    sigmas = torch.tensor([5.0, 0.0])
-    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    sigmas = torch.linspace(5.0, 0.0, max(pictures, 2))
+    noise = torch.randn(pictures, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        guider.sample(
+        return guider.sample(
             noise, torch.zeros_like(noise), comfy.samplers.ksampler("euler"), sigmas, seed=1, disable_pbar=True
-        )
+        ).clone()
 
 
 def test_perp_neg_gives_the_empty_prompt_the_unconditioned_tokens(ours, sd15, roles_of_calls):
@@ -262,7 +271,6 @@ def test_dual_guidance_gives_both_prompts_the_conditioned_tokens(ours, sd15, rol
 def test_extra_calls_of_attention_guidance_are_taken_for_what_they_are(ours, sd15, roles_of_calls):
     """Perturbed attention repeats the positive alone, self-attention guidance the negative alone, both as entry 0."""
     from comfy_extras.nodes_pag import PerturbedAttentionGuidance
-    from comfy_extras.nodes_sag import SelfAttentionGuidance
 
     model = ours.apply_identity(sd15.model, [injection(ours, sd15.model)])
     node = PerturbedAttentionGuidance
@@ -270,11 +278,39 @@ def test_extra_calls_of_attention_guidance_are_taken_for_what_they_are(ours, sd1
     sd15(perturbed, steps=1)
     assert roles_of_calls == [["UNCOND", "COND"], ["COND"]]
     roles_of_calls.clear()
-    node = SelfAttentionGuidance
-    guided = (node.execute if hasattr(node, "execute") else node().patch)(model, 0.5, 2.0)[0]
-    sd15(guided, steps=1, shape=(1, 4, 32, 32))
+    sd15(attention_guided(model), steps=1, shape=(1, 4, 32, 32))
     assert roles_of_calls[0] == ["UNCOND", "COND"]
     assert roles_of_calls[1:] == [["UNCOND"]]
+
+
+def attention_guided(model: Any) -> Any:
+    from comfy_extras.nodes_sag import SelfAttentionGuidance as Node
+
+    return (Node.execute if hasattr(Node, "execute") else Node().patch)(model, 0.5, 2.0)[0]
+
+
+def test_the_empty_prompt_of_the_old_perp_neg_node_gets_the_unconditioned_tokens(ours, sd15, roles_of_calls):
+    """It is no conditioning of the guider's, and is evaluated alone."""
+    from comfy_extras.nodes_perpneg import PerpNeg as Node
+
+    model = ours.apply_identity(sd15.model, [injection(ours, sd15.model)])
+    empty = sd15.recipes.conditioning(64, seed=3)
+    sd15((Node.execute if hasattr(Node, "execute") else Node().patch)(model, empty, 1.0)[0], steps=1)
+    assert roles_of_calls == [["UNCOND", "COND"], ["UNCOND"]]
+
+
+if host_has("comfy_extras/nodes_custom_sampler.py", "Guider_DualModel"):
+
+    def test_a_second_model_for_the_negative_gets_the_unconditioned_tokens(ours, sd15, roles_of_calls):
+        """Each half is evaluated alone, the negative one from copies of the guider's conditionings."""
+        from comfy_extras.nodes_custom_sampler import Guider_DualModel
+
+        model = ours.apply_identity(sd15.model, [injection(ours, sd15.model)])
+        guider = Guider_DualModel(model, model.clone())
+        guider.set_conds(sd15.positive, sd15.negative)
+        guider.set_cfg(5.0)
+        guide(guider)
+        assert roles_of_calls == [["COND"], ["UNCOND"]]
 
 
 def test_regional_prompts_of_one_batch_have_each_its_part_of_the_mask(ours, sd15, monkeypatch):
@@ -350,6 +386,235 @@ def test_a_swapped_site_pushes_the_unconditioned_half_away(ours, sd15):
     model = ours.apply_identity(base, [swapped])
     assert same(sd15(model, cfg=1.0), sd15(base, cfg=1.0)), "the conditioned half hears nothing"
     assert not torch.allclose(sd15(model), sd15(base), atol=1e-3)
+
+
+def test_a_swapped_site_lets_the_unconditioned_half_attend_to_the_conditioned_tokens(ours, sd15):
+    """The same as a site that is not swapped whose unconditioned tokens are those of the person."""
+    base = sd15.model
+    count = len({site.transformer for site in ours.sites_of(base)})
+    one = injection(ours, base)
+    swapped = replace(one, site_weights=(SiteWeight(1.0, swapped=True),) * count)
+    person = replace(one, tokens=IdentityTokens(torch.zeros_like(one.tokens.cond), one.tokens.cond))
+    got, right = (sd15(ours.apply_identity(base, [i])) for i in (swapped, person))
+    assert same(got, right)
+    other = replace(swapped, tokens=IdentityTokens(one.tokens.cond, torch.zeros_like(one.tokens.uncond)))
+    assert torch.equal(sd15(ours.apply_identity(base, [other])), got), "the unconditioned tokens have no say"
+
+
+# Context windows ------------------------------------------------------------------------------------------------------
+
+
+def windowed(model: Any, length: int, dim: int = 0) -> Any:
+    """The MODEL sampled in context windows of the host: no overlap, everything else as the node has it."""
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode as Node
+
+    values = {
+        "model": model, "context_length": length, "context_overlap": 0, "context_schedule": "standard_static",
+        "context_stride": 1, "closed_loop": False, "fuse_method": "pyramid", "dim": dim, "freenoise": False,
+    }  # fmt: skip
+    accepted = inspect.signature(Node.execute).parameters
+    return Node.execute(**{name: value for name, value in values.items() if name in accepted})[0]
+
+
+FRAMES = 4  # one more than the steps: 0.3.64 compares the sigmas of all steps with those of all frames
+PER_FRAME: dict[str, dict[str, Any]] = {
+    "tokens": {"rows": FRAMES},
+    "weights": {"row_weights": tuple(i / 4 for i in range(FRAMES))},
+    "masks": {"mask": torch.rand(FRAMES, 16, 16, generator=torch.Generator().manual_seed(0))},
+}
+
+
+@pytest.mark.parametrize("changes", PER_FRAME.values(), ids=PER_FRAME)
+def test_every_frame_keeps_its_person_weight_and_mask_in_context_windows(ours, sd15, changes):
+    """Frames are independent in an image model, so that windows must change nothing. Since 0.21 the host prepends a
+    frame to every window but the first."""
+    model = ours.apply_identity(sd15.model, [injection(ours, sd15.model, **changes)])
+    shape = (FRAMES, 4, 16, 16)
+    assert same(sd15(windowed(model, 2), shape=shape), sd15(model, shape=shape))
+
+
+@pytest.mark.parametrize("changes", PER_FRAME.values(), ids=PER_FRAME)
+def test_every_frame_keeps_its_person_weight_and_mask_in_windows_of_animatediff(ours, sd15, changes):
+    """AnimateDiff-Evolved samples some frames at a time and says which in `ad_params`."""
+    model = ours.apply_identity(sd15.model, [injection(ours, sd15.model, **changes)])
+    whole = sd15(model, shape=(FRAMES, 4, 16, 16))
+
+    def in_windows(executor, host_model, conds, x, timestep, model_options):
+        results = [torch.zeros_like(x) for _ in conds]
+        for window in ([0, 1], [2, 3]):
+            options = {**model_options, "transformer_options": {**model_options["transformer_options"]}}
+            options["transformer_options"]["ad_params"] = {"sub_idxs": window, "full_length": FRAMES}
+            for result, part in zip(
+                results, executor(host_model, conds, x[window], timestep[window], options), strict=True
+            ):
+                result[window] = part
+        return results
+
+    import comfy.patcher_extension
+
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "windows", in_windows)
+    assert same(sd15(model, shape=(FRAMES, 4, 16, 16)), whole)
+
+
+@pytest.mark.parametrize("dim", [2, 3], ids=["height", "width"])
+@pytest.mark.parametrize("mask_size", [(128, 192), (50, 75)], ids=["per latent", "odd"])
+def test_a_window_over_a_side_of_the_picture_gets_its_part_of_the_mask(ours, sd15, dim, mask_size):
+    """One step, where every window must be what its lines of latents give alone with their part of the mask."""
+    generator = torch.Generator().manual_seed(3)
+    mask, size, length = torch.rand(1, *mask_size, generator=generator), (16, 24), 8
+    whole = ours.apply_identity(sd15.model, [injection(ours, sd15.model, mask=mask)])
+    got = sd15(windowed(whole, length, dim), shape=(1, 4, *size), steps=1)
+    latent_mask = mask if mask_size == (128, 192) else torch.nn.functional.adaptive_avg_pool2d(mask, size)
+    share = latent_mask.shape[dim - 1] // size[dim - 2]  # of the mask, per line of latents
+    noise = torch.randn((1, 4, *size), generator=torch.Generator().manual_seed(1))  # as `recipes.sample` draws it
+    for first in range(0, size[dim - 2], length):
+        before = 1 if first and prepends_a_line() else 0
+        start, count = first - before, length + before
+        part = latent_mask.narrow(dim - 1, start * share, count * share)
+        model = ours.apply_identity(sd15.model, [injection(ours, sd15.model, mask=part)])
+        alone = sample_noise(sd15, model, noise.narrow(dim, start, count))
+        assert same(got.narrow(dim, first, length), alone.narrow(dim, before, length))
+
+
+def prepends_a_line() -> bool:
+    import comfy.context_windows
+
+    return "causal_window_fix" in inspect.signature(comfy.context_windows.IndexListContextHandler).parameters
+
+
+def sample_noise(sampler: Sampler, model: Any, noise: Tensor) -> Tensor:
+    """One step of `recipes.sample` from a given noise."""
+    import comfy.sample
+
+    with torch.inference_mode():
+        return comfy.sample.sample(
+            model, noise, 1, 7.0, "euler", "normal", sampler.positive, sampler.negative, torch.zeros_like(noise),
+            disable_pbar=True, seed=1,
+        ).clone()  # fmt: skip
+
+
+def dual_guided(sampler: Sampler, model: Any) -> Tensor:
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+    guider = Guider_DualCFG(model)
+    guider.set_conds(sampler.positive, sampler.recipes.conditioning(64, seed=3), sampler.negative)
+    guider.set_cfg(6.0, 3.0)
+    return guide(guider, FRAMES)
+
+
+def perp_neg(sampler: Sampler, model: Any) -> Tensor:
+    from comfy_extras.nodes_perpneg import Guider_PerpNeg
+
+    guider = Guider_PerpNeg(model)
+    guider.set_conds(sampler.positive, sampler.negative, sampler.recipes.conditioning(64, seed=3))
+    guider.set_cfg(5.0, 1.0)
+    return guide(guider, FRAMES)
+
+
+def areas(sampler: Sampler, model: Any) -> Tensor:
+    """The host copies the area of the positive prompt, its `uuid` included, into the negative list."""
+    text, options = sampler.recipes.conditioning(64, seed=4)[0]
+    positive = [*sampler.positive, [text, {**options, "area": (16, 8, 0, 8)}]]
+    return sampler(model, positive=positive, shape=(FRAMES, 4, 16, 16))
+
+
+GUIDANCE = [dual_guided, perp_neg, areas]
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE)
+def test_both_halves_keep_their_tokens_in_context_windows(ours, sd15, guidance):
+    """The host hands on copies of the conditionings there."""
+    model = ours.apply_identity(sd15.model, [injection(ours, sd15.model)])
+    assert same(guidance(sd15, windowed(model, 2)), guidance(sd15, model))
+
+
+def test_self_attention_guidance_repeats_the_negative_in_context_windows(ours, sd15, roles_of_calls):
+    model = ours.apply_identity(sd15.model, [injection(ours, sd15.model)])
+    sd15(windowed(attention_guided(model), 2), shape=(FRAMES, 4, 32, 32))
+    assert roles_of_calls == ([["UNCOND", "COND"]] * 2 + [["UNCOND"]] * 2) * 3
+
+
+# Several devices ------------------------------------------------------------------------------------------------------
+
+
+def batch_of(ours: Any, pictures: int = 1) -> Any:
+    from likeness.injection.plan import Role
+
+    return ours._Batch((Role.UNCOND, Role.COND), (None, None), pictures, None, None, (16, 16), (0,))
+
+
+def test_keys_values_and_masks_are_where_the_queries_are(ours, sd15):
+    """MultiGPU CFG Split evaluates the chunks of one run on other devices; `meta` stands for one."""
+    mask = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(0))
+    base = sd15.model
+    run = ours._Run((injection(ours, base, mask=mask),), base.model, base.model.model_sampling, (16, 16))
+    site = run.sites[0]
+    for device in ("meta", "cpu", "meta"):
+        q = torch.zeros(2, 16 * 16, site.width, device=device)
+        (term,) = run.on(q.device).terms(site, q, (16, 16), batch_of(ours))
+        assert {term.keys.device.type, term.values.device.type, term.mask.device.type} == {device}
+
+
+def test_threads_may_ask_one_run_at_once(ours, sd15):
+    """The host gives every device a thread; what they find does not depend on who comes first."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    base = sd15.model
+    one = injection(ours, base, rows=2, mask=torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(0)))
+
+    def everything(run: Any, device: str) -> list[Tensor]:
+        found = []
+        for site in run.sites:
+            q = torch.zeros(4, 16 * 16, site.width, device=device)
+            (term,) = run.on(q.device).terms(site, q, (16, 16), batch_of(ours, 2))
+            found += [term.keys, term.values, term.mask]
+        return found
+
+    def run() -> Any:
+        return ours._Run((one,), base.model, base.model.model_sampling, (16, 16))
+
+    alone = everything(run(), "cpu")
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            shared = run()
+            for device, tensors in pool.map(lambda d: (d, everything(shared, d)), ["cpu", "meta"] * 8):  # noqa: B023
+                assert [t.shape for t in tensors] == [t.shape for t in alone]
+                assert device == "meta" or all(map(torch.equal, tensors, alone))
+            assert set(shared._devices) == {torch.device("cpu"), torch.device("meta")}
+
+
+if host_has("comfy/multigpu.py", "MultiGPUThreadPool"):
+
+    def test_chunks_split_over_devices_give_the_same_picture(ours, sd15):
+        """The host's own split, over two names of the CPU, each with a thread and a clone of the model."""
+        import comfy.multigpu
+        import comfy.patcher_extension
+
+        model = ours.apply_identity(sd15.model, [injection(ours, sd15.model, mask=torch.rand(1, 32, 32))])
+        threads = set()
+
+        def split(executor, *args, **keywords):
+            devices = [torch.device("cpu"), torch.device("cpu:0")]
+            pool = comfy.multigpu.MultiGPUThreadPool(devices)
+            try:
+                clones = {device: model.clone() for device in devices}
+                options = args[4]
+                options.update(multigpu_clones=clones, multigpu_thread_pool=pool)
+                return executor(*args, **keywords)
+            finally:
+                pool.shutdown()
+
+        def note_thread(executor, *args, **keywords):
+            threads.add(threading.get_ident())
+            return executor(*args, **keywords)
+
+        alone = sd15(model)
+        parallel = model.clone()
+        kinds = comfy.patcher_extension.WrappersMP
+        parallel.add_wrapper_with_key(kinds.CALC_COND_BATCH, "split", split)
+        parallel.add_wrapper_with_key(kinds.APPLY_MODEL, "note", note_thread)
+        assert same(sd15(parallel), alone)
+        assert len(threads) >= 2 and threading.get_ident() not in threads
 
 
 # Masks ----------------------------------------------------------------------------------------------------------------
