@@ -682,6 +682,28 @@ def test_masks_per_picture_follow_the_batch(ours, sd15, monkeypatch):
     assert (added[:, 0] > 0).all() and (added[:, 1] == 0).all()
 
 
+def in_tiles(apply_model: Any, arguments: dict[str, Any]) -> Tensor:
+    """A wrapper such as tiled diffusion sets: two halves one after the other, and nobody is told which."""
+    c = dict(arguments["c"])
+    halves = [apply_model(x, arguments["timestep"], **c) for x in arguments["input"].chunk(2, dim=-1)]
+    return torch.cat(halves, dim=-1)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_tiles_below_the_sampler_are_said_once_when_there_is_a_mask(ours, sd15, caplog, masked):
+    from likeness.injection.masks import warn_tile
+
+    warn_tile.cache_clear()
+    changes = {"mask": torch.ones(1, 64, 64)} if masked else {}
+    model = ours.apply_identity(sd15.model, [injection(ours, sd15.model, **changes)])
+    with caplog.at_level("WARNING", "likeness"):
+        sd15(model)
+        assert not caplog.records
+        model.set_model_unet_function_wrapper(in_tiles)
+        sd15(model)
+    assert ["each tile gets the whole mask" in record.message for record in caplog.records] == [True] * masked
+
+
 def test_two_people_with_masks_each_stay_in_their_half(ours, sd15):
     base, left, right = sd15.model, torch.zeros(1, 16, 16), torch.zeros(1, 16, 16)
     left[..., :8], right[..., 8:] = 1, 1

@@ -163,3 +163,30 @@ def test_a_stretched_mask_is_warned_about_once(caplog, mask_size, warned):
 def test_the_aspect_mismatch_is_symmetric(a, b, c, d):
     assert masks.aspect_mismatch((a, b), (c, d)) == pytest.approx(masks.aspect_mismatch((c, d), (a, b)))
     assert masks.aspect_mismatch((a, b), (3 * a, 3 * b)) == pytest.approx(0.0, abs=1e-9)
+
+
+@given(sides, sides, st.integers(0, 1), st.integers(1, 4), st.data())
+def test_lines_of_a_mask_are_cut_out_in_any_order(h, w, axis, per_latent, data):
+    """Each line of latents keeps its own part: a mask that holds the number of the line shows it."""
+    lines = data.draw(st.lists(st.integers(0, (h, w)[axis] - 1), min_size=1))
+    numbers = torch.arange(float((h, w)[axis])).repeat_interleave(per_latent)
+    mask = (numbers[:, None] if axis == 0 else numbers).expand(2, h * per_latent, w * per_latent)
+    cut = masks.crop_to_lines(mask, axis, lines, (h, w))
+    expected = torch.tensor(lines, dtype=torch.float32).repeat_interleave(per_latent)
+    assert torch.equal(cut, (expected[:, None] if axis == 0 else expected).expand(cut.shape))
+    assert cut.shape[1 + axis] == len(lines) * per_latent and cut.shape[2 - axis] == mask.shape[2 - axis]
+
+
+def test_a_mask_larger_than_the_picture_is_said_once_because_it_may_be_meant_for_tiles(caplog):
+    masks._warned_larger.clear()
+    with caplog.at_level(logging.WARNING, "likeness"):
+        masks.warn_larger((256, 256), (32, 32))
+        masks.warn_larger((128, 128), (32, 32))
+        masks.warn_larger((256, 512), (32, 32))
+        assert not caplog.records
+        for side in (16, 24, 16):
+            masks.warn_larger((256, 256), (side, side))
+    assert [record.message.split(". ")[0] for record in caplog.records] == [
+        "The mask is 256 x 256 but the picture only 128 x 128 (width x height)"
+    ]
+    assert "docs/troubleshooting.md" in caplog.text
