@@ -190,8 +190,27 @@ def see(
     looked = []
     for number, image in enumerate(images):
         region = None if regions is None else regions[min(number, len(regions) - 1)]
-        looked.append(_look(image, number, judge, recogniser, choice, region))
+        if bool(torch.isfinite(image).all()):
+            (photo,) = to_photos(image[None])
+            looked.append(_look(photo, number, judge, recogniser, choice, region))
+        else:
+            looked.append((None, "not a picture (NaN)", 0))
         after_each()
+    return _sight(looked)
+
+
+def see_photos(photos: Iterable[np.ndarray], judge: FaceAnalysis) -> Sight:
+    """Like `see`, for photos (H, W, 3) uint8 RGB."""
+    recogniser = recogniser_of(judge)
+    return _sight(
+        [_look(photo, number, judge, recogniser, Choice.LARGEST, None) for number, photo in enumerate(photos)]
+    )
+
+
+_Look = tuple[Face | None, str, int]  # the face, why there is none, and how many there are
+
+
+def _sight(looked: Sequence[_Look]) -> Sight:
     faces = tuple(face for face, _, _ in looked)
     return Sight(faces, _stack(faces), tuple(why for _, why, _ in looked), tuple(count for _, _, count in looked))
 
@@ -205,17 +224,13 @@ def _stack(faces: Sequence[Face | None]) -> torch.Tensor:
 
 
 def _look(
-    image: torch.Tensor,
+    photo: np.ndarray,
     number: int,
     judge: FaceAnalysis,
     recogniser: Recogniser,
     choice: Choice,
     region: torch.Tensor | None,
-) -> tuple[Face | None, str, int]:
-    """The face, why there is none, and how many there are."""
-    if not bool(torch.isfinite(image).all()):
-        return None, "not a picture (NaN)", 0
-    (photo,) = to_photos(image[None])
+) -> _Look:
     faces = [face for face in judge.find(photo, number, embed=False) if face.score >= LEAST_SCORE]
     if region is not None:
         faces = [face for face in faces if is_inside(face, region, photo.shape[:2])]

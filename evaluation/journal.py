@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from ..errors import LikenessError
-from ..faces import Face, FaceAnalysis
+from ..faces import Face, FaceAnalysis, read_photo
 from .copying import face_ssim
 from .crew import Crew
-from .identity import Sight, recogniser_of, see
+from .identity import Sight, recogniser_of, see_photos
 from .prompts import ImageTextEncoder, clip_t
 from .quality import sane, sharpness
 from .similarity import aligned_faces
@@ -115,8 +115,8 @@ class Journal:
         for path, text in zip(paths, texts, strict=True):
             said = hashlib.sha256(f"{clip.name} {text}".encode()).hexdigest()
             if (self._key(path), said) not in self._obeyed:
-                photo = read_photo(path)
-                cosine = float("nan") if photo is None else float(clip_t(as_picture(photo)[None], [text], clip))
+                picture = read_picture(path)
+                cosine = float("nan") if bool(picture.isnan().any()) else float(clip_t(picture[None], [text], clip))
                 self._write({"sha256": self._key(path), "said": said, "clip_t": cosine})
             values.append(self._obeyed[self._key(path), said])
         return values
@@ -160,12 +160,14 @@ class Journal:
 
 def look_at(judge: FaceAnalysis, path: Path) -> dict[str, Any]:
     """What `Seen` holds of a file, for JSON."""
-    photo = read_photo(path)
-    picture = as_picture(photo)[None]
-    sight = see(picture, judge)
-    record = {"reason": sight.reasons[0], "faces": sight.counts[0], "sane": float(sane(picture)[0])}
+    try:
+        photo = read_photo(path)
+    except LikenessError as error:
+        return {"reason": f"not a picture: {error}", "faces": 0, "sane": 0.0}
+    sight = see_photos([photo], judge)
+    record = {"reason": sight.reasons[0], "faces": sight.counts[0], "sane": float(sane(as_picture(photo)[None])[0])}
     face = sight.faces[0]
-    if photo is None or face is None or face.keypoints is None or face.embedding is None:
+    if face is None or face.keypoints is None or face.embedding is None:
         return record
     return record | {
         "sharpness": float(sharpness(aligned_faces([photo], [face]))[0]),
@@ -205,32 +207,24 @@ def paste(judge: FaceAnalysis, task: tuple[Place, tuple[Place, ...]]) -> float:
 
 
 def _crop(place: Place) -> torch.Tensor:
-    photo = read_photo(place.path)
-    if photo is None:
-        raise LikenessError(f"{place.path} cannot be read any more: leave the pictures alone while they are judged.")
+    try:
+        photo = read_photo(place.path)
+    except LikenessError as error:
+        raise LikenessError(f"A picture changed while it was judged: {error}") from error
     return aligned_faces([photo], [Face(np.zeros(4, np.float32), 1.0, np.array(place.keypoints, np.float32))])
 
 
 _crop_of_photo = lru_cache(maxsize=64)(_crop)  # the same few photos for all results of a person
 
 
-def read_photo(path: Path) -> np.ndarray | None:
-    """A file as (H, W, 3) uint8 RGB, turned as the camera was held; None for what cannot be read."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture) or picture
-            return np.array(upright.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
-        return None
-
-
-def as_picture(photo: np.ndarray | None) -> torch.Tensor:
-    """(H, W, 3) RGB 0..1; one NaN for what cannot be read."""
-    return torch.full((1, 1, 3), torch.nan) if photo is None else torch.from_numpy(photo).float() / 255
+def as_picture(photo: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) uint8 RGB as RGB 0..1."""
+    return torch.from_numpy(photo).float() / 255
 
 
 def read_picture(path: Path) -> torch.Tensor:
-    """A file as (H, W, 3) RGB 0..1; see `read_photo` and `as_picture`."""
-    return as_picture(read_photo(path))
+    """A file as (H, W, 3) RGB 0..1; one NaN for what cannot be read."""
+    try:
+        return as_picture(read_photo(path))
+    except LikenessError:
+        return torch.full((1, 1, 3), torch.nan)

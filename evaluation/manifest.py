@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..errors import LikenessError
-from .study import SUFFIXES, Result, Study, of_people
+from ..faces.photos import PICTURE_SUFFIXES
+from .study import Result, Study, of_people
 
 MANIFEST, JOURNAL, RECORD = "manifest.csv", "journal.sqlite", "run.json"
 DONE = "done"
@@ -53,7 +54,7 @@ def survey_run(run: Path, people: Path | None = None, by: Sequence[str] = ()) ->
     if unknown:
         raise LikenessError(f"{MANIFEST} has no column '{unknown[0]}': choose some of {', '.join(columns)}.")
     shown = [row for row in rows if row["file"] and row["person"] and row.cells.get("state", DONE) == DONE]
-    shown = [row for row in shown if PurePosixPath(row["file"]).suffix.lower() in SUFFIXES]
+    shown = [row for row in shown if PurePosixPath(row["file"]).suffix.lower() in PICTURE_SUFFIXES]
     paths = {row.line: _inside(run, row) for row in shown}
     shown = [row for row in shown if paths[row.line].is_file()]
     if not shown:

@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 
 from ..errors import LikenessError
+from ..faces.photos import PICTURE_SUFFIXES
 from .journal import read_picture
 from .table import Facts
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 @dataclass(frozen=True)
@@ -135,4 +134,4 @@ def folders(folder: Path) -> list[Path]:
 def pictures(folder: Path, deep: bool = True) -> list[Path]:
     """The pictures in a folder, by name, and if `deep` those in the folders below."""
     found = folder.rglob("*") if deep else folder.glob("*")
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path for path in found if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())

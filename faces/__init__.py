@@ -14,7 +14,7 @@ from .keypoints import draw_keypoints
 from .onnx_session import Provider
 from .packs import load_facexlib, load_lbp, load_mtcnn, load_opencv, load_pack
 from .parsing import FaceParser, Part, load_parser, parse_face, part_mask
-from .photos import to_photos
+from .photos import read_photo, to_photos
 from .recognition import FrozenRecogniser, load_recogniser_module
 from .select import Choice, choose_face, order_faces
 from .similarity import cosine_similarity, mean_direction, unit, unit_distance
@@ -56,6 +56,7 @@ __all__ = [
     "order_faces",
     "parse_face",
     "part_mask",
+    "read_photo",
     "to_photos",
     "unit",
     "unit_distance",

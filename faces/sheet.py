@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import LikenessError
 from .found import FoundFaces, preview
 from .identity import Identity
+from .photos import read_photo
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,20 +20,8 @@ ROW = 256  # height of a row of the sheet in pixels
 
 
 def read_photos(paths: Sequence[Path]) -> list[np.ndarray]:
-    """Picture files as (H, W, 3) uint8 RGB, turned as the camera was held. Raises LikenessError for others."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    photos = []
-    for path in paths:
-        try:
-            with Image.open(path) as picture:
-                upright = ImageOps.exif_transpose(picture) or picture
-                photos.append(np.asarray(upright.convert("RGB")))
-        except (UnidentifiedImageError, OSError) as error:
-            raise LikenessError(
-                f"'{path}' cannot be read as a picture: name photos, for example JPEG files."
-            ) from error
-    return photos
+    """Picture files as (H, W, 3) uint8 RGB; see `photos.read_photo`."""
+    return [read_photo(path) for path in paths]
 
 
 def unused_path(path: Path) -> Path:

@@ -18,6 +18,7 @@ from ..errors import LikenessError
 from ..evaluation.report import Setting, report
 from ..evaluation.table import Record
 from ..faces.identity import Identity
+from ..faces.photos import PICTURE_SUFFIXES
 from ..faces.sheet import read_photos, unused_path
 from .study import DEMO_PEOPLE, Sitter, measure, sitters
 from .world import World, load_world
@@ -31,7 +32,6 @@ PROMPTS = (
     "a night photo of a person wearing a purple suit on a stage",
 )
 WITHOUT, WITH = "without", "FaceID"
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _OTHERS = range(DEMO_PEOPLE.stop, DEMO_PEOPLE.stop + 12)  # whom the likeness is compared with
 Pictures = torch.Tensor  # (prompts, H, W, 3) RGB 0..1
 
@@ -50,9 +50,10 @@ def sitter_of(world: World, folder: Path) -> Sitter:
     """
     if not folder.is_dir():
         raise LikenessError(f"'{folder}' is no folder: name one with photos of one person.")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
     if not files:
-        raise LikenessError(f"The folder '{folder}' has no pictures ({', '.join(_PICTURES)}): put photos into it.")
+        endings = ", ".join(sorted(PICTURE_SUFFIXES))
+        raise LikenessError(f"The folder '{folder}' has no pictures ({endings}): put photos into it.")
     photos = read_photos(files)
     return Sitter(folder.resolve().name, photos, photos, world)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import LikenessError
+from ..faces import read_photo
 from .comfyui_server import HOW_TO_GET_IT, PACK, all_comfyui, named_places, started, usual_places
 
 WORKFLOW = PACK / "workflows" / "miniature_portrait.api.json"
@@ -92,7 +93,6 @@ def _server(comfyui: Path, base: Path) -> Iterator[str]:
 
 def _picture(address: str, output: Path, graph: Graph) -> np.ndarray:
     """Queue one graph and read the picture it saves, (H, W, 3) uint8. LikenessError with the node's own sentence."""
-    from PIL import Image
 
     request = urllib.request.Request(
         f"{address}/prompt", json.dumps({"prompt": graph}).encode(), {"Content-Type": "application/json"}
@@ -115,5 +115,4 @@ def _picture(address: str, output: Path, graph: Graph) -> np.ndarray:
     if failed:
         raise LikenessError(failed[0]["exception_message"].strip())
     saved = history["outputs"][_only(graph, "SaveImage")]["images"][0]
-    with Image.open(output / saved["subfolder"] / saved["filename"]) as picture:
-        return np.asarray(picture.convert("RGB"))
+    return read_photo(output / saved["subfolder"] / saved["filename"])

@@ -19,12 +19,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import LikenessError
-from ..faces import FrozenRecogniser, adopt_analysis, load_recogniser_module
+from ..faces import FrozenRecogniser, adopt_analysis, load_recogniser_module, read_photo
 from ..storage import write_whole
 from ..training.base_model import BaseModel
 from ..training.checkpoint_layout import SD1_TEXT, SD2_TEXT, SDXL_TEXT_1, SDXL_TEXT_2, UNET, below, from_open_clip
@@ -256,11 +255,8 @@ def _kind(keys: Sequence[str]) -> str:
 
 
 def _outcome(folder: Path) -> Outcome:
-    from PIL import Image
-
     def picture(path: Path) -> Tensor:
-        with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).float() / 255
+        return torch.from_numpy(read_photo(path)).float() / 255
 
     finished = _finished(folder) or {}
     loras, embeddings, checkpoints = (tuple(finished.get(kind, ())) for kind in KINDS)  # older runs lack checkpoints

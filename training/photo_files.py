@@ -2,25 +2,22 @@
 
     anna.jpg   anna.txt   anna.mask.png
 
-A caption says what its picture shows, `{}` standing for the trigger word. A mask is white on the face.
+A caption says what its picture shows, `{}` standing for the trigger word. A mask is white on the face, or opaque on
+the face and transparent elsewhere.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import LikenessError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from ..faces.photos import read_mask_file, read_photo_file
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 CAPTION_SUFFIX, MASK_SUFFIX = ".txt", ".mask.png"
-GREY = 128  # behind transparent pixels, so that hidden colours are not learned
 LONGEST_CAPTION = 4000  # characters; a text encoder reads 77 tokens of it
 
 
@@ -84,37 +81,9 @@ def read_folder(folder: Path) -> PhotoFolder:
 
 
 def read_picture(path: Path) -> tuple[np.ndarray, bool]:
-    """(H, W, 3) uint8 RGB and whether parts were transparent. Raises LikenessError for what is no picture."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as picture:
-            return to_rgb(ImageOps.exif_transpose(picture) or picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise LikenessError(f"{path.name} cannot be read as a picture ({type(error).__name__}): replace it.") from error
-
-
-def to_rgb(picture: Image) -> tuple[np.ndarray, bool]:
-    """Any mode of PIL as (H, W, 3) uint8 RGB, transparent pixels on grey; and whether there were any.
-
-    16-bit greys (I;16, I) are scaled to 8 bits, which PIL's own conversion would clip; floats are 0..1 or 0..255.
-    """
-    if picture.mode.startswith("I"):
-        return _grey_to_rgb(np.asarray(picture).astype(np.float64) / 257), False
-    if picture.mode == "F":
-        values = np.nan_to_num(np.asarray(picture, np.float64))
-        return _grey_to_rgb(values * 255 if values.max(initial=0) <= 1 else values), False
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        rgba = np.asarray(picture.convert("RGBA"), np.float32)
-        alpha = rgba[..., 3:] / 255
-        mixed = rgba[..., :3] * alpha + GREY * (1 - alpha)
-        return (mixed + 0.5).astype(np.uint8), bool((alpha < 1).any())
-    return np.array(picture.convert("RGB")), False
-
-
-def _grey_to_rgb(values: np.ndarray) -> np.ndarray:
-    grey = (values.clip(0, 255) + 0.5).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+    """(H, W, 3) uint8 RGB and whether parts were transparent; see `faces.photos.read_photo_file`."""
+    picture = read_photo_file(path)
+    return picture.rgb, picture.alpha is not None
 
 
 def read_caption(path: Path) -> str | None:
@@ -131,13 +100,16 @@ def read_caption(path: Path) -> str | None:
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray | None:
-    """(H, W) uint8, 255 on the face; None where there is no file. LikenessError when it is not `size` (H, W)."""
+    """(H, W) uint8, 255 on the face; None where there is no file. LikenessError when it is not `size` (H, W).
+
+    How paint and transparency are read: `faces.photos.read_mask_file`.
+    """
     if not path.is_file():
         return None
-    pixels, _ = read_picture(path)
-    if pixels.shape[:2] != tuple(size):
+    mask = read_mask_file(path)
+    if mask.shape != tuple(size):
         raise LikenessError(
-            f"The mask {path.name} has {pixels.shape[1]}x{pixels.shape[0]} pixels and its picture "
-            f"{size[1]}x{size[0]}: paint it at the picture's size, or delete it."
+            f"The mask {path.name} has {mask.shape[1]}x{mask.shape[0]} pixels and its picture {size[1]}x{size[0]}: "
+            "paint it at the picture's size, or delete it."
         )
-    return np.ascontiguousarray(pixels.max(2))
+    return mask

@@ -128,7 +128,25 @@ def test_a_damaged_picture_is_a_result_without_a_face(folder, judge, tmp_path):
     (folder / "results/good/ann/hat-1.png").write_bytes(b"not a picture")
     records = read_csv(evaluate(folder, judge, tmp_path / "report").parent / "records.csv")
     (bad,) = [record for record in records if record.image == "results/good/ann/hat-1.png"]
-    assert bad.value("found") == 0 and bad.note == "not a picture (NaN)"
+    assert bad.value("found") == 0 and bad.note.startswith("not a picture: 'ann/hat-1.png'")
+
+
+def test_hidden_colours_are_not_judged(folder, judge, tmp_path):
+    file = folder / "results/good/ann/hat-1.png"
+    with Image.open(file) as picture:
+        hidden = picture.convert("RGBA")
+    hidden.putalpha(0)
+    hidden.save(file)
+    records = read_csv(evaluate(folder, judge, tmp_path / "report").parent / "records.csv")
+    found = {record.image: record.value("found") for record in records}
+    assert found["results/good/ann/hat-1.png"] == 0 and found["results/good/ann/hat-2.png"] == 1
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".avif", ".gif"])
+def test_results_of_every_form_are_judged(folder, suffix):
+    for file in (folder / "results/good/ann").glob("*.png"):
+        file.rename(file.with_suffix(suffix))
+    assert {result.path.suffix for result in survey(folder).results if result.method == "good"} >= {suffix}
 
 
 def test_a_picture_too_large_to_open_safely_is_not_opened(folder, monkeypatch):

@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 
 from ...errors import LikenessError
+from ...faces import read_photo
 from ...storage import write_whole
 from ..base_model import BaseModel
 from ..config import Group, LoraSettings, Schedule, Settings
@@ -178,8 +179,8 @@ def class_pictures(
                 picture = sample_pictures(base, [prompt], size, seed=number)[0]
                 pixels = (picture * 255).round().byte().permute(1, 2, 0).numpy()
                 write_whole(path, partial(Image.fromarray(pixels).save, format="png"))
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB").resize((size[1], size[0])), np.float32)
+            image = Image.fromarray(read_photo(path))
+            pixels = np.asarray(image.resize((size[1], size[0])), np.float32)
         except OSError as error:
             raise LikenessError(
                 f"The class picture '{path}' could not be made or read ({error}): free some space, or delete it."
