@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoint_layout import vae_weights
 from .export import Base
 from .noise import NoiseSchedule
 from .objectives.identity import Decoder
+from .prompt_tokens import chunks_of, groups_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,27 +71,54 @@ class Codec:
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What the denoiser hears of prompts. states: (batch, tokens, dim); pooled: (batch, dim), SDXL only."""
+    """What the denoiser hears of prompts. states: (batch, tokens, dim); pooled: (batch, dim), SDXL only.
+
+    mask: (batch, tokens), true where a prompt goes; None: everywhere, because all are of one length.
+    """
 
     states: Tensor
     pooled: Tensor | None = None
+    mask: Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Conditioning]) -> Conditioning:
+        """Prompts of several lengths as one batch. What fills up the shorter ones is not attended to, so that each is
+        heard as it would be alone."""
+        lengths = [part.states.shape[1] for part in parts]
+        longest = max(lengths)
+        states = torch.cat([F.pad(part.states, (0, 0, 0, longest - part.states.shape[1])) for part in parts])
+        pooled = (
+            None if parts[0].pooled is None else torch.cat([part.pooled for part in parts if part.pooled is not None])
+        )
+        if min(lengths) == longest:
+            return cls(states, pooled)
+        ends = torch.tensor(lengths, device=states.device).repeat_interleave(
+            torch.tensor([len(part.states) for part in parts], device=states.device)
+        )
+        return cls(states, pooled, torch.arange(longest, device=states.device) < ends[:, None])
 
 
 @dataclass(eq=False)
 class TextTower:
-    """One text encoder with its tokenizer. kind: clip_l, clip_g or clip_h, as embedding files call it."""
+    """One text encoder with its tokenizer. kind: clip_l, clip_g or clip_h, as embedding files call it. words: the ids
+    of each word that was taught to it."""
 
     tokenizer: Any
     encoder: Any
     kind: str = "clip_l"
+    words: Sequence[Sequence[int]] = ()
+
+    def chunks(self, prompt: str) -> Tensor:
+        """Token ids (chunks, length) of one prompt of any length, padded as the tokenizer pads."""
+        tokenizer = self.tokenizer
+        length = min(tokenizer.model_max_length, self.encoder.config.max_position_embeddings)
+        found = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
+        special = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        return torch.tensor(chunks_of(groups_of(found, self.words), length, *special), device=self.encoder.device)
 
     def ids(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids (batch, length), padded as the tokenizer pads, cut off at its length."""
-        length = min(self.tokenizer.model_max_length, self.encoder.config.max_position_embeddings)
-        found = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        )
-        return found.input_ids.to(self.encoder.device)
+        """Token ids (chunks, length) of all prompts, one after the other; most have one chunk."""
+        return torch.cat([self.chunks(prompt) for prompt in prompts])
 
     def last(self, ids: Tensor, skip: int) -> Tensor:
         """The last hidden states, or those `skip` layers earlier, after the final norm: SD1.x."""
@@ -151,24 +180,37 @@ class BaseModel:
                 network.to(dtype)
         self.codec.module.to(device)
 
-    def ids(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids (batch, length) of the first text encoder."""
-        return self.text[0].ids([self.spell(prompt) for prompt in prompts])
+    def ids(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Each prompt's token ids (tokens,) in the first text encoder, as the denoiser hears them."""
+        return [self.text[0].chunks(self.spell(prompt)).flatten() for prompt in prompts]
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """The prompts as the denoiser hears them, with gradient to whatever in the encoders wants one."""
-        if not self.is_sdxl:
-            return Conditioning(self.text[0].last(self.ids(prompts), self.clip_skip))
+        """The prompts, of any length, as the denoiser hears them, with gradient to whatever in the encoders wants one.
+
+        The chunks of a long prompt are encoded one by one and joined; pooled is the first one's, as in the host.
+        """
         spelled = [self.spell(prompt) for prompt in prompts]
-        found = [tower.penultimate(tower.ids(spelled)) for tower in self.text]
-        return Conditioning(torch.cat([states for states, _ in found], -1), found[-1][1])
+        chunks = [[tower.chunks(prompt) for prompt in spelled] for tower in self.text]
+        counts = [len(ids) for ids in chunks[0]]
+        pooled: Any = [None] * len(prompts)
+        if self.is_sdxl:
+            found = [tower.penultimate(torch.cat(ids)) for tower, ids in zip(self.text, chunks, strict=True)]
+            states = torch.cat([each for each, _ in found], -1)
+            if found[-1][1] is not None:
+                pooled = [rows[:1] for rows in found[-1][1].split(counts)]
+        else:
+            states = self.text[0].last(torch.cat(chunks[0]), self.clip_skip)
+        parts = zip(states.split(counts), pooled, strict=True)
+        return Conditioning.joined([Conditioning(part.flatten(0, 1)[None], first) for part, first in parts])
 
     def predict(self, z_t: Tensor, t: Tensor, conditioning: Conditioning, time_ids: Tensor | None = None) -> Tensor:
         """The denoiser's output, ε or velocity. time_ids: (batch, 6), SDXL's sizes and crops."""
         added = None
         if self.is_sdxl:
             added = {"text_embeds": conditioning.pooled, "time_ids": time_ids}
-        return self.unet(z_t, t, conditioning.states, added_cond_kwargs=added).sample
+        return self.unet(
+            z_t, t, conditioning.states, added_cond_kwargs=added, encoder_attention_mask=conditioning.mask
+        ).sample
 
     def fingerprint(self) -> str:
         """Tells base models apart, before they are trained: shapes of all weights and a few values of each, of

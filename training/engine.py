@@ -383,7 +383,7 @@ class _Worker:
             z_t = self.base.schedule.add_noise(z0, noise, t)
             heard = nullcontext([])
             if listening is not None and self._probe is not None:
-                heard = self._probe.listening(listening.positions(samples))
+                heard = self._probe.listening(listening.positions(samples), conditioning.mask)
             with heard as maps, accelerator.autocast():
                 prediction = self.base.predict(z_t, t, conditioning, time_ids)
             return Pass(samples, self.base.schedule, progress, z0, noise, t, z_t, prediction, maps, look)
@@ -414,8 +414,8 @@ class _Worker:
             with self.accelerator.autocast():
                 return self.base.encode(prompts)
         found = [self._texts.get(prompt, functools.partial(self._read, prompt)) for prompt in prompts]
-        joined = {name: torch.cat([f[name] for f in found]).to(self.accelerator.device) for name in found[0]}
-        return Conditioning(**joined)
+        device = self.accelerator.device
+        return Conditioning.joined([Conditioning(**{name: v.to(device) for name, v in f.items()}) for f in found])
 
     def _read(self, prompt: str) -> dict[str, Tensor]:
         with torch.no_grad(), self.accelerator.autocast():

@@ -25,15 +25,18 @@ from ..injection.sites import AttentionSite, sites_of_diffusers_unet
 Grid = tuple[int, int]
 
 
-def columns_of(queries: Tensor, keys: Tensor, positions: Tensor, heads: int) -> Tensor:
+def columns_of(queries: Tensor, keys: Tensor, positions: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """softmax(QKᵀ/√d) per head, only the columns of some keys: (batch, heads, n, L), float32.
 
-    queries: (batch, L, width), keys: (batch, tokens, width), positions: (batch, n), indices into the tokens.
+    queries: (batch, L, width), keys: (batch, tokens, width), positions: (batch, n), indices into the tokens. mask:
+    (batch, tokens), false for keys that are not attended to.
     """
     with torch.autocast(queries.device.type, enabled=False):
         q = queries.float().unflatten(-1, (heads, -1)).transpose(1, 2)
         k = keys.float().unflatten(-1, (heads, -1)).transpose(1, 2)
         scores = (k @ q.transpose(-1, -2)) * q.shape[-1] ** -0.5  # (batch, heads, tokens, L)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, :, None], float("-inf"))
         wanted = positions[:, None, :, None].expand(-1, heads, -1, scores.shape[-1])
         return (scores.gather(2, wanted) - scores.logsumexp(2, keepdim=True)).exp()
 
@@ -81,6 +84,7 @@ def refocusing_grid(latent_size: Grid) -> Grid:
 @dataclass
 class _Listening:
     positions: Tensor
+    mask: Tensor | None = None
     maps: dict[int, Tensor] = field(default_factory=dict)  # by slot, in the order in which sites run
 
 
@@ -115,11 +119,12 @@ class AttentionProbe:
                 transformer._gradient_checkpointing_func = self._through(original)
 
     @contextmanager
-    def listening(self, positions: Tensor) -> Iterator[list[Tensor]]:
-        """Positions (batch, n) of the wanted tokens in the prompt, the start token counted. After the UNet has run and
-        the block is left, the list holds one map per site, (batch, heads, n, L), in the order in which sites run."""
+    def listening(self, positions: Tensor, mask: Tensor | None = None) -> Iterator[list[Tensor]]:
+        """Positions (batch, n) of the wanted tokens in the prompt, the start token counted; mask (batch, tokens), where
+        prompts differ in length. After the UNet has run and the block is left, the list holds one map per site,
+        (batch, heads, n, L), in the order in which sites run."""
         maps: list[Tensor] = []
-        with self._while(_Listening(positions)) as listening:
+        with self._while(_Listening(positions, mask)) as listening:
             yield maps
         assert listening is not None
         maps.extend(listening.maps.values())
@@ -145,7 +150,8 @@ class AttentionProbe:
         def record(_module: nn.Module, _args: Any, _output: Any) -> None:
             if self._listening is not None:
                 q, k = self._queries.pop(slot), self._keys.pop(slot)
-                self._listening.maps[slot] = columns_of(q, k, self._listening.positions, site.heads)
+                heard = self._listening
+                heard.maps[slot] = columns_of(q, k, heard.positions, site.heads, heard.mask)
 
         self._hooks += [
             attention.to_q.register_forward_hook(keep(self._queries)),
@@ -165,7 +171,7 @@ class AttentionProbe:
             slots: list[int] = []
 
             def run(*inputs: Any) -> Any:
-                inner = None if outer is None else _Listening(outer.positions)
+                inner = None if outer is None else _Listening(outer.positions, outer.mask)
                 with self._while(inner):
                     output = block(*inputs)
                 if inner is None or not inner.maps:

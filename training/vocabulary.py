@@ -53,6 +53,7 @@ class Vocabulary:
             tower.tokenizer = copy.deepcopy(tower.tokenizer)
             tower.tokenizer.add_tokens(words)
             ids = tower.tokenizer.convert_tokens_to_ids(words)
+            tower.words = [tower.tokenizer.convert_tokens_to_ids(token.words) for token in tokens]
             table = tower.encoder.get_input_embeddings()
             learned = PlaceholderEmbedding(table, ids, first).to(table.weight.device)
             tower.encoder.set_input_embeddings(learned)
@@ -63,6 +64,7 @@ class Vocabulary:
         """Give the encoders their own tables back."""
         for tower in self._base.text:
             tower.encoder.set_input_embeddings(tower.encoder.get_input_embeddings().table)
+            tower.words = ()
         self._base.spell = str
 
     def usual_norm(self, kind: str) -> float:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from likeness.errors import LikenessError
 from likeness.training.checkpoint_layout import unet_names
+from likeness.training.vocabulary import NewToken, Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +99,44 @@ def test_a_clip_with_its_patches_says_the_same(sockets, recipes, sdxl, patched):
                 ours = torch.cat([states for states, _ in parts], -1)
                 assert parts[1][1] is not None and torch.allclose(parts[1][1], their_pooled, atol=1e-4)
         assert torch.allclose(ours, theirs, atol=1e-4), prompt
+
+
+LONG = ", ".join(["a woman in a long red velvet dress beside an old stone bridge over a quiet river"] * 9)
+
+
+@pytest.mark.parametrize("sdxl", [False, True])
+@pytest.mark.parametrize("prompt", ["", "a photo of a person", LONG, f"{LONG} and " * 3])
+def test_a_prompt_of_any_length_says_the_same(sockets, recipes, sdxl, prompt):
+    clip, model = recipes.tiny_clip(sdxl=sdxl), recipes.tiny_sdxl() if sdxl else recipes.tiny_sd15()
+    base = sockets.base_model(model, clip, recipes.tiny_vae(), 64)
+    with torch.no_grad():
+        states, pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)
+        ours = base.encode([prompt])
+        batch = base.encode([prompt, "a person"])
+    assert ours.states.shape == states.shape and torch.allclose(ours.states, states, atol=1e-4)
+    assert torch.allclose(batch.states[:1], states, atol=1e-4)
+    if sdxl:
+        assert ours.pooled is not None and torch.allclose(ours.pooled, pooled, atol=1e-4)
+
+
+@pytest.mark.parametrize("vectors", [1, 3, 9])
+def test_prompts_with_learned_words_are_cut_where_the_host_cuts_them(sockets, recipes, tmp_path, vectors):
+    word, clip = "embedding:ohwx", recipes.tiny_clip()
+    clip.tokenizer.clip_l.embedding_directory = str(tmp_path)
+    save_file({"emb_params": -torch.arange(vectors).float()[:, None].expand(-1, 64) - 1}, tmp_path / "ohwx.safetensors")
+    base: Any = SimpleNamespace(text=sockets.towers_of(clip), spell=str)
+    ids = Vocabulary(base, [NewToken(word, vectors, "person")]).ids(word)
+    numbers = {token: -1.0 - number for number, token in enumerate(ids)}
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(st.one_of(st.just(word), st.integers(1, 90).map("a ".__mul__)), min_size=1, max_size=6))
+    def check(parts):
+        prompt = " ".join(part.strip() for part in parts)
+        theirs = [[float(t[0]) if torch.is_tensor(t) else t for t, _ in row] for row in clip.tokenize(prompt)["l"]]
+        ours = base.text[0].chunks(base.spell(prompt)).tolist()
+        assert [[numbers.get(token, token) for token in row] for row in ours] == theirs
+
+    check()
 
 
 def test_clip_set_last_layer_is_followed(sockets, recipes):

@@ -51,7 +51,5 @@ def positions(input_ids: Tensor, token_ids: list[int]) -> Tensor:
     """
     found = input_ids.unsqueeze(1) == torch.tensor(token_ids, device=input_ids.device).view(1, -1, 1)
     if not bool(found.any(-1).all()):
-        raise LikenessError(
-            "A training prompt lacks a placeholder token, or is cut off before it: write the token near the start."
-        )
+        raise LikenessError("A training prompt lacks a placeholder token: write {} into every template.")
     return found.int().argmax(-1)

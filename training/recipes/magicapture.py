@@ -279,7 +279,7 @@ class Words:
     def positions(self, samples: Sequence[Sample]) -> Tensor:
         """(batch, tokens); where a prompt has fewer words than another, 0 fills its row."""
         ids = self.base.ids([sample.prompt for sample in samples])
-        rows = [positions(ids[i : i + 1], self.of(s.about.kind))[0] for i, s in enumerate(samples)]
+        rows = [positions(row[None], self.of(s.about.kind))[0] for row, s in zip(ids, samples, strict=True)]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
