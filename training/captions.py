@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from ..errors import LikenessError
+from .names import check_word
 
 SLOT = "{}"
 _PERSON = (
@@ -51,7 +52,7 @@ def parse_templates(text: str) -> tuple[str, ...]:
     lines = tuple(" ".join(line.split()) for line in text.splitlines() if line.strip())
     for line in lines:
         if SLOT not in line:
-            raise LikenessError(f"The caption template '{line}' has no {{}}: write {{}} where the trigger word goes.")
+            raise LikenessError(f"The caption template {line!r} has no {{}}: write {{}} where the trigger word goes.")
     return lines
 
 
@@ -75,13 +76,13 @@ def _word(trigger: str) -> re.Pattern[str]:
 
 
 def check_trigger(trigger: str) -> str:
-    """The trigger word without spaces around it. LikenessError unless it is one word."""
+    """The trigger word without spaces around it. LikenessError unless it is one word, which prompts read as it is."""
     word = trigger.strip()
     if not word or len(word.split()) > 1 or SLOT in word:
         raise LikenessError(
             f"The trigger word {trigger!r} is not one word: use a rare one without spaces, such as ohwx or sks."
         )
-    return word
+    return check_word(word, "The trigger word")
 
 
 def check_captions(captions: Sequence[tuple[str, str]], trigger: str) -> None:
@@ -90,6 +91,6 @@ def check_captions(captions: Sequence[tuple[str, str]], trigger: str) -> None:
     if lacking:
         shown = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
         raise LikenessError(
-            f"The caption of {shown} lacks the trigger word '{trigger}': write it, or {{}}, where the caption names "
+            f"The caption of {shown} lacks the trigger word {trigger!r}: write it, or {{}}, where the caption names "
             "what is to be learned."
         )

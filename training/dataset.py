@@ -28,6 +28,7 @@ from ..faces.parsing import part_mask
 from .captions import SLOT, check_captions, check_trigger, fill, person_templates, style_templates
 from .examples import Example
 from .masks import FACE_PARTS
+from .names import check_phrase
 from .photo_files import Photo
 from .photo_quality import Looks, sharpness
 
@@ -78,9 +79,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "trigger", check_trigger(self.trigger))
+        check_phrase(self.class_word, "The class word")
         if self.trigger.lower() in self.class_word.lower().split():
             raise LikenessError(
-                f"The trigger word '{self.trigger}' is the class word too: use a rare word such as ohwx or sks."
+                f"The trigger word {self.trigger!r} is the class word too: use a rare word such as ohwx or sks."
             )
         if self.resolution < 64 or self.resolution % 8:
             raise LikenessError(f"The resolution {self.resolution} is no multiple of 8 from 64 on: use 512 or 1024.")

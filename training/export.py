@@ -8,7 +8,6 @@ gave.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -25,6 +24,7 @@ from .checkpoint_layout import checkpoint_weights
 from .embedding_files import TokenEmbedding, embedding_tensors
 from .lora import LoraPair
 from .lora_files import SDXL_TEXT_1, SDXL_TEXT_2, TEXT, kohya_text_names, kohya_unet_names, kohya_weights
+from .names import prompt_stem
 from .noise import Prediction
 
 SUFFIX = ".safetensors"
@@ -138,10 +138,9 @@ def write_safetensors(
             "train again from the last saved step."
         )
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    stem = re.sub(r'[<>:"/\\|?*\x00-\x1f\s]+', "_", name).strip("._") or "result"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return store(folder, stem, lambda part: save_file(plain, part, dict(metadata or {})))
+        return store(folder, prompt_stem(name), lambda part: save_file(plain, part, dict(metadata or {})))
     except Exception as error:
         raise LikenessError(
             f"'{name}' could not be saved in the folder '{folder.name}' ({error}): free some space or choose a folder "

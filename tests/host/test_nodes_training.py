@@ -230,21 +230,43 @@ def test_all_weights_of_the_miniature_are_refused_before_its_class_pictures(node
         run(nodes["DreamBooth"], dataset=dataset(), **sockets, tuned="all weights (checkpoint)")
 
 
-def test_textual_inversion_gives_a_word_that_prompts_can_name(nodes, sockets, places, monkeypatch):
+@pytest.mark.parametrize(("name", "stem"), [("anna", "anna"), ("anna (v2)", "anna_v2"), ("安娜, 1", "安娜_1")])
+def test_textual_inversion_gives_a_word_that_prompts_can_name(nodes, sockets, places, monkeypatch, name, stem):
     with trained_network(monkeypatch) as seen:
         model, clip, files, _, _ = run(
             nodes["TextualInversion"],
-            **{"dataset": dataset(), **sockets, "steps": 2, "learning_rate": 0.05, "vectors": 2, "name": "anna"},
+            **{"dataset": dataset(), **sockets, "steps": 2, "learning_rate": 0.05, "vectors": 2, "name": name},
         )
     assert model is sockets["model"] and clip is sockets["clip"]
-    assert "in prompts: embedding:anna" in files
+    said = next(line for line in files.splitlines() if line.startswith("in prompts: ")).removeprefix("in prompts: ")
+    assert said == f"embedding:{stem}"
     clip.tokenizer.clip_l.embedding_directory = [str(places / "embeddings")]
     with torch.no_grad():
-        theirs = clip.encode_from_tokens(clip.tokenize("a photo of a embedding:anna person"))
+        theirs = clip.encode_from_tokens(clip.tokenize(f"a photo of a {said} person"))
         ours = seen[0].encode(["a photo of a <ohwx> person"]).states
         plain = clip.encode_from_tokens(clip.tokenize("a photo of a ohwx person"))
     assert torch.allclose(ours, theirs, atol=1e-3)
     assert not torch.allclose(plain, theirs, atol=1e-2), "ohwx is a word of CLIP, and stays what it was"
+
+
+def test_a_word_at_the_end_of_a_long_caption_is_learned_and_named_there(nodes, sockets, places, monkeypatch):
+    filler = ", ".join(["a woman in a long red velvet dress beside an old stone bridge over a quiet river"] * 6)
+    inputs = {**sockets, "steps": 10, "learning_rate": 0.05, "tether": "none", "name": "late"}
+    with trained_network(monkeypatch) as seen:
+        run(nodes["TextualInversion"], dataset=dataset(caption=f"{filler}, ohwx person"), **inputs)
+    [tower] = seen[0].text
+    word, words = (
+        load_file(places / "embeddings" / "late.safetensors")["emb_params"][0],
+        tower.encoder.get_input_embeddings(),
+    )
+    start = words.table.weight[tower.tokenizer("person", add_special_tokens=False).input_ids[0]]
+    assert float((word - start).norm()) > 0.5 * float(start.norm()), "0.015 where the caption was cut off before it"
+    clip = sockets["clip"]
+    clip.tokenizer.clip_l.embedding_directory = [str(places / "embeddings")]
+    with torch.no_grad():
+        theirs = clip.encode_from_tokens(clip.tokenize(f"{filler}, embedding:late person"))
+        ours = seen[0].encode([f"{filler}, <ohwx> person"]).states
+    assert ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-3)
 
 
 @pytest.mark.parametrize("identity_weight", [0.0, 0.5])
