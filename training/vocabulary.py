@@ -21,8 +21,9 @@ CLIP_L_WIDTH = 768
 
 @dataclass(frozen=True)
 class NewToken:
-    """A word to learn. start: words whose vectors it starts from, in turn; or vectors of an earlier training; or None:
-    chance, N(0, std²), std None being that of the encoder's whole table."""
+    """A word to learn. start: words whose vectors it starts from, in turn, or, where they are more than its own, from
+    their means; or vectors of an earlier training; or None: chance, N(0, std²), std None being that of the encoder's
+    whole table."""
 
     name: str
     vectors: int = 1
@@ -127,6 +128,8 @@ def _first_values(token: NewToken, tower: TextTower, random: torch.Generator) ->
                 f"The word '{token.start}' that '{token.name}' should start from is none the text encoder knows: "
                 "choose a common word such as 'person'."
             )
+        if len(ids) > token.vectors:  # none is left out
+            return torch.stack([table[part].mean(0) for part in torch.tensor(ids).tensor_split(token.vectors)])
         return table[[ids[number % len(ids)] for number in range(token.vectors)]]
     given = token.start.vectors.get(tower.kind)
     if given is None or given.shape != (token.vectors, table.shape[1]):

@@ -8,6 +8,7 @@ from torch import nn
 
 from likeness.errors import LikenessError
 from likeness.training.placeholders import PlaceholderEmbedding
+from likeness.training.vocabulary import NewToken, Vocabulary
 
 
 def test_words_read_the_table_and_placeholders_their_rows():
@@ -39,3 +40,21 @@ def test_rows_stay_in_single_precision_beside_a_half_table():
 def test_rows_that_do_not_fit_are_refused(ids, width):
     with pytest.raises(LikenessError, match="width 4"):
         PlaceholderEmbedding(nn.Embedding(10, 4), ids, torch.zeros(2, width))
+
+
+@pytest.mark.parametrize(
+    ("start", "vectors", "words"),
+    [
+        ("person", 2, [["person"], ["person"]]),
+        ("red hat", 2, [["red"], ["hat"]]),
+        ("red hat", 1, [["red", "hat"]]),
+        ("a red hat", 2, [["a", "red"], ["hat"]]),
+    ],
+)
+def test_a_word_starts_from_all_its_start_words(base, start, vectors, words):
+    [tower] = base.text
+    table = tower.encoder.get_input_embeddings().weight
+    ids = [[tower.tokenizer(word, add_special_tokens=False).input_ids[0] for word in group] for group in words]
+    expected = torch.stack([table[group].mean(0) for group in ids])
+    vocabulary = Vocabulary(base, [NewToken("<x>", vectors, start)])
+    torch.testing.assert_close(vocabulary.rows["clip_l"].detach(), expected.detach())
