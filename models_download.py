@@ -13,6 +13,7 @@ from .models.page import SYSTEMS, main, markdown, with_tables
 from .models.places import OUR_KINDS, download_root, folders, model_roots, register_folders
 from .models.progress import Progress, progress_bar
 from .models.registry import HUB, WEIGHT_SUFFIXES, ModelFile, human_size, no_published_weights, registry, select
+from .models.scan import walk
 from .models.verify import Check, Health, check, installed
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "resolve",
     "select",
     "sha256",
+    "walk",
     "with_tables",
 ]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..errors import LikenessError
+from .content import is_lfs_pointer
 from .registry import ModelFile
 
 
@@ -22,7 +24,16 @@ def missing(what: str, searched: Iterable[Path], models: Iterable[ModelFile], gr
     )
 
 
-def pointer(path: Path) -> str:
-    return (
-        f"{path} is a Git LFS pointer, not the model itself: delete it and download the file (or run `git lfs pull`)."
-    )
+def must_be_readable(path: Path) -> None:
+    """Raise LikenessError for a file that cannot be opened, and for the few lines that Git LFS leaves in its place."""
+    try:
+        is_pointer = is_lfs_pointer(path)
+    except OSError as error:
+        raise LikenessError(
+            f"{path} cannot be read ({error.strerror}): allow reading it, or choose another file."
+        ) from error
+    if is_pointer:
+        raise LikenessError(
+            f"{path} is a Git LFS pointer, not the model itself: delete it and download the file (or run `git lfs "
+            "pull`)."
+        )

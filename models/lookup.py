@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from ..errors import LikenessError
-from .advice import missing, pointer
-from .content import is_lfs_pointer
+from .advice import missing, must_be_readable
 from .packs import pack_candidates
 from .paths import relative
-from .places import folders, other_folders
+from .places import folders, hub_caches, other_folders
 from .registry import HUB, WEIGHT_SUFFIXES, ModelFile, archive_members, registered, registry
-from .scan import first_file, walk
+from .scan import entries, first_file, is_folder, walk
 
 
 def list_files(kind: str, suffixes: Collection[str] = WEIGHT_SUFFIXES) -> list[str]:
@@ -59,10 +57,13 @@ def _in_hub_cache(model: ModelFile) -> Path | None:
     match = re.fullmatch(re.escape(HUB) + r"([^/]+)/([^/]+)/resolve/[^/]+/(.+)", model.url)
     if match is None:
         return None
-    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
     owner, repository, path = match.groups()
-    snapshots = sorted(cache.glob(f"models--{owner}--{repository}/snapshots/*"))
+    snapshots = [
+        snapshot
+        for cache in hub_caches()
+        if is_folder(folder := cache / f"models--{owner}--{repository}" / "snapshots")
+        for snapshot in entries(folder)
+    ]
     return first_file(snapshots, PurePosixPath(path))
 
 
@@ -112,6 +113,5 @@ def find_file(kind: str, name: str) -> Path:
         path = nested[0] if nested else first_file(other_folders(kind), PurePosixPath(wanted))
     if path is None:
         raise LikenessError(missing(f"{name!r} was not found", folders(kind), [model] if model else []))
-    if is_lfs_pointer(path):
-        raise LikenessError(pointer(path))
+    must_be_readable(path)
     return path

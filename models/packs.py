@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import LikenessError
-from .advice import missing, pointer
-from .content import is_lfs_pointer
+from .advice import missing, must_be_readable
 from .paths import relative
 from .places import folders, other_folders
 from .registry import registry
-from .scan import onnx_files
+from .scan import entries, is_folder, onnx_files
 
 
 def pack_candidates(name: str) -> list[Path]:
+    """Where a pack of this name may lie, nested or not."""
     bases = [
         base
         for folder in [*folders("insightface"), *other_folders("insightface")]
@@ -35,24 +35,20 @@ def find_insightface_pack(name: str) -> Path:
         models = [model for model in registry() if model.kind == "insightface" and model.name.startswith(f"{name}/")]
         raise LikenessError(missing(f"No ONNX files of the face pack {name!r}", candidates, models, group=name))
     for path in onnx_files(best):
-        if is_lfs_pointer(path):
-            raise LikenessError(pointer(path))
+        must_be_readable(path)
     return best
 
 
 def list_insightface_packs() -> list[str]:
     """Names of the packs found on this machine, the two that the published adapters need first."""
-    places = [
+    bases = [
         base
         for folder in [*folders("insightface"), *other_folders("insightface")]
         for base in (folder / "models", folder)
-        if base.is_dir()
+        if is_folder(base)
     ]
     names = {
-        entry.name
-        for place in places
-        for entry in place.iterdir()
-        if entry.is_dir() and (onnx_files(entry) or onnx_files(entry / entry.name))
+        entry.name for base in bases for entry in entries(base) if onnx_files(entry) or onnx_files(entry / entry.name)
     }
     first = [name for name in ("buffalo_l", "antelopev2") if name in names]
     return first + sorted(names.difference(first))

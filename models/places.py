@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LikenessError
+from .scan import is_folder
 
 # Folder names that ComfyUI itself does not know (`photomaker` is missing on older hosts only).
 OUR_KINDS = (
@@ -79,14 +80,43 @@ def model_roots() -> list[Path]:
     host = _host()
     if host is not None:
         return [Path(host.models_dir)]
-    roots = [Path(part).expanduser() for part in os.environ.get("LIKENESS_MODELS", "").split(os.pathsep) if part]
+    roots = [_expanded(part) for part in os.environ.get("LIKENESS_MODELS", "").split(os.pathsep) if part]
     if comfyui := os.environ.get("COMFYUI_PATH"):
-        roots.append(Path(comfyui).expanduser() / "models")
+        roots.append(_expanded(comfyui) / "models")
     package = Path(__file__).parents[1]
     if package.parent.name == "custom_nodes":
         roots.append(package.parent.parent / "models")
-    roots.append(Path.home() / "comfy" / "ComfyUI" / "models")
+    roots += [home / "comfy" / "ComfyUI" / "models" for home in homes()]
     return list(dict.fromkeys(roots))
+
+
+def homes() -> list[Path]:
+    """The user's home directory; none for a user whom the system does not know, as in some containers."""
+    try:
+        return [Path.home()]
+    except RuntimeError:
+        return []
+
+
+def hub_home() -> list[Path]:
+    """Where the Hugging Face libraries keep what is the user's; nowhere for a user without a home."""
+    if own := os.environ.get("HF_HOME"):
+        return [_expanded(own)]
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return [_expanded(cache) / "huggingface"]
+    return [home / ".cache" / "huggingface" for home in homes()]
+
+
+def hub_caches() -> list[Path]:
+    """The Hugging Face cache, where diffusers, timm and others have put files."""
+    if own := os.environ.get("HF_HUB_CACHE"):
+        return [_expanded(own)]
+    return [home / "hub" for home in hub_home()]
+
+
+def _expanded(path: str) -> Path:
+    """`path` with `~` filled in, where there is such a home."""
+    return Path(os.path.expanduser(path))
 
 
 def download_root() -> Path:
@@ -94,7 +124,7 @@ def download_root() -> Path:
     roots = model_roots()
     asked_for = _host() is not None or os.environ.get("LIKENESS_MODELS") or os.environ.get("COMFYUI_PATH")
     for root in roots:
-        if asked_for or root.is_dir():
+        if asked_for or is_folder(root):
             return root
     raise LikenessError(
         "No ComfyUI models folder was found: name one with --models-dir or in the environment variable LIKENESS_MODELS."
@@ -116,7 +146,9 @@ def other_folders(kind: str) -> list[Path]:
     """Read-only places where people already have files of this kind."""
     found = [folder for other in _ALSO_IN.get(kind, ()) for folder in folders(other)]
     if kind == "insightface":
-        found.append(Path.home() / ".insightface")
-    if kind == "facexlib" and (package := importlib.util.find_spec("facexlib")) and package.origin:
-        found.append(Path(package.origin).parent / "weights")
+        found += [home / ".insightface" for home in homes()]
+    if kind == "facexlib":
+        with contextlib.suppress(ValueError, ImportError):  # a module that says nothing of itself
+            package = importlib.util.find_spec("facexlib")
+            found += [Path(package.origin).parent / "weights"] if package and package.origin else []
     return found
