@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import io
 
 from ..errors import LikenessError
-from .choices import finite
+from .choices import finite, must_exist, named
 from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema
 
 if TYPE_CHECKING:
@@ -25,17 +25,28 @@ MINIATURE = "miniature FaceID (in this pack)"
 _PLUS_VERSIONS = {"by file name": None, "1": 1, "2": 2}
 
 
-def _file_of(choice: str) -> Path | None:
-    """The file of this choice, None when it is not there."""
-    if choice == MINIATURE:
-        from ..miniature.weights import ADAPTER_FILE
+def find_adapter(choice: str) -> Path:
+    """The file of this choice; LikenessError that says how to get it when it is not there."""
+    if choice == NO_FILES:
+        raise LikenessError(
+            "There is no adapter in models/ipadapter: get one with `likeness models get "
+            "ip-adapter-faceid_sd15.bin`, or put one there and reload the page."
+        )
+    if choice != MINIATURE:
+        from ..models_download import find_file
 
-        return ADAPTER_FILE if ADAPTER_FILE.is_file() else None
-    from ..models_download import resolve
+        return find_file("ipadapter", choice)
+    from ..miniature.weights import ADAPTER_FILE
 
-    return resolve("ipadapter", choice)
+    if not ADAPTER_FILE.is_file():
+        raise LikenessError(
+            "The adapter of the miniature world is missing: restore the folder miniature/weights from the "
+            "repository, or retrain it with `python -m likeness.miniature.train`."
+        )
+    return ADAPTER_FILE
 
 
+@must_exist(adapter_file=find_adapter)
 class LoadIdentityAdapter(io.ComfyNode):
     """A file of `models/ipadapter` as a LIKENESS_ADAPTER."""
 
@@ -71,32 +82,23 @@ class LoadIdentityAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, adapter_file: str, plus_version: str = "by file name") -> Any:
+    def fingerprint_inputs(cls, adapter_file: str | None, plus_version: str = "by file name") -> Any:
         """The file's time and size, so that a file replaced on disk is read again."""
-        path = _file_of(adapter_file)
-        stat = path.stat() if path else None
-        return (adapter_file, plus_version, stat and (stat.st_mtime_ns, stat.st_size))
+        try:
+            stat = find_adapter(named(adapter_file, "adapter_file")).stat()
+        except (LikenessError, OSError):
+            return (adapter_file, plus_version)
+        return (adapter_file, plus_version, stat.st_mtime_ns, stat.st_size)
 
     @classmethod
     def execute(cls, adapter_file: str, plus_version: str = "by file name") -> io.NodeOutput:
         """Read the file and put its weights into the care of the memory manager."""
         from ..adapters import load
         from ..injection.comfy import ManagedAdapter
-        from ..models_download import find_file
 
-        if adapter_file == NO_FILES:
-            raise LikenessError(
-                "There is no adapter in models/ipadapter: get one with `likeness models get "
-                "ip-adapter-faceid_sd15.bin`, or put one there and reload the page."
-            )
         if plus_version not in _PLUS_VERSIONS:
             raise LikenessError(f"The plus version '{plus_version}' does not exist: choose one from the list.")
-        path = _file_of(adapter_file) if adapter_file == MINIATURE else find_file("ipadapter", adapter_file)
-        if path is None:
-            raise LikenessError(
-                "The adapter of the miniature world is missing: restore the folder miniature/weights from the "
-                "repository, or retrain it with `python -m likeness.miniature.train`."
-            )
+        path = find_adapter(named(adapter_file, "adapter_file"))
         adapter = load(path, _PLUS_VERSIONS[plus_version])
         log.info("[likeness] %s: %s for %s", adapter_file, adapter.variant.value, adapter.base.value)
         return io.NodeOutput(ManagedAdapter(adapter))

@@ -1,14 +1,18 @@
-"""Combos from enumerations. The host does not check what a workflow file puts into a combo, so we do."""
+"""What a graph chooses: combos from enumerations, names of files and folders, numbers. A workflow file may hold
+anything, and not every host checks it, so we do."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from enum import Enum
-from typing import TypeVar
+from inspect import Parameter, Signature
+from typing import Any, TypeVar
 
 from ..errors import LikenessError
 
 E = TypeVar("E", bound=Enum)
+N = TypeVar("N", bound=type)
 
 
 def choices(kind: type[Enum]) -> list[str]:
@@ -29,3 +33,43 @@ def finite(**numbers: float) -> None:
     for name, value in numbers.items():
         if not math.isfinite(value):
             raise LikenessError(f"The input {name} is {value}, which is no number: give one such as 1.0.")
+
+
+def named(value: Any, name: str) -> str:
+    """The name of a file or folder; LikenessError for whatever else a graph may hold in its place."""
+    if not isinstance(value, str):
+        raise LikenessError(f"The input {name} is {value!r}, not a name: choose an entry of the list.")
+    return value
+
+
+def must_exist(**finders: Callable[[str], Any]) -> Callable[[N], N]:
+    """Class decorator: what these inputs name must be there before anything of the graph runs.
+
+    `finders` raise the LikenessError that the user reads, at the node, when the graph is queued. Without this a newer
+    host says "Value not in list" of a file that has gone, and an older one nothing until the node runs. A linked input
+    has no value yet: it arrives as None, and `execute` finds out.
+    """
+
+    def validate_inputs(cls: type, **values: Any) -> bool | str:
+        for name, find in finders.items():
+            if (value := values.get(name)) is None:
+                continue
+            try:
+                find(named(value, name))
+            except LikenessError as error:
+                return str(error)
+            except OSError as error:  # a name too long for the file system, a folder that may not be read
+                why = error.strerror or error
+                return f"The {name} {value!r} cannot be looked up ({why}): choose an entry of the list."
+        return True
+
+    inputs = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in finders]
+    # The host hands over, and does not check itself, what the signature names.
+    signature = Signature([Parameter("cls", Parameter.POSITIONAL_OR_KEYWORD), *inputs])
+    validate_inputs.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
+
+    def decorate(node: N) -> N:
+        node.validate_inputs = classmethod(validate_inputs)
+        return node
+
+    return decorate

@@ -33,7 +33,7 @@ from ..training.dataset import (
 from ..training.dataset_folder import NOTICE, is_dataset, load_dataset, place_for, save_dataset
 from ..training.dataset_sheet import sheet
 from ..training.photo_files import Photo, read_folder
-from .choices import choices, finite, member
+from .choices import choices, finite, member, must_exist, named
 from .progress import counter
 from .schema import DatasetSocket, FaceAnalysisSocket, IdentitySocket, advanced, schema
 
@@ -89,6 +89,17 @@ def parsers() -> list[str]:
     return [name for name in names if Path(name).name.startswith(("parsing_", "79999_iter"))]
 
 
+def find_parser(masks: str) -> Path | None:
+    """The parsing network's file, None for masks that need none; LikenessError when it is not there."""
+    return None if masks in choices(_Masks) else models_download.find_file("facexlib", masks)
+
+
+def find_photos(folder: str) -> Path | None:
+    """The folder that is named, if one is; LikenessError when it is not there."""
+    return find_folder(folder) if folder.strip() else None
+
+
+@must_exist(masks=find_parser, folder=find_photos)
 class PortraitDataset(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -249,11 +260,6 @@ class PortraitDataset(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, masks: str | None) -> bool:
-        """Named here so that the host lets missing parsers through: our error says where they belong."""
-        return True
-
-    @classmethod
     def fingerprint_inputs(cls, folder: str = "", save_as: str = "", **others: Any) -> str:
         """Changes when a picture, a caption or a mask in the folder or in the saved dataset does."""
         places = []
@@ -291,7 +297,7 @@ class PortraitDataset(io.ComfyNode):
         identity: Identity | None = None,
     ) -> io.NodeOutput:
         finite(least_sharpness=least_sharpness, outlier_threshold=outlier_threshold)
-        place = find_folder(folder) if folder.strip() else None
+        place = find_photos(named(folder, "folder"))
         if place is not None and is_dataset(place):
             if image is not None:
                 raise LikenessError(
@@ -325,9 +331,8 @@ def _escaped(name: str) -> str:
 
 
 def _parser(masks: str) -> FaceParser | None:
-    if masks in choices(_Masks):
-        return None
-    return load_parser(models_download.find_file("facexlib", masks))
+    file = find_parser(named(masks, "masks"))
+    return None if file is None else load_parser(file)
 
 
 def _photos(place: Path | None, image: torch.Tensor | None) -> tuple[list[Photo], Sequence[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ from ..faces.found import (
     preview,
 )
 from ..faces.identity import OUTLIER_COSINE
-from .choices import choices, finite, member
+from .choices import choices, finite, member, must_exist, named
 from .files import Shelf
 from .progress import counter
 from .schema import FaceAnalysisSocket, FacesSocket, IdentitySocket, advanced, schema
@@ -76,18 +77,16 @@ class _BuiltIn(Enum):
     MINIATURE_JUDGE = "miniature-judge"
 
 
-def _open_opencv(provider: Provider) -> FaceAnalysis:
-    return load_opencv(
-        models_download.find_file("opencv_zoo", "face_detection_yunet_2023mar.onnx"),
-        models_download.find_file("opencv_zoo", "face_recognition_sface_2021dec.onnx"),
-    )
+# Folder and names of detector and recogniser.
+_FILES = {
+    _BuiltIn.OPENCV: ("opencv_zoo", "face_detection_yunet_2023mar.onnx", "face_recognition_sface_2021dec.onnx"),
+    _BuiltIn.FACEXLIB: ("facexlib", "detection_Resnet50_Final.pth", "recognition_arcface_ir_se50.pth"),
+}
 
 
-def _open_facexlib(provider: Provider) -> FaceAnalysis:
-    return load_facexlib(
-        models_download.find_file("facexlib", "detection_Resnet50_Final.pth"),
-        models_download.find_file("facexlib", "recognition_arcface_ir_se50.pth"),
-    )
+def _files(analysis: _BuiltIn) -> tuple[Path, Path]:
+    kind, detector, recogniser = _FILES[analysis]
+    return models_download.find_file(kind, detector), models_download.find_file(kind, recogniser)
 
 
 def _open_miniature(provider: Provider) -> FaceAnalysis:
@@ -103,8 +102,8 @@ def _open_miniature_judge(provider: Provider) -> FaceAnalysis:
 
 
 _OPENERS: dict[_BuiltIn, Callable[[Provider], FaceAnalysis]] = {
-    _BuiltIn.OPENCV: _open_opencv,
-    _BuiltIn.FACEXLIB: _open_facexlib,
+    _BuiltIn.OPENCV: lambda provider: load_opencv(*_files(_BuiltIn.OPENCV)),
+    _BuiltIn.FACEXLIB: lambda provider: load_facexlib(*_files(_BuiltIn.FACEXLIB)),
     _BuiltIn.MTCNN: lambda provider: load_mtcnn(),
     _BuiltIn.LBP: lambda provider: load_lbp(),
     _BuiltIn.MINIATURE: _open_miniature,
@@ -119,6 +118,15 @@ def open_analysis(model: str, provider: Provider) -> FaceAnalysis:
     return load_pack(models_download.find_insightface_pack(model), provider)
 
 
+def find_analysis(model: str) -> object:
+    """The files of an entry of Load Face Analysis, if it has any; LikenessError naming those that are missing."""
+    if model not in choices(_BuiltIn):
+        return models_download.find_insightface_pack(model)
+    built_in = _BuiltIn(model)
+    return _files(built_in) if built_in in _FILES else None
+
+
+@must_exist(model=find_analysis)
 class LoadFaceAnalysis(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -164,13 +172,8 @@ class LoadFaceAnalysis(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model: str | None) -> bool:
-        """Named here so that the host lets missing packs through: our error says which files are needed."""
-        return True
-
-    @classmethod
     def execute(cls, model: str, provider: str = Provider.AUTO.value) -> io.NodeOutput:
-        analysis = open_analysis(model, member(Provider, provider, "provider"))
+        analysis = open_analysis(named(model, "model"), member(Provider, provider, "provider"))
         log.info("[likeness] Face analysis %s; licence: %s", analysis.name, analysis.licence)
         return io.NodeOutput(analysis)
 
@@ -433,6 +436,15 @@ class SaveIdentity(io.ComfyNode):
         return io.NodeOutput(name, ui=ui.PreviewText(name))
 
 
+def find_identity(name: str) -> Path:
+    """The file of this name; LikenessError when it is not there."""
+    if name == NO_IDENTITY:
+        folder = IDENTITIES.folders()[0]
+        raise LikenessError(f"No identity was saved yet in {folder}: make one with Save Identity, then reload.")
+    return IDENTITIES.find_or_explain(name)
+
+
+@must_exist(file=find_identity)
 class LoadIdentity(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -452,21 +464,13 @@ class LoadIdentity(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool:
-        """Named here so that the host lets missing files through: our error says which folders were searched."""
-        return True
-
-    @classmethod
     def fingerprint_inputs(cls, file: str | None) -> str:
         """Changes when the file does."""
         return IDENTITIES.fingerprint(file)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        if file == NO_IDENTITY:
-            folder = IDENTITIES.folders()[0]
-            raise LikenessError(f"No identity was saved yet in {folder}: make one with Save Identity, then reload.")
-        identity = Identity.load(IDENTITIES.find_or_explain(file))
+        identity = Identity.load(find_identity(named(file, "file")))
         return io.NodeOutput(identity, _pictures(identity), _report(identity))
 
 

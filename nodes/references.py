@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from ..adapters.site_weights import WeightType
 from ..errors import LikenessError
 from ..injection.comfy import as_managed
 from ..injection.masks import MaskResize
-from .choices import choices, finite, member
+from .choices import choices, finite, member, must_exist, named
 from .files import Shelf
 from .schema import AdapterSocket, EmbedsSocket, OptionsSocket, advanced, schema
 
@@ -378,6 +379,14 @@ class SaveEmbeds(io.ComfyNode):
         return io.NodeOutput(EMBEDS.save(filename, lambda path: save_embeds(path, embeds)))
 
 
+def find_embeds(name: str) -> Path:
+    """The file of this name; LikenessError when it is not there."""
+    if name == NO_EMBEDS:
+        raise LikenessError("There are no saved embeds yet: use Save Embeds, then reload the page.")
+    return EMBEDS.find_or_explain(name)
+
+
+@must_exist(file=find_embeds)
 class LoadEmbeds(io.ComfyNode):
     """A file to embeds."""
 
@@ -400,11 +409,6 @@ class LoadEmbeds(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool:
-        """Named here so that the host lets missing files through: our error says which folders were searched."""
-        return True
-
-    @classmethod
     def fingerprint_inputs(cls, file: str | None) -> str:
         """Changes when the file does."""
         return EMBEDS.fingerprint(file)
@@ -412,9 +416,7 @@ class LoadEmbeds(io.ComfyNode):
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         """Read and check."""
-        if file == NO_EMBEDS:
-            raise LikenessError("There are no saved embeds yet: use Save Embeds, then reload the page.")
-        return io.NodeOutput(load_embeds(EMBEDS.find_or_explain(file)))
+        return io.NodeOutput(load_embeds(find_embeds(named(file, "file"))))
 
 
 class WeightSchedule(io.ComfyNode):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +71,119 @@ def test_inputs_and_outputs_keep_the_order_of_saved_workflows(all_schemas):
         assert [widget.get_io_type() for widget in schema.outputs] == OUTPUTS[node_id]
         required_first = sorted(schema.inputs, key=lambda widget: bool(widget.optional))
         assert required_first == schema.inputs, "the host lists required inputs first"
+
+
+# --- combos made from files
+
+
+PLANTED = ["parsing_planted.pth", "planted.safetensors", "planted.bin", "models/planted_pack/det.onnx"]
+_listed: list[object] = []  # folders that were listed while `_listening`
+_listening: list[bool] = []
+
+
+def _audit(event: str, arguments: tuple) -> None:
+    if _listening and event in ("os.listdir", "os.scandir"):
+        _listed.append(arguments[0])
+
+
+@pytest.fixture(scope="module")
+def folder_listings():
+    """A list that fills with the folders that anybody lists."""
+    sys.addaudithook(_audit)  # stays until the process ends
+    _listening.append(True)
+    yield _listed
+    _listening.clear()
+
+
+@pytest.fixture
+def empty_host(host_nodes, tmp_path, monkeypatch) -> Path:
+    """The host with empty folders everywhere; `models/<kind>` for every kind that it knows."""
+    import folder_paths
+
+    from likeness import models_download
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    for name in ("input", "output"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
+    models_download.register_folders()  # as they are, before anything is replaced
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    for kind, (_, suffixes) in list(folder_paths.folder_names_and_paths.items()):
+        folder = tmp_path / "models" / kind
+        folder.mkdir(parents=True)
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(folder)], suffixes))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return tmp_path
+
+
+def options_of(node) -> dict[str, list[str]]:
+    return {widget.id: list(widget.options) for widget in node.define_schema().inputs if hasattr(widget, "options")}
+
+
+def checked_inputs(node) -> list[str]:
+    """What the host hands over to the node before anything runs; read as the host reads it."""
+    if not any("validate_inputs" in cls.__dict__ for cls in node.mro()[: node.mro().index(node.GET_BASE_CLASS())]):
+        return []
+    return inspect.getfullargspec(node.validate_inputs).args[1:]
+
+
+def plant(base: Path) -> None:
+    for folder in [*(base / "models").iterdir(), *(base / "output" / "likeness", base / "output" / "likeness_embeds")]:
+        for name in PLANTED:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(b"planted")
+
+
+def test_every_combo_made_from_files_is_checked_before_anything_runs(all_schemas, empty_host):
+    before = {node_id: options_of(node) for node_id, (node, _) in all_schemas.items()}
+    plant(empty_host)
+    found = set()
+    for node_id, (node, _) in all_schemas.items():
+        for name, options in options_of(node).items():
+            if options == before[node_id][name]:
+                continue
+            found.add(f"{node_id}.{name}")
+            assert name in checked_inputs(node), f"{node_id}.{name} lists files: give the node `must_exist`"
+            for choice in sorted({*options} - {*before[node_id][name]}):
+                assert node.validate_inputs(**{name: choice}) is True, (node_id, choice)
+    assert found == {
+        *("LikenessLoadFaceAnalysis.model", "LikenessLoadIdentity.file", "LikenessLoadIdentityAdapter.adapter_file"),
+        *("LikenessLoadEmbeds.file", "LikenessPortraitDataset.masks"),
+    }
+
+
+def test_a_node_that_lists_folders_for_its_combos_checks_them(all_schemas, empty_host, folder_listings):
+    listing = set()
+    for node_id, (node, _) in all_schemas.items():
+        folder_listings.clear()
+        node.define_schema()
+        if folder_listings:
+            listing.add(node_id)
+            assert checked_inputs(node), f"{node_id} lists {folder_listings[0]}: give the node `must_exist`"
+    assert "LikenessLoadEmbeds" in listing
+
+
+GONE = ["gone.safetensors", "sub/gone.bin", "../gone", "", "x" * 5000, "\0", 7, 1.5, {}, True]
+
+
+@pytest.mark.parametrize("value", GONE, ids=lambda value: repr(value)[:20])
+def test_what_is_not_there_is_one_sentence_and_what_is_linked_passes(all_schemas, empty_host, value):
+    for node_id, (node, _) in all_schemas.items():
+        for name in checked_inputs(node):
+            assert node.validate_inputs(**{name: None}) is True  # linked
+            if (name, value) == ("folder", ""):
+                assert node.validate_inputs(**{name: value}) is True  # none is wanted
+                continue
+            said = node.validate_inputs(**{name: value})
+            assert isinstance(said, str) and said.endswith(".") and "\n" not in said, (node_id, name, said)
+            assert repr(value)[:40].strip("'") in said, (node_id, name, said)
+
+
+def test_choices_that_stand_for_an_empty_list_say_how_to_fill_it(all_schemas, empty_host):
+    for node_id, (node, _) in all_schemas.items():
+        options = options_of(node)
+        for name in checked_inputs(node):
+            if empty := [choice for choice in options.get(name, []) if choice.startswith("(")]:
+                said = node.validate_inputs(**{name: empty[0]})
+                assert isinstance(said, str) and said.endswith("."), (node_id, name, said)

@@ -86,7 +86,10 @@ def test_a_graph_goes_from_a_photo_to_a_file_and_back(execute, run, places, phot
     ],
 )
 def test_a_file_that_only_the_author_of_a_workflow_has_gives_our_sentence(execute, places, loader, words):
-    messages, outputs = execute({"1": loader, "2": _node("PreviewAny", source=["1", 0])})
-    assert outputs is None
-    [error] = [data for event, data in messages if event == "execution_error"]
-    assert error["node_id"] == "1" and words in error["exception_message"]
+    import execution
+
+    graph = {"1": loader, "2": _node("PreviewAny", source=["1", 0])}
+    valid, _, _, node_errors = asyncio.run(execution.validate_prompt("id", graph, None))
+    assert not valid
+    [error] = node_errors["1"]["errors"]
+    assert words in error["details"]
