@@ -104,7 +104,7 @@ HIDE_MENUS = ".comfy-menu-hamburger,.fixed.top-0.right-0:has(.pi-bars),.p-toast,
 
 def names_of_workflows() -> list[str]:
     """The stems of all example workflows."""
-    return sorted(path.stem for path in WORKFLOWS.glob("*.json") if not path.name.endswith(".api.json"))
+    return sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 
 
 def prepare(base: Path, workflows: list[dict[str, Any]]) -> None:

@@ -22,7 +22,7 @@ from ..errors import LikenessError
 from ..faces import read_photo
 from .comfyui_server import HOW_TO_GET_IT, PACK, all_comfyui, named_places, started, usual_places
 
-WORKFLOW = PACK / "workflows" / "miniature_portrait.api.json"
+WORKFLOW = PACK / "workflows" / "api" / "miniature_portrait.api.json"
 _PATIENCE = 180.0  # seconds for a start, and for a picture
 Graph = dict[str, dict[str, Any]]
 

@@ -19,6 +19,7 @@ Workflow = dict[str, Any]
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 SEED_CONTROLS = {"fixed", "increment", "decrement", "randomize"}
+API_FOLDER = "api"
 MODEL_SUFFIXES = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt", ".onnx")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 NOTE_TYPES = {"MarkdownNote", "Note"}  # the browser's own: no inputs, never in the API format
@@ -598,11 +599,12 @@ def _model_problems(node: dict[str, Any]) -> list[str]:
 
 
 def write(graph: Graph, info: ObjectInfo, folder: Path, name: str) -> list[Path]:
-    """Write `<name>.json` and `<name>.api.json`; returns their paths."""
+    """Write `<name>.json` and its twin `api/<name>.api.json`, which template browsers do not list; returns the paths."""
     workflow = graph.to_ui()
     written = []
-    for suffix, content in ((".json", workflow), (".api.json", to_api(workflow, info))):
-        path = folder / f"{name}{suffix}"
+    (folder / API_FOLDER).mkdir(exist_ok=True)
+    for place, content in ((f"{name}.json", workflow), (f"{API_FOLDER}/{name}.api.json", to_api(workflow, info))):
+        path = folder / place
         path.write_text(json.dumps(content, indent=2, ensure_ascii=True) + "\n")
         written.append(path)
     return written

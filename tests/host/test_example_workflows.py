@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 WORKFLOWS = sys.modules["likeness_comfyui"].REPOSITORY / "workflows"
-NAMES = sorted(path.name.removesuffix(".api.json") for path in WORKFLOWS.glob("*.api.json"))
+NAMES = sorted(path.name.removesuffix(".api.json") for path in (WORKFLOWS / "api").glob("*.api.json"))
 MINIATURE = "miniature_portrait"  # the one that brings its own models, and its own size
 REPORT = "identity_report"  # as well
 
@@ -169,7 +169,7 @@ def execute(running_server, narrow_models, photos):
             run(needed)
         if not changes and name in finished:
             return finished[name]
-        prompt = small(json.loads((WORKFLOWS / f"{name.removesuffix('_again')}.api.json").read_text()))
+        prompt = small(json.loads((WORKFLOWS / "api" / f"{name.removesuffix('_again')}.api.json").read_text()))
         if name.endswith("_again"):  # for a second person
             for number in of_kind(prompt, "LoadImage"):
                 prompt[number]["inputs"]["image"] = "person_right.jpg"

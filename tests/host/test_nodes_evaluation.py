@@ -245,7 +245,7 @@ def test_pictures_and_prompts_are_compared_by_the_hosts_clip(run, ann):
 def test_the_example_asks_another_recogniser_than_the_adapters():
     import sys
 
-    folder = sys.modules["likeness_comfyui"].REPOSITORY / "workflows"
+    folder = sys.modules["likeness_comfyui"].REPOSITORY / "workflows" / "api"
     prompt = json.loads((folder / "identity_report.api.json").read_text())
     by_id = {number: node for number, node in prompt.items() if node["class_type"] == "LikenessLoadFaceAnalysis"}
     for kind in ("LikenessIdentityReport", "LikenessKeepBestLikeness"):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 server_module = sys.modules["likeness_host_server"]
-WORKFLOW = sys.modules["likeness_comfyui"].REPOSITORY / "workflows" / "portrait_faceid.api.json"
+WORKFLOW = sys.modules["likeness_comfyui"].REPOSITORY / "workflows" / "api" / "portrait_faceid.api.json"
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("full_checkpoint")]
 

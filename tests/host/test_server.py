@@ -13,6 +13,7 @@ import pytest
 
 from likeness.miniature.comfyui_server import PACK_FOLDER as PACK
 
+comfyui = sys.modules["likeness_comfyui"]
 server_module = sys.modules["likeness_host_server"]
 
 
@@ -58,7 +59,8 @@ def test_every_node_of_ours_is_listed_with_its_description(client, object_info):
 
 def test_templates_are_served(client):
     names = client.get_json("/workflow_templates")[PACK]
-    assert "portrait_faceid" in names
+    assert set(names) == {path.stem for path in (comfyui.REPOSITORY / "workflows").glob("*.json")}
+    assert "portrait_faceid" in names and not [name for name in names if name.endswith(".api")]
     for name in names:
         assert client.get_json(f"/api/workflow_templates/{PACK}/{name}.json")
 

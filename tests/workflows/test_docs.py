@@ -21,7 +21,7 @@ CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
 def workflow_names() -> list[str]:
-    return [path.stem for path in (REPOSITORY / "workflows").glob("*.json") if not path.name.endswith(".api.json")]
+    return [path.stem for path in (REPOSITORY / "workflows").glob("*.json")]
 
 
 @pytest.fixture(scope="module")

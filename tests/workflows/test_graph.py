@@ -123,6 +123,7 @@ def test_writing_twice_gives_the_same_bytes(graph_tool, described, object_info, 
     first = graph_tool.write(described, object_info, tmp_path / "a", "x")
     second = graph_tool.write(described, object_info, tmp_path / "b", "x")
     assert [p.name for p in first] == ["x.json", "x.api.json"]
+    assert [p.parent.name for p in first] == ["a", "api"]
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
 
 

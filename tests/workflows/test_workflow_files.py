@@ -11,7 +11,8 @@ import pytest
 WORKFLOWS = sys.modules["likeness_comfyui"].REPOSITORY / "workflows"
 API_SUFFIX = ".api.json"
 SAVERS = {"LikenessSaveIdentity": "models/likeness_identities", "LikenessSaveEmbeds": "models/likeness_embeds"}
-UI_FILES = sorted(path for path in WORKFLOWS.glob("*.json") if not path.name.endswith(API_SUFFIX))
+UI_FILES = sorted(WORKFLOWS.glob("*.json"))
+API_FILES = sorted((WORKFLOWS / "api").glob("*.json"))
 
 
 def read(path):
@@ -19,7 +20,7 @@ def read(path):
 
 
 def twin(path):
-    return path.with_name(path.stem + API_SUFFIX)
+    return path.parent / "api" / (path.stem + API_SUFFIX)
 
 
 def without_meta(prompt):
@@ -31,7 +32,14 @@ each_file = pytest.mark.parametrize("path", UI_FILES, ids=lambda path: path.stem
 
 def test_there_are_workflows_and_each_has_its_twin():
     assert UI_FILES
-    assert {twin(path).name for path in UI_FILES} == {path.name for path in WORKFLOWS.glob(f"*{API_SUFFIX}")}
+    assert {twin(path) for path in UI_FILES} == set(API_FILES)
+
+
+def test_every_card_of_the_template_browser_is_a_graph_with_a_picture():
+    # The browser lists every file of this kind in the folder, and none of the folders below.
+    for path in WORKFLOWS.glob("*.json"):
+        assert "nodes" in read(path), f"{path.name} is not what the browser opens: it belongs into {WORKFLOWS}/api"
+        assert path.with_suffix(".jpg").is_file()
 
 
 @each_file
@@ -102,7 +110,7 @@ def test_api_twin_says_the_same(path, graph_tool, object_info):
 @pytest.mark.host
 def test_generator_writes_the_committed_files(build_tool, object_info, tmp_path):
     written = {path.name: path.read_text() for path in build_tool.write_all(object_info, tmp_path)}
-    committed = {path.name: path.read_text() for path in WORKFLOWS.glob("*.json")}
+    committed = {path.name: path.read_text() for path in [*UI_FILES, *API_FILES]}
     assert written == committed, "run `python workflows/_build.py`"
 
 
@@ -111,6 +119,6 @@ def test_generator_writes_the_committed_files(build_tool, object_info, tmp_path)
     [("portrait_faceid", (512, 512)), ("saved_identity", (1024, 1024)), ("two_people", (1216, 832))],
 )
 def test_pictures_have_the_size_the_graph_was_described_with(name, size):
-    prompt = read(WORKFLOWS / f"{name}{API_SUFFIX}")
+    prompt = read(WORKFLOWS / "api" / f"{name}{API_SUFFIX}")
     [latent] = [node["inputs"] for node in prompt.values() if node["class_type"] == "EmptyLatentImage"]
     assert (latent["width"], latent["height"]) == size
