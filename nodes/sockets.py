@@ -17,6 +17,7 @@ from ..training.base_model import BaseModel, Codec, Posterior, TextTower
 from ..training.checkpoint_layout import from_original, load_text_encoder, unet_names
 from ..training.noise import NoiseSchedule, Prediction
 from ..training.objectives.identity import Decoder
+from .module_copy import normal_copy
 
 UNET = "diffusion_model."
 ENCODERS = ("clip_l", "clip_g", "clip_h")  # the host's names are embedding files' names
@@ -211,16 +212,3 @@ def codec_of(vae: Any, model: Any) -> Codec:
 
 def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
-
-
-def normal_copy(module: Any) -> Any:
-    """A module's copy whose tensors take part in gradients though the host made them in inference mode; frozen."""
-    twin = copy.deepcopy(module)
-    for part in twin.modules():
-        for name, value in part._parameters.items():
-            if value is not None:
-                part._parameters[name] = nn.Parameter(value.detach().cpu().clone(), requires_grad=False)
-        for name, value in part._buffers.items():
-            if value is not None:
-                part._buffers[name] = value.detach().cpu().clone()
-    return twin.eval()
