@@ -356,7 +356,7 @@ def _models_commands() -> "typer.Typer":
             with progress_bar(path.name) as progress:
                 result = check(path, model, progress)
             alias = ", ".join(known.name for known in result.recognised) if result.health is not Health.OK else ""
-            print(f"{path}: {result.health.value}{f' ({alias})' if alias else ''}")
+            print(f"{path}: {result.in_words}{f' ({alias})' if alias else ''}")
             checks.append(result)
         problems = sum(result.health.is_problem for result in checks)
         print(f"{len(checks)} files checked, {problems} with a problem.")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 
 from ..errors import LikenessError
+from ..storage import keep_new
 from .archive import unpack
 from .places import download_root
 from .progress import Progress
 from .registry import ModelFile, archive_members
+from .scan import is_file
 from .transfer import fetch
 from .verify import check
 
@@ -44,9 +47,9 @@ def download(
     target = root / model.target
     is_archive = model.filename.endswith(".zip")
     unpacked = target.with_suffix("")
-    if is_archive and (members := archive_members(model)) and all((root / m.target).is_file() for m in members):
+    if is_archive and (members := archive_members(model)) and all(is_file(root / m.target) for m in members):
         return Outcome.PRESENT, unpacked
-    if target.exists():
+    if os.path.lexists(target):
         _must_be_the_same(target, model)
         if not is_archive:
             return Outcome.PRESENT, target
@@ -62,36 +65,40 @@ def download(
             f"{model.name} may not be used commercially ({model.licence}): accept that licence first, "
             f"e.g. with `likeness models get {model.name} --accept-licence`."
         )
-    if target.exists():  # an archive that somebody fetched by hand stays where it is
-        unpack(target, unpacked)
-        return Outcome.UNPACKED, unpacked
-
-    part = target.with_name(target.name + ".part")
     try:
+        if os.path.lexists(target):  # an archive that somebody fetched by hand stays where it is
+            _unpack(target, unpacked, model, root)
+            return Outcome.UNPACKED, unpacked
+        part = target.with_name(target.name + ".part")
         part.parent.mkdir(parents=True, exist_ok=True)
         fetch(model, part, progress)
         if is_archive:
-            unpack(part, unpacked)
+            _unpack(part, unpacked, model, root)
             part.unlink()
             return Outcome.UNPACKED, unpacked
-        if target.exists():
-            raise LikenessError(f"{target} appeared while it was downloaded: the new copy is {part}.")
-        part.replace(target)
+        try:
+            keep_new(part, target)
+        except FileExistsError as error:
+            raise LikenessError(f"{target} appeared while it was downloaded: the new copy is {part}.") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise LikenessError(
                 f"The disk is full: free some space on {root} and run the same again, {model.filename} "
                 "goes on where it stopped."
             ) from error
-        if isinstance(error, PermissionError):
-            raise LikenessError(
-                f"{target.parent} cannot be written to: choose another folder with --models-dir."
-            ) from error
-        raise
+        raise LikenessError(
+            f"{target.parent} cannot be written to ({error.strerror}): choose another folder with --models-dir."
+        ) from error
     return Outcome.DOWNLOADED, target
 
 
+def _unpack(archive: Path, folder: Path, model: ModelFile, root: Path) -> None:
+    unpack(archive, folder)
+    if missing := [member.filename for member in archive_members(model) if not is_file(root / member.target)]:
+        raise LikenessError(f"{archive} lacks {', '.join(missing)}: get {model.name} at {model.source}.")
+
+
 def _must_be_the_same(target: Path, model: ModelFile) -> None:
-    health = check(target, model).health
-    if health.is_problem:
-        raise LikenessError(f"{target} {health.value}: it was left as it is; move it away to download {model.name}.")
+    result = check(target, model)
+    if result.health.is_problem:
+        raise LikenessError(f"{target} {result.in_words}: it was left as it is; move it away to download {model.name}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import socket
@@ -18,12 +19,17 @@ import pytest
 from likeness.models import transfer
 from likeness.models_download import ModelFile
 
+OF_THE_USER = (
+    *("LIKENESS_MODELS", "COMFYUI_PATH", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH"),
+    *("HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_IMPLICIT_TOKEN"),
+)
+
 
 @pytest.fixture(autouse=True)
 def bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty home directory; returns its `models` directory (not created)."""
     monkeypatch.delitem(sys.modules, "folder_paths", raising=False)
-    for name in ("LIKENESS_MODELS", "COMFYUI_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN"):
+    for name in OF_THE_USER:
         monkeypatch.delenv(name, raising=False)
     home = tmp_path / "home"
     home.mkdir()
@@ -56,13 +62,17 @@ def only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Page:
-    """What the server has at one path and how it misbehaves. `drops`: bytes after which each next answer breaks off."""
+    """What the server has at one path and how it misbehaves.
+
+    `drops`: bytes after which each next answer breaks off; `script`: answers in place of the server.
+    """
 
     body: bytes = b""
     status: int = 200
     ranges: bool = True
     drops: list[int] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
+    script: Callable[[http.server.BaseHTTPRequestHandler], None] | None = None
 
 
 @dataclass
@@ -82,6 +92,11 @@ def server() -> Iterator[Server]:
         def do_GET(self) -> None:
             state.requests.append((self.path, {key.lower(): value for key, value in self.headers.items()}))
             page = state.pages.get(self.path, Page(status=404))
+            if page.script:
+                with contextlib.suppress(OSError):  # the other side may leave
+                    page.script(self)
+                self.close_connection = True
+                return
             body, status, extra = page.body, page.status, dict(page.headers)
             start = self.headers.get("Range", "").removeprefix("bytes=").removesuffix("-")
             changed = self.headers.get("If-Range", extra.get("ETag")) != extra.get("ETag")
@@ -95,7 +110,8 @@ def server() -> Iterator[Server]:
             for key, value in {"Content-Length": str(len(body)), **extra}.items():
                 self.send_header(key, value)
             self.end_headers()
-            self.wfile.write(body[: page.drops.pop(0)] if page.drops and status < 300 else body)
+            with contextlib.suppress(OSError):
+                self.wfile.write(body[: page.drops.pop(0)] if page.drops and status < 300 else body)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

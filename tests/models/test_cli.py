@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import bad_values
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -117,6 +118,17 @@ def test_verify_all_recognises_a_renamed_file(likeness: Likeness, small_registry
     result = likeness("models", "verify", "--all")
     assert result.exit_code == 0
     assert "under another name (free, pack/closed)" in result.output and "is not in the registry" in result.output
+
+
+def test_verify_all_reports_what_cannot_be_read_and_goes_on(
+    likeness: Likeness, small_registry, put, bare_machine: Path
+):
+    put(bare_machine / "ipadapter" / "own.safetensors", b"own")
+    for number, kind in enumerate(("broken link", "looping link", "fifo", "socket")):
+        bad_values.FILES[kind](bare_machine / "ipadapter" / f"{number}.bin")
+    result = likeness("models", "verify", "--all")
+    assert result.exit_code == 1 and "5 files checked, 4 with a problem" in result.output
+    assert result.output.count("cannot be read (") == 4 and "own.safetensors: is not in the registry" in result.output
 
 
 @pytest.mark.parametrize(
