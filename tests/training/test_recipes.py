@@ -105,6 +105,21 @@ def test_full_dreambooth_changes_the_denoiser_and_rests_the_text_encoder(base, p
     assert recipe.save(tmp_path, "me", TrainingRecord("DreamBooth", base.family, 3))
 
 
+def test_the_text_encoder_stops_at_its_step_and_the_denoiser_goes_on(make_base, photos, tmp_path):
+    def weights(steps: int, text_until: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        base = make_base(False)
+        settings = DreamBoothSettings(
+            full=True, steps=steps, text_encoder=True, text_until=text_until, prior_weight=0, weight_decay=0.1
+        )
+        train(base, dreambooth(base, photos, settings), RunSettings(), tmp_path / f"{steps} {text_until}")
+        parts = (base.text[0].encoder, base.unet)
+        return tuple(torch.nn.utils.parameters_to_vector(part.parameters()).detach() for part in parts)  # type: ignore[return-value]
+
+    one, rested, trained = weights(1, None), weights(3, 1), weights(3, None)
+    assert torch.equal(one[0], rested[0])
+    assert not torch.equal(one[0], trained[0]) and not torch.equal(one[1], rested[1])
+
+
 def test_all_weights_are_trained_from_what_they_were_and_not_from_rounded_ones(base, photos, tmp_path):
     before = values(base)
     settings = DreamBoothSettings(full=True, steps=1, prior_weight=0, learning_rate=1e-9)
