@@ -17,10 +17,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SiteTerm:
-    """Projected tokens of one identity at one site.
+    """Projected tokens of one identity at one site, in the layout attention reads: see `split_heads`.
 
-    keys, values: (groups, n_tokens, width). One group serves a run of consecutive pictures: the batch of the queries is
-    a multiple of `groups`. mask: None, or (1 | groups | batch, L, 1) factors per query.
+    keys, values: (groups, heads, n_tokens, width / heads). One group serves a run of consecutive pictures: the batch of
+    the queries is a multiple of `groups`. mask: None, or (1 | batch, L, 1) factors per query.
     """
 
     keys: Tensor
@@ -28,26 +28,32 @@ class SiteTerm:
     mask: Tensor | None = None
 
 
+def split_heads(t: Tensor, heads: int) -> Tensor:
+    """(groups, n, width) -> (groups, heads, n, width / heads)"""
+    return t.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
 def attend(q: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
-    """softmax(q Kᵀ/√d) V by heads. q: (batch, L, width); keys, values: (groups, n, width) -> (batch, L, width).
+    """softmax(q Kᵀ/√d) V by heads. q: (batch, L, width); keys, values: (groups, n, width) -> (batch, L, width)."""
+    return attend_by_head(q, split_heads(keys, heads), split_heads(values, heads))
+
+
+def attend_by_head(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """`attend` to keys and values (groups, heads, n, width / heads).
 
     Pictures that share their tokens are laid end to end as one long row of queries, so that keys and values are never
     repeated for a batch.
     """
-    batch, length, width = q.shape
-    groups = keys.shape[0]
-    q = q.reshape(groups, batch // groups * length, heads, width // heads).transpose(1, 2)
-    k = keys.unflatten(-1, (heads, -1)).transpose(1, 2)
-    v = values.unflatten(-1, (heads, -1)).transpose(1, 2)
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-    return out.transpose(1, 2).reshape(batch, length, width)
+    groups, heads, _, width = keys.shape
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q.reshape(groups, -1, heads, width).transpose(1, 2), keys, values
+    )
+    return out.transpose(1, 2).reshape(q.shape)
 
 
-def add_identity(out: Tensor, q: Tensor, terms: Iterable[SiteTerm], heads: int) -> Tensor:
+def add_identity(out: Tensor, q: Tensor, terms: Iterable[SiteTerm]) -> Tensor:
     """The layer's attention output plus every identity's term. out, q: (batch, L, width) -> (batch, L, width)."""
     for term in terms:
-        identity = attend(q, term.keys, term.values, heads)
-        if term.mask is not None:
-            identity = identity * term.mask
-        out = out + identity
+        identity = attend_by_head(q, term.keys, term.values)
+        out = out + identity if term.mask is None else torch.addcmul(out, identity, term.mask)
     return out

@@ -31,7 +31,7 @@ from ..adapters.types import IdentityTokens
 from ..errors import LikenessError
 from .attention import SiteTerm, add_identity
 from .masks import crop_to_area, crop_to_lines, resize_mask, warn_aspect, warn_larger, warn_tile
-from .plan import Injection, Role, RolePair, check_fit, fit_rows, project_site, stack_roles
+from .plan import Injection, KeysValues, Role, check_fit, fit_rows, project
 from .sites import AttentionSite, sites_of_comfy_unet
 
 log = logging.getLogger("likeness")
@@ -365,8 +365,9 @@ class _Run:
         )
         self._warn_of_tiles(batch, _size(x))
         patches = options.get("patches_replace", {})
-        attn2 = self.on(x.device).patched(batch.open, patches.get("attn2", {}))
-        return {**options, "patches_replace": {**patches, "attn2": attn2}, KEY: batch}
+        here = self.on(x.device)
+        attn2 = here.patched(batch.open, patches.get("attn2", {}))
+        return {**options, "patches_replace": {**patches, "attn2": attn2}, KEY: here.call(batch)}
 
     def _window(self, options: dict, pictures: int, size: Size) -> tuple[tuple[int, ...] | None, _Cut | None]:
         """Which pictures of the batch, or which lines of each, a context window takes; None for all of them."""
@@ -394,7 +395,7 @@ class _Run:
 
 
 class _OnDevice:
-    """Keys, values, masks and patches of one run on one device, each made when it is first asked for.
+    """What one run keeps on one device, each thing made when it is first asked for.
 
     A device belongs to one thread of the host.
     """
@@ -402,95 +403,118 @@ class _OnDevice:
     def __init__(self, run: _Run, device: torch.device) -> None:
         self.run = run
         self.device = device
-        self._pairs: dict[int, dict[int, RolePair]] = {}
-        self._stacked: dict[Any, tuple[Tensor, Tensor]] = {}
-        self._masks: dict[Any, Tensor] = {}
+        self._projected: dict[int, list[KeysValues]] = {}
+        self._calls: dict[_Batch, _Call] = {}
         self._patches: dict[tuple[str, int, int], SitePatch] = {}
 
-    def pairs(self, i: int) -> dict[int, RolePair]:
-        """slot -> keys and values of an injection, on the device from its first open step on."""
-        if i not in self._pairs:
-            self._pairs[i] = {slot: pair.to(self.device) for slot, pair in self.run.projected[i].items()}
-        return self._pairs[i]
+    def projected(self, i: int) -> list[KeysValues]:
+        """Keys and values of an injection, on the device from its first open step on."""
+        if i not in self._projected:
+            self._projected[i] = [part.to(self.device) for part in self.run.projected[i]]
+        return self._projected[i]
+
+    def call(self, batch: _Batch) -> _Call:
+        """What is added to batches of this make-up."""
+        if batch not in self._calls:
+            self._calls[batch] = _Call(self, batch)
+        return self._calls[batch]
 
     def patched(self, heard: tuple[int, ...], found: Mapping[Any, Callable[..., Tensor]]) -> dict:
         """The replace patches that were found, with our function around that of every site that hears someone."""
         patches = dict(found)
-        pairs = [self.pairs(i) for i in heard]
+        slots = {slot for i in heard for part in self.run.projected[i] for slot in part.slots}
         for site in self.run.sites:
-            if any(site.slot in slots for slots in pairs):
+            if site.slot in slots:
                 patches[site.key] = self._patch(site, found.get(site.key) or found.get(site.block))
         return patches
 
     def _patch(self, site: AttentionSite, base: Callable[..., Tensor] | None) -> SitePatch:
         patch = self._patches.get(site.key)
         if patch is None or patch.found is not base:
-            patch = self._patches[site.key] = SitePatch(self.run, site, base)
+            patch = self._patches[site.key] = SitePatch(site, base)
         return patch
 
-    def terms(self, site: AttentionSite, q: Tensor, grid: tuple[int, int], batch: _Batch) -> Iterable[SiteTerm]:
-        """What every open injection adds at a site, for queries (batch, L, width) on a grid of L = h·w places."""
-        for i in batch.open:
-            pair = self.pairs(i).get(site.slot)
-            if pair is not None:
-                yield SiteTerm(*self._keys_values(i, site, pair, batch, q.dtype), self._mask(i, grid, batch, q))
 
-    def _keys_values(
-        self, i: int, site: AttentionSite, pair: RolePair, batch: _Batch, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        key = (i, site.slot, batch.roles, batch.pictures, batch.rows, dtype)
-        found = self._stacked.get(key)
-        if found is None:
-            if batch.rows and max(pair.cond[0].shape[0], pair.uncond[0].shape[0]) > 1:
-                pair = RolePair(*((_take(k, batch.rows), _take(v, batch.rows)) for k, v in pair))
-            keys, values = stack_roles(pair, batch.roles, batch.pictures)
-            found = self._stacked[key] = (keys.to(dtype), values.to(dtype))
-        return found
+class _Call:
+    """What every open injection adds to batches of one make-up. Made at the first step that has it, then only read."""
 
-    def _mask(self, i: int, grid: tuple[int, int], batch: _Batch, q: Tensor) -> Tensor | None:
-        """Factors per query, (1 | batch, L | 1, 1), made once per run for every size a site can have."""
-        injection = self.run.injections[i]
+    def __init__(self, here: _OnDevice, batch: _Batch) -> None:
+        self.here = here
+        self.batch = batch
+        self._terms: dict[Any, tuple[SiteTerm, ...]] = {}
+        self._keys_values: dict[torch.dtype, list[dict[int, tuple[Tensor, Tensor]]]] = {}
+        self._masks: dict[Any, Tensor | None] = {}
+
+    def terms(self, site: AttentionSite, q: Tensor, grid: tuple[int, int]) -> tuple[SiteTerm, ...]:
+        """The terms of a site, for queries (batch, L, width) on a grid of L = h·w places."""
+        if q.device != self.here.device:
+            return self.here.run.on(q.device).call(self.batch).terms(site, q, grid)
+        key = (site.slot, grid, q.dtype)
+        if key not in self._terms:
+            self._terms[key] = tuple(
+                SiteTerm(*found[site.slot], self._mask(i, grid, q.dtype))
+                for i, found in zip(self.batch.open, self._of_batch(q.dtype), strict=True)
+                if site.slot in found
+            )
+        return self._terms[key]
+
+    def _of_batch(self, dtype: torch.dtype) -> list[dict[int, tuple[Tensor, Tensor]]]:
+        """For every open injection: slot -> keys and values."""
+        if dtype not in self._keys_values:
+            batch = self.batch
+            self._keys_values[dtype] = [
+                {
+                    slot: pair
+                    for part in self.here.projected(i)
+                    for slot, pair in part.to(self.here.device, dtype)
+                    .of_batch(batch.roles, batch.pictures, batch.rows)
+                    .items()
+                }
+                for i in batch.open
+            ]
+        return self._keys_values[dtype]
+
+    def _mask(self, i: int, grid: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
+        """Factors per query, (1 | batch, L | 1, 1), the same for every site of a size."""
+        injection = self.here.run.injections[i]
         if injection.mask is None and injection.row_weights is None:
             return None
-        key = (i, grid, batch, q.dtype)
+        key = (i, grid, dtype)
         if key not in self._masks:
-            self._masks[key] = _factors(injection, grid, batch).to(q)
+            self._masks[key] = _factors(injection, grid, self.batch).to(self.here.device, dtype)
         return self._masks[key]
 
 
 # Keys and values wait here between runs, on the CPU, as long as a MODEL carries the identity: a graph that is queued
 # again needs neither the projections nor their weights on the GPU.
-_projections: WeakKeyDictionary[Injection, dict[torch.dtype, dict[int, RolePair]]] = WeakKeyDictionary()
+_projections: WeakKeyDictionary[Injection, dict[Any, list[KeysValues]]] = WeakKeyDictionary()
 
 
-def _project_once(injection: Injection, sites: Sequence[AttentionSite], dtype: torch.dtype) -> dict[int, RolePair]:
-    """slot -> keys and values of every site that hears the identity, on the CPU."""
+def _project_once(injection: Injection, sites: Sequence[AttentionSite], dtype: torch.dtype) -> list[KeysValues]:
+    """Keys and values of every site that hears the identity, on the CPU."""
     known = _projections.setdefault(injection, {})
-    if dtype not in known:
+    key = (dtype, tuple(site.heads for site in sites))
+    if key not in known:
         projector = injection.projector
         where = projector.load() if isinstance(projector, ManagedAdapter) else (torch.device("cpu"), torch.float32)
-        tokens = injection.tokens.to(*where)
-        heard = [site for site in sites if injection.weight_at(site).strength != 0]
         with torch.no_grad():
-            known[dtype] = {s.slot: project_site(injection, s, tokens).to("cpu", dtype) for s in heard}
-    return known[dtype]
+            known[key] = [part.to("cpu", dtype) for part in project(injection, sites, injection.tokens.to(*where))]
+    return known[key]
 
 
 class SitePatch:
     """What runs at one attention site: the function that was there, plus our terms. Called after to_q, to_k, to_v."""
 
-    def __init__(self, run: _Run, site: AttentionSite, base: Callable[..., Tensor] | None) -> None:
-        self.run = run
+    def __init__(self, site: AttentionSite, base: Callable[..., Tensor] | None) -> None:
         self.site = site
         self.found = base
         self.base = base or _plain_attention()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
         out = self.base(q, k, v, extra_options)
-        batch: _Batch = extra_options[KEY]
+        call: _Call = extra_options[KEY]
         grid = tuple(extra_options["activations_shape"][-2:])
-        terms = self.run.on(q.device).terms(self.site, q, grid, batch)
-        return add_identity(out, q, terms, extra_options["n_heads"])
+        return add_identity(out, q, call.terms(self.site, q, grid))
 
 
 @cache

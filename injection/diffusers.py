@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..adapters.ip_adapter import IPAdapter
 from .attention import SiteTerm, add_identity, attend
 from .masks import resize_mask
-from .plan import Injection, Role, RolePair, check_fit, fit_rows, project_site, stack_roles
+from .plan import Injection, Role, check_fit, fit_rows, project
 from .sites import AttentionSite, sites_of_diffusers_unet
 
 
@@ -41,7 +41,7 @@ class IdentityAttnProcessor:
             out = attend(q, k, v, attn.heads)
         else:
             out = _attend_masked(attn, q, k, v, attention_mask)
-        out = add_identity(out, q, self.injected.terms(self.site, q), attn.heads)
+        out = add_identity(out, q, self.injected.terms(self.site, q))
         return attn.to_out[1](attn.to_out[0](out))
 
 
@@ -63,7 +63,8 @@ class InjectedUNet:
         self.injections = [injection for injection in injections if not injection.silent]
         for injection in self.injections:
             check_fit(injection.projector, self.sites, type(unet).__name__)
-        self._pairs = [] if live else [self._project(injection) for injection in self.injections]
+        self._projected = [] if live else [project(i, self.sites, i.tokens) for i in self.injections]
+        self._constant: dict[Any, dict[int, tuple[Tensor, Tensor]]] = {}
         self._grids: dict[int, tuple[int, int]] = {}
         self._unet = unet
         self._originals: dict[str, Any] = {}
@@ -75,10 +76,22 @@ class InjectedUNet:
         for number, injection in enumerate(self.injections):
             if injection.weight_at(site).strength == 0:
                 continue
-            pair = project_site(injection, site, injection.tokens) if self.live else self._pairs[number][site.slot]
-            keys, values = stack_roles(pair, self.roles, pictures)
+            if self.live:
+                (part,) = project(injection, [site], injection.tokens)
+                found = part.of_batch(self.roles, pictures)
+            else:
+                found = self._of_batch(number, pictures, q)
+            keys, values = found[site.slot]
             factors = self._factors(injection, self._grids[site.transformer], pictures)
             yield SiteTerm(keys.to(q), values.to(q), None if factors is None else factors.to(q))
+
+    def _of_batch(self, number: int, pictures: int, q: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """slot -> keys and values of an injection for batches of this make-up: made once, whatever the steps."""
+        key = (number, self.roles, pictures, q.device, q.dtype)
+        if key not in self._constant:
+            parts = [part.to(q.device, q.dtype).of_batch(self.roles, pictures) for part in self._projected[number]]
+            self._constant[key] = {slot: pair for part in parts for slot, pair in part.items()}
+        return self._constant[key]
 
     def _factors(self, injection: Injection, grid: tuple[int, int], pictures: int) -> Tensor | None:
         """Mask and weights per picture, multiplied: (1 | chunks·pictures, L | 1, 1), or None where all is 1."""
@@ -119,10 +132,6 @@ class InjectedUNet:
             self._grids[transformer] = tuple(args[0].shape[-2:])  # type: ignore[assignment]
 
         return record
-
-    def _project(self, injection: Injection) -> dict[int, RolePair]:
-        heard = [site for site in self.sites if injection.weight_at(site).strength != 0]
-        return {site.slot: project_site(injection, site, injection.tokens) for site in heard}
 
 
 def inject(

@@ -1,4 +1,4 @@
-"""What is injected, independent of the host: one `Injection` per identity term, and its keys and values at a site."""
+"""What is injected, whatever the host: one `Injection` per identity term, and its keys and values at the sites."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..adapters.embeds import v_only
 from ..adapters.site_weights import Layout
 from ..adapters.types import IdentityTokens, KeyValueScaling, SiteWeight, SiteWeights
 from ..errors import LikenessError
+from .attention import split_heads
 from .masks import MaskResize
 from .sites import AttentionSite
 
@@ -22,7 +23,7 @@ WHOLE_VECTOR = 16  # single-precision numbers in a 512-bit register; also the si
 
 
 class Role(IntEnum):
-    """Which half of guidance a chunk of the batch belongs to. The numbers index a `RolePair`."""
+    """Which half of guidance a chunk of the batch belongs to."""
 
     COND = 0
     UNCOND = 1
@@ -76,56 +77,86 @@ class Injection:
         return no_weight or no_region or self.start >= self.end
 
 
-class RolePair(NamedTuple):
-    """(keys, values) for the conditioned and for the unconditioned half; index it with a `Role`."""
-
-    cond: tuple[Tensor, Tensor]
-    uncond: tuple[Tensor, Tensor]
-
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> RolePair:
-        """The same elsewhere or in another precision."""
-        return RolePair(*((k.to(device, dtype), v.to(device, dtype)) for k, v in self))
-
-
 def uniform(strength: float, sites: Sequence[AttentionSite]) -> SiteWeights:
     """The same strength at every site."""
     count = 1 + max(site.transformer for site in sites)
     return (SiteWeight(strength),) * count
 
 
-def project_site(injection: Injection, site: AttentionSite, tokens: IdentityTokens) -> RolePair:
-    """Keys and values of one site for both halves, (rows, n, width), with the strength folded in.
+# The halves of guidance in ComfyUI's usual order, so that its usual batch reads keys and values as they lie.
+_STORED = (Role.UNCOND, Role.COND)
+
+
+@dataclass(frozen=True, eq=False)
+class KeysValues:
+    """Keys and values of one identity at all sites of one shape, with the strength folded in.
+
+    packed: (sites, keys | values, unconditioned | conditioned, rows, heads, n_tokens, width / heads), in memory as
+    attention reads it, so that nothing is left to do for a step and one copy moves them all.
+    """
+
+    slots: tuple[int, ...]
+    packed: Tensor
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> KeysValues:
+        """The same elsewhere or in another precision."""
+        return KeysValues(self.slots, self.packed.to(device, dtype))
+
+    def of_batch(
+        self, roles: Sequence[Role], pictures: int, rows: Sequence[int] | None = None
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """slot -> keys and values, (groups, heads, n, width / heads), for a batch of one chunk of pictures per role.
+
+        rows: which pictures of the whole batch a chunk holds, None for all. A single row of tokens serves every
+        picture; otherwise missing rows repeat the last one and extra ones are left out.
+        """
+        packed, count = self.packed, self.packed.shape[3]
+        wanted = [min(row, count - 1) for row in (range(pictures) if rows is None else rows)]
+        if count > 1 and wanted != list(range(count)):
+            packed = packed.index_select(3, torch.tensor(wanted, device=packed.device))
+        if tuple(roles) != _STORED:
+            order = torch.tensor([_STORED.index(role) for role in roles], device=packed.device)
+            packed = packed.index_select(2, order)
+        flat = packed.flatten(2, 3).flatten(0, 1).unbind()
+        return dict(zip(self.slots, zip(flat[::2], flat[1::2], strict=True), strict=True))
+
+
+def project(injection: Injection, sites: Sequence[AttentionSite], tokens: IdentityTokens) -> list[KeysValues]:
+    """Keys and values of every site that hears the identity, one entry for each shape of sites.
 
     tokens: those of the injection, on the device and in the precision of the projection.
     """
-    weight = injection.weight_at(site)
-    cond = injection.scaling(*injection.projector.project(site.slot, tokens.cond), weight.strength, site.width)
-    if weight.swapped:
-        silence = (cond[0], torch.zeros_like(cond[1]))
-        return RolePair(silence, cond)
-    uncond = injection.scaling(*injection.projector.project(site.slot, tokens.uncond), weight.strength, site.width)
-    return RolePair(cond, uncond)
+    by_shape: dict[torch.Size, list[tuple[int, Tensor]]] = {}
+    for site in sites:
+        if injection.weight_at(site).strength != 0:
+            packed = _project_site(injection, site, tokens)
+            by_shape.setdefault(packed.shape, []).append((site.slot, packed))
+    return [
+        KeysValues(tuple(slot for slot, _ in group), torch.stack([packed for _, packed in group]))
+        for group in by_shape.values()
+    ]
 
 
-def stack_roles(pair: RolePair, roles: Sequence[Role], pictures: int) -> tuple[Tensor, Tensor]:
-    """Keys and values for a batch that holds one chunk of `pictures` per role, (groups, n, width).
+def _project_site(injection: Injection, site: AttentionSite, tokens: IdentityTokens) -> Tensor:
+    """(keys | values, unconditioned | conditioned, rows, heads, n_tokens, width / heads)
 
     The halves may differ in their number of tokens (several photos against one empty encoding): both are repeated to
     a common multiple, which a softmax does not notice; see `repeat_tokens`. For the same reason a few tokens are
     repeated to a whole vector register, with which attention is faster than with fewer.
     """
-    n_tokens = math.lcm(*(pair[role][0].shape[1] for role in set(roles)))
+    weight = injection.weight_at(site)
+    cond = injection.scaling(*injection.projector.project(site.slot, tokens.cond), weight.strength, site.width)
+    if weight.swapped:
+        halves = {Role.COND: (cond[0], torch.zeros_like(cond[1])), Role.UNCOND: cond}
+    else:
+        uncond = injection.projector.project(site.slot, tokens.uncond)
+        halves = {Role.COND: cond, Role.UNCOND: injection.scaling(*uncond, weight.strength, site.width)}
+    n_tokens = math.lcm(*(keys.shape[1] for keys, _ in halves.values()))
     if n_tokens < WHOLE_VECTOR and WHOLE_VECTOR % n_tokens == 0:
         n_tokens = WHOLE_VECTOR
-    per_picture = max(pair[role][0].shape[0] for role in set(roles)) > 1
-    keys, values = [], []
-    for role in roles:
-        k, v = (repeat_tokens(t, n_tokens) for t in pair[role])
-        if per_picture:
-            k, v = fit_rows(k, pictures), fit_rows(v, pictures)
-        keys.append(k)
-        values.append(v)
-    return torch.cat(keys), torch.cat(values)
+    rows = max(len(keys) for keys, _ in halves.values())
+    tensors = [fit_rows(repeat_tokens(halves[role][i], n_tokens), rows) for i in (0, 1) for role in _STORED]
+    return torch.stack([split_heads(t, site.heads) for t in tensors]).unflatten(0, (2, len(_STORED)))
 
 
 def repeat_tokens(t: Tensor, n_tokens: int) -> Tensor:

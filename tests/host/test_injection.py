@@ -227,7 +227,7 @@ def roles_of_calls(ours, monkeypatch) -> list[list[str]]:
 
     def spy(self, options, evaluation, x):
         composed = original(self, options, evaluation, x)
-        seen.append([role.name for role in composed[ours.KEY].roles])
+        seen.append([role.name for role in composed[ours.KEY].batch.roles])
         return composed
 
     monkeypatch.setattr(ours._Run, "compose", spy)
@@ -551,7 +551,7 @@ def test_keys_values_and_masks_are_where_the_queries_are(ours, sd15):
     site = run.sites[0]
     for device in ("meta", "cpu", "meta"):
         q = torch.zeros(2, 16 * 16, site.width, device=device)
-        (term,) = run.on(q.device).terms(site, q, (16, 16), batch_of(ours))
+        (term,) = run.on(q.device).call(batch_of(ours)).terms(site, q, (16, 16))
         assert {term.keys.device.type, term.values.device.type, term.mask.device.type} == {device}
 
 
@@ -566,7 +566,7 @@ def test_threads_may_ask_one_run_at_once(ours, sd15):
         found = []
         for site in run.sites:
             q = torch.zeros(4, 16 * 16, site.width, device=device)
-            (term,) = run.on(q.device).terms(site, q, (16, 16), batch_of(ours, 2))
+            (term,) = run.on(q.device).call(batch_of(ours, 2)).terms(site, q, (16, 16))
             found += [term.keys, term.values, term.mask]
         return found
 
@@ -890,6 +890,32 @@ def test_the_spy_would_notice(ours):
         float(torch.ones(1))
         bool(torch.ones(1) > 0)
     assert len(spy.found) == 2
+
+
+class OperationCounter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_step_adds_six_operations_to_a_site_and_none_that_are_constant(ours, sampler, masked):
+    """Two layouts of the queries, attention, two layouts of its result, one sum: on a GPU each may be a launch."""
+    mask = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(0)) if masked else None
+    model = ours.apply_identity(sampler.model, [injection(ours, sampler.model, mask=mask)])
+    sampler(model, steps=1)
+
+    def operations(model: Any, steps: int) -> int:
+        with OperationCounter() as counter:
+            sampler(model, steps=steps)
+        return counter.count
+
+    per_step, before = (operations(m, 3) - operations(m, 2) for m in (model, sampler.model))
+    assert per_step - before == 6 * len(ours.sites_of(model))
 
 
 # Precision ------------------------------------------------------------------------------------------------------------

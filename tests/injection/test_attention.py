@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from likeness.injection.attention import SiteTerm, add_identity, attend
-from likeness.injection.plan import Role, RolePair, fit_rows, repeat_tokens, stack_roles
+from likeness.adapters.types import IdentityTokens
+from likeness.injection.attention import SiteTerm, add_identity, attend, attend_by_head, split_heads
+from likeness.injection.plan import Injection, Role, fit_rows, project, repeat_tokens, uniform
+from likeness.injection.sites import AttentionSite
 
 sizes = st.integers(1, 6)
 
@@ -49,27 +51,27 @@ def test_identities_are_added_each_with_its_mask(groups, pictures, terms, masked
     for i in range(terms):
         k, v = numbers(groups, 3, width, seed=10 + i), numbers(groups, 3, width, seed=20 + i)
         mask = numbers(batch if per_picture else 1, length, 1, seed=30 + i) if masked else None
-        found.append(SiteTerm(k, v, mask))
+        found.append(SiteTerm(split_heads(k, heads), split_heads(v, heads), mask))
         expected += naive(q, k, v, heads) * (1 if mask is None else mask)
-    torch.testing.assert_close(add_identity(out, q, found, heads), expected)
+    torch.testing.assert_close(add_identity(out, q, found), expected)
 
 
 def test_the_layer_s_own_output_is_not_changed_in_place():
     out, q = numbers(1, 4, 8), numbers(1, 4, 8, seed=1)
     before = out.clone()
-    add_identity(out, q, [SiteTerm(numbers(1, 2, 8), numbers(1, 2, 8))], heads=2)
+    add_identity(out, q, [SiteTerm(numbers(1, 2, 2, 4), numbers(1, 2, 2, 4))])
     assert torch.equal(out, before)
 
 
 def test_without_anyone_the_output_is_the_very_same():
     out = numbers(1, 4, 8)
-    assert add_identity(out, out, [], heads=2) is out
+    assert add_identity(out, out, []) is out
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_the_precision_stays(dtype):
-    q, k = numbers(2, 5, 8).to(dtype), numbers(1, 3, 8).to(dtype)
-    assert add_identity(q, q, [SiteTerm(k, k, torch.ones(1, 5, 1, dtype=dtype))], heads=2).dtype == dtype
+    q, k = numbers(2, 5, 8).to(dtype), numbers(1, 2, 3, 4).to(dtype)
+    assert add_identity(q, q, [SiteTerm(k, k, torch.ones(1, 5, 1, dtype=dtype))]).dtype == dtype
 
 
 # Rows and halves ------------------------------------------------------------------------------------------------------
@@ -77,29 +79,58 @@ def test_the_precision_stays(dtype):
 roles = st.lists(st.sampled_from(list(Role)), min_size=1, max_size=4)
 
 
-@given(roles=roles, pictures=sizes, cond=st.integers(1, 9), uncond=st.integers(1, 9), rows=st.sampled_from([1, 2, 5]))
-def test_halves_of_different_length_share_a_batch_exactly(roles, pictures, cond, uncond, rows):
+class AsGiven:
+    """Projects tokens (rows, n, 2 · width) that hold keys and values already."""
+
+    name = "as given"
+    site_shapes: dict[int, tuple[int, int]] = {}
+
+    def project(self, slot: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = tokens.chunk(2, dim=-1)
+        return keys, values
+
+
+def of_batch(tokens: IdentityTokens, heads: int, roles: list[Role], pictures: int, rows: list[int] | None = None):
+    """Keys and values of one site for a batch."""
+    width = tokens.cond.shape[-1] // 2
+    site = AttentionSite(1, ("input", 1), 0, 0, "", "", width, 2 * width, heads)
+    (part,) = project(Injection(AsGiven(), tokens, uniform(1.0, [site])), [site], tokens)
+    return part.of_batch(roles, pictures, rows)[1]
+
+
+@given(
+    roles=roles, pictures=sizes, cond=st.integers(1, 9), uncond=st.integers(1, 9),
+    rows=st.tuples(st.sampled_from([1, 2, 5]), st.sampled_from([1, 3])), window=st.booleans(), data=st.data(),
+)  # fmt: skip
+def test_halves_of_different_length_share_a_batch_exactly(roles, pictures, cond, uncond, rows, window, data):
     """Several photos, but one empty encoding: both are repeated to a common length, and the softmax is the same."""
     width, heads = 8, 2
-    pair = RolePair(
-        (numbers(rows, cond, width, seed=1), numbers(rows, cond, width, seed=2)),
-        (numbers(1, uncond, width, seed=3), numbers(1, uncond, width, seed=4)),
-    )
+    tokens = IdentityTokens(numbers(rows[0], cond, 2 * width, seed=1), numbers(rows[1], uncond, 2 * width, seed=3))
+    wanted = data.draw(st.lists(st.integers(0, 7), min_size=pictures, max_size=pictures)) if window else None
     q = numbers(len(roles) * pictures, 5, width, seed=5)
-    keys, values = stack_roles(pair, roles, pictures)
-    found = attend(q, keys, values, heads).unflatten(0, (len(roles), pictures))
+    found = attend_by_head(q, *of_batch(tokens, heads, roles, pictures, wanted)).unflatten(0, (len(roles), pictures))
     for chunk, role in enumerate(roles):
-        k, v = pair[role]
+        k, v = (tokens.cond if role is Role.COND else tokens.uncond).chunk(2, dim=-1)
         for picture in range(pictures):
-            row = slice(min(picture, len(k) - 1), min(picture, len(k) - 1) + 1)
+            row = min(wanted[picture] if wanted else picture, len(k) - 1)
             queries = q.unflatten(0, (len(roles), pictures))[chunk, picture : picture + 1]
-            torch.testing.assert_close(found[chunk, picture : picture + 1], naive(queries, k[row], v[row], heads))
+            right = naive(queries, k[row : row + 1], v[row : row + 1], heads)
+            torch.testing.assert_close(found[chunk, picture : picture + 1], right)
 
 
 def test_one_row_is_not_repeated_for_a_batch():
-    pair = RolePair(*[(numbers(1, 16, 8), numbers(1, 16, 8))] * 2)
-    keys, _ = stack_roles(pair, [Role.UNCOND, Role.COND], pictures=7)
-    assert keys.shape == (2, 16, 8)
+    keys, _ = of_batch(IdentityTokens(numbers(1, 16, 16), numbers(1, 16, 16)), 2, [Role.UNCOND, Role.COND], pictures=7)
+    assert keys.shape == (2, 2, 16, 4)
+
+
+def test_the_usual_batch_reads_keys_and_values_as_they_lie():
+    """Guidance with the unconditioned half first: no copy per run, and each site's block lies in one piece."""
+    tokens = IdentityTokens(numbers(1, 16, 16), numbers(1, 16, 16))
+    site = AttentionSite(1, ("input", 1), 0, 0, "", "", 8, 16, 2)
+    (part,) = project(Injection(AsGiven(), tokens, uniform(1.0, [site])), [site], tokens)
+    keys, values = part.of_batch((Role.UNCOND, Role.COND), pictures=3)[1]
+    assert keys.data_ptr() == part.packed.data_ptr()
+    assert keys.is_contiguous() and values.is_contiguous()
 
 
 @given(rows=sizes, pictures=sizes)

@@ -13,7 +13,7 @@ from likeness.adapters import Evidence, IPAdapter, build
 from likeness.adapters.ip_adapter import LoraPair
 from likeness.adapters.networks import FaceIdPlusProjection, build_projection
 from likeness.adapters.types import IdentityTokens
-from likeness.injection.attention import SiteTerm, add_identity, attend
+from likeness.injection.attention import SiteTerm, add_identity, attend, split_heads
 from likeness.injection.diffusers import inject, merged_lora
 from likeness.injection.masks import MaskResize
 from likeness.injection.plan import Injection, Role, uniform
@@ -73,8 +73,8 @@ class _Layer:
         q = self.linear("to_q", hidden)
         out = attend(q, self.linear("to_k", text), self.linear("to_v", text), self.heads)
         if tokens is not None:
-            term = SiteTerm(tokens @ self.key_ip.T, scale * (tokens @ self.value_ip.T))  # type: ignore[union-attr]
-            out = add_identity(out, q, [term], self.heads)
+            keys, values = tokens @ self.key_ip.T, scale * (tokens @ self.value_ip.T)  # type: ignore[union-attr]
+            out = add_identity(out, q, [SiteTerm(split_heads(keys, self.heads), split_heads(values, self.heads))])
         return self.linear("to_out.0", out)
 
 
