@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..errors import LikenessError
 from . import others
+from .evidence import Evidence, Variant
 from .files import read_weights
 from .ip_adapter import SYSTEM as IP_ADAPTER
-from .ip_adapter import Evidence, IPAdapter, Variant
-from .system import Kind, Sureness, WeightFile, kind_of
+from .ip_adapter import IPAdapter
+from .system import Adapter, Kind, Sureness, WeightFile, kind_of
 from .types import BaseModel, IdentityTokens, SiteWeight, SiteWeights
 
 __all__ = [
@@ -34,7 +35,7 @@ __all__ = [
 SYSTEMS: tuple[Kind, ...] = (IP_ADAPTER,)
 
 
-def load(path: Path, plus_version: int | None = None, system: str | None = None) -> IPAdapter:
+def load(path: Path, plus_version: int | None = None, system: str | None = None) -> Adapter:
     """The adapter in a weight file, whatever its name.
 
     plus_version: 1 or 2 settles FaceID-Plus, None tells by name. system: the title of one of `SYSTEMS`, where the
@@ -53,10 +54,12 @@ def load(path: Path, plus_version: int | None = None, system: str | None = None)
 def build(weights: Mapping[str, Tensor], name: str, plus_version: int | None = None) -> IPAdapter:
     """The IP-Adapter that weights in any published layout make up; `name` is used in messages and to tell versions."""
     metadata = {} if plus_version is None else {"faceid_plus_version": str(plus_version)}
-    return _load(WeightFile(name, weights, metadata), IP_ADAPTER.title)
+    adapter = _load(WeightFile(name, weights, metadata), IP_ADAPTER.title)
+    assert isinstance(adapter, IPAdapter)
+    return adapter
 
 
-def _load(file: WeightFile, system: str | None) -> IPAdapter:
+def _load(file: WeightFile, system: str | None) -> Adapter:
     if system is not None:
         return _load_as(file, system)
     kind = kind_of(file, (*SYSTEMS, *others.ANNOUNCED))
@@ -67,7 +70,7 @@ def _load(file: WeightFile, system: str | None) -> IPAdapter:
     return kind.load(file)
 
 
-def _load_as(file: WeightFile, title: str) -> IPAdapter:
+def _load_as(file: WeightFile, title: str) -> Adapter:
     """The adapter of a file whose system the user has chosen."""
     load_file = next((kind.load for kind in SYSTEMS if kind.title == title), None)
     if load_file is None:

@@ -16,8 +16,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -25,6 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LikenessError
+from .effects import AttentionTerm, Effect, LowRank, WeightDelta
+from .evidence import READS_EMBEDDING, READS_FEATURES, Evidence, Variant
 from .networks import (
     FaceIdPlusProjection,
     IdProjection,
@@ -33,7 +34,8 @@ from .networks import (
     TokenwiseProjection,
     build_projection,
 )
-from .system import Kind, Sureness, WeightFile
+from .reference import ReferenceOptions, references, unused_inputs
+from .system import Kind, Needs, Request, Sureness, WeightFile
 from .types import BaseModel, IdentityTokens
 
 log = logging.getLogger("likeness")
@@ -45,49 +47,6 @@ _BASE_OF_TEXT_WIDTH = {768: BaseModel.SD15, 1024: BaseModel.SD21, 2048: BaseMode
 _MINIATURE_SITES = [(128, 128)] * 7  # (width, text width): many small nets share the one or the other, none both
 
 
-class Variant(Enum):
-    """The kinds of IP-Adapter file; the value is what a user reads."""
-
-    BASE = "IP-Adapter"
-    PLUS = "IP-Adapter Plus"
-    FULL_FACE = "IP-Adapter Full Face"
-    FACEID = "IP-Adapter FaceID"
-    FACEID_PLUS = "IP-Adapter FaceID Plus"
-    FACEID_PLUS_V2 = "IP-Adapter FaceID Plus v2"
-    PORTRAIT = "IP-Adapter FaceID Portrait"
-    PORTRAIT_UNNORM = "IP-Adapter FaceID Portrait (raw embedding)"
-
-
-_READS_EMBEDDING = {
-    Variant.FACEID,
-    Variant.FACEID_PLUS,
-    Variant.FACEID_PLUS_V2,
-    Variant.PORTRAIT,
-    Variant.PORTRAIT_UNNORM,
-}
-_READS_FEATURES = {Variant.PLUS, Variant.FULL_FACE, Variant.FACEID_PLUS, Variant.FACEID_PLUS_V2}
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What an adapter is shown of a person or a picture; one row per photo, whatever the variant needs.
-
-    id_embeds: (photos, id_dim), unit vectors, raw for Portrait-unnorm.
-    features, uncond_features: CLIP, pooled (photos, embed_dim) for the base variant, else the hidden states of the last
-    but one layer (photos, sequence, hidden_dim). The unconditioned ones come from a picture of zeros after
-    normalisation, the way training dropped images; for the base variant they default to zeros.
-    """
-
-    id_embeds: Tensor | None = None
-    features: Tensor | None = None
-    uncond_features: Tensor | None = None
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Evidence:
-        """The same evidence elsewhere or in another precision."""
-        tensors = (self.id_embeds, self.features, self.uncond_features)
-        return Evidence(*(None if t is None else t.to(device, dtype) for t in tensors))
-
-
 class LoraPair(NamedTuple):
     """A low-rank change of one attention matrix: W + up @ down. `layer` is `to_q`, `to_k`, `to_v` or `to_out.0`."""
 
@@ -95,10 +54,6 @@ class LoraPair(NamedTuple):
     layer: str
     down: Tensor  # (rank, in)
     up: Tensor  # (out, rank)
-
-    def delta(self, strength: float = 1.0) -> Tensor:
-        """The change of the weight, (out, in)."""
-        return strength * (self.up @ self.down)
 
 
 class KeyValueProjection(nn.Module):
@@ -164,7 +119,7 @@ class IPAdapter(nn.Module):
     @property
     def needs_embedding(self) -> bool:
         """Whether a recogniser's embedding is part of the evidence."""
-        return self.variant in _READS_EMBEDDING
+        return self.variant in READS_EMBEDDING
 
     @property
     def needs_raw_embedding(self) -> bool:
@@ -179,7 +134,7 @@ class IPAdapter(nn.Module):
     @property
     def needs_features(self) -> bool:
         """Whether CLIP hidden states are part of the evidence."""
-        return self.variant in _READS_FEATURES
+        return self.variant in READS_FEATURES
 
     @property
     def needs_pooled(self) -> bool:
@@ -216,13 +171,60 @@ class IPAdapter(nn.Module):
         """slot -> (width of the site, width of the text), as the file has them."""
         return {int(slot): tuple(kv.to_k_ip.weight.shape) for slot, kv in self.ip_adapter.items()}  # type: ignore[misc]
 
+    @property
+    def title(self) -> str:
+        """The variant, for reports."""
+        return self.variant.value
+
+    @property
+    def needs(self) -> Needs:
+        """See `system.Needs`."""
+        return Needs(
+            base=self.base,
+            recogniser=self.recogniser if self.needs_embedding else None,
+            raw=self.needs_raw_embedding,
+            every_photo=self.reads_every_photo,
+            encoder_width=self.feature_dim,
+            hidden=self.needs_features,
+        )
+
+    def effects(self, request: Request) -> tuple[Effect, ...]:
+        """See `system.Adapter`: one attention term for each reference, and the LoRA of FaceID files."""
+        options = request.options or ReferenceOptions()
+        identity = request.identity
+        if identity is not None and self.needs_embedding and not options.any_recogniser:
+            identity = request.seen_by(identity, self.recogniser)
+        found = references(self, identity, request.encoder, options, request.layout, request.strength)
+        terms = tuple(
+            AttentionTerm(
+                self,
+                reference.tokens,
+                reference.site_weights,
+                options.scaling.function,
+                replace(request.scope, image_weights=reference.row_weights),
+                reference.mask,
+            )
+            for reference in found
+        )
+        lora = self.lora(request.attention, request.weight_strength)
+        acts = any(term.why_never is None for term in terms)
+        return (*terms, lora) if lora is not None and acts else terms
+
+    def notes(self, request: Request) -> list[str]:
+        """See `system.Adapter`."""
+        unused = unused_inputs(self, request.options or ReferenceOptions())
+        if not unused:
+            return []
+        return [f"This adapter reads no pictures, so these options do nothing: {', '.join(unused)}."]
+
     @torch.no_grad()
     def encode(self, evidence: Evidence, structure: float = 1.0) -> IdentityTokens:
-        """Image tokens of every photo and their unconditioned counterparts, each (photos, n_tokens, dim).
+        """Image tokens of every photo and their unconditioned counterparts, each (photos, n_tokens, dim), on the CPU.
 
         structure: how much of the face's CLIP structure enters FaceID-Plus v2 (official `s_scale`).
         """
-        return self.tokens(evidence, structure)
+        weight = next(self.parameters())
+        return self.tokens(evidence.to(weight.device, weight.dtype), structure).to("cpu", torch.float32)
 
     def tokens(self, evidence: Evidence, structure: float = 1.0) -> IdentityTokens:
         """`encode` with gradient, for training."""
@@ -261,10 +263,13 @@ class IPAdapter(nn.Module):
                 up = self._lora[key.replace(".down.", ".up.")]
                 yield LoraPair(int(slot), "to_out.0" if layer == "out" else f"to_{layer}", down, up)
 
-    @property
-    def has_lora(self) -> bool:
-        """Whether the file carries a LoRA for the denoiser."""
-        return bool(self._lora)
+    def lora(self, attention: Mapping[int, str], strength: float = 1.0) -> WeightDelta | None:
+        """The LoRA as a change of the denoiser's weights; None where the file has none. attention: slot -> diffusers'
+        path of the attention layer."""
+        if self.lora_id is None:
+            return None
+        pairs = {f"{attention[p.slot]}.{p.layer}": LowRank(p.down, p.up) for p in self.lora_pairs()}
+        return WeightDelta(self.name, self.lora_id, pairs, strength)
 
     @cached_property
     def lora_id(self) -> str | None:

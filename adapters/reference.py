@@ -8,9 +8,10 @@ spread their strength over the sites.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,10 +30,13 @@ from .clip_vision import (
     encode_unconditional,
 )
 from .embeds import CombineMode, EmbedsScaling, ImageEmbeds, combine, combine_uncond, join_tokens, renormalised
+from .evidence import Evidence, Variant
 from .image_prep import CLIP_MEAN, Crop, overlapping_tiles, share_overlaps, to_rgb
-from .ip_adapter import Evidence, IPAdapter, Variant
 from .site_weights import Layout, WeightType, layer_weights, style_and_composition
 from .types import IdentityTokens, SiteWeights
+
+if TYPE_CHECKING:
+    from .ip_adapter import IPAdapter
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +91,6 @@ class Reference:
     row_weights: tuple[float, ...] | None = None
 
 
-# (evidence, structure) -> tokens: IPAdapter.encode, wherever its weights are.
-Encode = Callable[[Evidence, float], IdentityTokens]
-
-
 @dataclass(frozen=True, eq=False)
 class _Show:
     """The people and tools that every step needs."""
@@ -99,7 +99,6 @@ class _Show:
     identity: Identity | None
     encoder: ClipEncoder | None
     options: ReferenceOptions
-    encode: Encode = field(repr=False)
 
 
 def references(
@@ -109,16 +108,15 @@ def references(
     options: ReferenceOptions,
     layout: Layout,
     weight: float,
-    encode: Encode | None = None,
 ) -> list[Reference]:
     """What is injected for one identity: usually one reference, more for style and composition, and for tiles.
 
-    weight: the strength at every site before the weight type spreads it. encode: `adapter.encode`, or the same with
-    the weights on another device. Raises LikenessError in words for everything that is missing or does not fit.
+    weight: the strength at every site before the weight type spreads it. Raises LikenessError in words for everything
+    that is missing or does not fit.
     """
     if identity is not None and adapter.recogniser in identity.recognisers:
         identity = identity.as_seen_by(adapter.recogniser)
-    show = _Show(adapter, identity, encoder, options, encode or adapter.encode)
+    show = _Show(adapter, identity, encoder, options)
     _check_identity(adapter, identity, options)
     spread = partial(_spread, options, layout)
     rows = options.picture_weights or None
@@ -196,7 +194,7 @@ def _tokens(show: _Show) -> IdentityTokens:
     ids = _embeddings(show, None if features is None else len(features))
     if ids is not None and features is not None:
         features = features.expand(len(ids), *features.shape[1:]) if len(features) == 1 else features
-    made = show.encode(Evidence(ids, features, uncond), show.options.structure)
+    made = show.adapter.encode(Evidence(ids, features, uncond), show.options.structure)
     if show.options.one_picture_each:
         return made
     if uncond is None or len(combine_uncond(uncond, CombineMode.CONCAT)) == 1:

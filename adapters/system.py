@@ -1,7 +1,8 @@
-"""Which system a weight file belongs to: each kind says how sure it is, and the most sure one gets the file.
+"""What a system is to the rest of the pack: it recognises its files, says what it needs as data, and returns effects.
 
-Keys and shapes do not always tell: InstantID's adapter and FaceID Portrait (raw embedding) have the same ones. So
-recognition has degrees, and a tie is settled by the folder the file lies in; one that stays is put to the user.
+Keys and shapes do not always tell whose a file is: InstantID's adapter and FaceID Portrait (raw embedding) have the
+same ones. So recognition has degrees, and a tie is settled by the folder the file lies in; one that stays is put to the
+user.
 """
 
 from __future__ import annotations
@@ -9,11 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from ..errors import LikenessError
+from .effects import Effect, Scope
+from .site_weights import Layout
+from .types import BaseModel
+
+if TYPE_CHECKING:
+    from ..faces.identity import Identity
+    from .clip_vision import ClipEncoder
 
 
 class Sureness(IntEnum):
@@ -46,6 +54,74 @@ class WeightFile:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What an adapter has to be given, as data: no node asks which system it is.
+
+    base: the family of denoisers it was made for. recogniser: whose embedding it reads, None for none; raw: as that
+    network returns it, not as a unit vector; every_photo: photo by photo, not their mean. encoder_width: of the image
+    encoding it reads, None for none; hidden: the tokens of the last layer but one, not the pooled embedding.
+    """
+
+    base: BaseModel
+    recogniser: str | None = None
+    raw: bool = False
+    every_photo: bool = False
+    encoder_width: int | None = None
+    hidden: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What a user asks of an adapter for one person in one model.
+
+    layout: where the model's spatial transformers sit. attention: slot -> diffusers' path of that attention layer.
+    options: what the system's own options node made, None for its defaults. weight_strength: of the change of the
+    model's own weights, where the file brings one. seen_by: adds the embeddings of a recogniser to an identity, where
+    that recogniser is at hand.
+    """
+
+    layout: Layout
+    attention: Mapping[int, str]
+    strength: float = 1.0
+    scope: Scope = field(default_factory=Scope)
+    identity: Identity | None = None
+    encoder: ClipEncoder | None = None
+    options: Any = None
+    weight_strength: float = 1.0
+    seen_by: Callable[[Identity, str], Identity] = lambda identity, recogniser: identity
+
+
+class Adapter(Protocol):
+    """A loaded file of any system."""
+
+    name: str  # the file's, for messages
+
+    @property
+    def title(self) -> str:
+        """What it is, for reports: its system, and the variant where there are several."""
+        ...
+
+    @property
+    def needs(self) -> Needs: ...
+
+    @property
+    def site_shapes(self) -> Mapping[int, tuple[int, int]]:
+        """slot -> (width of the site, width of the text) of the model it was made for; empty without such sites."""
+        ...
+
+    def effects(self, request: Request) -> tuple[Effect, ...]:
+        """What a request does to the model. Runs where the adapter's weights are, and returns tensors on the CPU.
+
+        Raises LikenessError in one sentence for everything that is missing or does not fit.
+        """
+        ...
+
+    def notes(self, request: Request) -> list[str]:
+        """Sentences for the report: what of the request is without effect."""
+        ...
+
+
+@dataclass(frozen=True)
 class Kind:
     """A kind of weight file.
 
@@ -56,7 +132,7 @@ class Kind:
     title: str
     recognise: Callable[[WeightFile], Sureness]
     folders: tuple[str, ...] = ()
-    load: Callable[[WeightFile], Any] | None = None
+    load: Callable[[WeightFile], Adapter] | None = None
 
 
 def kind_of(file: WeightFile, kinds: Iterable[Kind]) -> Kind | None:

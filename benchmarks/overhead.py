@@ -166,10 +166,11 @@ def official_weights(sites: Any, kind: str) -> dict[str, dict[str, torch.Tensor]
 def our_variants(model: Any) -> dict[str, Any]:
     """name -> MODEL with our adapters."""
     from likeness.adapters import Evidence, build
+    from likeness.adapters.effects import AttentionTerm, Scope
     from likeness.adapters.embeds import join_tokens
     from likeness.adapters.types import IdentityTokens
     from likeness.injection.comfy import ManagedAdapter, apply_identity, sites_of
-    from likeness.injection.plan import Injection, uniform
+    from likeness.injection.plan import uniform
 
     sites = sites_of(model)
     generator = torch.Generator().manual_seed(1)
@@ -182,10 +183,12 @@ def our_variants(model: Any) -> dict[str, Any]:
         flat = {f"{group}.{key}": value for group, part in groups.items() for key, value in part.items()}
         adapters[kind] = ManagedAdapter(build(flat, kind))
 
-    def applied(kind: str, strength: float = 1.0, **changes: Any) -> Any:
+    def applied(kind: str, strength: float = 1.0, **scope: Any) -> Any:
         made = adapters[kind].encode(evidence[kind])
         tokens = IdentityTokens(join_tokens(made.cond), made.uncond[:1])
-        return apply_identity(model, [Injection(adapters[kind], tokens, uniform(strength, sites), **changes)])
+        return apply_identity(
+            model, [AttentionTerm(adapters[kind], tokens, uniform(strength, sites), scope=Scope(**scope))]
+        )
 
     return {
         "FaceID": applied("faceid"),

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from ..adapters import build
-from ..adapters.ip_adapter import Evidence, IPAdapter
-from ..adapters.site_weights import scale
-from ..adapters.types import IdentityTokens
+from ..adapters.effects import AttentionTerm, Effect, LowRank, PromptEdit, WeightDelta
+from ..adapters.site_weights import Layout, scale
+from ..adapters.system import Request
 from ..errors import LikenessError
 from .attention import SiteTerm, add_identity
 from .masks import crop_to_area, crop_to_lines, resize_mask, warn_aspect, warn_larger, warn_tile
-from .plan import Injection, KeysValues, Role, check_fit, fit_rows, project
+from .plan import KeysValues, Role, attention_paths, check_fit, fit_rows, layout_of, placed, project
 from .sites import AttentionSite, sites_of_comfy_unet
 
 log = logging.getLogger("likeness")
@@ -48,14 +48,14 @@ Size = tuple[int, int]  # height, width in latent pixels
 class ManagedAdapter:
     """An adapter whose weights ComfyUI's memory manager loads, offloads and frees."""
 
-    def __init__(self, adapter: IPAdapter) -> None:
+    def __init__(self, adapter: Any) -> None:
         import comfy.model_management as mm
         from comfy.model_patcher import ModelPatcher
 
         device = mm.get_torch_device()
         if mm.is_device_cpu(device):
             adapter = adapter.float()  # half precision is slow or missing on CPUs
-        self.adapter = adapter
+        self.adapter = adapter  # a `system.Adapter` and a torch module
         self.patcher = ModelPatcher(adapter, load_device=device, offload_device=mm.unet_offload_device())
 
     @property
@@ -69,14 +69,20 @@ class ManagedAdapter:
         return self.adapter.site_shapes
 
     def project(self, slot: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a site; see `IPAdapter.project`."""
+        """Keys and values of a site; see `effects.Projector`."""
         return self.adapter.project(slot, tokens)
 
-    @torch.no_grad()
-    def encode(self, evidence: Evidence, structure: float = 1.0) -> IdentityTokens:
-        """Image tokens on the CPU; see `IPAdapter.encode`. Runs where ComfyUI computes."""
-        where = self.load()
-        return self.adapter.encode(evidence.to(*where), structure).to("cpu", torch.float32)
+    def effects(self, request: Request) -> tuple[Effect, ...]:
+        """The adapter's effects, made where ComfyUI computes; its attention terms are projected there as well."""
+        self.load()
+        with torch.no_grad():
+            found = self.adapter.effects(request)
+        return tuple(
+            replace(effect, projector=self)
+            if isinstance(effect, AttentionTerm) and effect.projector is self.adapter
+            else effect
+            for effect in found
+        )
 
     def load(self) -> tuple[torch.device, torch.dtype]:
         """Bring the weights to the compute device; returns it and their precision."""
@@ -114,64 +120,94 @@ def model_name(model: Any) -> str:
     return type(model.model.model_config).__name__
 
 
-def apply_identity(model: Any, injections: Iterable[Injection]) -> Any:
-    """A clone of the MODEL (ModelPatcher) in which these identities take part. The given one is left as it is.
+class Applied(NamedTuple):
+    """A MODEL with effects in it. changed: how many of its weights; present: deltas that other nodes had put there."""
 
-    Raises LikenessError when an adapter does not fit the model.
+    model: Any
+    changed: int
+    present: tuple[WeightDelta, ...]
+
+
+def apply_effects(model: Any, effects: Iterable[Effect]) -> Applied:
+    """A clone of the MODEL (ModelPatcher) in which these effects act. The given one is left as it is.
+
+    A `PromptEdit` rides on a CONDITIONING and is applied there, by `text.edited`. Raises LikenessError when an adapter
+    does not fit the model.
     """
-    injections = tuple(injections)
-    for injection in injections:
-        check_fit(injection.projector, sites_of(model), model_name(model))
-    patched = model.clone()
-    heard = tuple(injection for injection in injections if not injection.silent)
-    if heard:
+    patched, terms, changed, present = model.clone(), [], 0, []
+    for effect in effects:
+        match effect:
+            case AttentionTerm():
+                check_fit(effect.projector, sites_of(model), model_name(model))
+                terms.append(placed(effect))
+            case WeightDelta():
+                if _has_elsewhere(patched, effect):
+                    present.append(effect)
+                else:
+                    changed += _add_delta(patched, effect)
+            case PromptEdit():
+                raise TypeError("a prompt edit acts on a conditioning, not on a model")
+    acting = [term for term in terms if term.why_never is None]
+    if acting:
         before = stack_of(model)
-        _attach(patched, IdentityStack((*(before.injections if before else ()), *heard)))
-    return patched
+        _attach(patched, IdentityStack((*(before.injections if before else ()), *acting)))
+    return Applied(patched, changed, tuple(present))
 
 
-def apply_lora(model: Any, adapter: IPAdapter, strength: float) -> int:
-    """Add the LoRA of a FaceID file to a MODEL's own weights, in place; returns the number of weights it changes.
+def apply_identity(model: Any, injections: Iterable[AttentionTerm]) -> Any:
+    """`apply_effects` of attention terms alone; returns the MODEL."""
+    return apply_effects(model, injections).model
 
-    A LoRA that the model already has from the same adapter is raised to the greater of both strengths, not added
-    twice, so that several people can use one adapter. One that another node has put there is left as it is.
+
+def request_layout(model: Any) -> tuple[Layout, dict[int, str]]:
+    """What a `Request` says of a MODEL: where its transformers sit, and slot -> diffusers' path of every attention."""
+    sites = sites_of(model)
+    return layout_of(sites), attention_paths(sites)
+
+
+def _add_delta(model: Any, delta: WeightDelta) -> int:
+    """Add a change of weights to a MODEL, in place; returns the number of weights it changes.
+
+    One that the model already has is raised to the greater of both strengths, not added twice, so that several people
+    can use one adapter.
     """
     import comfy.lora
 
-    key = adapter.lora_id if adapter.has_lora else None
-    if key is None or has_companion_lora(model, adapter):
+    applied: dict[str, float] = dict(model.attachments.get(f"{KEY}_deltas", {}))
+    missing = delta.strength - applied.get(delta.id, 0.0)
+    if delta.why_never is not None or missing == 0 or (delta.id in applied and missing < 0):
         return 0
-    applied: dict[str, float] = dict(model.attachments.get(f"{KEY}_lora", {}))
-    missing = strength - applied.get(key, 0.0)
-    if missing == 0 or (key in applied and missing < 0):
-        return 0
-    lora, targets, weights = {}, {}, _lora_targets(model)
-    for pair in adapter.lora_pairs():
-        name = f"{pair.slot}.{pair.layer}"
-        lora[f"{name}.lora_up.weight"], lora[f"{name}.lora_down.weight"] = pair.up, pair.down
-        targets[name] = f"{weights[pair.slot]}.{pair.layer}.weight"
-    changed = model.add_patches(comfy.lora.load_lora(lora, targets), missing)
-    model.attachments[f"{KEY}_lora"] = {**applied, key: strength}
+    lora, targets, full, names = {}, {}, {}, _weight_names(model)
+    for path, change in delta.changes.items():
+        if isinstance(change, LowRank):
+            lora[f"{path}.lora_up.weight"], lora[f"{path}.lora_down.weight"] = change.up, change.down
+            targets[path] = names[f"{path}.weight"]
+        else:
+            full[names[f"{path}.weight"]] = (change,)
+    patches = {**comfy.lora.load_lora(lora, targets), **full}
+    changed = model.add_patches(patches, missing)
+    model.attachments[f"{KEY}_deltas"] = {**applied, delta.id: delta.strength}
     return len(changed)
 
 
-def has_companion_lora(model: Any, adapter: IPAdapter) -> bool:
-    """Whether another node has loaded this adapter's LoRA onto the MODEL, from the file that is published beside it."""
-    if not adapter.has_lora or adapter.lora_id in model.attachments.get(f"{KEY}_lora", {}):
+def _has_elsewhere(model: Any, delta: WeightDelta) -> bool:
+    """Whether another node has put this change onto the MODEL, as from the LoRA file published beside an adapter."""
+    if delta.id in model.attachments.get(f"{KEY}_deltas", {}):
         return False
-    pair = next(adapter.lora_pairs())
-    patches = model.patches.get(f"{_lora_targets(model)[pair.slot]}.{pair.layer}.weight", [])
+    path, change = next(iter(delta.changes.items()))
+    if not isinstance(change, LowRank):
+        return False
+    patches = model.patches.get(_weight_names(model)[f"{path}.weight"], [])
     ups = [getattr(patch[1], "weights", [None])[0] for patch in patches]
-    return any(isinstance(up, Tensor) and torch.equal(up.to("cpu", pair.up.dtype), pair.up.cpu()) for up in ups)
+    return any(isinstance(up, Tensor) and torch.equal(up.to("cpu", change.up.dtype), change.up.cpu()) for up in ups)
 
 
-def _lora_targets(model: Any) -> dict[int, str]:
-    """slot -> path of the attention layer, self-attention included."""
-    targets = {}
-    for site in sites_of(model):
-        targets[site.slot - 1] = f"diffusion_model.{site.comfy_path}.attn1"
-        targets[site.slot] = f"diffusion_model.{site.comfy_path}.attn2"
-    return targets
+def _weight_names(model: Any) -> dict[str, str]:
+    """diffusers' name of a weight of the denoiser -> the host's, as `add_patches` takes it."""
+    import comfy.utils
+
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    return {theirs: f"diffusion_model.{ours}" for theirs, ours in names.items()}
 
 
 def stack_of(model: Any) -> IdentityStack | None:
@@ -206,7 +242,7 @@ def _attach(model: Any, stack: IdentityStack) -> None:
 class IdentityStack:
     """All identities of one MODEL, and the run that is under way. Shared by clones of the MODEL, never copied."""
 
-    def __init__(self, injections: tuple[Injection, ...]) -> None:
+    def __init__(self, injections: tuple[AttentionTerm, ...]) -> None:
         self.injections = injections
         self._run: _Run | None = None
 
@@ -297,7 +333,7 @@ class _Run:
 
     def __init__(
         self,
-        injections: tuple[Injection, ...],
+        injections: tuple[AttentionTerm, ...],
         model: Any,
         model_sampling: Any,
         latent_size: Size,
@@ -385,7 +421,7 @@ class _Run:
 
     def _warn_of_tiles(self, batch: _Batch, size: Size) -> None:
         """A pack that cuts the picture into tiles below the sampler tells nobody where a tile lies."""
-        if all(self.injections[i].mask is None for i in batch.open):
+        if all(self.injections[i].scope.mask is None for i in batch.open):
             return
         height, width = batch.latent_size
         for area in batch.areas:
@@ -477,7 +513,7 @@ class _Call:
     def _mask(self, i: int, grid: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
         """Factors per query, (1 | batch, L | 1, 1), the same for every site of a size."""
         injection = self.here.run.injections[i]
-        if injection.mask is None and injection.row_weights is None:
+        if injection.scope.mask is None and injection.scope.image_weights is None:
             return None
         key = (i, grid, dtype)
         if key not in self._masks:
@@ -487,10 +523,10 @@ class _Call:
 
 # Keys and values wait here between runs, on the CPU, as long as a MODEL carries the identity: a graph that is queued
 # again needs neither the projections nor their weights on the GPU.
-_projections: WeakKeyDictionary[Injection, dict[Any, list[KeysValues]]] = WeakKeyDictionary()
+_projections: WeakKeyDictionary[AttentionTerm, dict[Any, list[KeysValues]]] = WeakKeyDictionary()
 
 
-def _project_once(injection: Injection, sites: Sequence[AttentionSite], dtype: torch.dtype) -> list[KeysValues]:
+def _project_once(injection: AttentionTerm, sites: Sequence[AttentionSite], dtype: torch.dtype) -> list[KeysValues]:
     """Keys and values of every site that hears the identity, on the CPU."""
     known = _projections.setdefault(injection, {})
     key = (dtype, tuple(site.heads for site in sites))
@@ -534,12 +570,12 @@ def _plain_attention() -> Callable[..., Tensor]:
     return attention
 
 
-def _sigma_window(injection: Injection, model_sampling: Any) -> tuple[float, float] | None:
+def _sigma_window(injection: AttentionTerm, model_sampling: Any) -> tuple[float, float] | None:
     """(highest, lowest) sigma of the window, None when it is the whole run."""
-    if injection.start <= 0 and injection.end >= 1:
+    if injection.scope.start <= 0 and injection.scope.end >= 1:
         return None
-    return float(model_sampling.percent_to_sigma(injection.start)), float(
-        model_sampling.percent_to_sigma(injection.end)
+    return float(model_sampling.percent_to_sigma(injection.scope.start)), float(
+        model_sampling.percent_to_sigma(injection.scope.end)
     )
 
 
@@ -596,13 +632,13 @@ def _take(t: Tensor, rows: Sequence[int]) -> Tensor:
     return t if t.shape[0] == 1 else t[[min(row, t.shape[0] - 1) for row in rows]]
 
 
-def _factors(injection: Injection, grid: tuple[int, int], batch: _Batch) -> Tensor:
+def _factors(injection: AttentionTerm, grid: tuple[int, int], batch: _Batch) -> Tensor:
     """Mask and weights per picture, multiplied: (1 | chunks·pictures, L | 1, 1)."""
     chunks = []
     for area in batch.areas:
         factors = torch.ones(1, 1, 1)
-        if injection.mask is not None:
-            mask, full_size = injection.mask, batch.cut.full_size if batch.cut else batch.latent_size
+        if injection.scope.mask is not None:
+            mask, full_size = injection.scope.mask, batch.cut.full_size if batch.cut else batch.latent_size
             height, width = mask.shape[1:]
             warn_aspect((height, width), full_size)
             warn_larger((height, width), full_size)
@@ -610,10 +646,10 @@ def _factors(injection: Injection, grid: tuple[int, int], batch: _Batch) -> Tens
                 mask = crop_to_lines(mask, batch.cut.axis, batch.cut.lines, full_size)
             if area is not None:
                 mask = crop_to_area(mask, area, batch.latent_size)
-            factors = resize_mask(mask, grid, injection.mask_resize).flatten(1).unsqueeze(-1)
+            factors = resize_mask(mask, grid, injection.scope.mask_resize).flatten(1).unsqueeze(-1)
             factors = _take(factors, batch.rows) if batch.rows else factors
-        if injection.row_weights is not None:
-            weights = torch.tensor(injection.row_weights).view(-1, 1, 1)
+        if injection.scope.image_weights is not None:
+            weights = torch.tensor(injection.scope.image_weights).view(-1, 1, 1)
             weights = _take(weights, batch.rows) if batch.rows else weights
             factors = fit_rows(factors, batch.pictures) * fit_rows(weights, batch.pictures)
         chunks.append(factors)

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..adapters.effects import AttentionTerm, LowRank, WeightDelta
 from ..adapters.ip_adapter import IPAdapter
+from ..errors import LikenessError
 from .attention import SiteTerm, add_identity, attend
 from .masks import resize_mask
-from .plan import Injection, Role, check_fit, fit_rows, project
+from .plan import Role, attention_paths, check_fit, fit_rows, placed, project
 from .sites import AttentionSite, sites_of_diffusers_unet
 
 
@@ -56,11 +58,13 @@ class InjectedUNet:
     Before each step `injections` is set anew, to the same adapters with the step's tokens.
     """
 
-    def __init__(self, unet: Any, injections: Iterable[Injection], roles: Sequence[Role], live: bool = False) -> None:
+    def __init__(
+        self, unet: Any, injections: Iterable[AttentionTerm], roles: Sequence[Role], live: bool = False
+    ) -> None:
         self.roles = tuple(roles)
         self.live = live
         self.sites = sites_of_diffusers_unet(unet)
-        self.injections = [injection for injection in injections if not injection.silent]
+        self.injections = [placed(injection) for injection in injections if injection.why_never is None]
         for injection in self.injections:
             check_fit(injection.projector, self.sites, type(unet).__name__)
         self._projected = [] if live else [project(i, self.sites, i.tokens) for i in self.injections]
@@ -74,7 +78,7 @@ class InjectedUNet:
         """The active terms of a site for a batch of queries (batch, L, width)."""
         pictures = len(q) // len(self.roles)
         for number, injection in enumerate(self.injections):
-            if injection.weight_at(site).strength == 0:
+            if injection.weight_at(site.transformer).strength == 0:
                 continue
             if self.live:
                 (part,) = project(injection, [site], injection.tokens)
@@ -93,13 +97,13 @@ class InjectedUNet:
             self._constant[key] = {slot: pair for part in parts for slot, pair in part.items()}
         return self._constant[key]
 
-    def _factors(self, injection: Injection, grid: tuple[int, int], pictures: int) -> Tensor | None:
+    def _factors(self, injection: AttentionTerm, grid: tuple[int, int], pictures: int) -> Tensor | None:
         """Mask and weights per picture, multiplied: (1 | chunks·pictures, L | 1, 1), or None where all is 1."""
         factors = None
-        if injection.mask is not None:
-            factors = resize_mask(injection.mask, grid, injection.mask_resize).flatten(1).unsqueeze(-1)
-        if injection.row_weights is not None:
-            weights = fit_rows(torch.tensor(injection.row_weights).view(-1, 1, 1), pictures)
+        if injection.scope.mask is not None:
+            factors = resize_mask(injection.scope.mask, grid, injection.scope.mask_resize).flatten(1).unsqueeze(-1)
+        if injection.scope.image_weights is not None:
+            weights = fit_rows(torch.tensor(injection.scope.image_weights).view(-1, 1, 1), pictures)
             factors = weights if factors is None else weights * fit_rows(factors, pictures)
         if factors is None or len(factors) == 1:
             return factors
@@ -110,7 +114,7 @@ class InjectedUNet:
         processors = dict(self._unet.attn_processors)
         transformers: dict[int, nn.Module] = {}
         for site in self.sites:
-            if any(injection.weight_at(site).strength != 0 for injection in self.injections):
+            if any(injection.weight_at(site.transformer).strength != 0 for injection in self.injections):
                 name = f"{site.diffusers_path}.attn2.processor"
                 self._originals[name] = processors[name]
                 processors[name] = IdentityAttnProcessor(self, site)
@@ -136,7 +140,7 @@ class InjectedUNet:
 
 def inject(
     unet: Any,
-    injections: Iterable[Injection],
+    injections: Iterable[AttentionTerm],
     roles: Sequence[Role] = (Role.UNCOND, Role.COND),
     live: bool = False,
 ) -> InjectedUNet:
@@ -149,30 +153,52 @@ def inject(
     return injected
 
 
-@contextmanager
 def merged_lora(unet: nn.Module, adapter: IPAdapter, strength: float):
-    """The UNet with the adapter's LoRA added to its own weights (factor `strength`), restored on leaving.
-
-    Raises LikenessError when the adapter was made for another UNet.
-    """
-    paths, sites = {}, sites_of_diffusers_unet(unet)
+    """`merged` with the LoRA of a FaceID file. Raises LikenessError when the adapter was made for another UNet."""
+    sites = sites_of_diffusers_unet(unet)
     check_fit(adapter, sites, type(unet).__name__)
-    for site in sites:
-        paths[site.slot - 1] = f"{site.diffusers_path}.attn1"
-        paths[site.slot] = f"{site.diffusers_path}.attn2"
+    delta = adapter.lora(attention_paths(sites), strength)
+    return merged(unet, [] if delta is None else [delta])
+
+
+@contextmanager
+def merged(unet: nn.Module, deltas: Iterable[WeightDelta]):
+    """The UNet with these changes added to its own weights, restored on leaving.
+
+    Raises LikenessError when one was made for another UNet.
+    """
     originals: list[tuple[nn.Parameter, Tensor]] = []
     try:
         with torch.no_grad():
-            for pair in adapter.lora_pairs():
-                weight = unet.get_submodule(f"{paths[pair.slot]}.{pair.layer}").weight
-                assert isinstance(weight, nn.Parameter)
-                originals.append((weight, weight.clone()))
-                weight += pair.delta(strength).to(weight)
+            for delta in deltas:
+                for path, change in delta.changes.items():
+                    weight = _weight(unet, path, delta)
+                    full = change.full() if isinstance(change, LowRank) else change
+                    if full.shape != weight.shape:
+                        raise _foreign(unet, delta)
+                    originals.append((weight, weight.clone()))
+                    weight += delta.strength * full.to(weight)
         yield unet
     finally:
         with torch.no_grad():
-            for weight, original in originals:
+            for weight, original in reversed(originals):
                 weight.copy_(original)
+
+
+def _weight(unet: nn.Module, path: str, delta: WeightDelta) -> nn.Parameter:
+    try:
+        weight = unet.get_submodule(path).weight
+    except AttributeError:
+        raise _foreign(unet, delta) from None
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+def _foreign(unet: nn.Module, delta: WeightDelta) -> LikenessError:
+    return LikenessError(
+        f"The adapter '{delta.name}' was made for another network than {type(unet).__name__}: choose one that was made "
+        "for this base model."
+    )
 
 
 def _attend_masked(attn: Any, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor) -> Tensor:

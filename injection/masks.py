@@ -10,27 +10,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from enum import Enum
 from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..adapters.effects import MaskResize
 from ..errors import LikenessError
 
 log = logging.getLogger("likeness")
 
 _ASPECT_TOLERANCE = 0.02  # a mask may be this much wider or narrower than the picture without a word
 _LATENT_PIXELS = 8  # a latent of SD1.5 or SDXL covers 8 x 8 pixels
-
-
-class MaskResize(Enum):
-    """How a mask is brought to another size; the value is the name an artist chooses."""
-
-    AREA = "area"  # the mean of what a token covers: thin regions keep their share even at 8 x 8 tokens
-    BILINEAR = "bilinear"  # as ComfyUI_IPAdapter_plus
-    BICUBIC = "bicubic"  # as diffusers; overshoots 0..1 at edges
 
 
 def as_mask(mask: Tensor) -> Tensor:

@@ -1,22 +1,21 @@
-"""What is injected, whatever the host: one `Injection` per identity term, and its keys and values at the sites."""
+"""What is injected, whatever the host: one `AttentionTerm` per identity term, and its keys and values at the sites."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..adapters.embeds import v_only
+from ..adapters.effects import AttentionTerm, Projector
 from ..adapters.site_weights import Layout
-from ..adapters.types import IdentityTokens, KeyValueScaling, SiteWeight, SiteWeights
+from ..adapters.types import IdentityTokens, SiteWeight, SiteWeights
 from ..errors import LikenessError
 from .attention import split_heads
-from .masks import MaskResize
+from .masks import combined
 from .sites import AttentionSite
 
 WHOLE_VECTOR = 16  # single-precision numbers in a 512-bit register; also the side of a GPU's matrix tile
@@ -29,52 +28,11 @@ class Role(IntEnum):
     UNCOND = 1
 
 
-class Projector(Protocol):
-    """The part of an adapter that injection needs."""
-
-    name: str
-
-    @property
-    def site_shapes(self) -> Mapping[int, tuple[int, int]]:
-        """slot -> (width of the site, width of the text)"""
-        ...
-
-    def project(self, slot: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(rows, n, dim) -> keys and values, each (rows, n, width)"""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Injection:
-    """One identity (or one picture of it) entering a denoiser through an adapter.
-
-    tokens: rows 1, or one row per picture of the latent batch.
-    site_weights: one entry per spatial transformer in execution order; see `uniform`.
-    row_weights: optional factor per picture of the latent batch.
-    mask: optional (1 | pictures, H, W), 0..1, at any size; it limits the identity to a region of the picture.
-    start, end: the window of sampling, as a share of the whole (0 = first step, 1 = last).
-    """
-
-    projector: Projector
-    tokens: IdentityTokens
-    site_weights: SiteWeights
-    scaling: KeyValueScaling = v_only
-    row_weights: tuple[float, ...] | None = None
-    mask: Tensor | None = None
-    mask_resize: MaskResize = MaskResize.AREA
-    start: float = 0.0
-    end: float = 1.0
-
-    def weight_at(self, site: AttentionSite) -> SiteWeight:
-        """How strongly this site hears the identity."""
-        return self.site_weights[site.transformer]
-
-    @property
-    def silent(self) -> bool:
-        """Whether it can never change the picture."""
-        no_weight = all(weight.strength == 0 for weight in self.site_weights)
-        no_region = self.mask is not None and not bool(self.mask.any())
-        return no_weight or no_region or self.start >= self.end
+def placed(term: AttentionTerm) -> AttentionTerm:
+    """The term with its own region made part of its scope's mask."""
+    if term.region is None:
+        return term
+    return replace(term, region=None, scope=replace(term.scope, mask=combined(term.region, term.scope.mask)))
 
 
 def uniform(strength: float, sites: Sequence[AttentionSite]) -> SiteWeights:
@@ -121,14 +79,14 @@ class KeysValues:
         return dict(zip(self.slots, zip(flat[::2], flat[1::2], strict=True), strict=True))
 
 
-def project(injection: Injection, sites: Sequence[AttentionSite], tokens: IdentityTokens) -> list[KeysValues]:
+def project(injection: AttentionTerm, sites: Sequence[AttentionSite], tokens: IdentityTokens) -> list[KeysValues]:
     """Keys and values of every site that hears the identity, one entry for each shape of sites.
 
     tokens: those of the injection, on the device and in the precision of the projection.
     """
     by_shape: dict[torch.Size, list[tuple[int, Tensor]]] = {}
     for site in sites:
-        if injection.weight_at(site).strength != 0:
+        if injection.weight_at(site.transformer).strength != 0:
             packed = _project_site(injection, site, tokens)
             by_shape.setdefault(packed.shape, []).append((site.slot, packed))
     return [
@@ -137,14 +95,14 @@ def project(injection: Injection, sites: Sequence[AttentionSite], tokens: Identi
     ]
 
 
-def _project_site(injection: Injection, site: AttentionSite, tokens: IdentityTokens) -> Tensor:
+def _project_site(injection: AttentionTerm, site: AttentionSite, tokens: IdentityTokens) -> Tensor:
     """(keys | values, unconditioned | conditioned, rows, heads, n_tokens, width / heads)
 
     The halves may differ in their number of tokens (several photos against one empty encoding): both are repeated to
     a common multiple, which a softmax does not notice; see `repeat_tokens`. For the same reason a few tokens are
     repeated to a whole vector register, with which attention is faster than with fewer.
     """
-    weight = injection.weight_at(site)
+    weight = injection.weight_at(site.transformer)
     cond = injection.scaling(*injection.projector.project(site.slot, tokens.cond), weight.strength, site.width)
     if weight.swapped:
         halves = {Role.COND: (cond[0], torch.zeros_like(cond[1])), Role.UNCOND: cond}
@@ -206,3 +164,12 @@ def layout_of(sites: Sequence[AttentionSite]) -> Layout:
     """Where the spatial transformers of a model sit, for weight types and layer weights."""
     blocks = {site.transformer: site.block for site in sites}
     return Layout.of_blocks([blocks[index] for index in sorted(blocks)])
+
+
+def attention_paths(sites: Sequence[AttentionSite]) -> dict[int, str]:
+    """slot -> diffusers' path of the attention layer, self-attention (even slots) included."""
+    paths = {}
+    for site in sites:
+        paths[site.slot - 1] = f"{site.diffusers_path}.attn1"
+        paths[site.slot] = f"{site.diffusers_path}.attn2"
+    return paths

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters.ip_adapter import Evidence, IPAdapter
+from ..adapters.effects import AttentionTerm
+from ..adapters.evidence import Evidence
+from ..adapters.ip_adapter import IPAdapter
 from ..adapters.types import IdentityTokens
 from ..errors import LikenessError
 from ..injection.diffusers import inject
-from ..injection.plan import Injection, Role, uniform
+from ..injection.plan import Role, uniform
 from ..injection.sites import sites_of_diffusers_unet
 from ..training.noise import NoiseSchedule
 from .captions import check_prompt
@@ -40,7 +42,7 @@ def generate_latents(
     *,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
-    injections: Iterable[Injection] = (),
+    injections: Iterable[AttentionTerm] = (),
     negative: str = "",
     placeholders: Iterable[str] = (),
     progress: Progress | None = None,
@@ -83,10 +85,10 @@ def pictures_of(codec: PatchCodec, latents: Tensor) -> Tensor:
     return torch.cat([codec.decode(portion) for portion in latents.split(_BATCH)]).permute(0, 2, 3, 1)
 
 
-def identity_injection(unet: Any, adapter: IPAdapter, embeddings: Tensor, strength: float = 1.0) -> Injection:
+def identity_injection(unet: Any, adapter: IPAdapter, embeddings: Tensor, strength: float = 1.0) -> AttentionTerm:
     """A person as `generate` takes one: unit mean embeddings (1 | pictures, 512) through a FaceID adapter."""
     tokens = adapter.encode(Evidence(id_embeds=embeddings))
-    return Injection(adapter, tokens, uniform(strength, sites_of_diffusers_unet(unet)))
+    return AttentionTerm(adapter, tokens, uniform(strength, sites_of_diffusers_unet(unet)))
 
 
 def draw_noise(seeds: Sequence[int]) -> Tensor:
@@ -128,7 +130,7 @@ def _sample(
     nothing: Tensor,
     steps: int,
     guidance: float,
-    injections: Sequence[Injection],
+    injections: Sequence[AttentionTerm],
     count: Callable[[int], None],
 ) -> Tensor:
     """dx/dσ = (x − x̂₀(x; σ)) / σ from the greatest σ to 0, with x = z₀ + σ ε and a denoiser that predicts v."""
@@ -153,24 +155,24 @@ def _sample(
     return x
 
 
-def _window(injection: Injection, schedule: NoiseSchedule) -> tuple[float, float]:
+def _window(injection: AttentionTerm, schedule: NoiseSchedule) -> tuple[float, float]:
     """Highest and lowest σ at which an identity takes part, as ComfyUI reckons a share of the sampling."""
 
     def sigma_at(share: float) -> float:
         return float(_between(_log_sigmas(schedule), torch.tensor((1 - share) * (len(schedule) - 1))).exp())
 
     return (
-        torch.inf if injection.start <= 0 else sigma_at(injection.start),
-        0.0 if injection.end >= 1 else sigma_at(injection.end),
+        torch.inf if injection.scope.start <= 0 else sigma_at(injection.scope.start),
+        0.0 if injection.scope.end >= 1 else sigma_at(injection.scope.end),
     )
 
 
 @contextmanager
-def _identities(unet: Any, roles: Sequence[Role]) -> Iterator[Callable[[list[Injection]], None]]:
+def _identities(unet: Any, roles: Sequence[Role]) -> Iterator[Callable[[list[AttentionTerm]], None]]:
     """Gives a function that makes exactly these identities take part; on leaving, none does."""
     injected, present = None, []
 
-    def choose(wanted: list[Injection]) -> None:
+    def choose(wanted: list[AttentionTerm]) -> None:
         nonlocal injected, present
         if wanted != present:
             if injected is not None:
@@ -183,7 +185,7 @@ def _identities(unet: Any, roles: Sequence[Role]) -> Iterator[Callable[[list[Inj
         choose([])
 
 
-def _rows_of(injection: Injection, rows: slice) -> Injection:
+def _rows_of(injection: AttentionTerm, rows: slice) -> AttentionTerm:
     """The part of an injection that concerns these pictures."""
 
     def part(per_picture: Any) -> Any:
@@ -192,6 +194,7 @@ def _rows_of(injection: Injection, rows: slice) -> Injection:
     return replace(
         injection,
         tokens=IdentityTokens(part(injection.tokens.cond), part(injection.tokens.uncond)),
-        row_weights=part(injection.row_weights),
-        mask=part(injection.mask),
+        scope=replace(
+            injection.scope, mask=part(injection.scope.mask), image_weights=part(injection.scope.image_weights)
+        ),
     )

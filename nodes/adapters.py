@@ -15,7 +15,12 @@ from .choices import finite, must_exist, named
 from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..adapters.effects import Effect
+    from ..adapters.system import Request
     from ..faces import Identity
+    from ..injection.comfy import Applied
 
 log = logging.getLogger("likeness")
 
@@ -100,7 +105,7 @@ class LoadIdentityAdapter(io.ComfyNode):
             raise LikenessError(f"The plus version '{plus_version}' does not exist: choose one from the list.")
         path = find_adapter(named(adapter_file, "adapter_file"))
         adapter = load(path, _PLUS_VERSIONS[plus_version])
-        log.info("[likeness] %s: %s for %s", adapter_file, adapter.variant.value, adapter.base.value)
+        log.info("[likeness] %s: %s for %s", adapter_file, adapter.title, adapter.needs.base.value)
         return io.NodeOutput(ManagedAdapter(adapter))
 
 
@@ -195,47 +200,36 @@ class ApplyIdentity(io.ComfyNode):
     ) -> io.NodeOutput:
         """Check, encode once, and hand over to the injection."""
         from ..adapters.clip_vision import ComfyClipEncoder
-        from ..adapters.reference import references, unused_inputs
+        from ..adapters.effects import Scope
+        from ..adapters.system import Request
         from ..injection import comfy as binding
-        from ..injection.masks import as_mask, combined
-        from ..injection.plan import Injection, check_fit, layout_of
+        from ..injection.masks import as_mask
+        from ..injection.plan import check_fit
         from .references import Options
 
         finite(strength=weight, start_at=start_at, end_at=end_at, lora_strength=lora_strength)
         adapter, options = binding.as_managed(adapter), options or Options()
-        sites = binding.sites_of(model)
-        check_fit(adapter, sites, binding.model_name(model))
-        encoder = ComfyClipEncoder(clip_vision) if clip_vision is not None else None
-        if identity is not None and adapter.adapter.needs_embedding and not options.reference.any_recogniser:
-            identity = seen_by(identity, adapter.adapter.recogniser)
-        found = references(
-            adapter.adapter, identity, encoder, options.reference, layout_of(sites), weight, adapter.encode
-        )
+        check_fit(adapter, binding.sites_of(model), binding.model_name(model))
+        layout, attention = binding.request_layout(model)
         mask = None if attn_mask is None else as_mask(attn_mask)
-        injections = [
-            Injection(
-                projector=adapter,
-                tokens=reference.tokens,
-                site_weights=reference.site_weights,
-                scaling=options.reference.scaling.function,
-                row_weights=reference.row_weights,
-                mask=combined(reference.mask, mask),
-                mask_resize=options.mask_resize,
-                start=start_at,
-                end=end_at,
-            )
-            for reference in found
-        ]
-        patched = binding.apply_identity(model, injections)
-        silent = all(injection.silent for injection in injections)
-        changed = 0 if silent else binding.apply_lora(patched, adapter.adapter, lora_strength)
-        report = _report(adapter, identity, injections, sites, changed, lora_strength)
-        if unused := unused_inputs(adapter.adapter, options.reference):
-            report += f" This adapter reads no pictures, so these options do nothing: {', '.join(unused)}."
-        if not silent and binding.has_companion_lora(patched, adapter.adapter):
-            report += " The MODEL has the adapter's LoRA from another node; it was not added a second time."
+        request = Request(
+            layout=layout,
+            attention=attention,
+            strength=weight,
+            scope=Scope(start_at, end_at, mask, options.mask_resize),
+            identity=identity,
+            encoder=ComfyClipEncoder(clip_vision) if clip_vision is not None else None,
+            options=options.reference,
+            weight_strength=lora_strength,
+            seen_by=seen_by,
+        )
+        effects = adapter.effects(request)
+        applied = binding.apply_effects(model, effects)
+        report = " ".join(
+            [_report(adapter, request, effects, applied, binding.sites_of(model)), *adapter.adapter.notes(request)]
+        )
         log.info("[likeness] %s", report)
-        return io.NodeOutput(patched, report)
+        return io.NodeOutput(applied.model, report)
 
 
 # Identities that a second recogniser has seen, as long as they live: the same crops are embedded once.
@@ -261,23 +255,27 @@ def seen_by(identity: Identity, recogniser: str) -> Identity:
     return _seen[identity]
 
 
-def _report(adapter: Any, identity: Any, injections: Any, sites: Any, changed: int, lora_strength: float) -> str:
+def _report(adapter: Any, request: Request, effects: Sequence[Effect], applied: Applied, sites: Any) -> str:
     """One line that answers 'why does it have no effect?'."""
-    who = f"'{identity.name}'" if identity is not None else "the reference"
-    if all(injection.silent for injection in injections):
-        first = injections[0]
-        why = (
-            f"start {first.start:g} is not before end {first.end:g}" if first.start >= first.end
-            else "the mask is empty" if first.mask is not None and not bool(first.mask.any())
-            else "the strength is 0"
-        )  # fmt: skip
-        return f"{adapter.name}: {who} has no effect, because {why}."
-    heard = {s.slot for i in injections if not i.silent for s in sites if i.weight_at(s).strength != 0}
-    tokens = sum(injection.tokens.cond.shape[1] for injection in injections)
-    window = f"from {injections[0].start:g} to {injections[0].end:g} of the sampling"
-    lora = f", LoRA {lora_strength:g} on {changed} weights" if changed else ""
-    kind = adapter.adapter.variant.value
-    return f"{kind} ({adapter.name}): {who} as {tokens} tokens at {len(heard)} of {len(sites)} sites, {window}{lora}."
+    from ..adapters.effects import AttentionTerm
+
+    who = f"'{request.identity.name}'" if request.identity is not None else "the reference"
+    reasons = [effect.why_never for effect in effects]
+    if all(reasons):
+        return f"{adapter.name}: {who} has no effect, because {reasons[0]}."
+    terms = [effect for effect in effects if isinstance(effect, AttentionTerm)]
+    acting = [term for term in terms if term.why_never is None]
+    reached = {site.slot for term in acting for site in sites if term.weight_at(site.transformer).strength != 0}
+    tokens = sum(term.tokens.cond.shape[1] for term in terms)
+    window = f"from {request.scope.start:g} to {request.scope.end:g} of the sampling"
+    lora = f", LoRA {request.weight_strength:g} on {applied.changed} weights" if applied.changed else ""
+    text = (
+        f"{adapter.adapter.title} ({adapter.name}): {who} as {tokens} tokens at {len(reached)} of {len(sites)} sites, "
+        f"{window}{lora}."
+    )
+    if applied.present:
+        text += " The MODEL has the adapter's LoRA from another node; it was not added a second time."
+    return text
 
 
 class ScaleIdentities(io.ComfyNode):

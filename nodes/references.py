@@ -16,6 +16,7 @@ from ..adapters.clip_vision import (
     encode_images,
     encode_unconditional,
 )
+from ..adapters.effects import MaskResize
 from ..adapters.embeds import CombineMode, EmbedsScaling, ImageEmbeds, combine, combine_uncond, load_embeds, save_embeds
 from ..adapters.image_prep import Crop, ReferenceNoise, Resampling, add_noise, sharpen, to_rgb, to_square
 from ..adapters.reference import ReferenceOptions, check_reference_mask
@@ -23,7 +24,6 @@ from ..adapters.schedules import FrameRange, Method, Timing, parse_weights, sche
 from ..adapters.site_weights import WeightType
 from ..errors import LikenessError
 from ..injection.comfy import as_managed
-from ..injection.masks import MaskResize
 from .choices import choices, finite, member, must_exist, named
 from .files import Shelf
 from .schema import AdapterSocket, EmbedsSocket, OptionsSocket, advanced, schema

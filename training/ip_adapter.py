@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.ip_adapter import Evidence, IPAdapter
+from ..adapters.evidence import Evidence
+from ..adapters.ip_adapter import IPAdapter
 from ..injection.plan import check_fit
 from ..injection.sites import sites_of_diffusers_unet
 from .lora import ADAPTER, LoraPair, add_lora, fill_lora, trained_pairs

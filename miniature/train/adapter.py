@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...adapters import build
-from ...adapters.ip_adapter import Evidence
+from ...adapters.effects import AttentionTerm
+from ...adapters.evidence import Evidence
 from ...injection.diffusers import inject
-from ...injection.plan import Injection, Role, uniform
+from ...injection.plan import Role, uniform
 from ...injection.sites import AttentionSite, sites_of_diffusers_unet
 from ...training.ip_adapter import drop_images, fresh_faceid, make_trainable, official_weights
 from ...training.loop import Average, Run, rows_of_step
@@ -55,7 +56,7 @@ class AdapterTraining:
         for module in (self.adapter, unet):
             module.to(device)
         nobody = self._tokens(torch.zeros(1, EMBEDDING, device=device))
-        self.injection = Injection(self.adapter, nobody, uniform(1.0, self._sites))
+        self.injection = AttentionTerm(self.adapter, nobody, uniform(1.0, self._sites))
         self.injected = inject(unet, [self.injection], roles=(Role.COND,), live=True)
         matrices = [p for p in parameters.values() if p.ndim > 1]
         others = [p for p in parameters.values() if p.ndim < 2]

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...adapters.effects import AttentionTerm
 from ...injection.diffusers import inject
-from ...injection.plan import Injection, Role, uniform
+from ...injection.plan import Role, uniform
 from ...injection.sites import sites_of_diffusers_unet
 from ...training.loop import Average, Run, rows_of_step
 from ...training.muon import muon_and_adamw, split_parameters
@@ -64,7 +65,7 @@ class BaseTraining:
         optimizer = muon_and_adamw(matrices, others, LEARNING_RATE, team)
         self.run = Run(folder, modules, optimizer, steps, seed, averages=averages, team=team, device=device)
         nobody = self.scaffold.as_tokens(self.traits[:1])
-        self.somebody = Injection(self.scaffold.adapter, nobody, uniform(1.0, sites_of_diffusers_unet(self.unet)))
+        self.somebody = AttentionTerm(self.scaffold.adapter, nobody, uniform(1.0, sites_of_diffusers_unet(self.unet)))
 
     def loss(self, step: int, random: torch.Generator) -> Tensor:
         """The mean of both halves' errors."""

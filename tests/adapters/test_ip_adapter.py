@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from likeness.adapters import BaseModel, Evidence, IPAdapter, Variant, build, load
+from likeness.adapters.effects import LowRank
 from likeness.errors import LikenessError
 
 # name -> how it is made, what it is, which base, what it needs (embedding, hidden states, pooled), LoRA, tokens
@@ -208,7 +209,6 @@ def test_the_lora_of_a_faceid_file_comes_in_pairs(official):
     weights = official.flat(content(official, "sd15 faceid"))
     adapter = build(weights, "faceid")
     pairs = list(adapter.lora_pairs())
-    assert adapter.has_lora
     assert len(pairs) == 2 * 16 * 4
     assert {pair.layer for pair in pairs} == {"to_q", "to_k", "to_v", "to_out.0"}
     assert {pair.slot for pair in pairs} == set(range(32))
@@ -216,12 +216,22 @@ def test_the_lora_of_a_faceid_file_comes_in_pairs(official):
         stem = f"ip_adapter.{pair.slot}.{pair.layer.removesuffix('.0')}_lora"
         assert torch.equal(pair.down, weights[f"{stem}.down.weight"])
         assert torch.equal(pair.up, weights[f"{stem}.up.weight"])
-        torch.testing.assert_close(pair.delta(0.5), 0.5 * (pair.up @ pair.down))
+
+
+def test_the_lora_is_a_change_of_weights_by_the_layers_paths(official):
+    adapter = build(official.flat(content(official, "sd15 faceid")), "faceid.bin")
+    delta = adapter.lora({slot: f"layer.{slot}" for slot in range(32)}, 0.5)
+    assert delta is not None and (delta.name, delta.strength) == ("faceid.bin", 0.5)
+    assert len(delta.changes) == 2 * 16 * 4
+    pair = next(adapter.lora_pairs())
+    change = delta.changes[f"layer.{pair.slot}.{pair.layer}"]
+    assert isinstance(change, LowRank)
+    torch.testing.assert_close(change.full(), pair.up @ pair.down)
 
 
 def test_other_files_have_no_lora(official):
     adapter = build(official.flat(content(official, "sd15 portrait")), "portrait")
-    assert not adapter.has_lora and not list(adapter.lora_pairs())
+    assert adapter.lora({}) is None and not list(adapter.lora_pairs())
 
 
 def test_a_faceid_file_without_its_lora_is_still_faceid(official):

@@ -4,7 +4,7 @@ there."""
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -79,14 +79,14 @@ class Shown:
 
     def __call__(self, weight: float = 1.0, layout: Layout = SD15, **options: Any) -> list[Reference]:
         self.evidence.clear()
-        return references(
-            self.adapter, self.identity, self.encoder, ReferenceOptions(**options), layout, weight, self._encode
-        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.adapter, "encode", partial(self._encode, self.adapter.encode))
+            return references(self.adapter, self.identity, self.encoder, ReferenceOptions(**options), layout, weight)
 
-    def _encode(self, evidence: Evidence, structure: float) -> Any:
+    def _encode(self, encode: Any, evidence: Evidence, structure: float) -> Any:
         self.evidence.append(evidence)
         self.structure.append(structure)
-        return self.adapter.encode(evidence, structure)
+        return encode(evidence, structure)
 
     @property
     def ids(self) -> Tensor:

@@ -55,7 +55,8 @@ def added_vector(model: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("path", CASES, ids=[path.stem for path in CASES])
 def test_golden_case_through_the_model_patcher(path, runner, recipes):
-    from likeness.injection.comfy import ManagedAdapter, apply_identity, apply_lora, sites_of
+    from likeness.injection.comfy import ManagedAdapter, apply_effects, apply_identity, sites_of
+    from likeness.injection.plan import attention_paths
 
     case = harness.read_case(path)
     base = recipes.unet_from_diffusers(case.config["unet"], case.weights_below("unet."))
@@ -73,9 +74,11 @@ def test_golden_case_through_the_model_patcher(path, runner, recipes):
         managed = ManagedAdapter(adapter)
         rows: dict[str, list[Tensor]] = {"eps_uncond": [], "eps_cond": []}
         for scale, lora in zip(config["scales"], config.get("lora_scales", [0.0] * len(config["scales"])), strict=True):
-            model = apply_identity(base, [runner.Injection(managed, tokens, runner.uniform(scale, sites))])
+            effects: list[Any] = [runner.AttentionTerm(managed, tokens, runner.uniform(scale, sites))]
             if lora:
-                assert apply_lora(model, adapter, lora) == 4 * 2 * len(sites)
+                effects.append(adapter.lora(attention_paths(sites), lora))
+            model, changed, _ = apply_effects(base, effects)
+            assert changed == (4 * 2 * len(sites) if lora else 0)
             text = torch.cat([given["text_uncond"], given["text_cond"]])
             eps = call(model, given["sample"], given["timestep"], text, roles=[1, 0], **added_vector(base, given))
             rows["eps_uncond"].append(eps[:1])

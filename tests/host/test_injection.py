@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from likeness.adapters.effects import AttentionTerm, Scope
 from likeness.adapters.types import IdentityTokens, SiteWeight
 from likeness.errors import LikenessError
-from likeness.injection.plan import Injection, uniform
+from likeness.injection.plan import uniform
 
 
 def host_has(file: str, word: str) -> bool:
@@ -30,7 +31,6 @@ class StandInAdapter(torch.nn.Module):
     """Key and value projections that fit a model's sites, random but fixed by a seed; counts how often it projects."""
 
     name = "stand-in"
-    has_lora = False
 
     def __init__(self, sites: Any, seed: int = 0) -> None:
         super().__init__()
@@ -61,12 +61,13 @@ def tokens(dim: int, seed: int = 0, n: int = 4, rows: int = 1) -> IdentityTokens
     return IdentityTokens(cond, uncond)
 
 
-def injection(ours: Any, model: Any, seed: int = 0, strength: float = 1.0, rows: int = 1, **changes: Any) -> Injection:
+def injection(
+    ours: Any, model: Any, seed: int = 0, strength: float = 1.0, rows: int = 1, **scope: Any
+) -> AttentionTerm:
     sites = ours.sites_of(model)
     adapter = ours.ManagedAdapter(StandInAdapter(sites, seed))
-    return Injection(
-        adapter, tokens(sites[0].context_dim, seed, rows=rows), uniform(strength, sites), **changes
-    )  # fmt: skip
+    given = tokens(sites[0].context_dim, seed, rows=rows)
+    return AttentionTerm(adapter, given, uniform(strength, sites), scope=Scope(**scope))
 
 
 class Sampler:
@@ -203,7 +204,7 @@ def test_the_window_follows_a_model_sampling_set_after_the_identity(ours, sd15):
 # Halves ---------------------------------------------------------------------------------------------------------------
 
 
-def only_half(ours: Any, model: Any, half: str) -> Injection:
+def only_half(ours: Any, model: Any, half: str) -> AttentionTerm:
     """An identity whose other half has no say: zero values on that side."""
     full = injection(ours, model)
     empty = torch.zeros_like(full.tokens.cond)
@@ -372,7 +373,7 @@ def test_rows_of_tokens_follow_the_pictures_of_a_batch(ours, sd15):
 def test_weights_per_picture_scale_each_picture(ours, sd15):
     base = sd15.model
     plain = sd15(base, shape=(2, 4, 16, 16))
-    half = ours.apply_identity(base, [injection(ours, base, row_weights=(0.0, 1.0))])
+    half = ours.apply_identity(base, [injection(ours, base, image_weights=(0.0, 1.0))])
     full = sd15(ours.apply_identity(base, [injection(ours, base)]), shape=(2, 4, 16, 16))
     picture = sd15(half, shape=(2, 4, 16, 16))
     assert same(picture[0], plain[0])
@@ -419,7 +420,7 @@ def windowed(model: Any, length: int, dim: int = 0) -> Any:
 FRAMES = 4  # one more than the steps: 0.3.64 compares the sigmas of all steps with those of all frames
 PER_FRAME: dict[str, dict[str, Any]] = {
     "tokens": {"rows": FRAMES},
-    "weights": {"row_weights": tuple(i / 4 for i in range(FRAMES))},
+    "weights": {"image_weights": tuple(i / 4 for i in range(FRAMES))},
     "masks": {"mask": torch.rand(FRAMES, 16, 16, generator=torch.Generator().manual_seed(0))},
 }
 
@@ -940,7 +941,7 @@ def test_base_models_in_any_precision_work(ours, recipes, sd15, dtype):
 def test_a_half_precision_adapter_works_on_a_cpu(ours, sd15):
     sites = ours.sites_of(sd15.model)
     adapter = ours.ManagedAdapter(StandInAdapter(sites).half())
-    model = ours.apply_identity(sd15.model, [Injection(adapter, tokens(64), uniform(1.0, sites))])
+    model = ours.apply_identity(sd15.model, [AttentionTerm(adapter, tokens(64), uniform(1.0, sites))])
     assert torch.isfinite(sd15(model)).all()
 
 

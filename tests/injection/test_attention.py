@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from likeness.adapters.effects import AttentionTerm
 from likeness.adapters.types import IdentityTokens
 from likeness.injection.attention import SiteTerm, add_identity, attend, attend_by_head, split_heads
-from likeness.injection.plan import Injection, Role, fit_rows, project, repeat_tokens, uniform
+from likeness.injection.plan import Role, fit_rows, project, repeat_tokens, uniform
 from likeness.injection.sites import AttentionSite
 
 sizes = st.integers(1, 6)
@@ -94,7 +95,7 @@ def of_batch(tokens: IdentityTokens, heads: int, roles: list[Role], pictures: in
     """Keys and values of one site for a batch."""
     width = tokens.cond.shape[-1] // 2
     site = AttentionSite(1, ("input", 1), 0, 0, "", "", width, 2 * width, heads)
-    (part,) = project(Injection(AsGiven(), tokens, uniform(1.0, [site])), [site], tokens)
+    (part,) = project(AttentionTerm(AsGiven(), tokens, uniform(1.0, [site])), [site], tokens)
     return part.of_batch(roles, pictures, rows)[1]
 
 
@@ -127,7 +128,7 @@ def test_the_usual_batch_reads_keys_and_values_as_they_lie():
     """Guidance with the unconditioned half first: no copy per run, and each site's block lies in one piece."""
     tokens = IdentityTokens(numbers(1, 16, 16), numbers(1, 16, 16))
     site = AttentionSite(1, ("input", 1), 0, 0, "", "", 8, 16, 2)
-    (part,) = project(Injection(AsGiven(), tokens, uniform(1.0, [site])), [site], tokens)
+    (part,) = project(AttentionTerm(AsGiven(), tokens, uniform(1.0, [site])), [site], tokens)
     keys, values = part.of_batch((Role.UNCOND, Role.COND), pictures=3)[1]
     assert keys.data_ptr() == part.packed.data_ptr()
     assert keys.is_contiguous() and values.is_contiguous()

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from likeness.adapters import build
+from likeness.adapters.effects import AttentionTerm, Scope
 from likeness.adapters.types import IdentityTokens, SiteWeight
 from likeness.errors import LikenessError
 from likeness.injection.diffusers import inject, merged_lora
-from likeness.injection.plan import Injection, Role, uniform
+from likeness.injection.plan import Role, uniform
 from likeness.injection.sites import sites_of_diffusers_unet
 
 LAYOUTS = sys.modules["likeness_tiny_unets"].LAYOUTS
@@ -28,10 +29,10 @@ def unet(tiny):
     return tiny.unet("small SD")
 
 
-def injection(tiny: Any, unet: Any, seed: int = 0, strength: float = 1.0, rows: int = 1, **changes: Any) -> Injection:
+def injection(tiny: Any, unet: Any, seed: int = 0, strength: float = 1.0, rows: int = 1, **scope: Any) -> AttentionTerm:
     sites = sites_of_diffusers_unet(unet)
-    given = tiny.tokens(sites[0].context_dim, seed, rows=rows, **changes.pop("tokens", {}))
-    return Injection(tiny.StandInProjector(sites, seed), given, uniform(strength, sites), **changes)
+    given = tiny.tokens(sites[0].context_dim, seed, rows=rows, **scope.pop("tokens", {}))
+    return AttentionTerm(tiny.StandInProjector(sites, seed), given, uniform(strength, sites), scope=Scope(**scope))
 
 
 def run(unet: Any, batch: int = 2, size: tuple[int, int] = (16, 16), seed: int = 0) -> Tensor:
@@ -167,13 +168,15 @@ def test_a_row_per_picture_goes_with_its_picture(tiny, unet):
 
 def test_masks_and_weights_per_picture_go_with_their_picture_in_both_halves(tiny, unet):
     mask = torch.rand(2, 9, 5, generator=torch.Generator().manual_seed(7))
-    one = injection(tiny, unet, mask=mask, row_weights=(0.5, 2.0))
+    one = injection(tiny, unet, mask=mask, image_weights=(0.5, 2.0))
     injected = inject(unet, [one])
     together = run(unet, batch=4)
     injected.eject()
     for row in range(4):
         half, picture = divmod(row, 2)
-        alone_one = replace(one, mask=mask[picture : picture + 1], row_weights=(one.row_weights[picture],))
+        alone_one = replace(
+            one, scope=Scope(mask=mask[picture : picture + 1], image_weights=(one.scope.image_weights[picture],))
+        )
         injected = inject(unet, [alone_one], [BOTH[half]])
         alone = run_part(unet, row, batch=4)
         injected.eject()
@@ -183,7 +186,7 @@ def test_masks_and_weights_per_picture_go_with_their_picture_in_both_halves(tiny
 def test_a_row_weight_is_a_strength(tiny, unet):
     outputs = []
     one = injection(tiny, unet)
-    for this in (replace(one, row_weights=(0.5,)), injection(tiny, unet, strength=0.5)):
+    for this in (replace(one, scope=Scope(image_weights=(0.5,))), injection(tiny, unet, strength=0.5)):
         injected = inject(unet, [this])
         outputs.append(run(unet))
         injected.eject()

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from likeness.adapters.effects import MaskResize
 from likeness.errors import LikenessError
 from likeness.injection import masks
-from likeness.injection.masks import MaskResize
 
 sides = st.integers(1, 12)
 latents = st.integers(16, 256)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from likeness.adapters import build
+from likeness.adapters.effects import Scope
 from likeness.errors import LikenessError
 from likeness.miniature import generate as module
 from likeness.miniature.generate import draw_noise, generate_latents, identity_injection, noise_levels, pictures_of
@@ -110,7 +111,7 @@ def test_an_identity_with_a_window_is_absent_outside_of_it(nets, adapter, people
 
     handle = unet.register_forward_pre_hook(record, with_kwargs=True)
     try:
-        generate_latents(*nets, PROMPT, [0], steps=4, injections=[replace(whole, start=0.3, end=0.7)])
+        generate_latents(*nets, PROMPT, [0], steps=4, injections=[replace(whole, scope=Scope(0.3, 0.7))])
     finally:
         handle.remove()
     assert steps == [False, True, True, False]

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from likeness.adapters import Evidence, IPAdapter, build
+from likeness.adapters.effects import AttentionTerm
 from likeness.errors import LikenessError
 from likeness.injection.diffusers import inject
-from likeness.injection.plan import Injection, Role, uniform
+from likeness.injection.plan import Role, uniform
 from likeness.injection.sites import sites_of_diffusers_unet
 from likeness.training.ip_adapter import drop_images, make_trainable, official_weights
 
@@ -56,7 +57,7 @@ def test_every_trained_part_gets_a_gradient_and_the_unet_none(unet, checkpointed
     if checkpointed:
         unet.train()
         unet.enable_gradient_checkpointing()
-    injection = Injection(adapter, adapter.tokens(evidence()), uniform(1.0, sites_of_diffusers_unet(unet)))
+    injection = AttentionTerm(adapter, adapter.tokens(evidence()), uniform(1.0, sites_of_diffusers_unet(unet)))
     inject(unet, [injection], roles=(Role.COND,), live=True)
     run(unet).square().mean().backward()
     silent = [name for name, p in trained.items() if p.grad is None or not bool(p.grad.abs().max() > 0)]
@@ -68,7 +69,7 @@ def test_every_trained_part_gets_a_gradient_and_the_unet_none(unet, checkpointed
 def test_live_and_frozen_injection_agree_and_live_follows_new_tokens(unet):
     adapter = faceid(unet)
     sites = sites_of_diffusers_unet(unet)
-    injection = Injection(adapter, adapter.encode(evidence()), uniform(0.8, sites))
+    injection = AttentionTerm(adapter, adapter.encode(evidence()), uniform(0.8, sites))
     with torch.no_grad():
         frozen = inject(unet, [injection], roles=(Role.COND,))
         expected = run(unet)

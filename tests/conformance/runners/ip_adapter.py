@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from likeness.adapters import Evidence, IPAdapter, build
-from likeness.adapters.ip_adapter import LoraPair
+from likeness.adapters.effects import AttentionTerm, LowRank, MaskResize, Scope
 from likeness.adapters.networks import FaceIdPlusProjection, build_projection
 from likeness.adapters.types import IdentityTokens
 from likeness.injection.attention import SiteTerm, add_identity, attend, split_heads
 from likeness.injection.diffusers import inject, merged_lora
-from likeness.injection.masks import MaskResize
-from likeness.injection.plan import Injection, Role, uniform
+from likeness.injection.plan import Role, uniform
 from likeness.injection.sites import sites_of_diffusers_unet
 
 harness = sys.modules["likeness_conformance"]
@@ -62,7 +61,7 @@ class _Layer:
             down, up = (lora.get(f"{name}_lora.{half}.weight") for half in ("down", "up"))
             if down is not None and up is not None:
                 key = f"{name}.0.weight" if name == "to_out" else f"{name}.weight"
-                weights[key] = weights[key] + LoraPair(slot, name, down, up).delta(lora_scale)
+                weights[key] = weights[key] + lora_scale * LowRank(down, up).full()
         self.weights, self.heads = weights, case.config["heads"]
         self.key_ip, self.value_ip = lora.get("to_k_ip.weight"), lora.get("to_v_ip.weight")
 
@@ -153,7 +152,7 @@ def unet(case: Any) -> dict[str, Tensor]:
         with merged_lora(network, adapter, lora), torch.no_grad():
             for role in Role:
                 half = role.name.lower()
-                injected = inject(network, [Injection(adapter, tokens, uniform(scale, sites))], roles=(role,))
+                injected = inject(network, [AttentionTerm(adapter, tokens, uniform(scale, sites))], roles=(role,))
                 eps = network(
                     given["sample"],
                     given["timestep"],
@@ -183,31 +182,31 @@ def adapters_of(case: Any) -> list[tuple[IPAdapter, IdentityTokens]]:
     return pairs
 
 
-def with_scales(case: Any, sites: Any, scales: list[float]) -> list[Injection]:
+def with_scales(case: Any, sites: Any, scales: list[float]) -> list[AttentionTerm]:
     """All photos of an adapter share one softmax."""
     return [
-        Injection(adapter, joined(tokens), uniform(scale, sites))
+        AttentionTerm(adapter, joined(tokens), uniform(scale, sites))
         for (adapter, tokens), scale in zip(adapters_of(case), scales, strict=True)
     ]
 
 
-def masked(case: Any, sites: Any, adapter_index: int, scales: list[float]) -> list[Injection]:
+def masked(case: Any, sites: Any, adapter_index: int, scales: list[float]) -> list[AttentionTerm]:
     """Every photo of an adapter has its own softmax, mask and scale."""
     adapter, tokens = adapters_of(case)[adapter_index]
     masks = case.inputs[f"mask_{adapter_index}"][0]
-    template = Injection(adapter, tokens, uniform(1.0, sites), mask_resize=MaskResize.BICUBIC)
+    template = AttentionTerm(adapter, tokens, uniform(1.0, sites))
     return [
         replace(
             template,
             tokens=IdentityTokens(tokens.cond[p : p + 1], tokens.uncond[p : p + 1]),
             site_weights=uniform(scale, sites),
-            mask=masks[p : p + 1],
+            scope=Scope(mask=masks[p : p + 1], mask_resize=MaskResize.BICUBIC),
         )
         for p, scale in enumerate(scales)
     ]
 
 
-def two_adapters(case: Any, sites: Any) -> dict[str, list[Injection]]:
+def two_adapters(case: Any, sites: Any) -> dict[str, list[AttentionTerm]]:
     """Output name -> what is injected for it."""
     config = case.config
     scales, photos = config["scales"], config["photos"]

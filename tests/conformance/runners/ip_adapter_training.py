@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from likeness.adapters import Evidence, build
+from likeness.adapters.effects import AttentionTerm
 from likeness.injection.diffusers import inject
-from likeness.injection.plan import Injection, Role, uniform
+from likeness.injection.plan import Role, uniform
 from likeness.injection.sites import sites_of_diffusers_unet
 from likeness.training.ip_adapter import drop_images, make_trainable
 from likeness.training.objectives.reconstruction import squared_error
@@ -34,7 +35,7 @@ class Step:
         self.noisy = schedule.add_noise(given["latents"], given["noise"], given["timesteps"])
         self.given = given
         sites = sites_of_diffusers_unet(self.unet)
-        self.injection = Injection(adapter, adapter.tokens(self.evidence), uniform(1.0, sites))
+        self.injection = AttentionTerm(adapter, adapter.tokens(self.evidence), uniform(1.0, sites))
         self.injected = inject(self.unet, [self.injection], roles=(Role.COND,), live=True)
 
     def prediction(self) -> Tensor:
