@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: setup first test demo comfyui guard bench lint format clean
+.PHONY: setup first test demo comfyui guard bench lint format
 
 # An environment for every ComfyUI found: what COMFYUI_PATH names (several are separated as in PATH), or else .comfyui/*,
 # ~/comfy/ComfyUI and ~/comfy/ComfyUI-new. `.venv` is the first one's; the others' are in .comfyui/.

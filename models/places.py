@@ -80,9 +80,8 @@ def model_roots() -> list[Path]:
     host = _host()
     if host is not None:
         return [Path(host.models_dir)]
-    roots = [_expanded(part) for part in os.environ.get("LIKENESS_MODELS", "").split(os.pathsep) if part]
-    if comfyui := os.environ.get("COMFYUI_PATH"):
-        roots.append(_expanded(comfyui) / "models")
+    roots = _named("LIKENESS_MODELS")
+    roots += [comfyui / "models" for comfyui in _named("COMFYUI_PATH")]
     package = Path(__file__).parents[1]
     if package.parent.name == "custom_nodes":
         roots.append(package.parent.parent / "models")
@@ -114,6 +113,11 @@ def hub_caches() -> list[Path]:
     return [home / "hub" for home in hub_home()]
 
 
+def _named(variable: str) -> list[Path]:
+    """The folders that an environment variable names, separated as in PATH."""
+    return [_expanded(part) for part in os.environ.get(variable, "").split(os.pathsep) if part]
+
+
 def _expanded(path: str) -> Path:
     """`path` with `~` filled in, where there is such a home."""
     return Path(os.path.expanduser(path))
@@ -122,7 +126,7 @@ def _expanded(path: str) -> Path:
 def download_root() -> Path:
     """The `models` directory that downloads go to: the first that was asked for, or that exists."""
     roots = model_roots()
-    asked_for = _host() is not None or os.environ.get("LIKENESS_MODELS") or os.environ.get("COMFYUI_PATH")
+    asked_for = _host() is not None or _named("LIKENESS_MODELS") or _named("COMFYUI_PATH")
     for root in roots:
         if asked_for or is_folder(root):
             return root

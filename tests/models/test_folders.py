@@ -109,8 +109,9 @@ def test_outside_the_host_the_order_is_ours_then_comfyui_path_then_the_default(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bare_machine: Path
 ):
     monkeypatch.setenv("LIKENESS_MODELS", str(tmp_path / "a"))
-    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path / "b"))
-    assert folders("pulid") == [tmp_path / "a" / "pulid", tmp_path / "b" / "models" / "pulid", bare_machine / "pulid"]
+    monkeypatch.setenv("COMFYUI_PATH", os.pathsep.join([str(tmp_path / "b"), str(tmp_path / "c")]))
+    of_hosts = [tmp_path / name / "models" / "pulid" for name in ("b", "c")]
+    assert folders("pulid") == [tmp_path / "a" / "pulid", *of_hosts, bare_machine / "pulid"]
 
 
 def test_a_checkout_in_custom_nodes_finds_its_own_comfyui(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
