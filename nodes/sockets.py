@@ -7,6 +7,7 @@ inference mode, because tensors made inside it take no part in gradients.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ..training.base_model import BaseModel, Codec, Posterior, TextTower
 from ..training.checkpoint_layout import from_original, load_text_encoder, unet_names
 from ..training.noise import NoiseSchedule, Prediction
 from ..training.objectives.identity import Decoder
-from .module_copy import normal_copy
+from .module_copy import normal_copy, plain_tensor
 
 UNET = "diffusion_model."
 ENCODERS = ("clip_l", "clip_g", "clip_h")  # the host's names are embedding files' names
@@ -49,17 +50,39 @@ def base_model(model: Any, clip: Any, vae: Any, side: int, dtype: torch.dtype = 
 
 
 def merged_weights(patcher: Any, prefix: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The weights below `prefix`, without it, with everything that was patched onto them; copies on the CPU."""
+    """The weights below `prefix`, without it, dequantised, with everything that was patched onto them; copies on the
+    CPU. Scales and what else belongs to a quantisation are in the weights, and not among them."""
     import comfy.lora
 
     found = {}
-    with torch.no_grad():
-        for key, ((weight, convert), *patches) in patcher.get_key_patches(prefix).items():
-            value = convert(weight, inplace=False).detach().to("cpu", torch.float32, copy=True)
-            if patches:
-                value = comfy.lora.calculate_weight(patches, value, key)
-            found[key[len(prefix) :]] = value.to(dtype).contiguous()
+    with torch.no_grad(), patcher.use_ejected():
+        for path, op in patcher.model.named_modules(remove_duplicate=False):
+            for name, weight in _own_weights(op):
+                key = f"{path}.{name}" if path else name
+                if key.startswith(prefix):
+                    if key in patcher.backup:
+                        weight = patcher.backup[key].weight
+                    if key in patcher.hook_backup:
+                        weight = patcher.hook_backup[key][0]
+                    value = plain_tensor(weight, torch.float32)
+                    if hasattr(op, f"convert_{name}"):
+                        value = getattr(op, f"convert_{name}")(value, inplace=True)
+                    if key in patcher.patches:
+                        value = comfy.lora.calculate_weight(patcher.patches[key], value, key)
+                    if name == "weight" and getattr(op, "pre_quant_scale", None) is not None:  # of the layer's input
+                        value = value * plain_tensor(op.pre_quant_scale, torch.float32)
+                    found[key[len(prefix) :]] = value.to(dtype).contiguous()
     return found
+
+
+def _own_weights(op: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What a layer would write into a checkpoint, without the extras of a layer that converts its weight."""
+    buffers = op.named_buffers(recurse=False, remove_duplicate=False)
+    kept = ((name, value) for name, value in buffers if name not in op._non_persistent_buffers_set)
+    is_quantised = hasattr(op, "convert_weight")
+    for name, value in (*op.named_parameters(recurse=False, remove_duplicate=False), *kept):
+        if not is_quantised or name in ("weight", "bias"):
+            yield name, value
 
 
 # --- MODEL
