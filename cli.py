@@ -92,21 +92,30 @@ def _add_identity_command(app: "typer.Typer") -> None:
         sample: Annotated[bool, typer.Option("--sample", help="Use the pictures that come with insightface.")] = False,
     ) -> None:
         """Find the person in photos, save the identity, and show what was seen on a contact sheet."""
-        from .faces.found import Rule, find_faces, identity_of
+        from .faces.found import IfNone, Rule, find_faces, identity_of
         from .faces.select import Choice
-        from .faces.sheet import contact_sheet, read_photos, sample_photos, unused_path
+        from .faces.sheet import contact_sheet, read_photos, sample_photos
+        from .storage import check_folder, check_name, write_new
 
+        check_name(name, "--name")
+        check_folder(out, "--out")
         if not photos and not sample:
             raise LikenessError("There are no photos: name some files, or use --sample.")
         pictures = read_photos(photos) if photos else sample_photos()
-        found = find_faces(_open_faces(faces), pictures, Rule(Choice.LARGEST))
+        found = find_faces(_open_faces(faces), pictures, Rule(Choice.LARGEST, if_none=IfNone.SKIP))
         identity, remarks = identity_of(found, name)
-        out.mkdir(parents=True, exist_ok=True)
-        sheet = unused_path(out / f"{name}.png")
-        contact_sheet(found, identity).save(sheet)
-        path = identity.save(unused_path(out / f"{name}.safetensors"))
+        picture = contact_sheet(found, identity)
+        try:
+            sheet = write_new(out, name, ".png", lambda part: picture.save(part, format="png"))
+            path = write_new(out, name, ".safetensors", identity.write)
+        except OSError as error:
+            raise LikenessError(
+                f"'{out}' cannot be written to ({error.strerror or error}): free some space."
+            ) from error
         for remark in (*remarks, *identity.outliers):
             print(remark)
+        if photos and (remarks or identity.outliers):
+            print("The photos: " + ", ".join(f"{number} {file.name}" for number, file in enumerate(photos, 1)))
         print(f"{len(identity)} photo(s) seen by {found.analysis_name}, {found.count} faces in all.")
         print(
             f"contact sheet: {sheet}\nidentity file: {path} (biometric data: share it only with the person's consent)"
@@ -258,7 +267,11 @@ def _add_evaluate_command(app: "typer.Typer") -> None:
         from .evaluation.identity import calibrate
         from .evaluation.journal import read_picture
         from .evaluation.study import folders, pictures
+        from .storage import check_folder
 
+        if out.exists():
+            raise LikenessError(f"The file '{out}' exists already: choose another name for --out.")
+        check_folder(out.parent, "--out's folder")
         if people == "miniature":
             from .miniature import calibration
 

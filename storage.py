@@ -28,14 +28,25 @@ def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
         part.replace(file)
 
 
-def write_new(folder: Path, stem: str, suffix: str, write: Callable[[Path], Any]) -> Path:
+def write_once(file: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a new file of this name: whole or not at all. FileExistsError when something has the name."""
+    with _written(file, write) as part:
+        _move_exclusively(part, file)
+
+
+def write_new(
+    folder: Path, stem: str, suffix: str, write: Callable[[Path], Any], taken: Callable[[str], Any] = lambda name: False
+) -> Path:
     """Let `write` fill a new file: `stem` + `suffix`, or `stem_2`, `stem_3`, … when names are taken; returns its path.
 
     The name is taken exclusively: another process that saves under the same name at the same moment gets the next one,
-    and nothing is ever overwritten. Nothing lies under the final name until it is whole. The folder must exist.
+    and nothing is ever overwritten. Nothing lies under the final name until it is whole. The folder must exist. A name
+    for which `taken` is true is passed over as well, where something in another folder has it.
     """
     with _written(folder / (stem + suffix), write) as part:
         for candidate in free_names(stem, suffix):
+            if taken(candidate):
+                continue
             file = folder / candidate
             try:
                 _move_exclusively(part, file)

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import LikenessError
+from ..storage import write_once
 from .files import read_weights
 from .types import KeyValueScaling
 
@@ -218,18 +220,26 @@ class ImageEmbeds:
 
 
 def save_embeds(path: Path, embeds: ImageEmbeds) -> None:
-    """Write a safetensors file that says what it fits. Raises LikenessError rather than replace a file."""
-    from safetensors.torch import save_file
+    """Write a new file, whole or not at all; LikenessError when the name is taken."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_once(path, partial(write_embeds, embeds))
+    except FileExistsError:
+        raise LikenessError(
+            f"{path.name!r} exists already and is kept: save the embeddings under another name."
+        ) from None
 
-    if path.exists():
-        raise LikenessError(f"'{path.name}' exists already and is kept: save the embeddings under another name.")
+
+def write_embeds(embeds: ImageEmbeds, path: Path) -> None:
+    """The content of a safetensors file that says what it fits, for a caller that keeps it whole (`storage`)."""
+    from safetensors.torch import save
+
     tensors = {"cond": embeds.cond.detach().cpu().contiguous()}
     if embeds.uncond is not None:
         tensors["uncond"] = embeds.uncond.detach().cpu().clone().contiguous()
     metadata = {"format": _FORMAT, "version": str(_VERSION), "width": str(embeds.cond.shape[-1])}
     metadata |= {k: v for k, v in (("adapter", embeds.adapter), ("encoder", embeds.encoder)) if v}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata=metadata)
+    path.write_bytes(save(tensors, metadata))
 
 
 def load_embeds(path: Path) -> ImageEmbeds:

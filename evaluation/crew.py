@@ -22,6 +22,7 @@ from ..faces import FaceAnalysis
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+MOST_WORKERS = 512
 WORTH_A_WORKER = 200  # pictures; a process needs seconds to start
 _judge: FaceAnalysis | None = None  # in a worker, opened once
 
@@ -40,8 +41,8 @@ class Crew:
         open_judge: Callable[[], FaceAnalysis] | None = None,
         workers: int | None = 1,
     ):
-        if workers is not None and workers < 1:
-            raise LikenessError(f"{workers} workers cannot look at pictures: choose 1 or more.")
+        if workers is not None and not 1 <= workers <= MOST_WORKERS:
+            raise LikenessError(f"{workers} workers cannot look at pictures: choose 1 to {MOST_WORKERS}.")
         self.judge = judge
         self._open, self._workers = open_judge, workers
         self._pool: ProcessPoolExecutor | None = None

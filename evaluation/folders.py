@@ -12,6 +12,7 @@ Pictures of two methods with the same person, prompt and seed are compared as a 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -41,7 +42,7 @@ def survey(folder: Path, people: Path | None = None) -> Study:
     described = {method.name: _description(method / "method.json") for method in methods}
     return replace(
         of_people(folder, results, people),
-        facts={method: _facts(record) for method, record in described.items()},
+        facts={name: _facts(record, folder / "results" / name / "method.json") for name, record in described.items()},
         conditioners=frozenset(str(record["conditioner"]) for record in described.values() if "conditioner" in record),
         texts={name: str(text) for name, text in _description(folder / "results" / "prompts.json").items()},
     )
@@ -60,19 +61,23 @@ def _description(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(record, dict):
             raise ValueError("not an object")
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LikenessError(
             f"{path} is not what describes a method or its prompts ({error}): write an object in JSON."
         ) from None
     return record
 
 
-def _facts(record: Mapping[str, Any]) -> Facts:
-    return Facts(
-        inputs=str(record.get("inputs", "")),
-        extra_mb=float(record.get("extra_mb", "nan")),
-        training_seconds=float(record.get("training_seconds", "nan")),
-    )
+def _facts(record: Mapping[str, Any], path: Path) -> Facts:
+    numbers = {}
+    for name in ("extra_mb", "training_seconds"):
+        try:
+            numbers[name] = float(record.get(name, math.nan))
+        except (TypeError, ValueError):
+            numbers[name] = -1.0
+        if numbers[name] < 0 or math.isinf(numbers[name]):
+            raise LikenessError(f"{path} gives {name} as {record[name]!r}, which is no amount: write a number.")
+    return Facts(str(record.get("inputs", "")), **numbers)

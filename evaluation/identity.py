@@ -26,6 +26,7 @@ from ..faces import (
     to_photos,
 )
 from ..faces.analysis import Recogniser
+from ..storage import write_once
 from .statistics import auc, eer, threshold_at
 
 LEAST_SCORE = 0.5  # of a detection that counts as a face
@@ -108,24 +109,39 @@ class Calibration:
         )
 
     def save(self, path: Path) -> Path:
-        """Write it as JSON; LikenessError when the path is taken."""
+        """Write it as JSON, whole or not at all; LikenessError when the path is taken or cannot be written."""
         record = asdict(self) | {"thresholds": {f"{rate:g}": value for rate, value in self.thresholds.items()}}
+        text = json.dumps(record, indent=2, allow_nan=False)
         try:
-            with path.open("x", encoding="utf-8") as file:
-                json.dump(record, file, indent=2)
+            write_once(path, lambda part: part.write_text(text, encoding="utf-8"))
         except FileExistsError:
-            raise LikenessError(f"The file {path.name} exists already: choose another name.") from None
+            raise LikenessError(f"The file {path.name!r} exists already: choose another name.") from None
+        except OSError as error:
+            raise LikenessError(
+                f"The calibration could not be written to {str(path)!r} ({error.strerror or error}): choose another "
+                "place."
+            ) from error
         return path
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; LikenessError for anything else, values that cannot be measured among it."""
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             thresholds = {float(rate): float(value) for rate, value in record["thresholds"].items()}
-            return cls(**{**record, "thresholds": thresholds})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            raise LikenessError(f"The calibration {path.name} cannot be read: make it again with calibrate.") from None
+            read = cls(**{**record, "thresholds": thresholds})
+            if read._is_possible():
+                return read
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            pass
+        raise LikenessError(f"The calibration {path.name!r} cannot be read: make it again with calibrate.")
+
+    def _is_possible(self) -> bool:
+        """Whether these are texts, cosines, shares and counts, as `calibrate` measures them."""
+        texts = isinstance(self.recogniser, str) and isinstance(self.weights, str)
+        cosines = all(-1.001 <= value <= 1.001 for value in (self.genuine, *self.thresholds.values()))
+        shares = all(0 <= value <= 1 for value in (self.eer, self.auc, *self.thresholds))
+        return texts and cosines and shares and all(0 <= n < 2**53 for n in (self.people, self.photos, self.missing))
 
 
 def calibrate(judge: FaceAnalysis, people: Mapping[str, Iterable[torch.Tensor]]) -> Calibration:

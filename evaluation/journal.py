@@ -23,6 +23,7 @@ from .prompts import ImageTextEncoder, clip_t
 from .quality import sane, sharpness
 from .similarity import aligned_faces
 
+READER = 2  # of pictures (`faces.photos`): what another one has seen may be another picture
 BLOCK = 4096  # files that are hashed before the first of them is looked at
 
 
@@ -46,7 +47,8 @@ class Seen:
 class Journal:
     """Looks at files through a crew and writes down what was seen; a later run reads it. To be made again at will.
 
-    A line that a crash has cut off is looked at again.
+    A file is looked at again where its line was cut off by a crash, was changed by somebody, or comes from an older
+    reader of pictures.
     """
 
     def __init__(self, path: Path, crew: Crew):
@@ -56,16 +58,15 @@ class Journal:
         self._seen: dict[str, Seen] = {}
         self._pasted: dict[tuple[str, str], float] = {}
         self._obeyed: dict[tuple[str, str], float] = {}
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         for line in text.splitlines():
             try:
                 self._remember(json.loads(line))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue
         path.parent.mkdir(parents=True, exist_ok=True)
         if text and not text.endswith("\n"):
-            with path.open("a", encoding="utf-8") as file:
-                file.write("\n")
+            self._append("\n")
 
     def look(self, paths: Sequence[Path], after_each: Callable[[], object] = lambda: None) -> None:
         """Look at the files that nobody has looked at yet; `after_each` is called for every file."""
@@ -123,7 +124,11 @@ class Journal:
 
     def _key(self, path: Path) -> str:
         if path not in self._keys:
-            self._keys[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+            try:
+                content = path.read_bytes()
+            except OSError as error:  # it may not be read, or it has gone: a result of its own
+                content = f"{path} {error.strerror}".encode(errors="backslashreplace")
+            self._keys[path] = hashlib.sha256(content).hexdigest()
         return self._keys[path]
 
     def _place(self, path: Path) -> Place | None:
@@ -134,11 +139,23 @@ class Journal:
 
     def _write(self, record: Mapping[str, Any]) -> None:
         """What is used is what can be read: a run that goes on has the same numbers as one that was not stopped."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        record = {"reader": READER, **record}
+        self._append(json.dumps(record) + "\n")
         self._remember(record)
 
+    def _append(self, text: str) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise LikenessError(
+                f"What was seen cannot be written to {str(self.path)!r} ({error.strerror or error}): free some space, "
+                "and run the same command again; what was looked at is kept."
+            ) from error
+
     def _remember(self, record: Mapping[str, Any]) -> None:
+        if record["reader"] != READER:
+            return
         key = str(record["sha256"])
         if "said" in record:
             self._obeyed[key, str(record["said"])] = float(record["clip_t"])
@@ -181,13 +198,13 @@ def look_at(judge: FaceAnalysis, path: Path) -> dict[str, Any]:
 def _face(record: Mapping[str, Any], recogniser: str) -> Face | None:
     if "embedding" not in record:
         return None
-    return Face(
-        box=np.array(record["box"], np.float32),
-        score=float(record["score"]),
-        keypoints=np.array(record["keypoints"], np.float32),
-        embedding=np.frombuffer(base64.b64decode(record["embedding"]), "<f4").astype(np.float32),
-        recogniser=recogniser,
-    )
+    box, keypoints = np.array(record["box"], np.float32), np.array(record["keypoints"], np.float32)
+    embedding = np.frombuffer(base64.b64decode(record["embedding"]), "<f4").astype(np.float32)
+    if box.shape != (4,) or keypoints.shape != (5, 2) or not embedding.any():
+        raise ValueError("no face")
+    if not all(np.isfinite(values).all() for values in (box, keypoints, embedding)):
+        raise ValueError("not numbers")
+    return Face(box, float(record["score"]), keypoints, embedding, recogniser)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 
 from ..errors import LikenessError
 from ..faces import Face
+from ..storage import check_folder
 from .copying import expression, mean_copy, pose
 from .crew import Crew
 from .folders import survey
@@ -24,6 +25,7 @@ from .study import Study, joined
 from .table import EXPRESSION, GIVEN_POSE, POSE, Record
 
 ACCEPT_RATE = 1e-3
+MOST_NAMED = 8  # files in one warning
 
 
 def open_study(folder: Path, people: Path | None = None, compare: Sequence[Path] = (), by: Sequence[str] = ()) -> Study:
@@ -97,6 +99,17 @@ def measure(
             for row, result in enumerate(results)
         ]
     return records
+
+
+def _unused_photos(study: Study, journal: Journal) -> list[str]:
+    """A warning that names the photos of people with which nothing is compared, and why."""
+    photos = [path for paths in (*study.given.values(), *study.held_out.values()) for path in paths]
+    lost = [(path, seen.reason) for path, seen in zip(photos, journal.of(photos), strict=True) if seen.face is None]
+    if not lost:
+        return []
+    named = "; ".join(f"{study.name(path)} ({why.rstrip('.')})" for path, why in lost[:MOST_NAMED])
+    more = f"; and {len(lost) - MOST_NAMED} more" if len(lost) > MOST_NAMED else ""
+    return [f"{len(lost)} of {len(photos)} photos of people are not compared with: {named}{more}"]
 
 
 def _references(sight: Sight) -> References:
@@ -182,6 +195,7 @@ def evaluate(
         raise LikenessError(
             f"The calibration was measured on {calibration.recogniser}, and the judge is {name}: choose the other one."
         )
+    check_folder(out, "The report's folder")
     journal = Journal(out / f"seen-{re.sub(r'[^A-Za-z0-9]+', '-', f'{judge.name}-{name}')}.jsonl", crew)
     records = measure(study, journal, calibration, after_each, asked)
     records.sort(key=lambda record: record.method != reference)  # the reference comes first
@@ -193,7 +207,7 @@ def evaluate(
         reference=reference,
         photos={person: [study.name(path) for path in paths] for person, paths in study.given.items()},
         facts=study.facts,
-        warnings=(*warnings, *study.warnings),
+        warnings=(*warnings, *study.warnings, *_unused_photos(study, journal)),
         repeat=repeat,
     )
     return report(records, study, out, setting)

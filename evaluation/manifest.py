@@ -11,6 +11,7 @@ one and the same person, prompts and seeds excepted; without any, the run is one
 from __future__ import annotations
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -141,15 +142,17 @@ def _seed(row: _Row, columns: Sequence[str]) -> int:
         return int(row[column] or 0)
     except ValueError:
         raise LikenessError(
-            f"Line {row.line} of {MANIFEST} has the seed '{row[column]}', which is no whole number: correct it."
+            f"Line {row.line} of {MANIFEST} has the seed {row[column][:40]!r}, which is no whole number: correct it."
         ) from None
 
 
 def _seconds(cell: str) -> dict[str, float]:
+    """What a picture took, where that was measured."""
     try:
-        return {"seconds": float(cell)}
+        seconds = float(cell)
     except ValueError:
         return {}
+    return {"seconds": seconds} if 0 <= seconds < math.inf else {}
 
 
 def _without_picture(rows: Sequence[_Row], shown: Sequence[_Row]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..storage import write_whole
 from .statistics import Interval
 
 if TYPE_CHECKING:
@@ -189,10 +190,11 @@ def _pale(colour: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def save_png(image: Image, path: Path) -> Path:
-    """A small file: 256 colours, no dithering, no time stamp."""
+    """A small file, whole or not at all: 256 colours, no dithering, no time stamp."""
     from PIL import Image
 
-    image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path)
+    small = image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    write_whole(path, lambda part: small.save(part, format="png"))
     return path
 
 

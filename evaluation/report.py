@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 
 from ..errors import LikenessError
+from ..storage import write_whole
 from .plots import Cell, curves, save_png, sheet, strip_plot
 from .statistics import RESAMPLES, Interval, person_means
 from .table import (
@@ -132,17 +133,24 @@ def reason(record: Record) -> str:
 def report(records: Sequence[Record], images: Pictures, out: Path, setting: Setting | None = None) -> Path:
     """Write `report.md`, `records.csv` and pictures into the folder `out`; returns the path of `report.md`.
 
-    The same input gives the same bytes, whatever was there before from an earlier run of the same report.
+    The same input gives the same bytes, whatever was there before from an earlier run of the same report. Each file is
+    whole or not there. LikenessError when the folder cannot be written to.
     """
     setting = setting or Setting()
     place = {method: number for number, method in enumerate(methods_of(records))}
     records = sorted(records, key=lambda record: (place[record.method], record.cell, record.image))
-    out.mkdir(parents=True, exist_ok=True)
-    sections = [section(records, images, out, setting) for section in _SECTIONS]
-    text = "\n\n".join([f"# {setting.title}", *(part for part in sections if part)]) + "\n"
-    write_csv(records, out / "records.csv")
     path = out / "report.md"
-    path.write_text(text, encoding="utf-8", newline="\n")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        sections = [section(records, images, out, setting) for section in _SECTIONS]
+        text = "\n\n".join([f"# {setting.title}", *(part for part in sections if part)]) + "\n"
+        write_csv(records, out / "records.csv")
+        write_whole(path, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
+    except OSError as error:
+        raise LikenessError(
+            f"The report could not be written to {str(out)!r} ({error.strerror or error}): free some space, or choose "
+            "another folder."
+        ) from error
     return path
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import LikenessError
+from ..storage import write_whole
 from .copying import pose_copy, relative_spread
 from .statistics import RESAMPLES, Difference, Interval, bootstrap, holm, paired, share
 
@@ -90,16 +91,20 @@ class Record:
 
 
 def write_csv(records: Iterable[Record], path: Path) -> Path:
-    """Write the records; the same records give the same bytes. What is not defined is empty."""
+    """Write the records, whole or not at all; the same records give the same bytes. What is not defined is empty."""
     records = list(records)
     names = sorted({name for record in records for name in record.measures})
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*KEYS, *names])
-        for record in records:
-            values = [record.value(name) for name in names]
-            keys = [getattr(record, key) for key in KEYS]
-            writer.writerow([*keys, *("" if math.isnan(value) else repr(value) for value in values)])
+
+    def write(part: Path) -> None:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow([*KEYS, *names])
+            for record in records:
+                values = [record.value(name) for name in names]
+                keys = [getattr(record, key) for key in KEYS]
+                writer.writerow([*keys, *("" if math.isnan(value) else repr(value) for value in values)])
+
+    write_whole(path, write)
     return path
 
 
@@ -113,14 +118,22 @@ def read_csv(path: Path) -> list[Record]:
                 Record(
                     **{key: row[key] for key in KEYS if key != "seed"},
                     seed=int(row["seed"]),
-                    measures={name: float(row[name]) for name in names if row[name]},
+                    measures={name: _number(row[name]) for name in names if row[name]},
                 )
                 for row in reader
             ]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise LikenessError(
             f"The records {path.name} cannot be read ({error}): choose a records.csv that a report wrote."
         ) from None
+
+
+def _number(text: str) -> float:
+    """A measure; what is not defined is not written."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no measure")
+    return value
 
 
 # --- aggregation

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..errors import LikenessError
+from ..storage import write_once
 from .align import arcface_crop, arcface_template, ffhq_crop, head_crop
 from .face import Face
 from .similarity import cosine_similarity, mean_direction, unit
@@ -128,10 +129,27 @@ class Identity:
         return (self.embeddings * self.weights.unsqueeze(-1)).sum(0) / self.weights.sum()
 
     def save(self, path: Path | str) -> Path:
-        """Write one `.safetensors` file; `LikenessError` when the path is taken. Returns the path."""
+        """Write one `.safetensors` file, whole or not at all; returns the path.
+
+        LikenessError when the path is taken or cannot be written.
+        """
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_once(path, self.write)
+        except FileExistsError:
+            raise LikenessError(f"The file {path.name!r} exists already: choose another name.") from None
+        except OSError as error:
+            raise LikenessError(
+                f"The identity could not be written to {str(path.parent)!r} ({error.strerror or error}): free some "
+                "space, or choose another folder."
+            ) from error
+        return path
+
+    def write(self, path: Path) -> None:
+        """The content of the file, for a caller that keeps it whole (`storage`)."""
         from safetensors.torch import save
 
-        path = Path(path)
         metadata = {
             "format": FILE_KIND,
             "version": str(FILE_VERSION),
@@ -142,14 +160,7 @@ class Identity:
         }
         tensors = {key: getattr(self, key) for key in _PER_PHOTO}
         tensors |= {f"{ALSO}{name}": rows for name, rows in self.also.items()}
-        content = save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with path.open("xb") as file:
-                file.write(content)
-        except FileExistsError:
-            raise LikenessError(f"The file {path.name} exists already: choose another name.") from None
-        return path
+        path.write_bytes(save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata))
 
     @classmethod
     def load(cls, path: Path | str) -> Identity:

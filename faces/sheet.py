@@ -24,15 +24,6 @@ def read_photos(paths: Sequence[Path]) -> list[np.ndarray]:
     return [read_photo(path) for path in paths]
 
 
-def unused_path(path: Path) -> Path:
-    """`path`, or the same with a number when it is taken."""
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.stem}_{number:03d}{path.suffix}")
-    return candidate
-
-
 def sample_photos() -> list[np.ndarray]:
     """The photograph that comes with insightface, (H, W, 3) uint8 RGB; six people."""
     from insightface.data import get_image

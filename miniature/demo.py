@@ -6,6 +6,7 @@ python -m likeness.miniature.demo --comfyui         the pictures are made by the
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,8 @@ from ..evaluation.report import Setting, report
 from ..evaluation.table import Record
 from ..faces.identity import Identity
 from ..faces.photos import PICTURE_SUFFIXES
-from ..faces.sheet import read_photos, unused_path
+from ..faces.sheet import read_photos
+from ..storage import check_folder, write_new, write_whole
 from .study import DEMO_PEOPLE, Sitter, measure, sitters
 from .world import World, load_world
 
@@ -91,6 +93,7 @@ def demo(
 
 def run(photos: Path | None, out: Path, person: int, seed: int, comfyui: bool) -> list[Record]:
     """`demo`, with its errors as exceptions; returns what was measured."""
+    check_folder(out, "--out")
     world = load_world()
     sitter = sitter_of(world, photos) if photos else somebody(world, person)
     for remark in sitter.identity.outliers:
@@ -109,7 +112,7 @@ def run(photos: Path | None, out: Path, person: int, seed: int, comfyui: bool) -
         for record in measure(world, method, sitter, pictures, PROMPTS, seeds, others)
     ]
     pictures = _save_pictures(out, sitter, made)
-    file = sitter.identity.save(unused_path(out / f"{sitter.name}.safetensors"))
+    file = write_new(out, sitter.name, ".safetensors", sitter.identity.write)
     setting = Setting(
         title="From a few photos to portraits",
         judge=world.judge.name,
@@ -133,7 +136,7 @@ def _save_pictures(out: Path, sitter: Sitter, made: dict[str, Pictures]) -> dict
         pictures |= {f"{method}/{sitter.name}-{i + 1}.png": picture for i, picture in enumerate(pixels)}
     for name, picture in pictures.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(out / name)
+        write_whole(out / name, partial(Image.fromarray(picture).save, format="png"))
     return {name: torch.from_numpy(picture).float() / 255 for name, picture in pictures.items()}
 
 

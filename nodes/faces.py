@@ -431,7 +431,7 @@ class SaveIdentity(io.ComfyNode):
 
     @classmethod
     def execute(cls, identity: Identity, filename: str = "person") -> io.NodeOutput:
-        name = IDENTITIES.save(filename, _identity(identity, "identity").save)
+        name = IDENTITIES.save(filename, _identity(identity, "identity").write)
         log.info("[likeness] Saved %s. %s", IDENTITIES.find(name), BIOMETRIC)
         return io.NodeOutput(name, ui=ui.PreviewText(name))
 

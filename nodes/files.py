@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .. import models_download
 from ..errors import LikenessError
+from ..storage import check_name, write_new
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,24 @@ class Shelf:
         return [*models_download.folders(self.kind), Path(folder_paths.get_output_directory()) / self.fallback]
 
     def names(self) -> list[str]:
-        """All files, sorted."""
+        """All files, sorted. A folder that may not be read has none."""
         last = self.folders()[-1]
-        found = {p.relative_to(last).as_posix() for s in self.suffixes for p in last.rglob(f"*{s}") if p.is_file()}
+        found = {
+            (Path(place) / name).relative_to(last).as_posix()
+            for place, _, names in os.walk(last)
+            for name in names
+            if name.endswith(self.suffixes) and os.path.isfile(os.path.join(place, name))
+        }
         return sorted(found.union(models_download.list_files(self.kind, set(self.suffixes))), key=str.lower)
 
     def find(self, name: str) -> Path | None:
         """The file of this name in the first folder that has it; LikenessError for names that lead out."""
-        models_download.resolve(self.kind, name)  # refuses names that lead out
-        relative = name.replace("\\", "/")
-        return next((folder / relative for folder in self.folders() if (folder / relative).is_file()), None)
+        try:
+            models_download.resolve(self.kind, name)  # refuses names that lead out
+            relative = name.replace("\\", "/")
+            return next((folder / relative for folder in self.folders() if (folder / relative).is_file()), None)
+        except OSError:  # no file can have so long a name, or the folder may not be read
+            return None
 
     def find_or_explain(self, name: str) -> Path:
         """The file of this name; LikenessError naming the folders searched when there is none."""
@@ -51,41 +60,52 @@ class Shelf:
     def fingerprint(self, name: str | None) -> str:
         """Changes when the file of this name does."""
         path = self.find(name) if name else None
-        return f"{path} {path.stat().st_mtime_ns} {path.stat().st_size}" if path else ""
+        try:
+            stat = path.stat() if path else None
+        except OSError:  # it has just gone: running the node says so
+            stat = None
+        return f"{path} {stat.st_mtime_ns} {stat.st_size}" if stat else ""
 
     def save(self, filename: str, write: Callable[[Path], Any]) -> str:
         """Let `write` make a file under a free name in the first folder that can be written; returns that name.
 
-        A number is added when the name is taken. Sub-folders in the name are fine.
+        A number is added when the name is taken in any of the folders, also by another process at this moment; the
+        file is there whole or not at all. Sub-folders in the name are fine.
         """
-        name, reasons = self._free_name(filename), []
+        stem, reasons = self._stem(filename), []
         for folder in self.folders():
-            path = folder / name
+            place = folder / stem.parent
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write(path)
+                place.mkdir(parents=True, exist_ok=True)
+                path = write_new(
+                    place,
+                    stem.name,
+                    self.suffixes[0],
+                    write,
+                    taken=lambda name: self.find((stem.parent / name).as_posix()),
+                )
             except OSError as error:
                 reasons.append(f"{folder}: {error.strerror or error}")
                 continue
-            return name
+            return path.relative_to(folder).as_posix()
         raise LikenessError(
-            f"{self.what} could not be written ({'; '.join(reasons)}): make one of these folders writable, or use a "
-            "shorter filename."
+            f"{self.what} could not be written ({'; '.join(reasons)}): make one of these folders writable, or free "
+            "some space."
         )
 
-    def _free_name(self, filename: str) -> str:
-        suffix = self.suffixes[0]
-        stem = filename.strip().replace("\\", "/").removesuffix(suffix)
+    def _stem(self, filename: str) -> PurePosixPath:
+        """The wanted name without its suffix, a path inside the folders."""
+        wanted = filename.strip().replace("\\", "/").removesuffix(self.suffixes[0])
+        stem = PurePosixPath() if wanted.endswith("/") else PurePosixPath(wanted)
         try:
-            models_download.resolve(self.kind, stem + suffix)
+            models_download.resolve(self.kind, f"{stem}{self.suffixes[0]}")
         except LikenessError:
-            stem = ""
-        if not stem or stem.endswith("/"):
+            stem = PurePosixPath()
+        if not stem.name:
             raise LikenessError(
                 f"The filename {filename!r} does not name a file inside models/{self.kind}: use a name such as person, "
                 "or family/person."
             )
-        numbers, name = itertools.count(2), stem + suffix
-        while self.find(name):
-            name = f"{stem}_{next(numbers)}{suffix}"
-        return name
+        for part in stem.parts:
+            check_name(part, "The filename")
+        return stem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ from ..adapters.clip_vision import (
     encode_unconditional,
 )
 from ..adapters.effects import MaskResize
-from ..adapters.embeds import CombineMode, EmbedsScaling, ImageEmbeds, combine, combine_uncond, load_embeds, save_embeds
+from ..adapters.embeds import (
+    CombineMode,
+    EmbedsScaling,
+    ImageEmbeds,
+    combine,
+    combine_uncond,
+    load_embeds,
+    write_embeds,
+)
 from ..adapters.image_prep import Crop, ReferenceNoise, Resampling, add_noise, sharpen, to_rgb, to_square
 from ..adapters.reference import ReferenceOptions, check_reference_mask
 from ..adapters.schedules import FrameRange, Method, Timing, parse_weights, schedule
@@ -376,7 +385,7 @@ class SaveEmbeds(io.ComfyNode):
     @classmethod
     def execute(cls, embeds: ImageEmbeds, filename: str) -> io.NodeOutput:
         """Write under a free name."""
-        return io.NodeOutput(EMBEDS.save(filename, lambda path: save_embeds(path, embeds)))
+        return io.NodeOutput(EMBEDS.save(filename, partial(write_embeds, embeds)))
 
 
 def find_embeds(name: str) -> Path:

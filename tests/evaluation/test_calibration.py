@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from likeness import cli
+from likeness.errors import LikenessError
 from likeness.evaluation.crew import Crew
 from likeness.evaluation.identity import Calibration, calibrate
 from likeness.evaluation.judging import evaluate, open_study
@@ -45,6 +47,66 @@ def test_the_shipped_calibration_is_that_of_the_shipped_judge():
     assert (measured.people, measured.photos) == (len(calibration.PEOPLE), len(calibration.PEOPLE) * calibration.PHOTOS)
     assert measured.threshold(1e-1) < measured.threshold(1e-2) < measured.threshold(1e-3) < 1
     assert measured.auc > 0.95 and measured.genuine > measured.threshold(1e-2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"genuine": float("nan")},
+        {"genuine": float("inf")},
+        {"genuine": "0.4"},
+        {"thresholds": {"0.001": float("nan")}},
+        {"thresholds": {"nan": 0.4}},
+        {"thresholds": {"0.001": 7}},
+        {"thresholds": []},
+        {"eer": -0.1},
+        {"auc": float("nan")},
+        {"people": -1},
+        {"photos": float("inf")},
+        {"people": 10**18},
+        {"recogniser": None},
+        {"weights": ["x"]},
+        {"stranger": 1},
+    ],
+)
+def test_a_calibration_of_impossible_values_is_refused(tmp_path, change):
+    record = json.loads((FOLDER / calibration.FILE).read_text())
+    file = tmp_path / "judge.json"
+    file.write_text(json.dumps(record))
+    assert Calibration.load(file).people > 0
+    file.write_text(json.dumps(record | change))
+    with pytest.raises(LikenessError, match=r"'judge\.json' cannot be read"):
+        Calibration.load(file)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"[" * 100_000, b"null", b'"x"', b"{}"])
+def test_a_calibration_of_garbage_is_refused(tmp_path, content):
+    (tmp_path / "judge.json").write_bytes(content)
+    with pytest.raises(LikenessError, match=r"'judge\.json' cannot be read"):
+        Calibration.load(tmp_path / "judge.json")
+
+
+def test_a_calibration_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    measured = Calibration.load(FOLDER / calibration.FILE)
+    measured.save(tmp_path / "judge.json")
+    with pytest.raises(LikenessError, match="exists already"):
+        measured.save(tmp_path / "judge.json")
+    whole = Path.write_text
+
+    def full(self: Path, text: str, **how) -> int:
+        whole(self, text[:20], **how)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(LikenessError, match="No space left"):
+        measured.save(tmp_path / "other.json")
+    assert [file.name for file in tmp_path.iterdir()] == ["judge.json"]
+
+
+def test_a_place_that_is_taken_is_told_before_anything_is_measured(tmp_path):
+    (tmp_path / "judge.json").write_text("{}")
+    result = CliRunner().invoke(cli.build(), ["calibrate", "miniature", "--out", str(tmp_path / "judge.json")])
+    assert isinstance(result.exception, LikenessError) and "exists already" in str(result.exception)
 
 
 def test_nobody_of_the_calibration_is_in_a_study():

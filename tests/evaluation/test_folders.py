@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,86 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder, judge, tmp_path):
     third = Journal(path, Crew(judge))
     measure(survey(folder), third)
     assert third.looked == 0, "what was looked at after the crash can be read"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line[:-30],
+        lambda line: line.replace(b'"reader": 2', b'"reader": 1'),
+        lambda line: b"\xff\xfe\0" + line,
+        lambda line: b"[" * 50_000,
+        lambda line: b"3",
+        lambda line: line.replace(b'"keypoints": [', b'"keypoints": [NaN, '),
+        lambda line: re.sub(rb'"embedding": "[^"]*"', b'"embedding": "AADAfwAAwH8AAMB/"', line),  # three NaN
+    ],
+)
+def test_a_changed_line_of_the_journal_is_looked_at_again_and_stops_nothing(folder, judge, tmp_path, damage):
+    path = tmp_path / "seen.jsonl"
+    measure(survey(folder), Journal(path, Crew(judge)))
+    files = [write_csv(measure(survey(folder), Journal(path, Crew(judge))), tmp_path / "1.csv")]
+    lines = path.read_bytes().splitlines()
+    number = next(number for number, line in enumerate(lines) if b'"embedding"' in line)
+    path.write_bytes(b"\n".join([*lines[:number], damage(lines[number]), *lines[number + 1 :]]) + b"\n")
+    again = Journal(path, Crew(judge))
+    files.append(write_csv(measure(survey(folder), again), tmp_path / "2.csv"))
+    assert again.looked == 1 and files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_what_was_seen_on_a_full_disk_is_told_in_one_sentence(folder, judge, tmp_path, monkeypatch):
+    opened = Path.open
+
+    def full(self: Path, mode: str = "r", *rest, **how):
+        if mode == "a":
+            raise OSError(28, "No space left on device")
+        return opened(self, mode, *rest, **how)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(LikenessError, match=r"cannot be written to .*No space left.*what was looked at is kept"):
+        evaluate(folder, judge, tmp_path / "report")
+
+
+def test_a_report_that_cannot_be_written_is_told_before_anything_is_looked_at(folder, judge, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(LikenessError, match=r"The report's folder .*choose another folder"):
+        evaluate(folder, judge, tmp_path / "file")
+
+
+def test_a_report_replaces_an_older_one_whole_or_not_at_all(folder, judge, tmp_path, monkeypatch):
+    path = evaluate(folder, judge, tmp_path / "report")
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    whole = Path.write_text
+
+    def full(self: Path, text: str, **how) -> int:
+        whole(self, text[:20], **how)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(LikenessError, match=r"report could not be written.*No space left"):
+        evaluate(folder, judge, tmp_path / "report", title="Another title")
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
+def test_photos_of_people_that_cannot_be_used_are_named_with_the_reason(folder, judge, tmp_path):
+    (folder / "people/ann/refs/2.jpg").write_bytes(b"not a picture")
+    _put(folder / "people/bob/refs/2.png", BLACK)
+    text = evaluate(folder, judge, tmp_path / "report").read_text(encoding="utf-8")
+    assert "2 of 8 photos of people are not compared with: people/ann/refs/2.jpg (not a picture" in text
+    assert "people/bob/refs/2.png (no face)" in text
+
+
+@pytest.mark.parametrize("value", ["many", None, [1], -3, float("inf"), {}])
+def test_facts_that_are_no_numbers_are_named(folder, value):
+    (folder / "results/good/method.json").write_text(json.dumps({"extra_mb": value}))
+    with pytest.raises(LikenessError, match=r"method\.json gives extra_mb as .*write a number"):
+        survey(folder)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xff", b""])
+def test_a_description_of_garbage_is_refused(folder, content):
+    (folder / "results/good/method.json").write_bytes(content)
+    with pytest.raises(LikenessError, match=r"method\.json is not what describes a method"):
+        survey(folder)
 
 
 def test_a_method_names_its_conditioner_and_facts(folder, judge, tmp_path):

@@ -8,7 +8,9 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from likeness import cli
 from likeness.errors import LikenessError
 from likeness.faces.identity import Identity
 from likeness.faces.sheet import ROW, read_photos, sample_photos
@@ -49,8 +51,8 @@ def test_the_demo_makes_a_sheet_and_an_identity_and_keeps_earlier_ones(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "person.png",
         "person.safetensors",
-        "person_002.png",
-        "person_002.safetensors",
+        "person_2.png",
+        "person_2.safetensors",
     ]
     assert "6 faces" in result.stdout and "consent" in result.stdout
     assert Image.open(tmp_path / "person.png").height == 3 * ROW
@@ -63,3 +65,21 @@ def test_without_photos_the_command_says_what_to_do():
     result = run("identity")
     assert result.returncode == 1
     assert "--sample" in result.stderr
+
+
+def test_a_photo_without_a_face_does_not_end_the_command(tmp_path):
+    Image.fromarray(sample_photos()[0]).save(tmp_path / "six.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "wall.png")
+    files = [str(tmp_path / "wall.png"), str(tmp_path / "six.png")]
+    result = run("identity", *files, "--faces", "mtcnn", "--out", str(tmp_path / "out"))
+    assert result.returncode == 0, result.stderr
+    assert "photo 1 shows no face; skipped" in result.stdout and "1 wall.png, 2 six.png" in result.stdout
+
+
+@pytest.mark.parametrize("options", [["--name", "../x"], ["--name", "/x"], ["--name", "a/b"], ["--out", "file/x"]])
+def test_names_and_folders_are_checked_before_anything_is_looked_at(tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    result = CliRunner().invoke(cli.build(), ["identity", "--sample", "--faces", "no such pack", *options])
+    assert isinstance(result.exception, LikenessError) and str(result.exception).startswith(f"{options[0]} ")
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -34,7 +34,7 @@ def test_it_writes_a_sheet_a_report_the_pictures_and_the_identity(tmp_path, shor
 
     again = demo.run(None, tmp_path, person=1, seed=3, comfyui=False)
     assert [record.measures["id"] for record in again] == [record.measures["id"] for record in records]
-    assert (tmp_path / "person-5001_002.safetensors").exists()
+    assert (tmp_path / "person-5001_2.safetensors").exists()
 
 
 def test_photos_of_a_folder_are_the_person(tmp_path, world):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 import torch
 from likeness_host_adapters import CLIP, encoded, pictures, same, sentence
@@ -27,6 +32,29 @@ def test_embeds_survive_saving_and_loading(world):
     assert (again.adapter, again.encoder) == (embeds.adapter, embeds.encoder)
     [combo] = world.classes["LikenessLoadEmbeds"].define_schema().inputs
     assert set(names) <= set(combo.options)
+
+
+def test_embeds_that_are_saved_at_once_under_one_name_do_not_replace_each_other(world):
+    embeds = [encoded(world, seed=seed) for seed in range(3)]
+    with ThreadPoolExecutor(6) as pool:
+        jobs = [
+            pool.submit(world.run, "LikenessSaveEmbeds", embeds=embeds[number % 3], filename="same")
+            for number in range(12)
+        ]
+        names = [job.result() for job in jobs]
+    assert len(set(names)) == 12
+    for number, name in enumerate(names):
+        assert torch.equal(world.run("LikenessLoadEmbeds", file=name).cond, embeds[number % 3].cond)
+
+
+def test_a_full_disk_is_told_in_one_sentence(world, monkeypatch):
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    embeds = encoded(world)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    text = sentence(world.run, "LikenessSaveEmbeds", embeds=embeds, filename="full")
+    assert "could not be written" in text and "No space left" in text
 
 
 @pytest.mark.parametrize("name", ["", "  ", "../outside", "/etc/x", "a/../../b", "c:x", "x\0y"])
