@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..checks import first_not_finite
 from ..errors import LikenessError
 from . import others
 from .evidence import Evidence, Variant
@@ -67,7 +68,7 @@ def _load(file: WeightFile, system: str | None) -> Adapter:
         raise others.explain(file)
     if kind.load is None:
         raise others.not_yet(file, kind)
-    return kind.load(file)
+    return kind.load(_finite(file))
 
 
 def _load_as(file: WeightFile, title: str) -> Adapter:
@@ -77,9 +78,19 @@ def _load_as(file: WeightFile, title: str) -> Adapter:
         titles = ", ".join(kind.title for kind in SYSTEMS)
         raise LikenessError(f"The system {title!r} does not exist: choose {titles}.")
     try:
-        return load_file(file)
+        return load_file(_finite(file))
     except LikenessError as error:  # it is none of these: say what it is, where that is known
         sure = next((kind for kind in others.ANNOUNCED if kind.recognise(file) is Sureness.YES), None)
         if sure is not None:
             raise others.not_yet(file, sure) from error
         raise
+
+
+def _finite(file: WeightFile) -> WeightFile:
+    """The file; LikenessError when it holds NaN or infinity, from which pictures of nobody are made."""
+    if broken := first_not_finite(file.weights):
+        raise LikenessError(
+            f"{file.name!r} holds values that are NaN or infinite (in {broken[:80]!r}): download it again, or train it "
+            "again."
+        )
+    return file

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checks import LARGEST_FACTOR, all_finite, check_number
 from ..errors import LikenessError
 from ..storage import write_once
 from .files import read_weights
@@ -170,8 +171,8 @@ def _per_row(weights: Sequence[float], rows: Tensor, mode: CombineMode) -> Tenso
         raise LikenessError(
             f"there are {len(factors)} weights for {len(rows)} pictures to combine: give one weight for each."
         )
-    if not factors.isfinite().all():
-        raise LikenessError(f"the weights {list(weights)} of the pictures are not all numbers: correct them.")
+    for number, weight in enumerate(weights, 1):
+        check_number(weight, f"The weight of picture {number}", -LARGEST_FACTOR, LARGEST_FACTOR)
     if mode in _AVERAGES:
         mean = factors.mean()
         if mean == 0:
@@ -200,6 +201,14 @@ class ImageEmbeds:
     uncond: Tensor | None = None
     adapter: str | None = None
     encoder: str | None = None
+
+    def __post_init__(self) -> None:
+        for encoding in (self.cond, self.uncond):
+            if encoding is not None and not all_finite(encoding, LARGEST_FACTOR**2):
+                raise LikenessError(
+                    "The encoding of the reference holds values that are no numbers or too large: check the pictures, "
+                    "the weights and the CLIP vision model it was made with."
+                )
 
     def check_fits(self, width: int, hidden_states: bool, adapter_name: str) -> None:
         """Raise LikenessError unless an adapter that reads encodings of this width, pooled or hidden, can use these."""
@@ -283,6 +292,6 @@ def _checked(embeds: Tensor, path: Path) -> Tensor:
             f"'{path.name}' holds a tensor of shape {tuple(embeds.shape)}, which is no image embedding: "
             "save the embeddings again."
         )
-    if not embeds.isfinite().all():
-        raise LikenessError(f"'{path.name}' holds values that are no numbers: save the embeddings again.")
+    if not all_finite(embeds, LARGEST_FACTOR**2):
+        raise LikenessError(f"{path.name!r} holds values that are no numbers or too large: save the embeddings again.")
     return embeds

@@ -7,7 +7,6 @@ spread their strength over the sites.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checks import LARGEST_FACTOR, all_finite, check_number
 from ..errors import LikenessError
 from ..faces.identity import Identity
 from .clip_vision import (
@@ -71,14 +71,24 @@ class ReferenceOptions:
     any_recogniser: bool = False  # accept embeddings of a recogniser the adapter was not trained on
 
     def __post_init__(self) -> None:
-        for name in _NUMBERS:
+        for name, (least, most) in _NUMBERS.items():
             value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                words = name.replace("_", " ")
-                raise LikenessError(f"the {words} is {value}, which is no number: give one such as 1.0.")
+            if value is not None:
+                check_number(value, f"The {name.replace('_', ' ')}", least, most)
+        for weight in self.picture_weights:
+            check_number(weight, "A weight of a picture", *_FACTOR)
 
 
-_NUMBERS = ("structure", "sharpening", "detail_share", "composition_weight", "style_boost", "composition_boost")
+_FACTOR, _SHARE = (-LARGEST_FACTOR, LARGEST_FACTOR), (0.0, 1.0)
+_NUMBERS = {
+    "structure": _FACTOR,
+    "sharpening": _SHARE,
+    "detail_share": _SHARE,
+    "detail_tiles": (1, 16),
+    "composition_weight": _FACTOR,
+    "style_boost": _FACTOR,
+    "composition_boost": _FACTOR,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +205,11 @@ def _tokens(show: _Show) -> IdentityTokens:
     if ids is not None and features is not None:
         features = features.expand(len(ids), *features.shape[1:]) if len(features) == 1 else features
     made = show.adapter.encode(Evidence(ids, features, uncond), show.options.structure)
+    if not all_finite(made.cond) or not all_finite(made.uncond):
+        raise LikenessError(
+            f"The adapter '{show.adapter.name}' turns this reference into NaN: check the pictures, the CLIP vision "
+            "model and the adapter's file."
+        )
     if show.options.one_picture_each:
         return made
     if uncond is None or len(combine_uncond(uncond, CombineMode.CONCAT)) == 1:

@@ -13,6 +13,7 @@ from enum import Enum
 
 import torch
 
+from ..checks import LARGEST_FACTOR
 from ..errors import LikenessError
 
 
@@ -79,15 +80,18 @@ _CURVES: dict[Timing, Callable[[float], float]] = {
 
 
 def parse_weights(text: str) -> tuple[float, ...]:
-    """Weights written by hand, "1.0, 0.5" or one per line. Raises LikenessError naming the first that is no number."""
+    """Weights written by hand, "1.0, 0.5" or one per line. Raises LikenessError naming the first that is no number, or
+    one that leaves the range of half precision at once."""
     weights = []
     for entry in filter(None, (part.strip() for part in text.replace("\n", ",").split(","))):
         try:
             weight = float(entry)
         except ValueError:
             weight = math.nan
-        if not math.isfinite(weight):
-            raise LikenessError(f'weights: "{entry}" is no number, write them like "1.0, 0.5".')
+        if not abs(weight) <= LARGEST_FACTOR:
+            raise LikenessError(
+                f'weights: {entry[:40]!r} is not a number up to {LARGEST_FACTOR:g}; write them like "1.0, 0.5".'
+            )
         weights.append(weight)
     if not weights:
         raise LikenessError('weights: the text is empty, write at least one such as "1.0".')

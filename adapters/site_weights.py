@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
+from ..checks import LARGEST_FACTOR, check_number
 from ..errors import LikenessError
 from .types import SiteWeight, SiteWeights
 
@@ -340,12 +341,13 @@ def _strength(value: str, entry: str) -> float:
         strength = float(value)
     except ValueError:
         strength = math.nan
-    if not math.isfinite(strength):
-        raise LikenessError(f'layer weights: the strength in "{entry}" is no number, write one such as 1.0.')
+    if not abs(strength) <= LARGEST_FACTOR:
+        raise LikenessError(
+            f"layer weights: the strength in {entry[:40]!r} is not a number up to {LARGEST_FACTOR:g}: write one such "
+            "as 1.0."
+        )
     return strength
 
 
 def _finite(value: float, name: str) -> float:
-    if not math.isfinite(value):
-        raise LikenessError(f"the {name} is {value}, which is no number: give one such as 1.0.")
-    return float(value)
+    return float(check_number(value, f"The {name}", -LARGEST_FACTOR, LARGEST_FACTOR))

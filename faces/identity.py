@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..checks import all_finite, check_number
 from ..errors import LikenessError
 from ..storage import write_once
 from .align import arcface_crop, arcface_template, ffhq_crop, head_crop
@@ -42,6 +43,8 @@ _PER_PHOTO: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
     "boxes": (torch.float32, (4,)),
     "photo_sizes": (torch.int64, (2,)),
 }
+_LARGEST = {"embeddings": 1e4, "weights": 1e6, "keypoints": 1e6, "boxes": 1e6}  # far above what is ever measured
+LONGEST_TEXT, MOST_OUTLIERS = 300, 1000  # of texts in a file: letters, sentences
 _NEED_KEYPOINTS = ("aligned", "portraits", "keypoints")
 
 
@@ -66,6 +69,14 @@ class Identity:
     photo_sizes: torch.Tensor  # (n, 2) int64: height, width
     outliers: tuple[str, ...] = ()  # sentences about photos that do not fit the others
     also: Mapping[str, torch.Tensor] = field(default_factory=dict)  # other recogniser -> (n, D) float32, raw
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """LikenessError unless all values are possible: nobody is painted from NaN."""
+        if fault := _fault({key: getattr(self, key) for key in _PER_PHOTO}, self.also):
+            raise LikenessError(f"The identity {self.name!r} cannot be used, because {fault}: make it again.")
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -169,38 +180,40 @@ class Identity:
 
         path = Path(path)
         if not path.is_file():
-            raise LikenessError(f"The identity file {path.name} does not exist: choose one that Save Identity wrote.")
+            raise LikenessError(f"The identity file {path.name!r} does not exist: choose one that Save Identity wrote.")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError) as error:
             raise LikenessError(
-                f"The identity file {path.name} cannot be read ({error}): it is damaged or no .safetensors file; "
+                f"The identity file {path.name!r} cannot be read ({error}): it is damaged or no .safetensors file; "
                 "save the identity again."
             ) from None
         if metadata.get("format") != FILE_KIND:
-            raise LikenessError(f"The file {path.name} is no identity: choose one that Save Identity wrote.")
-        damaged = LikenessError(f"The identity file {path.name} is damaged: save the identity again.")
+            raise LikenessError(f"The file {path.name!r} is no identity: choose one that Save Identity wrote.")
+        damaged = LikenessError(f"The identity file {path.name!r} is damaged: save the identity again.")
         try:
             version, outliers = int(metadata.get("version", "")), json.loads(metadata.get("outliers", "[]"))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise damaged from None
         if version > FILE_VERSION:
-            raise LikenessError(f"The identity file {path.name} was written by a newer version: update this pack.")
+            raise LikenessError(f"The identity file {path.name!r} was written by a newer version: update this pack.")
         missing = [key for key in _PER_PHOTO if key not in tensors]
         if missing:
-            raise LikenessError(f"The identity file {path.name} lacks {', '.join(missing)}: save the identity again.")
-        also = {key.removeprefix(ALSO): rows for key, rows in tensors.items() if key.startswith(ALSO)}
+            raise LikenessError(f"The identity file {path.name!r} lacks {', '.join(missing)}: save the identity again.")
+        if version < 1 or not isinstance(outliers, list) or not _rows_fit(tensors):
+            raise damaged
+        also = {_plain(key.removeprefix(ALSO)): rows for key, rows in tensors.items() if key.startswith(ALSO)}
         count = len(tensors["boxes"])
         if not all(rows.dtype == torch.float32 and rows.ndim == 2 and len(rows) == count for rows in also.values()):
             raise damaged
-        if not isinstance(outliers, list) or not _rows_fit(tensors):
-            raise damaged
+        if fault := _fault(tensors, also):
+            raise LikenessError(f"The identity file {path.name!r} cannot be used, because {fault}: save it again.")
         return cls(
-            name=metadata.get("name", path.stem),
-            recogniser=metadata.get("recogniser") or None,
-            outliers=tuple(str(text) for text in outliers),
+            name=_plain(metadata.get("name", path.stem)) or "person",
+            recogniser=_plain(metadata.get("recogniser", "")) or None,
+            outliers=tuple(_plain(str(text)) for text in outliers[:MOST_OUTLIERS]),
             also=also,
             **{key: tensors[key] for key in _PER_PHOTO},
         )
@@ -226,6 +239,8 @@ def build_identity(
     in `outliers`, and left out if `leave_out`. Two photos that disagree are named and both kept, because nobody can
     tell which one is meant. None for the threshold asks no questions.
     """
+    if outlier_threshold is not None:
+        check_number(outlier_threshold, "The outlier threshold", -1, 1)
     if len(photos) != len(faces):
         raise LikenessError(f"There are {len(photos)} photos but {len(faces)} faces: choose one face for each photo.")
     chosen = [(number, photo, face) for number, (photo, face) in enumerate(zip(photos, faces, strict=True)) if face]
@@ -235,6 +250,12 @@ def build_identity(
     if len(recognisers) > 1:
         names = ", ".join(sorted(str(r) for r in recognisers))
         raise LikenessError(f"The faces were analysed by different recognisers ({names}): use one for all photos.")
+    for index, _, face in chosen:
+        if face.embedding is not None and not (np.isfinite(face.embedding).all() and face.embedding.any()):
+            raise LikenessError(
+                f"The recogniser {face.recogniser} gave no numbers for photo {index + 1}: leave this photo out, or "
+                "load the face analysis again."
+            )
     aligned = [face.keypoints is not None for _, _, face in chosen]
     with_points = [(photo, face.keypoints) for _, photo, face in chosen if all(aligned) and face.keypoints is not None]
     embedded = [face.embedding for _, _, face in chosen if face.embedding is not None]
@@ -263,9 +284,32 @@ def _rows(key: str, arrays: Sequence[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(arrays)).to(dtype)
 
 
-def _rows_fit(tensors: dict[str, torch.Tensor]) -> bool:
+def _fault(tensors: Mapping[str, torch.Tensor], also: Mapping[str, torch.Tensor]) -> str:
+    """Which values are impossible, as the rest of a sentence; '' where none is."""
+    for key, most in _LARGEST.items():
+        if not all_finite(tensors[key], most):
+            return f"its {key.replace('_', ' ')} hold values that are NaN, infinite or too large"
+    weights, sizes = tensors["weights"], tensors["photo_sizes"]
+    if bool((weights < 0).any()) or not float(weights.sum()) > 0:
+        return "the weights of its photos are negative or all zero"
+    if bool((sizes < 1).any()):
+        return "a photo of it has no size"
+    for embeddings in (tensors["embeddings"], *also.values()):
+        if not all_finite(embeddings, _LARGEST["embeddings"]):
+            return "its embeddings hold values that are NaN, infinite or too large"
+        if embeddings.shape[1] and not bool(embeddings.any(1).all()):
+            return "an embedding of it is all zeros, which is nobody"
+    return ""
+
+
+def _plain(text: str) -> str:
+    """A text out of a file on one line of a reasonable length: it stands in reports, logs and messages."""
+    return "".join(letter for letter in text if letter.isprintable())[:LONGEST_TEXT].strip()
+
+
+def _rows_fit(tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether every tensor has the dtype and the number and shape of rows that an identity has."""
-    count = len(tensors["boxes"])
+    count = len(tensors["boxes"]) if tensors["boxes"].ndim else 0
     for key, (dtype, shape) in _PER_PHOTO.items():
         tensor = tensors[key]
         own = tuple(tensor.shape[1:])

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from ..checks import first_not_finite
 from ..errors import LikenessError
 
 Weights = dict[str, torch.Tensor]
@@ -36,6 +37,10 @@ def read_weights(path: Path | str) -> Weights:
     weights = {str(key).removeprefix("module."): value for key, value in pairs if torch.is_tensor(value)}
     if not weights:
         raise LikenessError(f"The face model {path.name} holds no weights: download it again.")
+    if broken := first_not_finite(weights):
+        raise LikenessError(
+            f"The face model {path.name} holds values that are no numbers ({broken[:80]!r}): download it again."
+        )
     return weights
 
 

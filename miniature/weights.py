@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ..adapters import build
 from ..adapters.ip_adapter import IPAdapter
+from ..checks import first_not_finite
 from ..errors import LikenessError
 from ..faces.iresnet import IResNet
+from ..storage import write_whole
 from .networks import Module, Observer, build_judge, build_recogniser, build_text_encoder, build_unet, frozen
 
 FOLDER = Path(__file__).parent / "weights"
@@ -55,9 +57,8 @@ def save_weights(weights: dict[str, Tensor], file: Path) -> None:
     from safetensors.torch import save_file
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    save_file({key: (t.half() if t.is_floating_point() else t).contiguous() for key, t in weights.items()}, partial)
-    partial.replace(file)
+    halves = {key: (t.half() if t.is_floating_point() else t).contiguous() for key, t in weights.items()}
+    write_whole(file, lambda part: save_file(halves, part))
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -65,7 +66,10 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     with _explained(file):
-        return {key: t.float() if t.is_floating_point() else t for key, t in load_file(file).items()}
+        weights = load_file(file)
+        if broken := first_not_finite(weights):
+            raise ValueError(f"{broken} holds values that are no numbers")
+        return {key: t.float() if t.is_floating_point() else t for key, t in weights.items()}
 
 
 def _load(build: Callable[[], Module], file: Path) -> Module:

@@ -32,7 +32,7 @@ def finite(**numbers: float) -> None:
     """LikenessError naming the first input that is no number. Widgets give none, but linked inputs may."""
     for name, value in numbers.items():
         if not math.isfinite(value):
-            raise LikenessError(f"The input {name} is {value}, which is no number: give one such as 1.0.")
+            raise LikenessError(f"The input {name} is {value}: enter a number such as 1.0.")
 
 
 def named(value: Any, name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from likeness.adapters import BaseModel, Evidence, IPAdapter, Variant, build, load
 from likeness.adapters.effects import LowRank
@@ -313,3 +314,15 @@ def test_repository_files_are_recognised_by_path_objects(official, tmp_path):
     folder = tmp_path / "sub folder with ünïcode"
     path = official.write(folder / "adapter.safetensors", content(official, "sd15 base"))
     assert load(Path(path)).name == "adapter.safetensors"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_weights_that_are_no_numbers_are_refused_with_their_place(official, tmp_path, bad, where):
+    weights = {key: tensor.clone() for key, tensor in official.flat(content(official, "sd15 faceid")).items()}
+    key = list(weights)[0 if where == "first" else -1]
+    weights[key].view(-1)[-1] = bad
+    save_file(weights, tmp_path / "nan.safetensors")
+    with pytest.raises(LikenessError, match=r"'nan\.safetensors' holds values that are NaN or infinite \(in ") as caught:
+        load(tmp_path / "nan.safetensors")
+    assert key in str(caught.value)

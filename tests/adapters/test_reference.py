@@ -569,12 +569,33 @@ def test_one_reference_mask_each_is_understood(show):
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
 @pytest.mark.parametrize("options", [{}, {"layer_weights": "1:1"}, {"composition_images": pictures(1)}], ids=len)
 def test_a_weight_that_is_no_number_is_refused(show, weight, options):
-    assert "no number" in sentence(show("plus"), weight, images=pictures(1), **options)
+    assert "enter a number" in sentence(show("plus"), weight, images=pictures(1), **options)
 
 
-@pytest.mark.parametrize("name", ["composition_weight", "style_boost", "composition_boost", "structure", "sharpening"])
-def test_options_that_are_no_numbers_are_refused(show, name):
-    assert "no number" in sentence(show("plus"), images=pictures(1), **{name: float("nan")})
+NUMBERS = ("composition_weight", "style_boost", "composition_boost", "structure", "sharpening", "detail_share")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38, "1.0"])
+@pytest.mark.parametrize("name", [*NUMBERS, "detail_tiles"])
+def test_options_that_are_no_numbers_are_refused(show, name, value):
+    assert "enter a number" in sentence(show("plus"), images=pictures(1), **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("sharpening", -0.1), ("detail_share", 1.5), ("detail_tiles", 0)])
+def test_options_out_of_their_range_are_refused(show, name, value):
+    assert "enter a number from" in sentence(show("plus"), images=pictures(1), **{name: value})
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("-inf"), 1e38])
+def test_weights_of_pictures_that_are_no_numbers_are_refused(show, weight):
+    assert "enter a number" in sentence(show("plus"), images=pictures(1), picture_weights=(1.0, weight))
+
+
+def test_an_encoding_that_is_no_number_is_refused(show):
+    with pytest.raises(LikenessError, match="encoding of the reference holds values that are no numbers"):
+        ImageEmbeds(torch.full((1, 5, 8), float("nan")))
+    with pytest.raises(LikenessError, match="encoding of the reference"):
+        ImageEmbeds(torch.zeros(1, 5, 8), torch.full((1, 5, 8), float("inf")))
 
 
 @pytest.mark.parametrize("kind", [WeightType.STYLE_TRANSFER, WeightType.COMPOSITION_PRECISE])

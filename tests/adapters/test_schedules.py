@@ -104,7 +104,9 @@ def test_weights_are_read_from_commas_and_lines(text):
     assert parse_weights(text) == (1.0, 0.5)
 
 
-@pytest.mark.parametrize(("text", "named"), [("1, x", '"x"'), ("nan", '"nan"'), ("1 2", '"1 2"'), (" ,\n", "empty")])
+@pytest.mark.parametrize(
+    ("text", "named"), [("1, x", "'x'"), ("nan", "'nan'"), ("1 2", "'1 2'"), ("1e38", "'1e38'"), (" ,\n", "empty")]
+)
 def test_weights_that_are_no_numbers_are_named(text, named):
     with pytest.raises(LikenessError, match=named):
         parse_weights(text)

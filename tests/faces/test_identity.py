@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 
+import bad_values
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,6 +77,59 @@ def test_a_stranger_among_the_photos_is_named_by_number_and_left_out():
     assert not build_identity([PHOTO] * 5, faces, outlier_threshold=None).outliers
 
 
+def test_photos_are_judged_by_the_one_most_like_all_others_whatever_their_order():
+    """The stranger comes first: judged against the first photo everybody else would be left out."""
+    people = [[0, -1, 2], [1, 0.1, 0], [1, 0, 0.1], [1, 0.1, 0.1]]
+    for first in range(4):
+        faces = [face(e) for e in people[first:] + people[:first]]
+        identity = build_identity([PHOTO] * 4, faces)
+        stranger = (4 - first) % 4 + 1
+        assert len(identity) == 3 and [text.split()[1] for text in identity.outliers] == [str(stranger)]
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), -1.5, 2.0, 10**400, "0.25"])
+def test_a_threshold_that_keeps_everybody_or_nobody_in_silence_is_refused(threshold):
+    with pytest.raises(LikenessError, match=r"The outlier threshold is .*from -1 to 1"):
+        build_identity([PHOTO], [face([1.0])], outlier_threshold=threshold)
+
+
+@pytest.mark.parametrize("bad", [[1.0, float("nan")], [float("inf"), 0.0], [0.0, 0.0]])
+def test_a_recogniser_that_gives_no_numbers_makes_nobody(bad):
+    with pytest.raises(LikenessError, match="recogniser buffalo_l gave no numbers for photo 3"):
+        build_identity([PHOTO] * 3, [face([1.0, 0.0]), None, face(bad)])
+
+
+IMPOSSIBLE = {
+    "embeddings": (float("nan"), float("inf"), 1e30),
+    "weights": (float("nan"), float("inf"), -1.0, 1e30),
+    "keypoints": (float("nan"), float("-inf"), 1e30),
+    "boxes": (float("nan"), float("inf")),
+    "photo_sizes": (0, -5),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in IMPOSSIBLE.items() for value in values])
+def test_nobody_is_made_of_impossible_values_or_read_from_them(tmp_path, name, value):
+    identity = person([3, 4, 0], [0, 5, 0], name="Ada")
+    changed = getattr(identity, name).clone()
+    changed.view(-1)[-1] = value
+    with pytest.raises(LikenessError, match=r"The identity 'Ada' cannot be used, because"):
+        replace(identity, **{name: changed})
+    getattr(identity, name).copy_(changed)  # behind its back
+    with pytest.raises(LikenessError, match=r"cannot be used"):
+        identity.check()
+    file = identity.save(tmp_path / "ada.safetensors")
+    with pytest.raises(LikenessError, match=r"The identity file 'ada\.safetensors' cannot be used, because"):
+        Identity.load(file)
+
+
+def test_weights_that_leave_nobody_and_embeddings_of_nobody_are_refused():
+    with pytest.raises(LikenessError, match="all zero"):
+        replace(person([1.0]), weights=torch.zeros(1))
+    with pytest.raises(LikenessError, match="nobody"):
+        replace(person([1.0, 0.0]), embeddings=torch.zeros(1, 2))
+
+
 def test_of_two_photos_that_disagree_none_is_left_out():
     identity = build_identity([PHOTO] * 2, [face([1, 0]), face([0, 1])])
     assert len(identity) == 2 and "photos 1 and 2" in identity.outliers[0]
@@ -136,7 +192,7 @@ def test_a_file_is_never_overwritten(tmp_path):
 
 def test_other_files_are_refused_by_name(tmp_path):
     path = tmp_path / "x.safetensors"
-    with pytest.raises(LikenessError, match=r"x\.safetensors does not exist"):
+    with pytest.raises(LikenessError, match=r"x\.safetensors' does not exist"):
         Identity.load(path)
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(LikenessError, match="is no identity"):
@@ -166,11 +222,98 @@ def test_truncated_newer_and_incomplete_files_are_refused(tmp_path):
             Identity.load(tmp_path / "odd.safetensors")
 
 
-def test_rows_that_do_not_belong_together_are_refused(tmp_path):
-    identity = person([1.0, 0.0], [0.0, 1.0])
-    path = replace(identity, weights=torch.ones(3)).save(tmp_path / "a.safetensors")
+def parts(identity: Identity) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """What the file of an identity holds."""
+    content = safetensors.torch.load(written(identity))
+    header = json.loads(written(identity)[8:].split(b"}}")[0] + b"}}")
+    return content, header["__metadata__"]
+
+
+def written(identity: Identity) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return identity.save(Path(folder) / "a.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": torch.ones(3)},
+        {"weights": torch.ones(2, dtype=torch.float64)},
+        {"weights": torch.ones(2, 1)},
+        {"boxes": torch.tensor(1.0)},
+        {"boxes": torch.zeros(0, 4)},
+        {"boxes": torch.zeros(2, 5)},
+        {"embeddings": torch.ones(2)},
+        {"aligned": torch.zeros(1, 224, 224, 3, dtype=torch.uint8)},
+        {"heads": torch.zeros(2, 8, 8, 3, dtype=torch.uint8)},
+        {"photo_sizes": torch.ones(2, 2)},
+    ],
+)
+def test_rows_that_do_not_belong_together_are_refused(tmp_path, change):
+    tensors, metadata = parts(person([1.0, 0.0], [0.0, 1.0]))
+    save_file(tensors | change, tmp_path / "a.safetensors", metadata)
     with pytest.raises(LikenessError, match="damaged"):
+        Identity.load(tmp_path / "a.safetensors")
+
+
+def test_texts_of_a_file_are_plain_and_short(tmp_path):
+    tensors, metadata = parts(person([1.0]))
+    hostile = {
+        "name": "a\n\x1b[2J\0" + "x" * 100_000,
+        "recogniser": "buffalo_l\n",
+        "outliers": json.dumps(["y\r\n" * 10_000, 3, None]),
+    }
+    save_file(tensors, tmp_path / "a.safetensors", metadata | hostile)
+    loaded = Identity.load(tmp_path / "a.safetensors")
+    assert loaded.recogniser == "buffalo_l" and loaded.name.startswith("a[2Jx") and len(loaded.outliers) == 3
+    for text in (loaded.name, *loaded.outliers):
+        assert text.isprintable() and len(text) <= 300
+    for metadata_only in ({"outliers": "[" * 100_000}, {"version": "-1"}, {"version": "9" * 5000}, {"version": "0"}):
+        save_file(tensors, tmp_path / "b.safetensors", metadata | metadata_only)
+        with pytest.raises(LikenessError, match="damaged"):
+            Identity.load(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("name", [name for name in bad_values.FILES if name != "unreadable"])
+def test_what_is_no_file_is_no_identity(tmp_path, name):
+    path = tmp_path / "a.safetensors"
+    bad_values.FILES[name](path)
+    with pytest.raises(LikenessError, match=r"a\.safetensors"):
         Identity.load(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"boxes":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,16]}}',
+        b'{"boxes":{"dtype":"F32","shape":[1,4],"data_offsets":[0,16]},'
+        b'"boxes":{"dtype":"F32","shape":[1,4],"data_offsets":[0,16]},"__metadata__":{"format":"likeness.identity"}}',
+        b'{"__metadata__":{"format":["likeness.identity"]}}',
+        b'{"boxes":{"dtype":"F4","shape":[1,4],"data_offsets":[0,16]}}',
+        b"[" * 10_000,
+    ],
+)
+def test_crafted_headers_are_refused(tmp_path, header):
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(LikenessError, match=r"a\.safetensors"):
+        Identity.load(tmp_path / "a.safetensors")
+
+
+SMALL = written(person([1.0, 2.0]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 1500))
+def test_a_damaged_file_is_read_or_refused_in_one_sentence(tmp_path_factory, changes, length):
+    content = bytearray(SMALL)
+    for place, byte in changes:
+        content[place] = byte
+    file = tmp_path_factory.mktemp("damaged") / "a.safetensors"
+    file.write_bytes(content[:length] if length < 1000 else content)
+    try:
+        Identity.load(file).check()
+    except LikenessError as error:
+        assert "a.safetensors" in str(error)
 
 
 # --- several

@@ -71,7 +71,7 @@ def test_strengths_of_either_sign_are_heard(world, plain, weight):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_inputs_that_are_no_numbers_are_refused(world, name, value):
     text = sentence(world.apply, world.adapter("faceid"), person(), **{name: value})
-    assert "no number" in text and ("strength" if name == "weight" else name) in text
+    assert "enter a number" in text and ("strength" if name == "weight" else name) in text
 
 
 def test_the_window_is_kept(world, plain):
@@ -143,4 +143,4 @@ def test_scaling_multiplies_every_identity(world, plain):
     assert "connect it after Apply Identity" in sentence(
         world.run, "LikenessScaleIdentities", model=world.model, factor=1.0
     )
-    assert "no number" in sentence(world.run, "LikenessScaleIdentities", model=full, factor=float("nan"))
+    assert "enter a number" in sentence(world.run, "LikenessScaleIdentities", model=full, factor=float("nan"))

@@ -107,7 +107,7 @@ def test_embeds_combine(world, method, rows):
 def test_combining_and_encoding_check_their_words(world):
     assert "'most'" in sentence(world.run, "LikenessCombineEmbeds", embeds_1=encoded(world), method="most")
     assert "'round'" in sentence(encoded, world, crop="round")
-    assert "no number" in sentence(encoded, world, weight=float("nan"))
+    assert "enter a number" in sentence(encoded, world, weight=float("nan"))
 
 
 def test_encoding_masks_weighs_and_refuses(world):

@@ -91,4 +91,4 @@ def test_weights_per_picture_that_are_none_are_refused(world, value):
     "name", ["weight_faceidv2", "weight_composition", "precise_boost", "sharpening", "detail_share"]
 )
 def test_options_that_are_no_numbers_are_refused(world, name):
-    assert "no number" in sentence(world.options, **{name: float("nan")})
+    assert "enter a number" in sentence(world.options, **{name: float("nan")})

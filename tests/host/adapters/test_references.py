@@ -73,4 +73,4 @@ def test_helpers_refuse_pictures_and_words_that_are_none(world):
         assert "empty" in sentence(world.run, node, image=torch.zeros(0, 8, 8, 3))
         assert "'odd'" in sentence(world.run, node, image=pictures(), **{word: "odd"})
     assert "'odd'" in sentence(world.run, "LikenessPrepareReference", image=pictures(), interpolation="odd")
-    assert "no number" in sentence(world.run, "LikenessReferenceNoise", image=pictures(), strength=float("nan"))
+    assert "enter a number" in sentence(world.run, "LikenessReferenceNoise", image=pictures(), strength=float("nan"))
