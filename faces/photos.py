@@ -6,7 +6,7 @@ import logging
 import math
 import stat
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 GREY = 0.5  # behind transparent pixels
-PICTURE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif"}
-)
+_SUFFIXES = "png apng jpg jpeg jpe jfif mpo webp bmp tif tiff gif avif heic heif hif"
+PICTURE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 MOST_PIXELS = 25_000_000  # of a photo in memory, 75 MB; larger ones are made smaller while they are decoded
+_ANIMATED = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")  # not phones' JPEG, whose further pictures are of the same moment
 LARGEST_FILE = 178_956_970  # pixels; Pillow refuses more by default, and hosts that lift its limit have none
 
 
@@ -74,6 +74,7 @@ class PhotoFile:
 
     rgb: np.ndarray  # (H, W, 3) uint8, transparent parts on mid grey, at most `MOST_PIXELS`
     alpha: np.ndarray | None  # (H, W) uint8, 255 where the picture is opaque; None where nothing is transparent
+    is_animated: bool = False  # it has further frames or pages, which nobody sees
 
 
 def read_photo(path: Path) -> np.ndarray:
@@ -107,7 +108,8 @@ def read_photo_file(path: Path) -> PhotoFile:
         with opened as picture:
             if picture.width * picture.height > LARGEST_FILE:
                 raise _too_large(name)
-            return _decoded(picture, name)
+            is_animated = _is_animated(picture)
+            return replace(_decoded(picture, name), is_animated=is_animated)
     except LikenessError:
         raise
     except FileNotFoundError as error:
@@ -178,6 +180,13 @@ def _register_heic(name: str) -> None:
             "save the picture as JPEG."
         ) from None
     register_heif_opener()
+
+
+def _is_animated(picture: Image) -> bool:
+    try:
+        return picture.format in _ANIMATED and bool(getattr(picture, "is_animated", False))
+    except Exception:  # a damaged second frame costs nothing
+        return False
 
 
 def _decoded(picture: Image, name: str) -> PhotoFile:
