@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -18,6 +17,7 @@ from .. import models_download
 from ..errors import LikenessError
 from ..faces import FaceParser, adopt_analysis, load_parser, to_photos
 from ..faces.identity import OUTLIER_COSINE, Identity
+from ..storage import check_folder
 from ..training.captions import parse_templates
 from ..training.dataset import (
     LEAST_SHARPNESS,
@@ -30,9 +30,9 @@ from ..training.dataset import (
     build_dataset,
     fingerprint,
 )
-from ..training.dataset_folder import NOTICE, is_dataset, load_dataset, place_for, save_dataset
+from ..training.dataset_folder import NOTICE, is_dataset, load_dataset, place_for, safe_name, save_dataset
 from ..training.dataset_sheet import sheet
-from ..training.photo_files import Photo, read_folder
+from ..training.photo_files import Photo, PhotoFolder, files_below, read_folder
 from .choices import choices, finite, member, must_exist, named
 from .progress import counter
 from .schema import DatasetSocket, FaceAnalysisSocket, IdentitySocket, advanced, schema
@@ -74,13 +74,20 @@ def find_folder(name: str) -> Path:
             f"The folder {name!r} lies outside of ComfyUI's input and output folders: copy the photos into "
             f"{roots[0]} and name the folder there."
         )
-    found = next((path for path in inside if path.is_dir()), None)
+    found = next((path for path in inside if _is_folder(path)), None)
     if found is None:
         raise LikenessError(
             f"The folder {name!r} was not found in {roots[0]}, nor among the datasets in {roots[1]}: put the photos "
             "into a folder there."
         )
     return found
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or no text
+        return False
 
 
 def parsers() -> list[str]:
@@ -271,9 +278,12 @@ class PortraitDataset(io.ComfyNode):
         if isinstance(save_as, str) and save_as.strip():
             places += sorted(dataset_root().glob(f"{_escaped(save_as.strip())}*"))
         digest = hashlib.sha256()
-        for path in (file for place in places if place.is_dir() for file in sorted(place.iterdir())):
-            state = path.stat()
-            digest.update(f"{path} {state.st_mtime_ns} {state.st_size}\n".encode())
+        for path in (file for place in places for file in files_below(place)):
+            try:
+                state = path.stat()
+            except OSError:  # it is gone, or a link that leads nowhere
+                continue
+            digest.update(f"{path!r} {state.st_mtime_ns} {state.st_size}\n".encode())
         return digest.hexdigest()
 
     @classmethod
@@ -335,15 +345,13 @@ def _parser(masks: str) -> FaceParser | None:
     return None if file is None else load_parser(file)
 
 
-def _photos(place: Path | None, image: torch.Tensor | None) -> tuple[list[Photo], Sequence[str]]:
-    """All photos that were given, and sentences about files that cannot be read."""
-    photos, unreadable = [], []
+def _photos(place: Path | None, image: torch.Tensor | None) -> PhotoFolder:
+    """All photos that were given, and sentences about files that are not used."""
+    photos = []
     if image is not None:
         photos = [Photo(f"image {number}", pixels) for number, pixels in enumerate(to_photos(image), 1)]
-    if place is not None:
-        found = read_folder(place)
-        photos, unreadable = [*photos, *found.photos], found.unreadable
-    return photos, unreadable
+    found = PhotoFolder([], [], []) if place is None else read_folder(place)
+    return replace(found, photos=[*photos, *found.photos])
 
 
 def _make(
@@ -362,14 +370,19 @@ def _make(
             f"The input 'identity' holds a {type(identity).__name__}, not an identity of this pack: connect Identity "
             "from Photos or Load Identity."
         )
-    photos, unreadable = _photos(place, image)
     where, made_from = None, ""
     if save_as:
-        made_from = fingerprint(photos, settings, analysis, parser, identity)
+        safe_name(save_as)  # before the photos are read
+    found = _photos(place, image)
+    if save_as:
+        made_from = fingerprint(found.photos, settings, analysis, parser, identity)
         where, is_there = place_for(dataset_root(), save_as, made_from)
         if is_there:
-            return load_dataset(where)
-    dataset = build_dataset(photos, settings, analysis, parser, identity, unreadable, counter(2 * len(photos)))
+            saved = load_dataset(where)
+            return replace(saved, remarks=(*saved.remarks, *found.unreadable, *found.notes))
+        check_folder(dataset_root(), "The folder of datasets")
+    count = counter(2 * len(found.photos))
+    dataset = build_dataset(found.photos, settings, analysis, parser, identity, found.unreadable, count, found.notes)
     if where is None:
         return dataset
     save_dataset(dataset, where, made_from)

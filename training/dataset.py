@@ -10,8 +10,8 @@ Every photo is judged before any is refused, so that a user hears of all problem
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -25,7 +25,8 @@ from ..faces.align import clip_box
 from ..faces.analysis import SMALLEST_PHOTO
 from ..faces.identity import OUTLIER_COSINE
 from ..faces.parsing import part_mask
-from .captions import SLOT, check_captions, check_trigger, fill, person_templates, style_templates
+from ..faces.photo_list import names_of
+from .captions import SLOT, check_captions, check_trigger, fill, person_templates, renamed, style_templates
 from .examples import Example
 from .masks import FACE_PARTS
 from .names import check_phrase
@@ -36,6 +37,7 @@ SMALLEST_FACE = 64  # pixels of the photo; a smaller face teaches mostly interpo
 LEAST_SHARPNESS = 15.0  # a face of 120 pixels, in focus 150 to 800, blurred by 2 pixels 5 to 9
 ENLARGED = 1.5  # times, from which it is worth a remark
 SMALL_SHARE = 0.15  # of the picture's side, below which a face teaches little
+LEARNED = 1 / 1024  # the smallest face of a photo, in shares of the picture that is trained on; 32 pixels of 512
 BYSTANDER = 0.25  # of the face's side, from which somebody else in the picture counts
 
 
@@ -109,12 +111,19 @@ class Sample:
     crop: tuple[int, int] = (0, 0)  # (top, left) in the photo once it is scaled
     keypoints: np.ndarray | None = None  # (5, 2) float32
     remarks: tuple[str, ...] = ()
+    repeats: int = 1  # how often it is shown while others are shown once
+    is_captioned: bool = False  # by its user, not by a template
+
+    @property
+    def shows_face(self) -> bool:
+        """Whether the mask says where a face is."""
+        return self.mask is not None and bool((self.mask > 127).any())
 
     def example(self) -> Example:
         """As the engine takes it."""
         mask = None if self.mask is None else torch.from_numpy(self.mask)[None].float() / 255
         pixels = torch.from_numpy(self.pixels).permute(2, 0, 1).float() / 127.5 - 1
-        return Example(pixels.contiguous(), self.caption, mask, self.original_size, self.crop)
+        return Example(pixels.contiguous(), self.caption, mask, self.original_size, self.crop, self.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +151,15 @@ class Dataset:
         return len(self.samples)
 
     def examples(self) -> list[Example]:
-        """Every picture as the engine takes it."""
-        return [sample.example() for sample in self.samples]
+        """Every picture as the engine takes it, once for each of its repeats."""
+        return [example for sample in self.samples for example in [sample.example()] * sample.repeats]
+
+    def called(self, word: str) -> Dataset:
+        """The same pictures with another word in the trigger's place."""
+        if word == self.trigger:
+            return self
+        samples = (replace(sample, caption=renamed(sample.caption, self.trigger, word)) for sample in self.samples)
+        return replace(self, trigger=word, samples=tuple(samples))
 
     def digest(self) -> str:
         """Tells datasets apart by what a training sees of them: pictures, masks, captions, words."""
@@ -153,15 +169,17 @@ class Dataset:
             digest.update(np.ascontiguousarray(sample.pixels).data)
             if sample.mask is not None:
                 digest.update(np.ascontiguousarray(sample.mask).data)
+            if sample.repeats > 1:
+                digest.update(repr(sample.repeats).encode())
         return digest.hexdigest()
 
     def require_masks(self) -> None:
         """LikenessError naming the pictures without a mask (for a person: without a white pixel in it)."""
         person = self.kind is DatasetKind.PERSON
-        lacking = [s.name for s in self.samples if s.mask is None or (person and not s.mask.any())]
+        lacking = [s.name for s in self.samples if s.mask is None or (person and not s.shows_face)]
         if lacking:
             raise LikenessError(
-                f"{', '.join(lacking[:5])} has no face mask, which this training needs: connect a face analysis to "
+                f"{names_of(lacking)} has no face mask, which this training needs: connect a face analysis to "
                 "Portrait Dataset, paint the mask yourself, or leave the picture out."
             )
 
@@ -183,9 +201,12 @@ class Dataset:
 
 @dataclass
 class Finding:
-    """What is known of one photo. `problems` make it unfit, `remarks` do not."""
+    """What is known of one photo without its pixels. `problems` make it unfit, `remarks` do not."""
 
     photo: Photo
+    size: tuple[int, int]  # (height, width)
+    frame: Frame  # what is used of it
+    looks: Looks
     face: Face | None = None
     others: list[Face] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -197,29 +218,45 @@ def look_at(
     photo: Photo, number: int, settings: Settings, analysis: FaceAnalysis | None, reference: Tensor | None
 ) -> Finding:
     """Find the meant face of a photo and judge the photo by itself. reference: (D,), whom to look for."""
-    finding = Finding(photo, remarks=list(photo.remarks))
-    is_person = settings.kind is DatasetKind.PERSON
-    if min(photo.pixels.shape[:2]) < SMALLEST_PHOTO:
-        finding.problems.append(f"it has only {photo.pixels.shape[1]}x{photo.pixels.shape[0]} pixels")
-        return finding
-    if analysis is not None:
-        search = analysis.search(photo.pixels, number)
+    pixels, mask, face, others = photo.pixels, photo.mask, None, []
+    size = pixels.shape[0], pixels.shape[1]
+    is_person, is_tiny = settings.kind is DatasetKind.PERSON, min(size) < SMALLEST_PHOTO
+    if analysis is not None and not is_tiny:
+        search = analysis.search(pixels, number)
         if search.faces:
-            finding.face, *finding.others = _in_order(search.faces, reference)
-    if finding.face is None and photo.mask is not None and photo.mask.any():
-        finding.face = _masked(photo.mask)
-    if finding.face is None and is_person:
-        finding.problems.append("no face was found in it")
-    if finding.face is not None and is_person:
-        width, height = _sides(finding.face)
-        if min(width, height) < settings.smallest_face:
-            finding.problems.append(
-                f"its face is too small ({width:.0f}x{height:.0f} pixels, {settings.smallest_face} are needed)"
-            )
-    subject = _cut(photo.pixels, finding.face.box) if is_person and finding.face is not None else photo.pixels
+            face, *others = _in_order(search.faces, reference)
+    if face is None and mask is not None and mask.any() and not is_tiny:
+        face = _masked(mask)
+    frame = frame_of(size, face, settings)
+    finding = Finding(photo, size, frame, Looks.of(pixels), face, others, remarks=list(photo.remarks))
+    if is_tiny:
+        finding.problems.append(f"it has only {size[1]}x{size[0]} pixels")
+        return finding
+    if is_person:
+        finding.problems += _about_the_face(finding, mask, settings)
+    subject = _cut(pixels, face.box) if is_person and face is not None else pixels
     if (sharp := sharpness(subject)) < settings.least_sharpness:
         finding.problems.append(f"it is blurred (sharpness {sharp:.0f}, {settings.least_sharpness:.0f} is needed)")
     return finding
+
+
+def _about_the_face(finding: Finding, mask: np.ndarray | None, settings: Settings) -> Iterator[str]:
+    """What is wrong with a person's face, in the photo and in what is left of it once it is cropped and scaled."""
+    if finding.face is None:
+        yield "no face was found in it"
+        return
+    width, height = _sides(finding.face)
+    down, across = finding.frame.scale
+    needed = settings.smallest_face * settings.resolution * LEARNED
+    if min(width, height) < settings.smallest_face:
+        yield f"its face is too small ({width:.0f}x{height:.0f} pixels, {settings.smallest_face} are needed)"
+    elif min(width * across, height * down) < needed:
+        yield (
+            f"only {width * across:.0f}x{height * down:.0f} pixels of its face are left at this resolution "
+            f"({needed:.0f} are needed): '{Framing.HEAD.value}' crops closer"
+        )
+    if mask is not None and mask.any() and not (finding.frame.cut(mask) > 127).any():
+        yield "its mask lies outside of the crop around its face"
 
 
 def _masked(mask: np.ndarray) -> Face:
@@ -251,14 +288,13 @@ def _cut(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 def judge_copies(findings: Sequence[Finding]) -> None:
     """Mark every photo that is a copy of an earlier one."""
-    kept: list[tuple[Finding, Looks]] = []
+    kept: list[Finding] = []
     for finding in findings:
-        looks = Looks.of(finding.photo.pixels)
-        original = next((other for other, its in kept if looks.is_copy_of(its, _cosine(finding, other))), None)
+        original = next((o for o in kept if finding.looks.is_copy_of(o.looks, _cosine(finding, o))), None)
         if original is not None:
             finding.problems.append(f"it is almost the same picture as {original.photo.name}")
         else:
-            kept.append((finding, looks))
+            kept.append(finding)
 
 
 def _cosine(one: Finding, other: Finding) -> float | None:
@@ -394,11 +430,11 @@ def mask_of(
     Of the meant face for a person, of all faces for a style, which is none of theirs. All 0 where there is no face,
     None where nobody has looked for one.
     """
-    if finding.photo.mask is not None:
-        return finding.photo.mask
+    if (own := finding.photo.mask) is not None:
+        return own
     if finding.face is None and not analysed:
         return None
-    mask = np.zeros(finding.photo.pixels.shape[:2], np.uint8)
+    mask = np.zeros(finding.size, np.uint8)
     others = finding.others if kind is DatasetKind.STYLE else []
     for face in [finding.face, *others]:
         if face is not None:
@@ -407,13 +443,12 @@ def mask_of(
 
 
 def _mask_of_face(finding: Finding, face: Face, parser: FaceParser | None) -> np.ndarray:
-    pixels = finding.photo.pixels
     if parser is not None and face.keypoints is not None:
-        parsed = part_mask(parse_face(parser, pixels, face.keypoints), FACE_PARTS)
+        parsed = part_mask(parse_face(parser, finding.photo.pixels, face.keypoints), FACE_PARTS)
         if parsed.any():
             return parsed.astype(np.uint8) * 255
         finding.remarks.append("the face parser saw no face; its mask is an ellipse")
-    return ellipse_mask((pixels.shape[0], pixels.shape[1]), face)
+    return ellipse_mask(finding.size, face)
 
 
 # --- all of it
@@ -427,17 +462,19 @@ def build_dataset(
     identity: Identity | None = None,
     unreadable: Sequence[str] = (),
     after_each: Callable[[], Any] = lambda: None,
+    notes: Sequence[str] = (),
 ) -> Dataset:
     """The dataset of these photos. identity: the person meant, where photos show several people.
 
-    unreadable: sentences about pictures that could not be opened. `after_each` is called twice for every photo, for
-    progress and cancelling. Raises LikenessError when nothing is left, when a caption lacks the trigger word, when
-    people are mixed beyond telling, or, with `Unfit.STOP`, when any photo is unfit; all photos are named together.
+    unreadable: sentences about pictures that could not be opened; notes: about other files. `after_each` is called
+    twice for every photo, for progress and cancelling. Raises LikenessError when nothing is left, when a caption lacks
+    the trigger word, when people are mixed beyond telling, or, with `Unfit.STOP`, when any photo is unfit; all photos
+    are named together.
     """
     if not photos:
         raise LikenessError("There is no picture to train on: connect images, or name a folder with photos.")
     reference = _reference(identity, analysis)
-    if settings.kind is DatasetKind.PERSON and analysis is None and any(photo.mask is None for photo in photos):
+    if settings.kind is DatasetKind.PERSON and analysis is None and not all(photo.has_mask for photo in photos):
         raise LikenessError(
             "Nobody can look for faces in the photos of a person: connect a face analysis, or put a mask beside every "
             "picture (anna.mask.png for anna.jpg)."
@@ -457,13 +494,12 @@ def build_dataset(
         )
     samples, left_out = [], []
     for finding in findings:
-        frame = frame_of(finding.photo.pixels.shape[:2], finding.face, settings)
+        pixels = finding.photo.pixels  # kept while the photo is worked on
         if finding.problems and settings.unfit is not Unfit.KEEP:
-            pixels = frame.cut(finding.photo.pixels)
-            left_out.append(LeftOut(finding.photo.name, pixels, tuple(finding.problems)))
+            left_out.append(LeftOut(finding.photo.name, finding.frame.cut(pixels), tuple(finding.problems)))
         else:
             mask = mask_of(finding, settings.kind, parser, analysis is not None)
-            samples.append(_sample(finding, frame, mask, settings, len(samples)))
+            samples.append(_sample(finding, pixels, mask, settings, len(samples)))
         after_each()
     if not samples:
         raise LikenessError(
@@ -476,7 +512,7 @@ def build_dataset(
         class_word=settings.class_word,
         samples=tuple(samples),
         left_out=tuple(left_out),
-        remarks=(*_about_the_whole(samples), *unreadable),
+        remarks=(*_about_the_whole(samples), *unreadable, *notes),
     )
 
 
@@ -493,25 +529,27 @@ def _reference(identity: Identity | None, analysis: FaceAnalysis | None) -> Tens
     return identity.mean_embedding()
 
 
-def _sample(finding: Finding, frame: Frame, mask: np.ndarray | None, settings: Settings, number: int) -> Sample:
-    photo, face = finding.photo, finding.face
+def _sample(finding: Finding, pixels: np.ndarray, mask: np.ndarray | None, settings: Settings, number: int) -> Sample:
+    photo, face, frame = finding.photo, finding.face, finding.frame
     remarks = [*(f"unfit but kept: {problem}" for problem in finding.problems), *finding.remarks]
     remarks += _about_the_crop(finding, frame, settings)
     down, across = frame.scale
     return Sample(
         name=photo.name,
-        pixels=frame.cut(photo.pixels),
+        pixels=frame.cut(pixels),
         mask=None if mask is None else frame.cut(mask),
         caption=fill(photo.caption or settings.template(number), settings.trigger),
-        original_size=(photo.pixels.shape[0], photo.pixels.shape[1]),
+        original_size=finding.size,
         crop=(round(frame.top * down), round(frame.left * across)),
         keypoints=None if face is None or face.keypoints is None else frame.points(face.keypoints),
         remarks=tuple(remarks),
+        repeats=photo.repeats,
+        is_captioned=photo.caption is not None,
     )
 
 
 def _about_the_crop(finding: Finding, frame: Frame, settings: Settings) -> list[str]:
-    remarks = []
+    remarks = [f"shown {finding.photo.repeats} times as often as others"] if finding.photo.repeats > 1 else []
     if (enlarged := max(frame.scale)) > ENLARGED:
         remarks.append(f"enlarged {enlarged:.1f} times: a larger photo shows more detail")
     if finding.face is None:
@@ -554,8 +592,11 @@ def fingerprint(
     if identity is not None and identity.has_embeddings:
         digest.update(identity.mean_embedding().numpy().tobytes())
     for photo in photos:
-        digest.update(repr((photo.name, photo.caption, photo.pixels.shape)).encode())
-        digest.update(np.ascontiguousarray(photo.pixels).data)
-        if photo.mask is not None:
-            digest.update(np.ascontiguousarray(photo.mask).data)
+        pixels, mask = photo.pixels, photo.mask
+        digest.update(repr((photo.name, photo.caption, pixels.shape)).encode())
+        digest.update(np.ascontiguousarray(pixels).data)
+        if mask is not None:
+            digest.update(np.ascontiguousarray(mask).data)
+        if photo.repeats > 1:
+            digest.update(repr(photo.repeats).encode())
     return digest.hexdigest()[:32]

@@ -10,23 +10,31 @@ A folder is written once and never again: what is in it belongs to the user. Del
 
 from __future__ import annotations
 
-import itertools
 import json
+import os
 import re
 import shutil
 import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import LikenessError
-from .captions import check_captions, fill
+from ..faces.photo_list import list_photos, names_of
+from ..storage import check_name, free_names, write_whole
+from .captions import check_captions, check_trigger, fill
 from .dataset import Dataset, DatasetKind, Sample
-from .photo_files import CAPTION_SUFFIX, MASK_SUFFIX, picture_files, read_caption, read_mask, read_picture
+from .names import check_phrase
+from .photo_files import CAPTION_SUFFIX, MASK_SUFFIX, MOST_REPEATS, read_caption, read_mask, read_picture
 
 INDEX = "dataset.json"
 FORMAT, VERSION = "likeness.dataset", 1
+_UNFINISHED, _ABANDONED = ".unfinished_", 3600.0  # folders being written; seconds after which nobody does
 NOTICE = "This folder holds photos of a person: share it only with that person's consent."
 
 
@@ -36,10 +44,9 @@ def place_for(root: Path, name: str, made_from: str) -> tuple[Path, bool]:
     That is `name`, or `name_2` ... when the name is taken by something that was not made from the same
     (`dataset.fingerprint`).
     """
-    stem = safe_name(name)
-    for number in itertools.count(1):
-        folder = root / (stem if number == 1 else f"{stem}_{number}")
-        if not folder.exists():
+    for candidate in free_names(safe_name(name), ""):
+        folder = root / candidate
+        if not os.path.lexists(folder):
             return folder, False
         if _made_from(folder) == made_from:
             return folder, True
@@ -47,17 +54,17 @@ def place_for(root: Path, name: str, made_from: str) -> tuple[Path, bool]:
 
 
 def safe_name(name: str) -> str:
-    """The name of a folder without spaces around it. LikenessError when it would lead elsewhere."""
+    """The name of a folder without spaces around it. LikenessError when it would lead elsewhere, or be hidden."""
     stem = name.strip()
-    if not re.fullmatch(r"[^\\/:*?\"<>|\0]+", stem) or stem.startswith("."):
-        raise LikenessError(f"The name {name!r} cannot be a folder's: use letters, digits, spaces, - and _.")
-    return stem
+    if stem.startswith("."):
+        raise LikenessError(f"The name {name!r} starts with a dot, which hides a folder: leave the dot out.")
+    return check_name(stem, "The name")
 
 
 def _made_from(folder: Path) -> str | None:
     try:
         return json.loads((folder / INDEX).read_text(encoding="utf-8")).get("made from")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
 
 
@@ -70,18 +77,21 @@ def save_dataset(dataset: Dataset, folder: Path, made_from: str = "") -> Path:
     """Write a new folder, all at once or not at all. LikenessError when it exists or cannot be written."""
     from PIL import Image
 
-    if folder.exists():
+    if os.path.lexists(folder):
         raise LikenessError(f"The folder '{folder.name}' exists already: choose another name.")
     stems = [f"{number:03d}_{_plain(sample.name)}" for number, sample in enumerate(dataset.samples, 1)]
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".unfinished_", dir=folder.parent))
+        _sweep(folder.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder.parent))
         for stem, sample in zip(stems, dataset.samples, strict=True):
-            Image.fromarray(sample.pixels).save(temporary / f"{stem}.png")
-            (temporary / f"{stem}{CAPTION_SUFFIX}").write_text(sample.caption + "\n", encoding="utf-8")
+            write_whole(temporary / f"{stem}.png", partial(Image.fromarray(sample.pixels).save, format="png"))
+            write_whole(temporary / f"{stem}{CAPTION_SUFFIX}", partial(_write_text, sample.caption + "\n"))
             if sample.mask is not None:
-                Image.fromarray(sample.mask).save(temporary / f"{stem}{MASK_SUFFIX}")
+                write_whole(
+                    temporary / f"{stem}{MASK_SUFFIX}", partial(Image.fromarray(sample.mask).save, format="png")
+                )
         index = {
             "format": FORMAT,
             "version": VERSION,
@@ -93,7 +103,7 @@ def save_dataset(dataset: Dataset, folder: Path, made_from: str = "") -> Path:
             "left out": [{"photo": Path(p.name).name, "reasons": list(p.reasons)} for p in dataset.left_out],
             "samples": [_record(stem, sample) for stem, sample in zip(stems, dataset.samples, strict=True)],
         }
-        (temporary / INDEX).write_text(json.dumps(index, ensure_ascii=False, indent=1), encoding="utf-8")
+        write_whole(temporary / INDEX, partial(_write_text, json.dumps(index, ensure_ascii=False, indent=1)))
         temporary.chmod(0o755)
         temporary.rename(folder)
     except OSError as error:
@@ -105,6 +115,20 @@ def save_dataset(dataset: Dataset, folder: Path, made_from: str = "") -> Path:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _write_text(text: str, file: Path) -> None:
+    file.write_text(text, encoding="utf-8")
+
+
+def _sweep(root: Path) -> None:
+    """Remove the photos that killed processes left unfinished."""
+    for folder in root.glob(f"{_UNFINISHED}*"):
+        try:
+            if folder.stat().st_mtime < time.time() - _ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # somebody else was faster
+            continue
 
 
 def _plain(name: str) -> str:
@@ -122,6 +146,8 @@ def _record(stem: str, sample: Sample) -> dict[str, Any]:
         "crop": list(sample.crop),
         "keypoints": None if sample.keypoints is None else sample.keypoints.tolist(),
         "remarks": list(sample.remarks),
+        "repeats": sample.repeats,
+        "captioned": sample.is_captioned,
     }
 
 
@@ -129,79 +155,161 @@ def load_dataset(folder: Path) -> Dataset:
     """Read a folder back with all that its user has edited.
 
     Pictures that were deleted are left out, captions that were deleted are as they were at first, masks that were
-    deleted are missing. Raises LikenessError for a folder that is no dataset, damaged, empty, of a newer version, or
-    whose pictures and masks do not fit each other.
+    deleted are missing. What is damaged in the index and decides nothing is set aside with a remark. Raises
+    LikenessError for a folder that is no dataset, damaged, empty, of a newer version, or whose pictures and masks do
+    not fit each other.
     """
     index = _read_index(folder)
-    trigger = str(index["trigger"])
-    samples, remarks = [], []
-    for photo in index.get("left out", ()):
-        remarks.append(f"{photo['photo']}: left out when this was made, because {'; '.join(photo['reasons'])}")
-    for record in index["samples"]:
-        path = folder / f"{record['name']}.png"
-        if not path.is_file():
+    samples, remarks = [], list(index.remarks)
+    there = list_photos(folder)
+    for record in index.samples:
+        path = folder / f"{record.name}.png"
+        if path not in there.photos:
             remarks.append(f"{path.name} was deleted and is not used")
             continue
-        samples.append(_read_sample(path, record, trigger))
-    known = {f"{record['name']}.png" for record in index["samples"]}
-    added = [path.name for path in picture_files(folder) if path.name not in known]
+        samples.append(_read_sample(path, record, index.trigger))
+    known = {f"{record.name}.png" for record in index.samples}
+    added = [path.name for path in there.photos if path.name not in known]
     if added:
-        remarks.append(f"{', '.join(added)} was put here later and is not used: make a new dataset with it")
+        remarks.append(f"{names_of(added)} was put here later and is not used: make a new dataset with it")
+    remarks += there.not_used
     if not samples:
         raise LikenessError(f"The dataset '{folder.name}' has no pictures any more: make it again under a new name.")
-    check_captions([(sample.name, sample.caption) for sample in samples], trigger)
+    check_captions([(sample.name, sample.caption) for sample in samples], index.trigger)
     return Dataset(
-        kind=DatasetKind(index["kind"]),
-        trigger=trigger,
-        class_word=str(index["class word"]),
+        kind=index.kind,
+        trigger=index.trigger,
+        class_word=index.class_word,
         samples=tuple(samples),
         remarks=tuple(remarks),
         folder=folder.name,
     )
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Record:
+    """What the index says of a picture."""
+
+    name: str
+    caption: str
+    size: tuple[int, int]
+    original_size: tuple[int, int]
+    crop: tuple[int, int]
+    keypoints: np.ndarray | None
+    remarks: tuple[str, ...]
+    repeats: int
+    is_captioned: bool
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What the index says, checked. remarks: about what was left out, and about what of it is damaged."""
+
+    kind: DatasetKind
+    trigger: str
+    class_word: str
+    samples: tuple[_Record, ...]
+    remarks: tuple[str, ...]
+
+
+def _read_index(folder: Path) -> _Index:
     if not is_dataset(folder):
         raise LikenessError(f"The folder '{folder.name}' is no dataset: it has no {INDEX}.")
-    damaged = LikenessError(f"The file {INDEX} in '{folder.name}' is damaged: make the dataset again under a new name.")
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if index["format"] != FORMAT:
-            raise damaged
-        version = int(index["version"])
-        fits = (
-            index["kind"] in [kind.value for kind in DatasetKind]
-            and {"trigger", "class word"} <= set(index)
-            and all(re.fullmatch(r"[\w-]+", record["name"]) and "caption" in record for record in index["samples"])
-            and all(isinstance(photo["photo"], str) and list(photo["reasons"]) for photo in index.get("left out", ()))
-            and all(len(record[key]) == 2 for record in index["samples"] for key in ("size", "original size", "crop"))
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        raise damaged from None
-    if version > VERSION:
-        raise LikenessError(f"The dataset '{folder.name}' was written by a newer version: update this pack.")
-    if not fits:
-        raise damaged
-    return index
+            raise ValueError(index["format"])
+        if _whole(index["version"]) > VERSION:
+            raise LikenessError(f"The dataset '{folder.name}' was written by a newer version: update this pack.")
+        remarks: list[str] = []
+        records = tuple(_read_record(record, remarks) for record in index["samples"])
+        kind, words = DatasetKind(index["kind"]), (_text(index["trigger"]), _text(index["class word"]))
+        for photo in _or_nothing(index, "left out", list, remarks) or ():
+            try:
+                reasons = "; ".join(_text(reason) for reason in photo["reasons"])
+                remarks.append(f"{_text(photo['photo'])}: left out when this was made, because {reasons}")
+            except (ValueError, KeyError, TypeError):
+                remarks.append(f"an entry of 'left out' in {INDEX} is damaged and is passed over")
+    except LikenessError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise LikenessError(
+            f"The file {INDEX} in '{folder.name}' is damaged: make the dataset again under a new name."
+        ) from None
+    return _Index(kind, check_trigger(words[0]), check_phrase(words[1], "The class word"), records, tuple(remarks))
 
 
-def _read_sample(path: Path, record: dict[str, Any], trigger: str) -> Sample:
+def _read_record(record: Mapping[str, Any], remarks: list[str]) -> _Record:
+    """Raises one of the errors of a wrong type or value for what decides; adds to the remarks for what does not."""
+    name = _text(record["name"])
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(name)
+    keypoints = None
+    if record.get("keypoints") is not None:
+        try:
+            keypoints = np.array(record["keypoints"], np.float32)
+            if keypoints.shape != (5, 2) or not np.isfinite(keypoints).all():
+                raise ValueError(keypoints.shape)
+        except (ValueError, TypeError, OverflowError):
+            remarks.append(f"the keypoints of {name}.png in {INDEX} are damaged and not used")
+            keypoints = None
+    said = _or_nothing(record, "remarks", list, remarks) or []
+    repeats = record.get("repeats", 1)
+    return _Record(
+        name,
+        _text(record["caption"]),
+        *(_pair(record[key]) for key in ("size", "original size", "crop")),
+        keypoints=keypoints,
+        remarks=tuple(remark for remark in said if isinstance(remark, str)),
+        repeats=min(max(_whole(repeats), 1), MOST_REPEATS),
+        is_captioned=record.get("captioned") is True,
+    )
+
+
+def _or_nothing(record: Mapping[str, Any], key: str, kind: type, remarks: list[str]) -> Any:
+    """An entry that decides nothing; None, with a remark, when it is not what it should be."""
+    value = record.get(key)
+    if value is not None and not isinstance(value, kind):
+        remarks.append(f"{key!r} in {INDEX} is damaged and is passed over")
+        return None
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    value.encode()  # JSON may hold letters that are none
+    return value
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+        raise ValueError(value)
+    return value
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, second = value
+    return _whole(first), _whole(second)
+
+
+def _read_sample(path: Path, record: _Record, trigger: str) -> Sample:
     pixels, _ = read_picture(path)
     height, width = pixels.shape[:2]
     if height % 8 or width % 8:
         raise LikenessError(
             f"{path.name} now has {width}x{height} pixels: keep the sides of a dataset's pictures multiples of 8."
         )
-    caption = read_caption(path.with_suffix(CAPTION_SUFFIX)) or str(record["caption"])
-    as_written = [height, width] == list(record["size"])
-    keypoints = record.get("keypoints")
+    caption, mask = read_caption(path.with_suffix(CAPTION_SUFFIX)) or record.caption, path.with_suffix(MASK_SUFFIX)
     return Sample(
         name=path.name,
         pixels=pixels,
-        mask=read_mask(path.with_suffix(MASK_SUFFIX), (height, width)),
+        mask=read_mask(mask, (height, width)) if mask.is_file() else None,
         caption=fill(caption, trigger),
-        original_size=(int(record["original size"][0]), int(record["original size"][1])),
-        crop=(int(record["crop"][0]), int(record["crop"][1])),
-        keypoints=np.array(keypoints, np.float32) if keypoints and as_written else None,
-        remarks=tuple(str(remark) for remark in record.get("remarks", ())),
+        original_size=record.original_size,
+        crop=record.crop,
+        keypoints=record.keypoints if (height, width) == record.size else None,
+        remarks=record.remarks,
+        repeats=record.repeats,
+        is_captioned=record.is_captioned or caption != record.caption,
     )

@@ -16,6 +16,7 @@ class Example:
     face_mask: Tensor | None = None  # (1, height, width) float32 in 0..1, one where the face is; None: unknown
     original_size: tuple[int, int] | None = None  # (height, width) before resizing, for SDXL; None: that of `pixels`
     crop: tuple[int, int] = (0, 0)  # (top, left) of the crop in the resized picture, for SDXL
+    name: str = ""  # as messages call it
 
     @property
     def size(self) -> tuple[int, int]:

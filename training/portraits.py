@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .dataset import Dataset
+from .dataset import Dataset, Sample
 from .examples import Example
 from .objectives.identity import Measure
 
@@ -37,19 +37,19 @@ class Portrait:
 
 def portraits(dataset: Dataset, measure: Measure | None = None, device: torch.device | str = "cpu") -> list[Portrait]:
     """A dataset's pictures, their faces measured (on `device`) as the identity loss will. Once, before a training."""
-    found = []
-    for sample in dataset.samples:
-        example = sample.example()
-        if sample.keypoints is None:
-            found.append(Portrait(example))
-            continue
-        keypoints, embedding = torch.from_numpy(sample.keypoints).float(), None
-        if measure is not None:
-            with torch.no_grad():
-                picture = (example.pixels / 2 + 0.5).unsqueeze(0).to(device)
-                embedding = measure(picture, keypoints.unsqueeze(0))[0].cpu()
-        found.append(Portrait(example, keypoints, embedding))
-    return found
+    return [p for sample in dataset.samples for p in [_portrait(sample, measure, device)] * sample.repeats]
+
+
+def _portrait(sample: Sample, measure: Measure | None, device: torch.device | str) -> Portrait:
+    example = sample.example()
+    if sample.keypoints is None:
+        return Portrait(example)
+    keypoints, embedding = torch.from_numpy(sample.keypoints).float(), None
+    if measure is not None:
+        with torch.no_grad():
+            picture = (example.pixels / 2 + 0.5).unsqueeze(0).to(device)
+            embedding = measure(picture, keypoints.unsqueeze(0))[0].cpu()
+    return Portrait(example, keypoints, embedding)
 
 
 def as_uint8(picture: Tensor) -> np.ndarray:

@@ -217,12 +217,41 @@ def bad_photos():
         "small.png: its face is too small (20x20 pixels, 64 are needed)": photo(
             3, faces=((ANNA, (60, 60, 20)),), name="small.png"
         ),
-        "copy.png: it is almost the same picture as 0.png": replace(
-            photo(0), pixels=photo(0).pixels[:, ::-1].copy(), name="copy.png"
-        ),
-        "blurred.png: it is blurred": replace(flat, pixels=pixels),
+        "copy.png: it is almost the same picture as 0.png": Photo("copy.png", photo(0).pixels[:, ::-1].copy()),
+        "blurred.png: it is blurred": Photo(flat.name, pixels),
         "tiny.png: it has only 9x9 pixels": Photo("tiny.png", np.zeros((9, 9, 3), np.uint8)),
     }
+
+
+def test_a_face_is_judged_by_what_training_sees_of_it():
+    far = photo(size=(1600, 1600), faces=((ANNA, (700, 700, 70)),))
+    close, whole = build([far], resolution=512), build([far], resolution=512, framing=Framing.WHOLE, unfit=Unfit.KEEP)
+    assert "used" in close.report() and not close.left_out
+    assert "only 22x22 pixels of its face are left at this resolution (32 are needed)" in whole.report()
+    with pytest.raises(LikenessError, match="'head and shoulders' crops closer"):
+        build([far], resolution=512, framing=Framing.SQUARE)
+    assert build([far], resolution=512, framing=Framing.SQUARE, smallest_face=0)
+
+
+def test_a_mask_is_judged_by_what_is_left_of_it():
+    mask = np.zeros((400, 800), np.uint8)
+    mask[300:340, 700:740] = 255  # of somebody else, whom the crop leaves out
+    one = photo(size=(400, 800), faces=((ANNA, (40, 50, 80)),), mask=mask)
+    made = build([photo(1), one])
+    assert [left.reasons for left in made.left_out] == [("its mask lies outside of the crop around its face",)]
+    build([photo(mask=np.zeros((200, 160), np.uint8))])  # nothing was painted, and nothing is lost
+    grey = replace(made.samples[0], mask=np.full_like(made.samples[0].mask, 100))
+    with pytest.raises(LikenessError, match=r"1\.png has no face mask"):
+        replace(made, samples=(grey,)).require_masks()
+
+
+def test_repeats_are_shown_more_often_and_are_part_of_what_it_is_made_of():
+    two = [photo(0, repeats=3), photo(1)]
+    made = build(two)
+    assert len(made) == 2 and len(made.examples()) == 4
+    assert "0.png: used; shown 3 times as often as others" in made.report()
+    assert fingerprint(two, person()) != fingerprint([photo(0), photo(1)], person())
+    assert [example.name for example in made.examples()] == ["0.png"] * 3 + ["1.png"]
 
 
 @pytest.mark.parametrize("sentence", bad_photos())
@@ -250,7 +279,9 @@ def test_stop_names_all_unfit_photos_in_one_sentence_and_keep_uses_them():
 
 def test_a_picture_that_cannot_be_read_is_reported_or_stops():
     sentence = "notes.png cannot be read as a picture"
-    assert sentence in build_dataset([photo()], person(), ANALYSIS, unreadable=[sentence]).report()
+    note = "notes.txt: not used, because no picture has this name"
+    report = build_dataset([photo()], person(), ANALYSIS, unreadable=[sentence], notes=[note]).report()
+    assert sentence in report and note in report
     with pytest.raises(LikenessError, match="1 of 2 pictures are unfit"):
         build_dataset([photo()], person(unfit=Unfit.STOP), ANALYSIS, unreadable=[sentence])
 
