@@ -108,7 +108,7 @@ def portraits_of(world: World, photos: Sequence[np.ndarray], kind: DatasetKind, 
 def textual_inversion_of(world: World, photos: Sequence[np.ndarray], steps: int, **changes: Any) -> Lesson:
     """One new vector before "person"."""
     shown = [portrait.example for portrait in portraits_of(world, photos, DatasetKind.PERSON, SUBJECT)]
-    given = {"learning_rate": 1e-3, "templates": PERSON_TEMPLATES, "flip": 0.0} | changes
+    given = {"learning_rate": 1e-3, "templates": PERSON_TEMPLATES, "captions": False, "flip": 0.0} | changes
     settings = TextualInversionSettings(token=SUBJECT, steps=steps, **given)
     return lambda base: textual_inversion(base, shown, settings)
 
@@ -116,7 +116,7 @@ def textual_inversion_of(world: World, photos: Sequence[np.ndarray], steps: int,
 def dreambooth_of(world: World, photos: Sequence[np.ndarray], steps: int, **changes: Any) -> Lesson:
     """A LoRA that gives a rare word before "person" a meaning, with prior preservation."""
     shown = [portrait.example for portrait in portraits_of(world, photos, DatasetKind.PERSON, RARE)]
-    given = {"learning_rate": 4e-4, "text_encoder": True, "text_learning_rate": 4e-5} | changes
+    given = {"learning_rate": 4e-4, "text_encoder": True, "text_learning_rate": 4e-5, "captions": False} | changes
     settings = DreamBoothSettings(identifier=RARE, class_prompt="a photo of a person", steps=steps, **given)
     return lambda base: dreambooth(base, shown, settings, class_photos=_class_pictures(world))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 
 from ..errors import LikenessError
+from ..faces.photo_list import names_of
 from ..training.captions import composed, fill, parse_templates, person_templates, style_templates
 from ..training.dataset import Dataset, DatasetKind
 from .choices import finite
@@ -486,7 +487,13 @@ class TrainMagiCapture(io.ComfyNode):
             attention_weight=attention_weight,
         )
         words = f"a photo of a {_embedding(outcome, 0)} {person.class_word} in the style of {_embedding(outcome, 1)}"
-        return _result(model, clip, outcome, f"in prompts: {words}")
+        return _result(model, clip, outcome, f"in prompts: {words}{_unread_captions(person, style)}")
+
+
+def _unread_captions(*datasets: Dataset) -> str:
+    """A line about captions that MagiCapture does not read, where there are any."""
+    names = [sample.name for dataset in datasets for sample in dataset.samples if sample.is_captioned]
+    return f"\nnot used: the captions of {names_of(names)}, because the templates are what it says" if names else ""
 
 
 def _templates(dataset: Dataset, text: str) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,11 +118,7 @@ def train_textual_inversion(
     run = _with_placeholders(run, dataset)
 
     def make(base: BaseModel, device: torch.device) -> Recipe:
-        captioned = [
-            replace(example, caption=renamed(example.caption, dataset.trigger, method.token))
-            for example in dataset.examples()
-        ]
-        return textual_inversion(base, captioned, method, run.seed)
+        return textual_inversion(base, dataset.called(method.token).examples(), method, run.seed)
 
     return run_job(Job(name, *sockets, [dataset], run, method, make, run.preview_prompts))
 

@@ -32,7 +32,9 @@ from pydantic import Field, ValidationError
 
 from ..errors import LikenessError
 from ..faces import FaceAnalysis, load_parser, load_recogniser_module
+from ..faces.photo_list import names_of
 from .base_model import BaseModel
+from .captions import parse_templates
 from .config import RunSettings, Settings, network_dtype
 from .dataset import Dataset, DatasetKind, build_dataset
 from .dataset import Settings as DatasetSettings
@@ -145,8 +147,8 @@ def recipe_of(
         if data.style is None:
             raise LikenessError("MagiCapture needs photos of a style: write their folder into data.style.")
         measure = _measure(data, analysis, device) if chosen.lambda_id > 0 else None
-        person = _dataset(data.person, DatasetKind.PERSON, chosen.subject, data, analysis)
-        style = _dataset(data.style, DatasetKind.STYLE, chosen.style, data, analysis)
+        person = _dataset(data.person, DatasetKind.PERSON, chosen.subject, data, analysis, captions=False)
+        style = _dataset(data.style, DatasetKind.STYLE, chosen.style, data, analysis, captions=False)
         people, styles = portraits(person, measure, device), portraits(style, measure, device)
         detect = (lambda photo: _keypoints(analysis, photo)) if chosen.layout is Layout.DETECTED else None
         files = {chosen.subject: data.person_word, chosen.style: data.style_word}
@@ -154,29 +156,50 @@ def recipe_of(
         recipe = magicapture(base, people, styles, chosen, seed, measure, detect, start)
         return recipe, person.digest() + style.digest()
     if isinstance(chosen, TextualInversionSettings):
-        person = _dataset(data.person, DatasetKind.PERSON, chosen.token, data, analysis)
+        said = chosen.templates, chosen.captions
+        person = _dataset(data.person, DatasetKind.PERSON, chosen.token, data, analysis, *said)
         start = None if data.person_word is None else load_embedding(data.person_word)
-        return textual_inversion(base, person.examples(), chosen, seed, start), person.digest()
+        return textual_inversion(base, person.called(chosen.token).examples(), chosen, seed, start), person.digest()
     if data.person_word is not None:
         raise LikenessError("DreamBooth learns no vectors of a word: remove data.person_word.")
-    person = _dataset(data.person, DatasetKind.PERSON, chosen.identifier, data, analysis)
-    photos, others = person.examples(), []
+    said = (chosen.prompt,), chosen.captions
+    person = _dataset(data.person, DatasetKind.PERSON, chosen.identifier, data, analysis, *said)
+    photos, others = person.called(chosen.identifier).examples(), []
     if chosen.prior_weight > 0:
         folder, size = configuration.output / "class", class_size(photos)
         others = class_pictures(base, chosen.class_prompt, chosen.class_pictures, folder, size)
     return dreambooth(base, photos, chosen, seed, others), person.digest()
 
 
-def _dataset(folder: Path, kind: DatasetKind, trigger: str, data: DataSettings, analysis: FaceAnalysis) -> Dataset:
-    """A dataset that is there, or one made of a folder of photos; what was found is printed."""
+def _dataset(
+    folder: Path,
+    kind: DatasetKind,
+    trigger: str,
+    data: DataSettings,
+    analysis: FaceAnalysis,
+    templates: tuple[str, ...] = (),
+    captions: bool = True,
+) -> Dataset:
+    """A dataset that is there, or one made of a folder of photos; what was found is printed.
+
+    templates: of photos without a caption. captions: whether this training reads those that lie beside the photos.
+    """
     if not folder.is_dir():
         raise LikenessError(f"There is no folder '{folder}': write where the photos are into the configuration.")
     if is_dataset(folder):
-        return load_dataset(folder)
-    found = read_folder(folder)
-    parser = None if data.parser is None else load_parser(data.parser)
-    settings = DatasetSettings(kind, trigger, resolution=data.resolution)
-    dataset = build_dataset(found.photos, settings, analysis, parser, unreadable=found.unreadable)
+        dataset = load_dataset(folder)
+        unread = [] if captions else [sample.name for sample in dataset.samples if sample.is_captioned]
+        if unread:
+            print(f"This training does not read captions, such as those of {names_of(unread)}.")
+    else:
+        settings = DatasetSettings(
+            kind, trigger, resolution=data.resolution, templates=parse_templates("\n".join(templates))
+        )
+        found = read_folder(folder, captions)
+        parser = None if data.parser is None else load_parser(data.parser)
+        dataset = build_dataset(
+            found.photos, settings, analysis, parser, unreadable=found.unreadable, notes=found.notes
+        )
     print(dataset.report())
     return dataset
 

@@ -11,8 +11,12 @@ import torch
 from PIL import Image
 
 from likeness.errors import LikenessError
+from likeness.training import command
 from likeness.training.command import Openers, read_configuration, run
+from likeness.training.dataset import DatasetKind, Settings, build_dataset
+from likeness.training.dataset_folder import save_dataset
 from likeness.training.embedding_files import load_embedding
+from likeness.training.photo_files import read_folder
 
 CONFIGURATION = """
 name = "anna"
@@ -63,6 +67,62 @@ def test_a_word_is_learned_from_a_folder_and_results_are_never_overwritten(make_
     assert first.name == "anna.safetensors" and first.read_bytes() == b"precious"
     assert second.name == "anna_2.safetensors" and len(second.read_bytes()) == len(whole)
     assert (folder / "run" / "losses.csv").exists()
+
+
+def said(monkeypatch, kind: str) -> list[str]:
+    """What the photos are called once the recipe is made; nothing is trained."""
+    captions: list[str] = []
+
+    def recipe(base, photos, *_):
+        captions.extend(photo.caption for photo in photos)
+        raise LikenessError("enough")
+
+    monkeypatch.setattr(command, kind, recipe)
+    return captions
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe", "template"),
+    [
+        ("textual_inversion", 'token = "ohwx"', "a portrait of a ohwx person"),
+        ("textual_inversion", 'token = "ohwx"\ntemplates = ["one {}"]', "one ohwx"),
+        ("dreambooth", 'prior_weight = 0\nprompt = "here is {}"', "here is ohwx"),
+    ],
+)
+def test_captions_beside_the_photos_are_used_as_in_the_graph(
+    make_base, folder, monkeypatch, capsys, kind, recipe, template
+):
+    (folder / "photos" / "one.txt").write_text("{} in the rain")
+    (folder / "photos" / "three.caption").write_text("nobody")
+    captions = said(monkeypatch, kind)
+    with pytest.raises(LikenessError, match="enough"):
+        run(read_configuration(configuration(folder, kind, recipe)), openers(make_base))
+    assert captions == ["ohwx in the rain", template]
+    assert "three.caption: not used, because no picture has this name" in capsys.readouterr().out
+
+
+def test_captions_that_are_not_wanted_are_not_read_and_that_is_said(make_base, folder, monkeypatch, capsys):
+    (folder / "photos" / "one.txt").write_text("without the word")
+    captions = said(monkeypatch, "dreambooth")
+    with pytest.raises(LikenessError, match="enough"):
+        run(
+            read_configuration(configuration(folder, "dreambooth", "prior_weight = 0\ncaptions = false")),
+            openers(make_base),
+        )
+    assert len(captions) == 2 and "without the word" not in captions
+    assert "one.txt: this training does not read captions" in capsys.readouterr().out
+
+
+def test_a_dataset_of_another_trigger_word_is_renamed(make_base, folder, monkeypatch, capsys):
+    made = build_dataset(read_folder(folder / "photos").photos, Settings(DatasetKind.PERSON, "ohwx", resolution=64))
+    place = save_dataset(made, folder / "saved")
+    (place / "001_one.txt").write_text("OHWX in the rain")
+    captions = said(monkeypatch, "textual_inversion")
+    file = configuration(folder, "textual_inversion", 'token = "<anna>"')
+    file.write_text(file.read_text().replace("/photos", "/saved"))
+    with pytest.raises(LikenessError, match="enough"):
+        run(read_configuration(file), openers(make_base))
+    assert captions == ["<anna> in the rain", "a portrait of a <anna> person"]
 
 
 def test_dreambooth_makes_its_class_pictures_in_the_run_folder(make_base, folder):

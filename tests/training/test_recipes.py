@@ -15,6 +15,7 @@ from likeness.training.base_model import Codec
 from likeness.training.config import LoraSettings, Precision, RunSettings
 from likeness.training.embedding_files import load_embedding
 from likeness.training.engine import train
+from likeness.training.examples import Example
 from likeness.training.export import TrainingRecord
 from likeness.training.lora import Reach
 from likeness.training.losses import read_losses
@@ -243,10 +244,18 @@ BAD = {
     "a word that exists": (lambda s, base, p: s["ti"](base, p, token="person"), "already a word"),
     "a template without a place": (lambda s, base, p: s["ti"](base, p, token="<me>", templates=("a face",)), "no {}"),
     "a caption without the word": (
-        lambda s, base, p: s["ti"](base, p, token="<me>", captions=True),
-        "lacks the trigger",
+        lambda s, base, p: s["ti"](base, [replace(p[0], caption="a person", name="a.png")], token="<me>"),
+        r"caption of a\.png lacks the trigger",
     ),
     "no mask": (lambda s, base, p: s["ti"](base, s["maskless"], token="<me>", mask=Mask.FACE), "no face mask"),
+    "a mask of less than a cell": (
+        lambda s, base, p: s["ti"](base, [with_mask(p[0], 0, 1)], token="<me>", mask=Mask.FACE_NORMALISED),
+        r"a\.png is smaller than the network's cells of 2 pixels",
+    ),
+    "a style that is all face": (
+        lambda s, base, p: s["mc"](base, [Portrait(p[0])], [Portrait(with_mask(p[1], 1, 1))], lambda_id=0),
+        r"a\.png leaves nothing but the face",
+    ),
     "vectors of another model": (lambda s, base, p: s["ti"](base, p, s["sd15"], token="<me>"), "another base model"),
     "vectors of SD1.5 for SDXL": (
         lambda s, base, p: s["ti"](base, p, s["clip_l alone"], token="<me>"),
@@ -257,10 +266,16 @@ BAD = {
 }
 
 
+def with_mask(photo: Example, rest: float, corner: float) -> Example:
+    """The photo with a mask of one value, but for the pixel beside the first."""
+    mask = torch.full_like(photo.face_mask, rest)  # type: ignore[arg-type]
+    mask[0, 1, 1] = corner
+    return replace(photo, face_mask=mask, name="a.png")
+
+
 @pytest.mark.parametrize("case", BAD.values(), ids=BAD.keys())
 def test_what_cannot_be_trained_is_refused_in_a_sentence(make_base, photos, make_photo, case):
     from likeness.training.embedding_files import TokenEmbedding
-    from likeness.training.examples import Example
 
     make, words = case
     services = {
@@ -268,12 +283,37 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(make_base, photos, make
             base, p, TextualInversionSettings(**options), start=start
         ),
         "db": lambda base, p, **options: dreambooth(base, p, DreamBoothSettings(**options)),
+        "mc": lambda base, p, styles, **options: magicapture(base, p, styles, MagiCaptureSettings(**options)),
         "maskless": [Example(photos[0].pixels, "")],
         "sd15": TokenEmbedding({"clip_l": torch.zeros(1, 768)}),
         "clip_l alone": TokenEmbedding({"clip_l": torch.zeros(1, 24)}),
     }
     with pytest.raises(LikenessError, match=words):
         make(services, make_base(sdxl=True), photos)
+
+
+@pytest.mark.parametrize("kind", ["textual inversion", "dreambooth"])
+def test_captions_are_used_where_there_are_any_and_templates_elsewhere(base, make_photo, kind):
+    photos = [make_photo(0, "<me> in the rain"), make_photo(1)]
+    if kind == "dreambooth":
+        made = [
+            dreambooth(base, photos, DreamBoothSettings(identifier="<me>", prior_weight=0, **changes))
+            for changes in ({}, {"captions": False})
+        ]
+    else:
+        made = [
+            textual_inversion(base, photos, TextualInversionSettings(token=token, **changes))
+            for token, changes in (("<me>", {}), ("<me>2", {"captions": False}))
+        ]
+    said = [{(s.example is photos[0], s.prompt) for s in map(draw, [recipe] * 40, range(40))} for recipe in made]
+    assert [prompt for captioned, prompt in said[0] if captioned] == ["<me> in the rain"]
+    assert all("rain" not in prompt for captioned, prompt in said[0] if not captioned)
+    assert all("rain" not in prompt for _, prompt in said[1])
+
+
+def draw(recipe, n):
+    """The n-th sample of a recipe's first stream."""
+    return recipe.phases[0].streams[0](n, torch.Generator().manual_seed(n))
 
 
 def test_all_weights_need_a_vae_that_a_checkpoint_can_hold(base, photos):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from enum import Enum
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import LikenessError
@@ -23,24 +24,32 @@ class Mask(Enum):
     FACE_NORMALISED = "face, normalised"  # a small face weighs as much as a large one (MagiCapture)
 
 
-def require_masks(photos: Sequence[Example], mask: Mask, or_no_face: bool = False) -> None:
-    """Raises LikenessError when the loss wants a mask that a photo lacks, or has in another size or without a face.
+def require_masks(photos: Sequence[Example], mask: Mask, cell: int, of_style: bool = False) -> None:
+    """Raises LikenessError when the loss wants a mask that a photo lacks, or has in another size, or of which nothing
+    is left among the latents, whose cells are `cell` pixels wide.
 
-    or_no_face: a mask may say that there is none.
+    of_style: what is outside of the mask counts, and the mask may say that there is no face.
     """
     if mask is Mask.NONE:
         return
     for number, photo in enumerate(photos, 1):
-        if photo.face_mask is None or not (or_no_face or photo.shows_face):
+        name = photo.name or f"Photo {number}"
+        if photo.face_mask is None or not (of_style or photo.shows_face):
             raise LikenessError(
-                f"Photo {number} has no face mask: find its face with Portrait Dataset, leave the photo out, or train "
-                "without a mask."
+                f"{name} has no face mask: find its face with Portrait Dataset, leave the photo out, or train without "
+                "a mask."
             )
         if photo.face_mask.shape[-2:] != photo.pixels.shape[-2:]:
             raise LikenessError(
-                f"The mask of photo {number} is {tuple(photo.face_mask.shape[-2:])} and the photo {photo.size}: make "
-                "them the same size."
+                f"The mask of {name} is {tuple(photo.face_mask.shape[-2:])} and the photo {photo.size}: make them the "
+                "same size."
             )
+        counts = 1 - photo.face_mask if of_style else photo.face_mask
+        if not bool((F.interpolate(counts[None], [side // cell for side in photo.size], mode="nearest") > 0.5).any()):
+            missing = (
+                "leaves nothing but the face" if of_style else f"is smaller than the network's cells of {cell} pixels"
+            )
+            raise LikenessError(f"The mask of {name} {missing}: paint it again, or leave the photo out.")
 
 
 def face_mask_of(sample: Sample) -> Tensor:

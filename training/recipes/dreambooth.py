@@ -40,7 +40,9 @@ class DreamBoothSettings(Settings):
     identifier: str = Field(default="ohwx", description="A rare word; 'sks', often seen, is a weapon's name.")
     prompt: str = "a photo of {} person"
     class_prompt: str = "a photo of person"
-    captions: bool = Field(default=False, description="Use the photos' captions, which must name the identifier.")
+    captions: bool = Field(
+        default=True, description="Use the photos' captions, which must name the identifier, where they have any."
+    )
     full: bool = Field(default=False, description="Train all weights instead of a LoRA.")
     lora: LoraSettings = LoraSettings()
     text_encoder: bool = Field(default=False, description="Train the text encoders too.")
@@ -72,14 +74,13 @@ def dreambooth(
 ) -> Recipe:
     """The recipe, on SD1.x, SD2 and SDXL. class_photos: from `class_pictures`; not needed where λ is 0."""
     prompts.require_photos(photos, "photo")
-    require_masks(photos, settings.mask)
+    require_masks(photos, settings.mask, base.codec.decoder.pixels_per_cell)
     if settings.full:
         require_vae(base)
     word = settings.identifier
+    said = prompts.from_templates([settings.prompt], word)
     if settings.captions:
-        said = prompts.from_captions(photos, word)
-    else:
-        said = prompts.from_templates([settings.prompt], word)
+        said = prompts.from_captions(photos, word, said)
     streams = [prompts.Photos(photos, said, seed, settings.flip)]
     if settings.prior_weight > 0:
         prompts.require_photos(class_photos, "class picture")

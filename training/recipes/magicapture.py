@@ -344,10 +344,11 @@ def _check(
     detect: Detect | None,
 ) -> Grid:
     """The size of the latents. Raises LikenessError when something is lacking."""
-    for what, found, or_no_face in (("photo of the person", people, False), ("style photo", styles, True)):
+    scale = base.codec.decoder.pixels_per_cell
+    for what, found, of_style in (("photo of the person", people, False), ("style photo", styles, True)):
         photos = [portrait.example for portrait in found]
         prompts.require_photos(photos, what)
-        require_masks(photos, Mask.FACE_NORMALISED, or_no_face=or_no_face)
+        require_masks(photos, Mask.FACE_NORMALISED, scale, of_style)
     parse_templates("\n".join((*settings.person_templates, *settings.style_templates)))
     if settings.subject == settings.style:
         raise LikenessError(
@@ -363,5 +364,4 @@ def _check(
         )
     if settings.layout is Layout.DETECTED and detect is None:
         raise LikenessError("A detected layout needs a face detector: load one, or use the reference layout.")
-    scale = base.codec.decoder.pixels_per_cell
     return height // scale, width // scale

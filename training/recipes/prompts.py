@@ -35,10 +35,14 @@ def from_templates(templates: Sequence[str], word: str) -> Prompts:
     return lambda _, random: fill(choose(templates, random), word)
 
 
-def from_captions(photos: Sequence[Example], word: str) -> Prompts:
-    """Every photo's own caption. Raises LikenessError when one does not name the word."""
-    check_captions([(f"photo {number}", photo.caption) for number, photo in enumerate(photos, 1)], word)
-    return lambda photo, _: photo.caption
+def from_captions(photos: Sequence[Example], word: str, otherwise: Prompts) -> Prompts:
+    """Every photo's own caption; of photos without one, what is said `otherwise`.
+
+    Raises LikenessError when a caption does not name the word.
+    """
+    named = [(photo.name or f"photo {number}", photo.caption) for number, photo in enumerate(photos, 1)]
+    check_captions([(name, caption) for name, caption in named if caption], word)
+    return lambda photo, random: photo.caption or otherwise(photo, random)
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,9 @@ def require_photos(photos: Sequence[Example], what: str) -> None:
         raise LikenessError(f"There is no {what} to train on: add at least one.")
     for number, photo in enumerate(photos, 1):
         if photo.pixels.ndim != 3 or photo.pixels.shape[0] != 3 or any(side % 8 or side < 8 for side in photo.size):
+            name = photo.name or f"{what} {number}"
             raise LikenessError(
-                f"{what} {number} is {tuple(photo.pixels.shape)}: give it three colours and sides that 8 divides."
+                f"{name} is {tuple(photo.pixels.shape)}: give it three colours and sides that 8 divides."
             )
 
 

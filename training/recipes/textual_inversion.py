@@ -52,7 +52,7 @@ class TextualInversionSettings(Settings):
     clip: float | None = Field(default=None, gt=0, description="Of the learned rows' gradient alone.")
     tether: Tether = Tether.NONE
     templates: tuple[str, ...] = person_templates("person")
-    captions: bool = Field(default=False, description="Use the photos' captions instead of templates.")
+    captions: bool = Field(default=True, description="Use the photos' captions where they have any, else templates.")
     mask: Mask = Mask.NONE
     min_snr: float | None = Field(default=None, gt=0)
     flip: float = Field(default=0.5, ge=0, le=1)
@@ -67,12 +67,11 @@ def textual_inversion(
 ) -> Recipe:
     """The recipe, on SD1.x, SD2 and SDXL (both encoders). start: vectors to begin with instead of `settings.start`."""
     prompts.require_photos(photos, "photo")
-    require_masks(photos, settings.mask)
+    require_masks(photos, settings.mask, base.codec.decoder.pixels_per_cell)
     word = settings.token
+    said = prompts.from_templates(settings.templates, word)
     if settings.captions:
-        said = prompts.from_captions(photos, word)
-    else:
-        said = prompts.from_templates(settings.templates, word)
+        said = prompts.from_captions(photos, word, said)
     vocabulary = Vocabulary(base, [NewToken(word, settings.vectors, start or settings.start or None)], seed)
 
     def loss(found) -> Tensor:
