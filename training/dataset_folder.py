@@ -55,10 +55,10 @@ def place_for(root: Path, name: str, made_from: str) -> tuple[Path, bool]:
 
 def safe_name(name: str) -> str:
     """The name of a folder without spaces around it. LikenessError when it would lead elsewhere, or be hidden."""
-    stem = name.strip()
+    stem = check_name(name.strip(), "The name")
     if stem.startswith("."):
         raise LikenessError(f"The name {name!r} starts with a dot, which hides a folder: leave the dot out.")
-    return check_name(stem, "The name")
+    return stem
 
 
 def _made_from(folder: Path) -> str | None:

@@ -274,7 +274,9 @@ def test_values_that_a_workflow_file_may_hold_are_checked(node, places):
         ({"least_sharpness": float("nan")}, "least_sharpness is nan"),
         ({"trigger_word": "two words"}, "is not one word"),
         ({"templates": "a photo"}, r"has no \{\}"),
-        ({"save_as": "../x"}, "cannot be a folder's"),
+        ({"save_as": "../x"}, "The name '../x' holds '/'"),
+        ({"trigger_word": "anna(v2)"}, r"holds '\(', which prompts do not read as a letter"),
+        ({"class_word": "a {b}"}, "The class word"),
         ({"identity": "x"}, "holds a str, not an identity"),
         ({"face_analysis": "x"}, "holds a str without a face detector"),
         ({"face_analysis": None}, "connect a face analysis"),
@@ -284,6 +286,36 @@ def test_values_that_a_workflow_file_may_hold_are_checked(node, places):
             run(node, **{"image": image, "face_analysis": MIDDLE, **changes})
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "\ud800", "x\udcff", "a\0b", "../..", "/etc", "con"])
+def test_any_folder_and_name_is_answered_in_one_sentence(node, places, name):
+    for inputs in ({"folder": name}, {"image": batch(noise()), "save_as": name}):
+        with pytest.raises(LikenessError) as caught:
+            run(node, face_analysis=MIDDLE, **inputs)
+        assert str(caught.value).encode()
+        node.fingerprint_inputs(**{key: inputs.get(key, "") for key in ("folder", "save_as")})
+
+
+def test_what_lies_in_the_folder_and_is_not_used_is_said(node, places, caplog):
+    folder = fill(places / "input" / "anna")
+    (folder / "0.caption").write_text("{} in the rain")
+    (folder / "x.txt").write_text("nobody")
+    (folder / "raw.cr2").touch()
+    fill(folder / "2_ohwx", 1)
+    Image.fromarray(noise(7)).save(folder / "2_ohwx" / "0.gif")
+    (folder / "2_ohwx" / "0.png").unlink()
+    before = node.fingerprint_inputs(folder="anna")
+    dataset, _, report = run(node, folder="anna", face_analysis=MIDDLE, save_as="anna")
+    assert [(sample.name, sample.repeats) for sample in dataset.samples][-1] == ("2_ohwx/0.gif", 2)
+    assert dataset.samples[0].caption == "ohwx in the rain" and dataset.samples[0].is_captioned
+    for sentence in ("x.txt: not used, because no picture", "raw.cr2: raw files of cameras", "words in the names"):
+        assert sentence in report and sentence in caplog.text
+        assert sentence in run(node, folder="anna", face_analysis=MIDDLE, save_as="anna")[2], "read back, too"
+    with pytest.raises(LikenessError, match=r"1 of 5 pictures are unfit .*raw\.cr2"):
+        run(node, folder="anna", face_analysis=MIDDLE, unfit="stop")
+    (folder / "2_ohwx" / "0.txt").write_text("{} is back")
+    assert node.fingerprint_inputs(folder="anna") != before
+
+
 def test_cancel_stops_between_photos_and_writes_nothing(node, places):
     import comfy.model_management
 
@@ -291,7 +323,7 @@ def test_cancel_stops_between_photos_and_writes_nothing(node, places):
     comfy.model_management.interrupt_current_processing(True)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         run(node, folder="anna", save_as="anna", face_analysis=MIDDLE)
-    assert not (places / "output" / "likeness").exists()
+    assert not list((places / "output" / "likeness" / "datasets").iterdir())
 
 
 # --- through the server
