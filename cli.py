@@ -83,7 +83,7 @@ def _add_identity_command(app: "typer.Typer") -> None:
 
     @app.command("identity")
     def identity(
-        photos: Annotated[list[Path] | None, typer.Argument(help="Photos of one person.")] = None,
+        photos: Annotated[list[Path] | None, typer.Argument(help="Photos of one person, or folders of them.")] = None,
         out: Annotated[Path, typer.Option("--out", help="Folder for the identity file and the contact sheet.")] = Path(
             "demo"
         ),
@@ -93,6 +93,7 @@ def _add_identity_command(app: "typer.Typer") -> None:
     ) -> None:
         """Find the person in photos, save the identity, and show what was seen on a contact sheet."""
         from .faces.found import IfNone, Rule, find_faces, identity_of
+        from .faces.photo_list import photos_among
         from .faces.select import Choice
         from .faces.sheet import contact_sheet, read_photos, sample_photos
         from .storage import check_folder, check_name, write_new
@@ -100,7 +101,12 @@ def _add_identity_command(app: "typer.Typer") -> None:
         check_name(name, "--name")
         check_folder(out, "--out")
         if not photos and not sample:
-            raise LikenessError("There are no photos: name some files, or use --sample.")
+            raise LikenessError("There are no photos: name some files or folders, or use --sample.")
+        if photos:
+            named = photos_among(photos)
+            photos = list(named.photos)
+            for sentence in named.not_used:
+                print(f"not used: {sentence}")
         pictures = read_photos(photos) if photos else sample_photos()
         found = find_faces(_open_faces(faces), pictures, Rule(Choice.LARGEST, if_none=IfNone.SKIP))
         identity, remarks = identity_of(found, name)
@@ -266,7 +272,7 @@ def _add_evaluate_command(app: "typer.Typer") -> None:
         """Measure a judge on photos of known people: what is usual for one person, and what passes for another."""
         from .evaluation.identity import calibrate
         from .evaluation.journal import read_picture
-        from .evaluation.study import folders, pictures
+        from .evaluation.study import folders, listed, not_used, pictures
         from .storage import check_folder
 
         if out.exists():
@@ -278,7 +284,10 @@ def _add_evaluate_command(app: "typer.Typer") -> None:
             photos = calibration.people()
             weights = calibration.judge_weights() if judge == "miniature-judge" else ""
         else:
-            photos = {place.name: map(read_picture, pictures(place)) for place in folders(Path(people))}
+            places = folders(Path(people))
+            for sentence in [sentence for place in places for sentence in not_used(listed(place), place.name)]:
+                print(sentence)
+            photos = {place.name: map(read_picture, pictures(place)) for place in places}
             weights = ""
         measured = dataclasses.replace(calibrate(_open_faces(judge), photos), weights=weights)
         print(f"{measured.recogniser}: {measured.in_words}\ncalibration: {measured.save(out)}")

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LikenessError
-from .study import Result, Study, folders, of_people, pictures
+from ..faces.photo_list import names_of, shown
+from .study import Result, Study, folders, listed, not_used, of_people
 from .table import Facts
 
 _NAME = re.compile(r"(?P<prompt>.*?)[-_ ]?(?P<seed>\d{1,18})")
@@ -28,20 +29,28 @@ _NAME = re.compile(r"(?P<prompt>.*?)[-_ ]?(?P<seed>\d{1,18})")
 
 def survey(folder: Path, people: Path | None = None) -> Study:
     """What is there, the people by default in `folder`; LikenessError when people or results are missing."""
-    methods = folders(folder / "results")
-    results = [
-        Result(method.name, person.name, *_prompt_and_seed(path.relative_to(person)), path)
-        for method in methods
-        for person in folders(method)
-        for path in pictures(person)
-    ]
+    methods, results, warnings = folders(folder / "results"), [], []
+    for method in methods:
+        for person in folders(method):
+            found = listed(person)
+            warnings += not_used(found, f"results/{shown(method.name)}/{shown(person.name)}")
+            results += [
+                Result(method.name, person.name, *_prompt_and_seed(path.relative_to(person)), path)
+                for path in found.photos
+            ]
+    for place in (folder / "results", *methods):
+        if stray := listed(place, deep=False).photos:
+            names = names_of([path.relative_to(folder).as_posix() for path in stray])
+            warnings.append(f"not used: {names}, because results lie in results/<method>/<person>")
     if not results:
         raise LikenessError(
             f"There are no pictures below {folder / 'results'}: put them into results/<method>/<person>/."
         )
     described = {method.name: _description(method / "method.json") for method in methods}
+    study = of_people(folder, results, people)
     return replace(
-        of_people(folder, results, people),
+        study,
+        warnings=(*study.warnings, *warnings),
         facts={name: _facts(record, folder / "results" / name / "method.json") for name, record in described.items()},
         conditioners=frozenset(str(record["conditioner"]) for record in described.values() if "conditioner" in record),
         texts={name: str(text) for name, text in _description(folder / "results" / "prompts.json").items()},

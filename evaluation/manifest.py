@@ -73,7 +73,8 @@ def survey_run(run: Path, people: Path | None = None, by: Sequence[str] = ()) ->
         )
         for row in shown
     ]
-    return replace(of_people(run, results, people), warnings=_without_picture(rows, shown))
+    study = of_people(run, results, people)
+    return replace(study, warnings=(*study.warnings, *_without_picture(rows, shown)))
 
 
 def _read(path: Path) -> tuple[list[str], list[_Row]]:

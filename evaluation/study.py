@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..errors import LikenessError
-from ..faces.photos import PICTURE_SUFFIXES
+from ..faces.photo_list import PhotoList, list_photos, names_of, shown
 from .journal import read_picture
 from .table import Facts
 
@@ -69,9 +69,18 @@ def of_people(folder: Path, results: Sequence[Result], people: Path | None) -> S
     Photos that were given lie in `<person>/refs`, or in `<person>` itself, others in `<person>/held_out`.
     LikenessError for a person without photos.
     """
-    place = people or folder / "people"
-    given = {person.name: pictures(person / "refs") or pictures(person, deep=False) for person in folders(place)}
-    given = {person: photos for person, photos in given.items() if photos}
+    place, given, warnings = people or folder / "people", {}, []
+    for person in folders(place):
+        references, own = listed(person / "refs"), listed(person, deep=False)
+        photos = references.photos or own.photos
+        if photos:
+            given[person.name] = list(photos)
+        where = f"people/{shown(person.name)}"
+        warnings += not_used(references, f"{where}/refs") + not_used(own, where)
+        warnings += not_used(listed(person / "held_out"), f"{where}/held_out")
+        if references.photos and own.photos:
+            names = names_of([photo.name for photo in own.photos])
+            warnings.append(f"not used in {where}: {names}, because the photos in refs are what was given")
     without = sorted({result.person for result in results} - set(given))
     if without:
         raise LikenessError(
@@ -83,6 +92,7 @@ def of_people(folder: Path, results: Sequence[Result], people: Path | None) -> S
         given=given,
         held_out={person: pictures(place / person / "held_out") for person in given},
         results=results,
+        warnings=tuple(warnings),
         elsewhere={} if place.is_relative_to(folder) else {"people": place},
     )
 
@@ -133,5 +143,17 @@ def folders(folder: Path) -> list[Path]:
 
 def pictures(folder: Path, deep: bool = True) -> list[Path]:
     """The pictures in a folder, by name, and if `deep` those in the folders below."""
-    found = folder.rglob("*") if deep else folder.glob("*")
-    return sorted(path for path in found if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+    return list(listed(folder, deep).photos)
+
+
+def listed(folder: Path, deep: bool = True) -> PhotoList:
+    """What a folder holds, and if `deep` the folders below; nothing where there is no such folder."""
+    return list_photos(folder, deep) if folder.is_dir() else PhotoList(())
+
+
+def not_used(found: PhotoList, where: str) -> list[str]:
+    """Warnings about picture-like files that nobody judges."""
+    sentences = list(found.not_used)
+    if found.masks:
+        sentences.append(f"{names_of([mask.name for mask in found.masks])}: these are called as masks are")
+    return [f"not used in {where}: {sentence}" for sentence in sentences]

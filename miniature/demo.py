@@ -19,7 +19,7 @@ from ..errors import LikenessError
 from ..evaluation.report import Setting, report
 from ..evaluation.table import Record
 from ..faces.identity import Identity
-from ..faces.photos import PICTURE_SUFFIXES
+from ..faces.photo_list import photos_among
 from ..faces.sheet import read_photos
 from ..storage import check_folder, write_new, write_whole
 from .study import DEMO_PEOPLE, Sitter, measure, sitters
@@ -52,11 +52,10 @@ def sitter_of(world: World, folder: Path) -> Sitter:
     """
     if not folder.is_dir():
         raise LikenessError(f"'{folder}' is no folder: name one with photos of one person.")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
-    if not files:
-        endings = ", ".join(sorted(PICTURE_SUFFIXES))
-        raise LikenessError(f"The folder '{folder}' has no pictures ({endings}): put photos into it.")
-    photos = read_photos(files)
+    found = photos_among([folder])
+    for sentence in found.not_used:
+        print(f"not used: {sentence}")
+    photos = read_photos(found.photos)
     return Sitter(folder.resolve().name, photos, photos, world)
 
 

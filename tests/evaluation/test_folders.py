@@ -53,6 +53,37 @@ def test_folders_are_read_as_people_methods_prompts_and_seeds(folder):
     }
 
 
+def test_pictures_of_every_form_are_judged_and_those_that_are_not_are_named(folder, judge, tmp_path):
+    plain = survey(folder)
+    assert plain.warnings == ()
+    for name in ("people/ann/refs/2.tif", "people/ann/held_out/3.gif", "results/good/ann/hat-7.tiff"):
+        _put(folder / name, RED)
+    Image.open(folder / "people/ann/refs/1.png").save(folder / "results/good/ann/hat-8.jfif", "JPEG")
+    for name in ("people/ann/refs/raw.nef", "results/good/bob/film.mp4", "results/base/bob/hat/x.psd"):
+        (folder / name).touch()
+    for name in ("people/bob/stray.png", "results/good/stray.png", "results/stray.png", "results/good/ann/a.mask.png"):
+        _put(folder / name, RED)
+    study = survey(folder)
+    assert len(study.given["ann"]) == 2 and len(study.held_out["ann"]) == 2
+    assert {result.seed for result in study.results if result.person == "ann" and result.prompt == "hat"} == {
+        1,
+        2,
+        7,
+        8,
+    }
+    text = evaluate(folder, judge, tmp_path / "report", reference="base").read_text(encoding="utf-8")
+    for sentence in (
+        "not used in people/ann/refs: raw.nef: raw files of cameras",
+        "not used in people/bob: stray.png, because the photos in refs are what was given",
+        "not used in results/good/bob: film.mp4: films are not read",
+        "not used in results/base/bob: hat/x.psd: files of drawing programs",
+        "not used in results/good/ann: a.mask.png: these are called as masks are",
+        "not used: results/stray.png, because results lie in results/<method>/<person>",
+        "not used: results/good/stray.png, because",
+    ):
+        assert sentence in " ".join(study.warnings) and sentence in text
+
+
 def test_a_study_is_judged_and_reported(folder, judge, tmp_path):
     path = evaluate(folder, judge, tmp_path / "report", reference="base", repeat="likeness evaluate x")
     text = path.read_text(encoding="utf-8")

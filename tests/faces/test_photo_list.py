@@ -130,3 +130,23 @@ def test_files_and_folders_may_be_named_together(tmp_path):
     (tmp_path / "empty" / "d.cr2").touch()
     with pytest.raises(LikenessError, match=r"'empty' holds no pictures .*d\.cr2: raw .* pictures in 10_anna"):
         photos_among([tmp_path / "empty"])
+
+
+def test_likeness_identity_takes_folders_and_names_what_it_does_not_use(tmp_path, monkeypatch, capsys):
+    from likeness import cli
+    from likeness.faces import sheet
+
+    place, read = tmp_path / "anna", []
+    place.mkdir()
+    for name in ("a.png", "b.tif"):
+        PIXELS.save(place / name)
+    (place / "c.cr2").touch()
+
+    def stop(paths):
+        read.extend(names(paths))
+        raise LikenessError("enough")
+
+    monkeypatch.setattr(sheet, "read_photos", stop)
+    with pytest.raises(LikenessError, match="enough"):
+        cli.build()(["identity", str(place), "--out", str(tmp_path / "out")], standalone_mode=False)
+    assert read == ["a.png", "b.tif"] and "not used: anna: c.cr2: raw files" in capsys.readouterr().out

@@ -47,7 +47,7 @@ def test_photos_of_a_folder_are_the_person(tmp_path, world):
 
 def test_a_folder_without_pictures_is_named(tmp_path, world):
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(LikenessError, match="has no pictures"):
+    with pytest.raises(LikenessError, match="holds no pictures"):
         demo.sitter_of(world, tmp_path)
     with pytest.raises(LikenessError, match="is no folder"):
         demo.sitter_of(world, tmp_path / "nowhere")
