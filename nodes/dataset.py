@@ -133,7 +133,10 @@ class PortraitDataset(io.ComfyNode):
                 io.String.Input(
                     "trigger_word",
                     default="ohwx",
-                    tooltip="The word that will stand for the person or style in prompts: a rare one, without spaces.",
+                    tooltip=(
+                        "The word that will stand for the person or style in prompts: a rare one, without spaces or "
+                        "brackets."
+                    ),
                 ),
                 io.String.Input(
                     "class_word",
@@ -181,7 +184,9 @@ class PortraitDataset(io.ComfyNode):
                     default="",
                     tooltip=(
                         "A folder with photos in ComfyUI's input folder, or a saved dataset. Photos may have captions "
-                        "(anna.txt) and masks (anna.mask.png) beside them. Empty: only the input image is used."
+                        "(anna.txt or anna.caption) and masks (anna.mask.png) beside them; kohya's folders (10_anna) "
+                        "are read with their repeats. The report names what is not used. Empty: only the input image "
+                        "is used."
                     ),
                 ),
                 io.String.Input(
@@ -207,7 +212,11 @@ class PortraitDataset(io.ComfyNode):
                         default=SMALLEST_FACE,
                         min=0,
                         max=4096,
-                        tooltip="Faces less wide or high than this, in pixels of the photo, are too small.",
+                        tooltip=(
+                            "Faces less wide or high than this, in pixels of the photo, are too small, and so are those "
+                            "of which less than half of it is left in pictures of 512 (in proportion for other "
+                            "resolutions); 0 takes any."
+                        ),
                     )
                 ),
                 advanced(

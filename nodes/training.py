@@ -47,8 +47,9 @@ def _model_inputs() -> list[Any]:
             "name",
             default="",
             tooltip=(
-                "Name of the files, and of the folder in output/likeness/runs. Empty: the trigger word. A number is "
-                "added where a name is taken; nothing is overwritten."
+                "Name of the files, and of the folder in output/likeness/runs. Empty: the trigger word. In files' names "
+                "spaces and brackets become underscores, because prompts name them; a number is added where a name is "
+                "taken, and nothing is overwritten."
             ),
         ),
     ]
@@ -193,7 +194,10 @@ class TrainTextualInversion(io.ComfyNode):
                 io.String.Input(
                     "start_words",
                     default="",
-                    tooltip="Words whose meaning it starts from. Empty: the dataset's class word.",
+                    tooltip=(
+                        "Words whose meaning it starts from; more words than vectors are averaged. Empty: the "
+                        "dataset's class word."
+                    ),
                 ),
                 *_run_inputs(),
                 advanced(
