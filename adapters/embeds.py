@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..checks import LARGEST_FACTOR, all_finite, check_number
 from ..errors import LikenessError
+from ..pickles import check_pickle
 from ..storage import write_once
 from .files import read_weights
 from .types import KeyValueScaling
@@ -278,7 +279,10 @@ def _load_ipadpt(path: Path) -> ImageEmbeds:
     import zipfile
 
     try:
+        check_pickle(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except LikenessError:
+        raise
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise LikenessError(f"'{path.name}' is damaged or no .ipadpt file: save the embeddings again.") from error
     if not isinstance(content, Tensor):

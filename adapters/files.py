@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 
 from ..errors import LikenessError
+from ..pickles import check_pickle
 
 _PICKLES = (b"PK", b"\x80")  # torch.save's archive, and the plain pickle it wrote before version 1.6
+_LONGEST_HEADER = 32 << 20  # bytes; SDXL's has 0.3 million
+_DEEPEST, _MOST_BRANCHES = 20, 10_000  # of dictionaries
+_SMALL = 1 << 20  # bytes of a tensor that may be one value many times
 _SMALLEST = 1024  # no weight file is smaller; a Git LFS pointer or an error page saved by a browser is
 
 
@@ -23,12 +27,15 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     `.bin` files nest dictionaries; they are flattened. Raises LikenessError naming the file when it cannot be read.
     """
-    if not path.is_file():
-        raise LikenessError(
-            f"The weight file '{path.name}' does not exist: choose a file from the list, or download it."
-        )
-    with path.open("rb") as file:
-        head = file.read(_SMALLEST)
+    try:
+        if not path.is_file():
+            raise LikenessError(
+                f"The weight file '{path.name}' does not exist: choose a file from the list, or download it."
+            )
+        with path.open("rb") as file:
+            head = file.read(_SMALLEST)
+    except OSError as error:
+        raise LikenessError(f"'{path.name}' cannot be read ({error.strerror}): allow reading it.") from error
     if head.startswith(b"version https://git-lfs"):
         raise LikenessError(
             f"'{path.name}' is a Git LFS pointer, not the weights: download the file itself from the repository's page."
@@ -38,14 +45,17 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         if _looks_like_safetensors(head):
             return _read_safetensors(path)
+        if not head.startswith(_PICKLES):
+            raise ValueError("neither safetensors nor a pickle")
+        check_pickle(path)
         return _flatten(torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))), {}
-    except pickle.UnpicklingError as error:
-        if head.startswith(_PICKLES):  # a whole pickle, but one that asks for more than tensors
-            raise LikenessError(
-                f"'{path.name}' holds program code besides weights and was not opened: get a .safetensors file of it."
-            ) from error
-        raise _unreadable(path, error) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, struct.error, zipfile.BadZipFile) as error:
+    except LikenessError:
+        raise
+    except pickle.UnpicklingError as error:  # a whole pickle, but one that asks for more than tensors
+        raise LikenessError(
+            f"'{path.name}' holds program code besides weights and was not opened: get a .safetensors file of it."
+        ) from error
+    except Exception as error:  # every reader has its own, and a damaged file reaches many; for the user they are one
         raise _unreadable(path, error) from error
 
 
@@ -58,7 +68,7 @@ def _unreadable(path: Path, error: Exception) -> LikenessError:
 
 
 def _looks_like_safetensors(head: bytes) -> bool:
-    return len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] > 0
+    return len(head) > 8 and head[8:9] == b"{" and 0 < struct.unpack("<Q", head[:8])[0] < _LONGEST_HEADER
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -71,13 +81,32 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(str(error)) from error
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Tensor]:
+def _flatten(tree: Any) -> dict[str, Tensor]:
+    """The tensors of nested dictionaries under dot-joined keys. A dictionary inside itself is no tree, nor is a tensor
+    that is larger than the bytes behind it."""
     if not isinstance(tree, dict):
         raise ValueError("the file holds no dictionary of tensors")
     flat: dict[str, Tensor] = {}
-    for key, value in tree.items():
-        if isinstance(value, Tensor):
-            flat[f"{prefix}{key}"] = value
-        elif isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{key}."))
+    waiting, seen = [("", tree, 0)], 0
+    while waiting:
+        prefix, branch, depth = waiting.pop()
+        seen += 1
+        if depth > _DEEPEST or seen > _MOST_BRANCHES:
+            raise ValueError("dictionaries inside dictionaries without end")
+        below = []
+        for key, value in branch.items():
+            if isinstance(value, Tensor):
+                flat[f"{prefix}{key}"] = _plain(value)
+            elif isinstance(value, dict):
+                below.append((f"{prefix}{key}.", value, depth + 1))
+        waiting += reversed(below)
     return flat
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        raise ValueError(f"a tensor of the kind {tensor.layout} on {tensor.device}")
+    size = tensor.numel() * tensor.element_size()
+    if size > max(tensor.untyped_storage().nbytes(), _SMALL):
+        raise ValueError("a tensor that is larger than its bytes")
+    return tensor

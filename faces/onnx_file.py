@@ -6,6 +6,7 @@ An ONNX file is one protocol-buffer message. Field numbers are those of onnx/onn
 from __future__ import annotations
 
 import mmap
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,19 @@ import numpy as np
 from ..errors import LikenessError
 
 _DTYPES = {1: np.float32, 6: np.int32, 7: np.int64, 10: np.float16, 11: np.float64}  # TensorProto.DataType
+_DAMAGE = (  # what reading a file that is no ONNX, or cannot be opened, raises
+    *(
+        ValueError,
+        LookupError,
+        struct.error,
+        StopIteration,
+        AttributeError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+        OSError,
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -39,34 +53,18 @@ class Graph:
     initializers: dict[str, np.ndarray]
 
 
+_LONGEST_NUMBER = 10  # bytes: 64 bits, seven at a time
+_MOST_STEPS = 500_000  # fields, and numbers written one by one, of one file; the largest face packs have 10,000
+
+
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
+    value = 0
+    for place in range(_LONGEST_NUMBER):
+        byte = data[at + place]
+        value |= (byte & 0x7F) << 7 * place
         if byte < 0x80:
-            return value, at
-        shift += 7
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
-    """(field number, value) of one message; a value is an int, or the bytes of a nested or fixed-size field."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, at = _varint(data, at)
-        else:
-            length = {1: 8, 5: 4}.get(wire, -1)
-            if wire == 2:
-                length, at = _varint(data, at)
-            if length < 0 or at + length > len(data):
-                raise ValueError("not a protocol-buffer message")
-            value = data[at : at + length]
-            at += length
-        yield number, value
+            return value & 0xFFFF_FFFF_FFFF_FFFF, at + place + 1
+    raise ValueError("a number without end")
 
 
 def _text(data: memoryview) -> str:
@@ -77,118 +75,158 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def _integers(value: int | memoryview) -> list[int]:
-    """A repeated integer field, packed or not."""
-    if isinstance(value, int):
-        return [_signed(value)]
-    numbers, at = [], 0
-    while at < len(value):
-        number, at = _varint(value, at)
-        numbers.append(_signed(number))
-    return numbers
+class _Reader:
+    """Reads the messages of one file, every byte once, and gives up where no model has so many parts."""
 
+    def __init__(self) -> None:
+        self._steps = 0
 
-def _tensor(data: memoryview) -> tuple[str, np.ndarray]:
-    name, dims, dtype, raw, numbers = "", [], np.float32, None, []
-    for number, value in _fields(data):
-        if number == 1:
-            dims += _integers(value)
-        elif number == 2:
-            if value not in _DTYPES:
-                raise ValueError(f"tensor of type {value}")
-            dtype = _DTYPES[value]
-        elif number == 4:
-            numbers.append(np.frombuffer(value, np.float32))
-        elif number == 7:
-            numbers.append(np.array(_integers(value), np.int64))
-        elif number == 8:
-            name = _text(value)
-        elif number == 9:
-            raw = np.frombuffer(value, dtype)
-        elif number == 13:
-            raise ValueError("weights in a second file")
-    flat = raw if raw is not None else np.concatenate(numbers or [np.zeros(0)]).astype(dtype)
-    return name, flat.reshape(dims).copy()
+    def _count(self, steps: int) -> None:
+        self._steps += steps
+        if self._steps > _MOST_STEPS:
+            raise ValueError("more parts than any model has")
 
-
-def _attribute(data: memoryview) -> tuple[str, Any]:
-    name, value = "", None
-    listed: list[Any] = []
-    for number, content in _fields(data):
-        if number == 1:
-            name = _text(content)
-        elif number == 2:
-            value = struct.unpack("<f", content)[0]
-        elif number == 3:
-            value = _signed(content)
-        elif number == 4:
-            value = bytes(content)
-        elif number == 5:
-            value = _tensor(content)[1]
-        elif number == 7:
-            listed += np.frombuffer(content, np.float32).tolist()
-        elif number == 8:
-            listed += _integers(content)
-    return name, listed or value
-
-
-def _node(data: memoryview) -> Node:
-    inputs, outputs, kind, attributes = [], [], "", {}
-    for number, value in _fields(data):
-        if number == 1:
-            inputs.append(_text(value))
-        elif number == 2:
-            outputs.append(_text(value))
-        elif number == 4:
-            kind = _text(value)
-        elif number == 5:
-            name, content = _attribute(value)
-            attributes[name] = content
-    return Node(kind, tuple(inputs), tuple(outputs), attributes)
-
-
-def _value_info(data: memoryview) -> tuple[str, tuple[int | None, ...]]:
-    """Name and shape: ValueInfo.type (2) . tensor_type (1) . shape (2) . dim (1) . dim_value (1)."""
-    name, shape = "", []
-    for number, value in _fields(data):
-        if number == 1:
-            name = _text(value)
-        elif number == 2:
-            for tensor_type in (v for n, v in _fields(value) if n == 1):
-                for dims in (v for n, v in _fields(tensor_type) if n == 2):
-                    for dim in (v for n, v in _fields(dims) if n == 1):
-                        sizes = [v for n, v in _fields(dim) if n == 1]
-                        shape.append(sizes[0] if sizes and sizes[0] > 0 else None)
-    return name, tuple(shape)
-
-
-def _graph(data: memoryview, weights: bool) -> Graph:
-    nodes, inputs, outputs, initializers = [], {}, {}, {}
-    for number, value in _fields(data):
-        if number == 1:
-            nodes.append(_node(value))
-        elif number == 5:
-            if weights:
-                name, tensor = _tensor(value)
+    def fields(self, data: memoryview) -> Iterator[tuple[int, Any]]:
+        """(field number, value) of one message; a value is an int, or the bytes of a nested or fixed-size field."""
+        at = 0
+        while at < len(data):
+            self._count(1)
+            key, at = _varint(data, at)
+            number, wire = key >> 3, key & 7
+            if wire == 0:
+                value, at = _varint(data, at)
             else:
-                name, tensor = _text(next(v for n, v in _fields(value) if n == 8)), np.zeros(0)
-            initializers[name] = tensor
-        elif number in (11, 12):
-            name, shape = _value_info(value)
-            (inputs if number == 11 else outputs)[name] = shape
-    free = {name: shape for name, shape in inputs.items() if name not in initializers}
-    return Graph(nodes, free, outputs, initializers)
+                length = {1: 8, 5: 4}.get(wire, -1)
+                if wire == 2:
+                    length, at = _varint(data, at)
+                if length < 0 or at + length > len(data):
+                    raise ValueError("not a protocol-buffer message")
+                value = data[at : at + length]
+                at += length
+            yield number, value
+
+    def integers(self, value: int | memoryview) -> list[int]:
+        """A repeated integer field, packed or not."""
+        if isinstance(value, int):
+            return [_signed(value)]
+        numbers, at = [], 0
+        while at < len(value):
+            self._count(1)
+            number, at = _varint(value, at)
+            numbers.append(_signed(number))
+        return numbers
+
+    def floats(self, value: memoryview) -> list[float]:
+        """A repeated float field, packed or not."""
+        self._count(len(value) // 4)
+        return np.frombuffer(value, np.float32).tolist()
+
+    def tensor(self, data: memoryview) -> tuple[str, np.ndarray]:
+        """Name and values of a TensorProto."""
+        name, dims, dtype, raw, numbers = "", [], np.float32, None, []
+        for number, value in self.fields(data):
+            if number == 1:
+                dims += self.integers(value)
+            elif number == 2:
+                if value not in _DTYPES:
+                    raise ValueError(f"tensor of type {value}")
+                dtype = _DTYPES[value]
+            elif number == 4:
+                numbers.append(np.frombuffer(value, np.float32))
+            elif number == 7:
+                numbers.append(np.array(self.integers(value), np.int64))
+            elif number == 8:
+                name = _text(value)
+            elif number == 9:
+                raw = np.frombuffer(value, dtype)
+            elif number == 13:
+                raise ValueError("weights in a second file")
+        if min(dims, default=0) < 0:
+            raise ValueError("a dimension below zero")
+        flat = raw if raw is not None else np.concatenate(numbers or [np.zeros(0)]).astype(dtype)
+        return name, flat.reshape(dims).copy()
+
+    def attribute(self, data: memoryview) -> tuple[str, Any]:
+        """Name and value of an AttributeProto."""
+        name, value = "", None
+        listed: list[Any] = []
+        for number, content in self.fields(data):
+            if number == 1:
+                name = _text(content)
+            elif number == 2:
+                value = struct.unpack("<f", content)[0]
+            elif number == 3:
+                value = _signed(content)
+            elif number == 4:
+                value = bytes(content)
+            elif number == 5:
+                value = self.tensor(content)[1]
+            elif number == 7:
+                listed += self.floats(content)
+            elif number == 8:
+                listed += self.integers(content)
+        return name, listed or value
+
+    def node(self, data: memoryview) -> Node:
+        """A NodeProto."""
+        inputs, outputs, kind, attributes = [], [], "", {}
+        for number, value in self.fields(data):
+            if number == 1:
+                inputs.append(_text(value))
+            elif number == 2:
+                outputs.append(_text(value))
+            elif number == 4:
+                kind = _text(value)
+            elif number == 5:
+                name, content = self.attribute(value)
+                attributes[name] = content
+        return Node(kind, tuple(inputs), tuple(outputs), attributes)
+
+    def value_info(self, data: memoryview) -> tuple[str, tuple[int | None, ...]]:
+        """Name and shape: ValueInfo.type (2) . tensor_type (1) . shape (2) . dim (1) . dim_value (1)."""
+        name, shape = "", []
+        for number, value in self.fields(data):
+            if number == 1:
+                name = _text(value)
+            elif number == 2:
+                for tensor_type in (v for n, v in self.fields(value) if n == 1):
+                    for dims in (v for n, v in self.fields(tensor_type) if n == 2):
+                        for dim in (v for n, v in self.fields(dims) if n == 1):
+                            sizes = [_signed(v) for n, v in self.fields(dim) if n == 1]
+                            shape.append(sizes[0] if sizes and sizes[0] > 0 else None)
+        return name, tuple(shape)
+
+    def graph(self, data: memoryview, weights: bool) -> Graph:
+        """A GraphProto."""
+        nodes, inputs, outputs, initializers = [], {}, {}, {}
+        for number, value in self.fields(data):
+            if number == 1:
+                nodes.append(self.node(value))
+            elif number == 5:
+                if weights:
+                    name, tensor = self.tensor(value)
+                else:
+                    name, tensor = _text(next(v for n, v in self.fields(value) if n == 8)), np.zeros(0)
+                initializers[name] = tensor
+            elif number in (11, 12):
+                name, shape = self.value_info(value)
+                (inputs if number == 11 else outputs)[name] = shape
+        free = {name: shape for name, shape in inputs.items() if name not in initializers}
+        return Graph(nodes, free, outputs, initializers)
 
 
 def read_graph(path: Path | str, weights: bool = True) -> Graph:
     """The graph of an .onnx file; with `weights=False` initializers are named but empty, and nothing big is read."""
     path = Path(path)
+    reader = _Reader()
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise ValueError("it is no file")
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped when the last view of it is gone
-        for number, value in _fields(memoryview(mapped)):
+        for number, value in reader.fields(memoryview(mapped)):
             if number == 7:
-                return _graph(value, weights)
-    except (ValueError, IndexError, struct.error, StopIteration, AttributeError, TypeError) as error:
+                return reader.graph(value, weights)
+    except _DAMAGE as error:
         raise LikenessError(f"The file {path.name} cannot be read as ONNX ({error}): download it again.") from None
     raise LikenessError(f"The file {path.name} holds no ONNX graph: download it again.")

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..checks import first_not_finite
 from ..errors import LikenessError
+from ..pickles import check_pickle
 
 Weights = dict[str, torch.Tensor]
 Network = TypeVar("Network", bound=nn.Module)
@@ -28,7 +29,10 @@ def read_weights(path: Path | str) -> Weights:
 
             content = load_file(path)
         else:
+            check_pickle(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except LikenessError:
+        raise
     except Exception as error:  # every reader has its own; for the user they are one
         raise LikenessError(f"The face model {path.name} cannot be read ({error}): download it again.") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LikenessError
+from ..pickles import check_pickle
 
 _ENCODER_OF_WIDTH = {1024: "clip_h", 1280: "clip_g"}  # any other width is CLIP-L's, or a model's made for tests
 _ENCODERS = ("clip_l", "clip_g", "clip_h")
@@ -80,6 +81,7 @@ def load_embedding(path: Path | str) -> TokenEmbedding:
             from safetensors.torch import load_file
 
             return read_embedding(load_file(path))
+        check_pickle(path)
         return read_embedding(torch.load(path, map_location="cpu", weights_only=True))
     except LikenessError as error:
         raise LikenessError(f"{path.name}: {error}") from error

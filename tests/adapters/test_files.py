@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import bad_values
 import pytest
 import torch
 from safetensors.torch import save, save_file
@@ -118,6 +119,22 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     assert "does not exist" in refused(tmp_path / "gone.safetensors")
     (tmp_path / "folder.bin").mkdir()
     assert "does not exist" in refused(tmp_path / "folder.bin")
+
+
+@pytest.mark.parametrize("kind", sorted(set(bad_values.FILES) - {"unreadable"}))
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_whatever_lies_at_the_path_ends_in_a_sentence(tmp_path, suffix, kind):
+    bad_values.FILES[kind](tmp_path / f"a{suffix}")
+    assert refused(tmp_path / f"a{suffix}")
+
+
+def test_a_file_that_may_not_be_opened_is_told(tmp_path, monkeypatch):
+    def refuse(self: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    path = written(tmp_path / "a.bin", b"x")
+    monkeypatch.setattr(Path, "open", refuse)
+    assert "cannot be read (Permission denied)" in refused(path)
 
 
 # Pickled code ---------------------------------------------------------------------------------------------------------
