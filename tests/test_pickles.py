@@ -111,7 +111,7 @@ def test_what_checkpoints_really_hold_passes(legacy: bool, tmp_path: Path):
     torch.save(content, tmp_path / "a.ckpt", _use_new_zipfile_serialization=not legacy)
     check_pickle(tmp_path / "a.ckpt")
     weights, _ = read_weights(tmp_path / "a.ckpt")
-    assert torch.equal(weights["state_dict.7.weight"], network[7].weight)
+    assert torch.equal(weights["state_dict.7.weight"], network.state_dict()["7.weight"])
 
 
 def saved(path: Path, content: Any) -> Path:
