@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ import numpy as np
 
 from ..errors import LikenessError
 from ..faces.photo_list import list_photos, names_of
+from ..locks import owned, sweep
 from ..storage import check_name, free_names, write_whole
 from .captions import check_captions, check_trigger, fill
 from .dataset import Dataset, DatasetKind, Sample
@@ -33,8 +33,8 @@ from .names import check_phrase
 from .photo_files import CAPTION_SUFFIX, MASK_SUFFIX, MOST_REPEATS, read_caption, read_mask, read_picture
 
 INDEX = "dataset.json"
+UNFINISHED = ".unfinished_"  # folders of datasets that are being written; those of killed processes are removed
 FORMAT, VERSION = "likeness.dataset", 1
-_UNFINISHED, _ABANDONED = ".unfinished_", 3600.0  # folders being written; seconds after which nobody does
 NOTICE = "This folder holds photos of a person: share it only with that person's consent."
 
 
@@ -44,6 +44,8 @@ def place_for(root: Path, name: str, made_from: str) -> tuple[Path, bool]:
     That is `name`, or `name_2` ... when the name is taken by something that was not made from the same
     (`dataset.fingerprint`).
     """
+    if root.is_dir():
+        sweep(root, UNFINISHED)
     for candidate in free_names(safe_name(name), ""):
         folder = root / candidate
         if not os.path.lexists(folder):
@@ -83,8 +85,8 @@ def save_dataset(dataset: Dataset, folder: Path, made_from: str = "") -> Path:
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder.parent)
-        temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder.parent))
+        sweep(folder.parent, UNFINISHED)
+        temporary = Path(tempfile.mkdtemp(prefix=owned(UNFINISHED), dir=folder.parent))
         for stem, sample in zip(stems, dataset.samples, strict=True):
             write_whole(temporary / f"{stem}.png", partial(Image.fromarray(sample.pixels).save, format="png"))
             write_whole(temporary / f"{stem}{CAPTION_SUFFIX}", partial(_write_text, sample.caption + "\n"))
@@ -119,16 +121,6 @@ def save_dataset(dataset: Dataset, folder: Path, made_from: str = "") -> Path:
 
 def _write_text(text: str, file: Path) -> None:
     file.write_text(text, encoding="utf-8")
-
-
-def _sweep(root: Path) -> None:
-    """Remove the photos that killed processes left unfinished."""
-    for folder in root.glob(f"{_UNFINISHED}*"):
-        try:
-            if folder.stat().st_mtime < time.time() - _ABANDONED:
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # somebody else was faster
-            continue
 
 
 def _plain(name: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import bad_values
 import numpy as np
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from likeness.errors import LikenessError
+from likeness.locks import owned
 from likeness.training import dataset_folder, photo_files
 from likeness.training.dataset import Dataset, DatasetKind, Sample
 from likeness.training.dataset_folder import load_dataset, place_for, save_dataset
@@ -460,15 +461,21 @@ def test_repeats_and_own_captions_are_kept(tmp_path):
     assert load_dataset(folder).samples[0].is_captioned
 
 
-def test_photos_that_a_killed_process_left_are_removed(tmp_path):
-    old, new = tmp_path / ".unfinished_old", tmp_path / ".unfinished_new"
-    for folder in (old, new):
-        folder.mkdir()
-        (folder / "photo.png").touch()
-    os.utime(old, (time.time() - 7200,) * 2)
-    save_dataset(dataset(), tmp_path / "anna")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".unfinished_new", "anna"]
-
-
 def test_no_path_of_the_users_machine_is_written(saved):
     assert str(saved.parent) not in (saved / "dataset.json").read_text()
+
+
+def test_photos_that_a_killed_process_left_are_removed_at_the_next_start(tmp_path):
+    def left(owner: int) -> Path:
+        name = owned(".unfinished_").replace(f"-{os.getpid()}-", f"-{owner}-")
+        place = tmp_path / f"{name}abc"
+        place.mkdir()
+        (place / "001_photo.png").touch()
+        return place
+
+    dead, alive = left(10**9), left(os.getppid())
+    place_for(tmp_path, "anna", "x")
+    assert alive.exists() and not dead.exists()
+    left(10**9)
+    save_dataset(dataset(), tmp_path / "anna")
+    assert alive.exists() and not dead.exists()
