@@ -213,8 +213,8 @@ class PortraitDataset(io.ComfyNode):
                         min=0,
                         max=4096,
                         tooltip=(
-                            "Faces less wide or high than this, in pixels of the photo, are too small, and so are those "
-                            "of which less than half of it is left in pictures of 512 (in proportion for other "
+                            "Faces less wide or high than this, in pixels of the photo, are too small, and so are "
+                            "those of which less than half of it is left in pictures of 512 (in proportion for other "
                             "resolutions); 0 takes any."
                         ),
                     )

@@ -599,7 +599,7 @@ def _model_problems(node: dict[str, Any]) -> list[str]:
 
 
 def write(graph: Graph, info: ObjectInfo, folder: Path, name: str) -> list[Path]:
-    """Write `<name>.json` and its twin `api/<name>.api.json`, which template browsers do not list; returns the paths."""
+    """Write `<name>.json` and its twin `api/<name>.api.json`, which template browsers do not list; returns both."""
     workflow = graph.to_ui()
     written = []
     (folder / API_FOLDER).mkdir(exist_ok=True)

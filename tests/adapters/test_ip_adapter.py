@@ -323,6 +323,6 @@ def test_weights_that_are_no_numbers_are_refused_with_their_place(official, tmp_
     key = list(weights)[0 if where == "first" else -1]
     weights[key].view(-1)[-1] = bad
     save_file(weights, tmp_path / "nan.safetensors")
-    with pytest.raises(LikenessError, match=r"'nan\.safetensors' holds values that are NaN or infinite \(in ") as caught:
+    with pytest.raises(LikenessError, match=r"'nan\.safetensors' holds values that are NaN or infi") as caught:
         load(tmp_path / "nan.safetensors")
     assert key in str(caught.value)
