@@ -48,8 +48,8 @@ def _model_inputs() -> list[Any]:
             default="",
             tooltip=(
                 "Name of the files, and of the folder in output/likeness/runs. Empty: the trigger word. In files' "
-                "names spaces and brackets become underscores, because prompts name them; a number is added where a name is "
-                "taken, and nothing is overwritten."
+                "names spaces and brackets become underscores, because prompts name them; a number is added where a "
+                "name is taken, and nothing is overwritten."
             ),
         ),
     ]

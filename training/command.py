@@ -19,10 +19,12 @@ The output folder holds the run and its results. The same command goes on where 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from pydantic import Field, ValidationError
 from ..errors import LikenessError
 from ..faces import FaceAnalysis, load_parser, load_recogniser_module
 from ..faces.photo_list import names_of
+from ..locks import locked
+from ..storage import check_folder, check_name
 from .base_model import BaseModel
 from .captions import parse_templates
 from .config import RunSettings, Settings, network_dtype
@@ -40,7 +44,7 @@ from .dataset import Dataset, DatasetKind, build_dataset
 from .dataset import Settings as DatasetSettings
 from .dataset_folder import is_dataset, load_dataset
 from .embedding_files import load_embedding
-from .engine import Watch, make_accelerator, train
+from .engine import RUN_IN, Watch, make_accelerator, train
 from .export import TrainingRecord
 from .objectives.identity import Measure, arcface_measure
 from .photo_files import read_folder
@@ -49,6 +53,7 @@ from .recipe import Recipe
 from .recipes.dreambooth import DreamBoothSettings, class_pictures, class_size, dreambooth, require_vae
 from .recipes.magicapture import Layout, MagiCaptureSettings, magicapture
 from .recipes.textual_inversion import TextualInversionSettings, textual_inversion
+from .run_record import digest_of, digest_of_file
 
 
 class DataSettings(Settings):
@@ -104,41 +109,69 @@ def read_configuration(file: Path) -> Configuration:
 
 
 def run(configuration: Configuration, openers: Openers, watch: Watch | None = None) -> list[Path]:
-    """Train what a configuration says; returns the results' paths, none when the run was cancelled."""
+    """Train what a configuration says; returns the results' paths, none when the run was stopped."""
     settings, output = configuration.run, configuration.output
     accelerator = make_accelerator(settings)
-    base = openers.base(configuration.base)
-    base.to(accelerator.device, network_dtype(configuration.recipe, settings))
-    with accelerator.main_process_first():  # which makes class pictures for all
-        recipe, data = recipe_of(configuration, base, openers, accelerator.device)
-    with _stopping() as stopped, _progress(accelerator.is_main_process) as progress:
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            _check_places(configuration)
+            stack.enter_context(locked(output, RUN_IN))
+        stopped = stack.enter_context(stopping(accelerator.num_processes == 1))
+        base = openers.base(configuration.base)
+        base.to(accelerator.device, network_dtype(configuration.recipe, settings))
+        try:
+            with accelerator.main_process_first():  # which makes class pictures for all
+                recipe, data = recipe_of(configuration, base, openers, accelerator.device, stopped)
+        except _Stopped:
+            _say("Stopped before the first step; the same command goes on from there.")
+            return []
+        progress = stack.enter_context(_progress(accelerator.is_main_process))
         watch = watch or Watch(progress, _keeper(output / "previews"), stopped)
         result = train(base, recipe, settings, output, watch, accelerator, data)
-    if not result.complete:
-        print(f"Stopped after {result.steps} steps; the same command goes on from there.")
-        return []
-    if not accelerator.is_main_process:
-        return []
-    side = configuration.data.resolution
-    record = TrainingRecord(
-        recipe.name,
-        base.family,
-        result.steps,
-        recipe.trigger_words,
-        settings.seed,
-        (side, side),
-        base.schedule.prediction,
-    )
-    return recipe.save(output / "results", configuration.name, record)
+        if not result.complete:
+            _say(f"Stopped after {result.steps} steps; the same command goes on from there.")
+            return []
+        if not accelerator.is_main_process:
+            return []
+        side = configuration.data.resolution
+        record = TrainingRecord(
+            recipe.name,
+            base.family,
+            result.steps,
+            recipe.trigger_words,
+            settings.seed,
+            (side, side),
+            base.schedule.prediction,
+        )
+        return recipe.save(output / "results", configuration.name, record)
+
+
+def _check_places(configuration: Configuration) -> None:
+    """Raises LikenessError where results could not be written, before any work begins."""
+    check_name(configuration.name, "The entry name")
+    check_folder(configuration.output, "The folder output")
+    for part in ("class", "previews", "results"):
+        if (configuration.output / part).exists():
+            check_folder(configuration.output / part, "The folder")
 
 
 def recipe_of(
-    configuration: Configuration, base: BaseModel, openers: Openers, device: torch.device
+    configuration: Configuration,
+    base: BaseModel,
+    openers: Openers,
+    device: torch.device,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[Recipe, str]:
     """The recipe with its photos, and what tells these apart; faces are measured on the device.
 
     Raises LikenessError for whatever is missing.
     """
+
+    def go_on() -> None:
+        if stopped():
+            raise _Stopped
+
+    go_on()
     chosen, data, seed = configuration.recipe, configuration.data, configuration.run.seed
     if chosen.trains_all_weights:
         require_vae(base)
@@ -153,13 +186,18 @@ def recipe_of(
         detect = (lambda photo: _keypoints(analysis, photo)) if chosen.layout is Layout.DETECTED else None
         files = {chosen.subject: data.person_word, chosen.style: data.style_word}
         start = {word: load_embedding(file) for word, file in files.items() if file is not None}
+        also = [digest_of_file(file) for file in files.values() if file is not None]
+        if measure is not None:
+            also.append(analysis.name if data.recogniser is None else digest_of_file(data.recogniser))
         recipe = magicapture(base, people, styles, chosen, seed, measure, detect, start)
-        return recipe, person.digest() + style.digest()
+        return recipe, digest_of([person, style], chosen, *also)
     if isinstance(chosen, TextualInversionSettings):
         said = chosen.templates, chosen.captions
         person = _dataset(data.person, DatasetKind.PERSON, chosen.token, data, analysis, *said)
         start = None if data.person_word is None else load_embedding(data.person_word)
-        return textual_inversion(base, person.called(chosen.token).examples(), chosen, seed, start), person.digest()
+        also = [] if data.person_word is None else [digest_of_file(data.person_word)]
+        photos = person.called(chosen.token).examples()
+        return textual_inversion(base, photos, chosen, seed, start), digest_of([person], chosen, *also)
     if data.person_word is not None:
         raise LikenessError("DreamBooth learns no vectors of a word: remove data.person_word.")
     said = (chosen.prompt,), chosen.captions
@@ -167,8 +205,8 @@ def recipe_of(
     photos, others = person.called(chosen.identifier).examples(), []
     if chosen.prior_weight > 0:
         folder, size = configuration.output / "class", class_size(photos)
-        others = class_pictures(base, chosen.class_prompt, chosen.class_pictures, folder, size)
-    return dreambooth(base, photos, chosen, seed, others), person.digest()
+        others = class_pictures(base, chosen.class_prompt, chosen.class_pictures, folder, size, after_each=go_on)
+    return dreambooth(base, photos, chosen, seed, others), digest_of([person], chosen)
 
 
 def _dataset(
@@ -223,36 +261,64 @@ def _keypoints(analysis: FaceAnalysis, photo: Any) -> Any:
     return faces[0].keypoints if faces else None
 
 
+class _Stopped(Exception):
+    """The process was told to stop before the training began."""
+
+
 @contextmanager
-def _stopping() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed: the first time ends the run after its step, the second at once."""
-    pressed = []
+def stopping(alone: bool = True) -> Iterator[Callable[[], bool]]:
+    """Whether this process was told to stop: with Ctrl-C, by a system that ends it, or as its terminal was closed.
 
-    def press(*_: Any) -> None:
-        if pressed:
+    The run then ends after its step, with its state saved. A second Ctrl-C ends a process that works alone at once; of
+    several the launcher tells each again. Signals that whoever started this lets it ignore (nohup) stay ignored, and
+    all handlers are put back on leaving.
+    """
+    asked: list[int] = []
+
+    def ask(number: int, _frame: Any) -> None:
+        if asked and alone and number == signal.SIGINT:
             raise KeyboardInterrupt
-        pressed.append(True)
-        print("\nStopping after this step ...", file=sys.stderr)
+        asked.append(number)
+        with suppress(OSError):  # the terminal is gone
+            os.write(2, b"\nStopping after this step ...\n")
 
-    before = signal.signal(signal.SIGINT, press)
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # others cannot set any
+        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        before = {number: signal.getsignal(number) for number in numbers}
+        before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, ask)
     try:
-        yield lambda: bool(pressed)
+        yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # the terminal is gone
+        print(text)
 
 
 @contextmanager
 def _progress(shown: bool) -> Iterator[Callable[..., None]]:
     from tqdm import tqdm
 
-    with tqdm(unit="step", disable=not shown) as bar:
+    bar = tqdm(unit="step", disable=not shown)
 
-        def progress(done: int, total: int, losses: Any) -> None:
-            bar.total = total
+    def progress(done: int, total: int, losses: Any) -> None:
+        bar.total = total
+        with suppress(OSError):  # the terminal is gone
             bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items()}, refresh=False)
             bar.update(done - bar.n)
 
+    try:
         yield progress
+    finally:
+        with suppress(OSError):
+            bar.close()
 
 
 def _keeper(folder: Path) -> Callable[..., None]:

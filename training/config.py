@@ -6,7 +6,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, Flag, auto
 from typing import Any
 
 import torch
@@ -17,10 +17,38 @@ from ..errors import LikenessError
 from .lora import Reach, add_lora, lora_parameters, lora_targets
 
 
+class Seen(Flag):
+    """What a method may look at in a photo, beside its pixels."""
+
+    CAPTIONS = auto()
+    MASKS = auto()
+    KEYPOINTS = auto()
+
+
 class Settings(BaseModel):
     """Base of all settings: unknown names and impossible values are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @property
+    def steps_of_phases(self) -> dict[str, int]:
+        """The settings that are numbers of steps, in the order of the phases."""
+        return {}
+
+    @property
+    def idle(self) -> set[str]:
+        """The settings that the others leave without any effect on the weights."""
+        return set()
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """Those that decide over the weights, which a resumed run must share; the numbers of steps left out."""
+        return self.model_dump(mode="json", exclude=self.idle | set(self.steps_of_phases))
+
+    @property
+    def sees(self) -> Seen:
+        """What of the photos decides over the weights."""
+        return ~Seen(0)
 
     @property
     def trains_all_weights(self) -> bool:

@@ -9,19 +9,18 @@ processes train what one does.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import LikenessError
-from ..storage import write_whole
+from ..locks import locked, sweep, temporary_folder
+from ..storage import check_folder
 from .base_model import BaseModel, Conditioning, Posterior
 from .config import Group, RunSettings, make_optimiser, network_dtype
 from .loop import Average, Run
@@ -29,8 +28,11 @@ from .losses import LossLog
 from .previews import sample_pictures
 from .probe import AttentionProbe
 from .recipe import Listening, Objective, Pass, Phase, Recipe, Sample, generator, seed_of
+from .run_record import RunRecord, read_record, steps_done
 from .shelf import Shelf
 
+RUN_IN = "The run in"  # as messages call a folder
+CACHE = "cache-"  # folders of what is computed once, gone when the training ends
 LEAST_SCALE = 1e-4  # of float16's losses: below it, every step has been skipped for long
 
 # Who watches ----------------------------------------------------------------------------------------------------------
@@ -70,24 +72,30 @@ def train(
     """Run a recipe in a run folder, from its beginning or from where it stopped there.
 
     The base's modules become the trained ones. The folder gets the settings, the state of every phase, the losses as
-    CSV and picture, and previews. Raises LikenessError when the folder is another training's, the loss is no number, or
-    the disk is full; the last good state is kept. accelerator: `accelerate`'s, where the caller made one already.
-    data: what tells the photos apart, so that a run is taken up with its own alone.
+    CSV and picture, and previews. Raises LikenessError when the folder is another training's or another process works
+    in it, when the base model or the loss is no number, and when the disk is full; the last good state is kept.
+    accelerator: `accelerate`'s, where the caller made one already. data: from `digest_of`, so that a run is taken up
+    with its own photos alone.
     """
     empty = next((phase for phase in recipe.phases if phase.steps < 1), None)
     if empty is not None:
         raise LikenessError(f"The phase '{empty.name}' has {empty.steps} steps: give it at least one.")
     watch = watch or Watch()
     accelerator = accelerator or make_accelerator(settings)
-    with accelerator.main_process_first():
-        _claim(folder, base, recipe, settings, data, accelerator.is_main_process)
-    base.to(accelerator.device, network_dtype(recipe.settings, settings))
-    names = list(dict.fromkeys(objective.name for phase in recipe.phases for objective in phase.objectives))
-    log = LossLog(folder, names, accelerator.is_main_process)
     total, before, complete = sum(phase.steps for phase in recipe.phases), 0, True
     with ExitStack() as stack:
         stack.enter_context(_own_chances())
-        cache = Path(stack.enter_context(TemporaryDirectory(prefix="cache-", dir=folder, ignore_cleanup_errors=True)))
+        with accelerator.main_process_first():
+            if accelerator.is_main_process:
+                check_folder(folder, "The folder of the training")
+                stack.enter_context(locked(folder, RUN_IN))
+                sweep(folder, CACHE, alone=True)
+                _claim(folder, RunRecord(recipe.name, base.fingerprint(), data, recipe.settings, settings))
+            folder.mkdir(parents=True, exist_ok=True)  # on other machines
+        base.to(accelerator.device, network_dtype(recipe.settings, settings))
+        names = list(dict.fromkeys(objective.name for phase in recipe.phases for objective in phase.objectives))
+        log = LossLog(folder, names, accelerator.is_main_process)
+        cache = stack.enter_context(temporary_folder(folder, CACHE))
         latents = Shelf(cache / "latents", settings.cache_megabytes, settings.cache_latents)
         for number, phase in enumerate(recipe.phases):
             texts = Shelf(cache / f"texts-{number}", settings.cache_megabytes, settings.cache_text)
@@ -109,7 +117,7 @@ def train(
             if not complete:
                 break
             worker.keep_average()
-    log.draw()
+        log.draw()
     return Result(complete, before, log.file)
 
 
@@ -127,54 +135,19 @@ def make_accelerator(settings: RunSettings, cpu: bool = False) -> Any:
         ) from error
 
 
-def _claim(folder: Path, base: BaseModel, recipe: Recipe, settings: RunSettings, data: str, writes: bool) -> None:
-    """Write what this training is into its folder, or check that it is the one that is there."""
-    ours = {
-        "recipe": recipe.name,
-        "base": base.fingerprint(),
-        "method": recipe.settings.model_dump(mode="json"),
-        "run": settings.model_dump(mode="json"),
-        "data": data,
-    }
-    file = folder / "run.json"
-    if file.exists():
-        theirs = _read_claim(file)
-        if theirs["base"] != ours["base"]:
-            raise LikenessError(
-                f"The run in '{folder}' was started with another base model, text encoder or VAE: resume it with "
-                "those, or choose a new folder."
-            )
-        if theirs["data"] != data:
-            raise LikenessError(
-                f"The run in '{folder}' was started with other photos, masks or captions: resume it with those, or "
-                "choose a new folder."
-            )
-        other = [] if theirs["recipe"] == ours["recipe"] else ["recipe"]
-        other += [name for name, value in ours["method"].items() if theirs["method"].get(name) != value]
-        other += [name for name, value in settings.deciding.items() if theirs["run"][name] != value]
-        if other:
-            raise LikenessError(
-                f"The run in '{folder}' was started with other settings ({', '.join(other)}): resume it with the same "
-                "ones, or choose a new folder."
-            )
-    if writes:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(file, lambda part: part.write_text(json.dumps(ours, indent=2), encoding="utf-8"))
-        except OSError as error:
-            raise LikenessError(
-                f"The run folder '{folder}' cannot be written to ({error}): choose another one, or free some space."
-            ) from error
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def _read_claim(file: Path) -> dict[str, Any]:
+def _claim(folder: Path, record: RunRecord) -> None:
+    """Write what this training is into its folder. LikenessError when another one is there."""
+    earlier = read_record(folder, type(record.method))
+    if earlier is not None:
+        why = record.difference(earlier, steps_done(folder, earlier.method))
+        if why:
+            raise LikenessError(f"The run in '{folder}' was started with {why}, or choose a new folder.")
     try:
-        claim = json.loads(file.read_text(encoding="utf-8"))
-        return {key: claim[key] for key in ("recipe", "base", "method", "run", "data")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LikenessError(f"'{file}' is damaged or no run's: choose a new folder for this training.") from error
+        record.write(folder)
+    except OSError as error:
+        raise LikenessError(
+            f"The run folder '{folder}' cannot be written to ({error}): choose another one, or free some space."
+        ) from error
 
 
 @contextmanager

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Row = dict[str, str]
+LOSSES = "losses.csv"
 
 
 class LossLog:
     """`losses.csv` in a run folder: phase, step, every objective's value before its weight, and the weighted total."""
 
     def __init__(self, folder: Path, names: Sequence[str], writes: bool = True) -> None:
-        self.file = folder / "losses.csv"
+        self.file = folder / LOSSES
         self._columns = ["phase", "step", *names, "total"]
         self._writes = writes
 

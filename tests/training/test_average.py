@@ -26,6 +26,7 @@ def test_the_average_warms_up(step, decay):
 def test_integers_are_copied_and_the_networks_own_weights_come_back():
     module = nn.BatchNorm1d(1)
     average = Average(module, 0.9)
+    assert module.num_batches_tracked is not None
     module.num_batches_tracked += 7
     module.weight.data.fill_(3.0)
     average.update(module, 0)

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +19,12 @@ from PIL import Image
 
 from likeness.errors import LikenessError
 from likeness.training import command
-from likeness.training.command import Openers, read_configuration, run
+from likeness.training.command import Openers, read_configuration, run, stopping
 from likeness.training.dataset import DatasetKind, Settings, build_dataset
 from likeness.training.dataset_folder import save_dataset
 from likeness.training.embedding_files import load_embedding
+from likeness.training.engine import Watch
+from likeness.training.losses import read_losses
 from likeness.training.photo_files import read_folder
 
 CONFIGURATION = """
@@ -155,6 +164,174 @@ def test_a_run_goes_on_with_its_own_photos_only(make_base, folder):
     Image.fromarray(mask).save(folder / "photos" / "two.mask.png")
     with pytest.raises(LikenessError, match="other photos, masks or captions"):
         run(read_configuration(file), openers(make_base))
+
+
+def test_masks_that_nobody_looks_at_and_more_steps_start_nothing_anew(make_base, folder):
+    file = configuration(folder, "textual_inversion", 'token = "<anna>"\nsteps = 1')
+    run(read_configuration(file), openers(make_base))
+    mask = np.zeros((192, 192), np.uint8)
+    mask[30:150, 40:150] = 255
+    Image.fromarray(mask).save(folder / "photos" / "two.mask.png")
+    (folder / "photos" / "two.png").rename(folder / "photos" / "zwei.png")
+    (folder / "photos" / "two.mask.png").rename(folder / "photos" / "zwei.mask.png")
+    file = configuration(folder, "textual_inversion", 'token = "<anna>"\nsteps = 3')
+    steps = []
+    watch = Watch(progress=lambda done, total, losses: steps.append(done))
+    (result,) = run(read_configuration(file), openers(make_base), watch)
+    assert steps == [2, 3] and result.name == "anna_2.safetensors"
+
+
+# Being stopped --------------------------------------------------------------------------------------------------------
+
+
+class Stoppable:
+    """`stoppable.py` as a process that has made a step."""
+
+    def __init__(self, folder: Path, *launcher: str, **options: Any) -> None:
+        file = configuration(folder, "dreambooth", "prior_weight = 0\nsteps = 100000")
+        file.write_text(file.read_text().replace("save_every = 1", "save_every = 100000"))
+        command = [sys.executable, *launcher, str(Path(__file__).with_name("stoppable.py")), str(file)]
+        self.folder = folder / "run"
+        self.process = subprocess.Popen(command, **options)
+        until = time.monotonic() + 200
+        while not list(self.folder.glob("losses.csv")) or len(read_losses(self.folder / "losses.csv")) < 2:
+            assert self.process.poll() is None and time.monotonic() < until
+            time.sleep(0.1)
+
+    def steps(self) -> int:
+        return torch.load(self.folder / "1-tuning" / "state.pt", weights_only=True)["step"]
+
+    def litter(self) -> list[str]:
+        return [path.name for path in self.folder.glob("cache-*")] + [path.name for path in self.folder.rglob("*.part")]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_a_run_that_is_told_to_stop_saves_its_state(folder):
+    at_work = Stoppable(folder)
+    at_work.process.terminate()
+    assert at_work.process.wait(60) == 0
+    assert at_work.steps() == len(read_losses(at_work.folder / "losses.csv")) >= 2
+    assert at_work.litter() == [] and not (at_work.folder / "running.json").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such terminals")
+def test_a_run_whose_terminal_is_closed_saves_its_state(folder):
+    """Then SIGHUP comes, and nothing can be printed any more."""
+    ours, theirs = os.openpty()
+    at_work = Stoppable(folder, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    os.close(ours)
+    at_work.process.send_signal(signal.SIGHUP)  # which the system sends to a terminal's own session
+    at_work.process.wait(60)
+    assert at_work.steps() == len(read_losses(at_work.folder / "losses.csv")) >= 2
+    assert at_work.litter() == []
+
+
+def test_what_a_killed_run_left_is_cleared_away_and_it_goes_on(make_base, folder):
+    at_work = Stoppable(folder)
+    at_work.process.kill()
+    at_work.process.wait()
+    assert at_work.litter(), "a cache"
+    file = configuration(folder, "dreambooth", "prior_weight = 0\nsteps = 2")
+    assert run(read_configuration(file), openers(make_base))
+    assert at_work.litter() == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_a_team_that_is_told_to_stop_saves_its_state(folder):
+    options = "--multi_gpu --num_machines 1 --num_processes 2 --mixed_precision no --dynamo_backend no"
+    launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", *options.split(), "--main_process_port", "0"]
+    at_work = Stoppable(folder, *launcher, env={**os.environ, "ACCELERATE_USE_CPU": "true"})
+    at_work.process.send_signal(signal.SIGTERM)
+    at_work.process.wait(100)
+    assert at_work.steps() == len(read_losses(at_work.folder / "losses.csv")) >= 2
+    assert at_work.litter() == []
+
+
+def test_signal_handlers_are_put_back_and_ignored_signals_stay_ignored():
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = [signal.getsignal(getattr(signal, name)) for name in names]
+    term = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with stopping() as stopped:
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+            signal.raise_signal(signal.SIGINT)
+            assert stopped()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        with stopping(alone=False) as stopped:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            assert stopped()
+    finally:
+        signal.signal(signal.SIGTERM, term)
+    assert [signal.getsignal(getattr(signal, name)) for name in names] == before
+    answers: list[bool] = []
+
+    def elsewhere() -> None:
+        with stopping() as stopped:
+            answers.append(stopped())
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert answers == [False], "only the main thread can set handlers"
+
+
+def test_a_run_stops_between_two_class_pictures(make_base, folder, monkeypatch, capsys):
+    from likeness.training import command
+    from likeness.training.recipes import dreambooth
+
+    paint = dreambooth.sample_pictures
+
+    def paint_and_stop(*arguments: Any, **options: Any) -> torch.Tensor:
+        signal.raise_signal(signal.SIGTERM)
+        return paint(*arguments, **options, steps=1)
+
+    monkeypatch.setattr(dreambooth, "sample_pictures", paint_and_stop)
+    monkeypatch.setattr(command, "train", None)
+    file = configuration(folder, "dreambooth", "steps = 1\nclass_pictures = 5")
+    assert run(read_configuration(file), openers(make_base)) == []
+    assert "Stopped before the first step" in capsys.readouterr().out
+    assert [path.name for path in (folder / "run" / "class").iterdir()] == ["class_00000.png"]
+
+
+# Places ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "NUL", "x" * 300, "a\\b", " ", "a:b"])
+def test_a_name_that_no_file_can_have_is_refused_before_any_work(folder, name):
+    chosen = read_configuration(configuration(folder, "textual_inversion", 'token = "<a>"'))
+    with pytest.raises(LikenessError, match="The entry name"):
+        run(chosen.model_copy(update={"name": name}), Openers(no_work, no_work))
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "below a file", "too long", "results", "full"])
+def test_a_place_that_cannot_be_written_to_is_refused_before_any_work(folder, place, monkeypatch):
+    chosen = read_configuration(configuration(folder, "textual_inversion", 'token = "<a>"'))
+    (folder / "file").touch()
+    output = {
+        "file": folder / "file",
+        "below a file": folder / "file" / "run",
+        "too long": folder / ("x" * 300),
+    }.get(place, folder / "run")
+    if place == "results":
+        output.mkdir()
+        (output / "results").touch()
+    if place == "full":
+
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(LikenessError, match=r"^The folder (output )?'.*: choose another folder"):
+        run(chosen.model_copy(update={"output": output}), Openers(no_work, no_work))
+
+
+def no_work(_: str) -> Any:
+    raise AssertionError("work was begun")
 
 
 def test_a_word_goes_on_from_the_file_of_an_earlier_training(make_base, folder):

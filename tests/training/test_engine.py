@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -475,10 +476,107 @@ def test_a_row_of_losses_that_was_cut_is_forgotten(make_base, photos, tmp_path):
 def test_a_run_goes_on_with_its_own_settings_only(make_base, photos, tmp_path):
     base, other, third = make_base(), make_base(), make_base()
     train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(1)))
-    with pytest.raises(LikenessError, match=r"other settings \(steps\)"):
-        train(other, lora_recipe(other, photos, steps=9), RunSettings(), tmp_path)
+    with pytest.raises(LikenessError, match=r"other settings \(flip\): resume it with the same ones, or choose"):
+        recipe = dreambooth(other, photos, lora_recipe(other, photos).settings.model_copy(update={"flip": 0.25}))
+        train(other, recipe, RunSettings(), tmp_path)
     with pytest.raises(LikenessError, match=r"other settings \(seed\)"):
         train(third, lora_recipe(third, photos), RunSettings(seed=1), tmp_path)
+    with pytest.raises(LikenessError, match=r"another method \(DreamBooth\)"):
+        train(third, textual_inversion(third, photos, TextualInversionSettings(token="<me>")), RunSettings(), tmp_path)
+
+
+def test_what_has_no_effect_on_the_weights_may_change(make_base, photos, tmp_path):
+    """Other class pictures where the prior weighs nothing, another rate of a text encoder that is not trained."""
+
+    def recipe(base: Any, **options: Any) -> Recipe:
+        return dreambooth(base, photos, DreamBoothSettings(steps=2, prior_weight=0, **options))
+
+    base, again = make_base(), make_base()
+    train(base, recipe(base), RunSettings(), tmp_path)
+    steps = []
+    watch = Watch(progress=lambda done, total, losses: steps.append(done))
+    other = recipe(again, class_prompt="a photo of a dog", class_pictures=3, text_learning_rate=0.5, text_until=1)
+    assert train(again, other, RunSettings(save_every=7, preview_prompts=("a dog",)), tmp_path, watch).complete
+    assert steps == []
+    assert_same(weights(base), weights(again))
+
+
+def test_a_finished_run_is_prolonged_to_what_an_unbroken_one_is(make_base, photos, tmp_path):
+    def recipe(base: Any, steps: int) -> Recipe:
+        return dreambooth(base, photos, DreamBoothSettings(steps=steps, prior_weight=0, flip=0.5))
+
+    unbroken, short, longer, shorter = (make_base() for _ in range(4))
+    train(unbroken, recipe(unbroken, 5), RunSettings(ema=0.9), tmp_path / "unbroken")
+    train(short, recipe(short, 3), RunSettings(ema=0.9), tmp_path / "run")
+    steps = []
+    watch = Watch(progress=lambda done, total, losses: steps.append(done))
+    train(longer, recipe(longer, 5), RunSettings(ema=0.9), tmp_path / "run", watch)
+    assert steps == [4, 5]
+    assert_same(weights(longer), weights(unbroken))
+    assert read_losses(tmp_path / "run" / "losses.csv") == read_losses(tmp_path / "unbroken" / "losses.csv")
+    with pytest.raises(LikenessError, match="with 5 steps and has made 5 of them: ask for at least so many, or choose"):
+        train(shorter, recipe(shorter, 4), RunSettings(ema=0.9), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "done", "expected"),
+    [
+        ({"tuning_steps": 9}, (4, 5), ""),
+        ({"tuning_steps": 3}, (4, 2), ""),
+        ({"tuning_steps": 3}, (4, 5), "5 steps and has made 5"),
+        ({"inversion_steps": 9}, (4, 0), ""),
+        ({"inversion_steps": 9}, (4, 1), r"other settings \(inversion_steps\)"),
+        ({"inversion_steps": 2}, (3, 0), "4 steps and has made 3"),
+        ({"inversion_steps": 0}, (0, 0), ""),
+        ({"tuning_steps": 0}, (4, 0), r"other settings \(tuning_steps\)"),
+        ({"refocusing": "paper", "lambda_attention": 0}, (0, 0), r"other settings \(lambda_attention\)"),
+    ],
+)
+def test_a_phase_is_prolonged_until_a_later_one_has_learned_from_it(change, done, expected):
+    from likeness.training.recipes.magicapture import MagiCaptureSettings
+    from likeness.training.run_record import RunRecord
+
+    before = {"inversion_steps": 4, "tuning_steps": 5}
+    earlier, now = (
+        RunRecord("MagiCapture", "base", "data", MagiCaptureSettings.model_validate(given), RunSettings())
+        for given in (before, {**before, **change})
+    )
+    assert re.match(f"^{expected}", now.difference(earlier, done)) if expected else not now.difference(earlier, done)
+
+
+def test_two_trainings_do_not_meet_in_one_folder(make_base, photos, tmp_path):
+    base = make_base()
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(2)))
+    code = "import pathlib, sys; from likeness import locks; held = locks.locked(pathlib.Path(sys.argv[1]), '');"
+    code += "held.__enter__(); print('held', flush=True); sys.stdin.read()"
+    command, pipe = [sys.executable, "-c", code, str(tmp_path)], subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        with pytest.raises(LikenessError, match=rf"The run in '.*' is in use by process {other.pid} on .* since"):
+            train(base, lora_recipe(base, photos), RunSettings(), tmp_path)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        other.communicate()
+    again = make_base()
+    assert train(again, lora_recipe(again, photos), RunSettings(), tmp_path).complete
+
+
+def test_caches_of_killed_trainings_are_cleared_away(base, photos, tmp_path):
+    for name in ("cache-abc12345", "cache-00000000-1-00000000-x"):  # of an older version, and of another machine
+        (tmp_path / name / "latents").mkdir(parents=True)
+    train(base, lora_recipe(base, photos, steps=1), RunSettings(), tmp_path)
+    assert not list(tmp_path.glob("cache-*"))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[" * 50_000, '{"format": 2, "method": []}', "\x00", "null"])
+def test_a_damaged_record_of_a_run_is_one_sentence(make_base, photos, tmp_path, content):
+    base, again = make_base(), make_base()
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(2)))
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(LikenessError, match=r"run\.json', which says what .* is damaged: choose a new folder, or move"):
+        train(again, lora_recipe(again, photos), RunSettings(), tmp_path)
+    (tmp_path / "run.json").unlink()
+    assert train(again, lora_recipe(again, photos), RunSettings(), tmp_path).complete, "as it says"
 
 
 def test_a_damaged_state_is_named(make_base, photos, tmp_path):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import LikenessError
+from ..config import Seen
 from ..examples import Example
 from ..objectives.reconstruction import masked_reconstruction, masked_squared_error, soft_mask, squared_error
 from ..objectives.snr_weighting import min_snr
@@ -22,6 +23,11 @@ class Mask(Enum):
     NONE = "none"
     FACE = "face"  # a small face gives a small loss (sd-scripts)
     FACE_NORMALISED = "face, normalised"  # a small face weighs as much as a large one (MagiCapture)
+
+
+def seen_by(captions: bool, mask: Mask) -> Seen:
+    """What of the photos this loss depends on."""
+    return (Seen.CAPTIONS if captions else Seen(0)) | (Seen(0) if mask is Mask.NONE else Seen.MASKS)
 
 
 def require_masks(photos: Sequence[Example], mask: Mask, cell: int, of_style: bool = False) -> None:

@@ -21,7 +21,7 @@ from ...errors import LikenessError
 from ...faces import read_photo
 from ...storage import write_whole
 from ..base_model import BaseModel
-from ..config import Group, LoraSettings, Schedule, Settings
+from ..config import Group, LoraSettings, Schedule, Seen, Settings
 from ..examples import Example
 from ..export import TrainingRecord, save_checkpoint, save_lora
 from ..lora import trained_pairs
@@ -30,7 +30,7 @@ from ..objectives.snr_weighting import min_snr
 from ..previews import sample_pictures
 from ..recipe import Objective, Pass, Phase, Recipe, uniform_timesteps
 from . import prompts
-from .denoising import Mask, denoising_losses, require_masks
+from .denoising import Mask, denoising_losses, require_masks, seen_by
 
 
 class DreamBoothSettings(Settings):
@@ -63,6 +63,24 @@ class DreamBoothSettings(Settings):
     @property
     def trains_all_weights(self) -> bool:
         return self.full
+
+    @property
+    def steps_of_phases(self) -> dict[str, int]:
+        return {"steps": self.steps}
+
+    @property
+    def idle(self) -> set[str]:
+        groups = (
+            (self.prior_weight == 0, {"class_prompt", "class_pictures"}),
+            (self.full, {"lora"}),
+            (not self.text_encoder, {"text_learning_rate", "text_until"}),
+            (self.captions, {"prompt"}),
+        )
+        return {name for without_effect, names in groups if without_effect for name in names}
+
+    @property
+    def sees(self) -> Seen:
+        return seen_by(self.captions, self.mask)
 
 
 def dreambooth(

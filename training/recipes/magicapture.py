@@ -30,7 +30,7 @@ from torch import Tensor
 from ...errors import LikenessError
 from ..base_model import BaseModel
 from ..captions import composed, fill, parse_templates, person_templates, style_templates
-from ..config import Group, LoraSettings, Schedule, Settings
+from ..config import Group, LoraSettings, Schedule, Seen, Settings
 from ..embedding_files import TokenEmbedding
 from ..export import TrainingRecord, save_embedding, save_lora
 from ..lora import Reach, trained_pairs
@@ -109,6 +109,23 @@ class MagiCaptureSettings(Settings):
     flip: float = Field(default=0.5, ge=0, le=1)
     person_templates: tuple[str, ...] = person_templates("person")
     style_templates: tuple[str, ...] = style_templates("person")
+
+    @property
+    def steps_of_phases(self) -> dict[str, int]:
+        return {"inversion_steps": self.inversion_steps, "tuning_steps": self.tuning_steps}
+
+    @property
+    def idle(self) -> set[str]:
+        groups = (
+            (self.lambda_id == 0, {"identity_share", "identity_pass", "layout", "decode_margin", "decode_whole"}),
+            (self.lambda_attention == 0, {"refocusing", "map_division"}),
+            (self.decode_whole, {"decode_margin"}),
+        )
+        return {name for without_effect, names in groups if without_effect for name in names}
+
+    @property
+    def sees(self) -> Seen:
+        return Seen.MASKS | (Seen.KEYPOINTS if self.lambda_id > 0 else Seen(0))
 
 
 @dataclass(frozen=True, eq=False)

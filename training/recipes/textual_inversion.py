@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..base_model import BaseModel
 from ..captions import person_templates
-from ..config import Group, Schedule, Settings
+from ..config import Group, Schedule, Seen, Settings
 from ..embedding_files import TokenEmbedding
 from ..examples import Example
 from ..export import TrainingRecord, save_embedding
@@ -26,7 +26,7 @@ from ..objectives.token_embeddings import norm_decay, std_retraction
 from ..recipe import Objective, Phase, Recipe, uniform_timesteps
 from ..vocabulary import NewToken, Vocabulary
 from . import prompts
-from .denoising import Mask, denoising_losses, require_masks
+from .denoising import Mask, denoising_losses, require_masks, seen_by
 
 
 class Tether(Enum):
@@ -56,6 +56,18 @@ class TextualInversionSettings(Settings):
     mask: Mask = Mask.NONE
     min_snr: float | None = Field(default=None, gt=0)
     flip: float = Field(default=0.5, ge=0, le=1)
+
+    @property
+    def steps_of_phases(self) -> dict[str, int]:
+        return {"steps": self.steps}
+
+    @property
+    def idle(self) -> set[str]:
+        return {"templates"} if self.captions else set()
+
+    @property
+    def sees(self) -> Seen:
+        return seen_by(self.captions, self.mask)
 
 
 def textual_inversion(
