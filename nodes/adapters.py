@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -10,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from comfy_api.latest import io
 
-from ..errors import LikenessError
+from ..errors import LikenessError, logger
 from .choices import finite, must_exist, named
 from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from ..faces import Identity
     from ..injection.comfy import Applied
 
-log = logging.getLogger("likeness")
+log = logger("likeness")
 
 CATEGORY = "likeness/adapters"
 NO_FILES = "(no file in models/ipadapter)"
@@ -102,7 +101,7 @@ class LoadIdentityAdapter(io.ComfyNode):
         from ..injection.comfy import ManagedAdapter
 
         if plus_version not in _PLUS_VERSIONS:
-            raise LikenessError(f"The plus version '{plus_version}' does not exist: choose one from the list.")
+            raise LikenessError(f"The plus version {plus_version!r} does not exist: choose one from the list.")
         path = find_adapter(named(adapter_file, "adapter_file"))
         adapter = load(path, _PLUS_VERSIONS[plus_version])
         log.info("[likeness] %s: %s for %s", adapter_file, adapter.title, adapter.needs.base.value)
@@ -250,7 +249,7 @@ def seen_by(identity: Identity, recogniser: str) -> Identity:
     analysis = load_pack(find_insightface_pack(recogniser))
     if analysis.recogniser is None or analysis.recogniser.name != recogniser:
         return known
-    log.info("[likeness] '%s' is seen again by %s, from the face crops it carries.", identity.name, recogniser)
+    log.info("[likeness] %r is seen again by %s, from the face crops it carries.", identity.name, recogniser)
     _seen[identity] = known.seen_again(analysis.recogniser)
     return _seen[identity]
 
@@ -259,7 +258,7 @@ def _report(adapter: Any, request: Request, effects: Sequence[Effect], applied: 
     """One line that answers 'why does it have no effect?'."""
     from ..adapters.effects import AttentionTerm
 
-    who = f"'{request.identity.name}'" if request.identity is not None else "the reference"
+    who = repr(request.identity.name) if request.identity is not None else "the reference"
     reasons = [effect.why_never for effect in effects]
     if all(reasons):
         return f"{adapter.name}: {who} has no effect, because {reasons[0]}."

@@ -4,6 +4,7 @@ anything, and not every host checks it, so we do."""
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from enum import Enum
 from inspect import Parameter, Signature
@@ -13,6 +14,7 @@ from ..errors import LikenessError
 
 E = TypeVar("E", bound=Enum)
 N = TypeVar("N", bound=type)
+_BROKEN = re.compile("[\0\ud800-\udfff]")
 
 
 def choices(kind: type[Enum]) -> list[str]:
@@ -25,14 +27,21 @@ def member(kind: type[E], value: str, name: str) -> E:
     try:
         return kind(value)
     except ValueError:
-        raise LikenessError(f"'{value}' is no choice for {name}: choose one of {', '.join(choices(kind))}.") from None
+        raise LikenessError(f"{value!r} is no choice for {name}: choose one of {', '.join(choices(kind))}.") from None
 
 
 def finite(**numbers: float) -> None:
     """LikenessError naming the first input that is no number. Widgets give none, but linked inputs may."""
     for name, value in numbers.items():
         if not math.isfinite(value):
-            raise LikenessError(f"The input {name} is {value}: enter a number such as 1.0.")
+            raise LikenessError(f"The input {name} is {value!r}: enter a number such as 1.0.")
+
+
+def readable(**texts: str) -> None:
+    """LikenessError naming the first text that no file and no tokenizer can hold: half a character, or NUL."""
+    for name, value in texts.items():
+        if broken := _BROKEN.search(value):
+            raise LikenessError(f"The input {name} holds {broken[0]!r}, which is no character: type the text again.")
 
 
 def named(value: Any, name: str) -> str:

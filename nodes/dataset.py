@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from dataclasses import replace
 from enum import Enum
@@ -14,7 +13,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from .. import models_download
-from ..errors import LikenessError
+from ..errors import LikenessError, logger
 from ..faces import FaceParser, adopt_analysis, load_parser, to_photos
 from ..faces.identity import OUTLIER_COSINE, Identity
 from ..storage import check_folder
@@ -33,11 +32,11 @@ from ..training.dataset import (
 from ..training.dataset_folder import NOTICE, is_dataset, load_dataset, place_for, safe_name, save_dataset
 from ..training.dataset_sheet import sheet
 from ..training.photo_files import Photo, PhotoFolder, files_below, read_folder
-from .choices import choices, finite, member, must_exist, named
+from .choices import choices, finite, member, must_exist, named, readable
 from .progress import counter
 from .schema import DatasetSocket, FaceAnalysisSocket, IdentitySocket, advanced, schema
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 CATEGORY = "likeness/training"
 DATASETS = Path("likeness") / "datasets"  # below ComfyUI's output
@@ -315,6 +314,7 @@ class PortraitDataset(io.ComfyNode):
         face_analysis: Any = None,
         identity: Identity | None = None,
     ) -> io.NodeOutput:
+        readable(trigger_word=trigger_word, class_word=class_word, save_as=save_as, templates=templates)
         finite(least_sharpness=least_sharpness, outlier_threshold=outlier_threshold)
         place = find_photos(named(folder, "folder"))
         if place is not None and is_dataset(place):
@@ -403,7 +403,7 @@ def _log(dataset: Dataset) -> None:
     for line in dataset.remarks:
         log.warning("[likeness] %s", line)
     for photo in dataset.left_out:
-        log.warning("[likeness] %s was left out, because %s.", photo.name, "; ".join(photo.reasons))
+        log.warning("[likeness] %r was left out, because %s.", photo.name, "; ".join(photo.reasons))
 
 
 NODES: list[type[io.ComfyNode]] = [PortraitDataset]

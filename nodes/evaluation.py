@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from .. import models_download
-from ..errors import LikenessError
+from ..errors import LikenessError, logger
 from ..evaluation.identity import Calibration, recogniser_of
 from ..evaluation.plots import to_tensor
 from ..evaluation.portraits import (
@@ -30,12 +29,12 @@ from ..evaluation.portraits import (
 from ..evaluation.prompts import clip_t
 from ..evaluation.report import Setting, report
 from ..faces import FaceAnalysis, Identity, Provider, adopt_analysis
-from .choices import finite
+from .choices import finite, readable
 from .faces import open_analysis
 from .progress import counter
 from .schema import FaceAnalysisSocket, IdentitySocket, advanced, schema
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 CATEGORY = "likeness/evaluation"
 MOST_PEOPLE = 4
@@ -275,6 +274,7 @@ class IdentityReport(io.ComfyNode):
         identity_3: Identity | None = None,
         identity_4: Identity | None = None,
     ) -> io.NodeOutput:
+        readable(title=title, prompts=prompts or "")
         finite(threshold=threshold)
         people = _identities(identity, identity_2, identity_3, identity_4)
         analysis, allowed = _judge(judge, people, allow_same_recogniser)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from .. import models_download
-from ..errors import LikenessError
+from ..errors import LikenessError, logger
 from ..faces import (
     Choice,
     Combine,
@@ -42,12 +41,12 @@ from ..faces.found import (
     preview,
 )
 from ..faces.identity import OUTLIER_COSINE
-from .choices import choices, finite, member, must_exist, named
+from .choices import choices, finite, member, must_exist, named, readable
 from .files import Shelf
 from .progress import counter
 from .schema import FaceAnalysisSocket, FacesSocket, IdentitySocket, advanced, schema
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 CATEGORY = "likeness/faces"
 IDENTITIES = Shelf("likeness_identities", fallback="likeness", what="The identity")
@@ -378,6 +377,7 @@ class IdentityFromPhotos(io.ComfyNode):
         outliers: str = Outliers.LEAVE_OUT.value,
         outlier_threshold: float = OUTLIER_COSINE,
     ) -> io.NodeOutput:
+        readable(name=name)
         leave_out = member(Outliers, outliers, "outliers") is Outliers.LEAVE_OUT
         identity, remarks = identity_of(_found(faces), name.strip() or "person", outlier_threshold, leave_out)
         report = _report(identity, remarks)
@@ -539,6 +539,7 @@ class CombineIdentities(io.ComfyNode):
         weight_4: float = 1.0,
         name: str = "",
     ) -> io.NodeOutput:
+        readable(name=name)
         offered = [(identity_1, weight_1), (identity_2, weight_2), (identity_3, weight_3), (identity_4, weight_4)]
         given = [
             (_identity(identity, f"identity_{number}"), weight)

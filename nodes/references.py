@@ -305,7 +305,7 @@ class EncodeReference(io.ComfyNode):
         network = as_managed(adapter).adapter
         if not (network.needs_features or network.needs_pooled):
             raise LikenessError(
-                f"The adapter '{network.name}' reads no pictures but a face embedding: save the identity instead."
+                f"The adapter {network.name!r} reads no pictures but a face embedding: save the identity instead."
             )
         finite(weight=weight)
         encoder = ComfyClipEncoder(clip_vision)

@@ -15,7 +15,7 @@ from ..errors import LikenessError
 from ..faces.photo_list import names_of
 from ..training.captions import composed, fill, parse_templates, person_templates, style_templates
 from ..training.dataset import Dataset, DatasetKind
-from .choices import finite
+from .choices import finite, readable
 from .schema import DatasetSocket, FaceAnalysisSocket, advanced, schema
 
 if TYPE_CHECKING:
@@ -242,6 +242,7 @@ class TrainTextualInversion(io.ComfyNode):
     ) -> io.NodeOutput:
         methods = _methods()
 
+        readable(name=name, start_words=start_words, sample_prompts=sample_prompts)
         finite(learning_rate=learning_rate)
         dataset = _dataset(dataset, "dataset")
         prompts = _sample_prompts(sample_prompts, dataset.samples[0].caption, dataset.trigger)
@@ -355,6 +356,7 @@ class TrainDreamBooth(io.ComfyNode):
     ) -> io.NodeOutput:
         methods = _methods()
 
+        readable(name=name, sample_prompts=sample_prompts)
         finite(learning_rate=learning_rate, prior_weight=prior_weight)
         dataset = _dataset(dataset, "dataset")
         prompts = _sample_prompts(sample_prompts, dataset.samples[0].caption, dataset.trigger)
@@ -465,6 +467,8 @@ class TrainMagiCapture(io.ComfyNode):
     ) -> io.NodeOutput:
         methods = _methods()
 
+        readable(name=name, sample_prompts=sample_prompts)
+        readable(person_templates=person_templates, style_templates=style_templates)
         finite(identity_weight=identity_weight, attention_weight=attention_weight)
         person, style = _pair(_dataset(person, "person"), _dataset(style, "style"))
         if identity_weight > 0 and face_analysis is None:
@@ -523,7 +527,7 @@ def _pair(person: Dataset, style: Dataset) -> tuple[Dataset, Dataset]:
         dataset.require_masks()
     if person.trigger == style.trigger:
         raise LikenessError(
-            f"Person and style have the same trigger word '{person.trigger}': give each dataset a word of its own."
+            f"Person and style have the same trigger word {person.trigger!r}: give each dataset a word of its own."
         )
     return person, style
 

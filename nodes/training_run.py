@@ -10,7 +10,6 @@ import gc
 import hashlib
 import itertools
 import json
-import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import LikenessError
+from ..errors import LikenessError, logger
 from ..faces import FrozenRecogniser, adopt_analysis, load_recogniser_module, read_photo
 from ..storage import write_whole
 from ..training.base_model import BaseModel
@@ -37,7 +36,7 @@ from ..training.previews import sample_pictures
 from ..training.recipe import Recipe
 from .sockets import base_model, normal_copy
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 RUNS = Path("likeness") / "runs"  # below ComfyUI's output
 FINISHED = "finished.json"
