@@ -46,7 +46,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise LikenessError(
-            f"{what} {str(folder)!r} is in use by {_owner(folder)}: wait until that has ended, or choose another one."
+            f"{what} {str(folder)!r} is in use by {_owner(folder)}: wait until that has ended, or stop it."
         ) from None
     try:
         _held.add(mine)

@@ -71,6 +71,17 @@ def free_names(stem: str, suffix: str) -> Iterator[str]:
         yield f"{stem}_{number}{suffix}"
 
 
+def set_aside(file: Path) -> Path:
+    """Give a file (or whatever has its name) that cannot be used another name beside it, `<stem>.damaged<suffix>` or a
+    numbered one; returns its path. Nothing of it is lost."""
+    for name in free_names(f"{file.stem}.damaged", file.suffix):
+        other = file.with_name(name)
+        if not other.exists():
+            file.rename(other)
+            return other
+    raise AssertionError("names never run out")
+
+
 @contextmanager
 def _written(file: Path, write: Callable[[Path], Any]) -> Iterator[Path]:
     """A file beside `file`, filled and on the disk, for the caller to move; it is gone afterwards."""

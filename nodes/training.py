@@ -15,6 +15,7 @@ from ..errors import LikenessError
 from ..faces.photo_list import names_of
 from ..training.captions import composed, fill, parse_templates, person_templates, style_templates
 from ..training.dataset import Dataset, DatasetKind
+from ..training.names import prompt_stem
 from .choices import finite, readable
 from .schema import DatasetSocket, FaceAnalysisSocket, advanced, schema
 
@@ -251,7 +252,7 @@ class TrainTextualInversion(io.ComfyNode):
         )
         outcome = methods.train_textual_inversion(
             (model, clip, vae),
-            name.strip() or dataset.trigger,
+            name.strip() or prompt_stem(dataset.trigger),
             dataset,
             run,
             vectors=vectors,
@@ -365,7 +366,7 @@ class TrainDreamBooth(io.ComfyNode):
         )
         outcome = methods.train_dreambooth(
             (model, clip, vae),
-            name.strip() or dataset.trigger,
+            name.strip() or prompt_stem(dataset.trigger),
             dataset,
             run,
             rank=rank,
@@ -482,7 +483,7 @@ class TrainMagiCapture(io.ComfyNode):
         )
         outcome = methods.train_magicapture(
             (model, clip, vae),
-            name.strip() or f"{person.trigger}_{style.trigger}",
+            name.strip() or prompt_stem(f"{person.trigger}_{style.trigger}"),
             person,
             style,
             run,

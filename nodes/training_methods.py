@@ -117,7 +117,7 @@ def train_textual_inversion(
 
     run = _with_placeholders(run, dataset)
 
-    def make(base: BaseModel, device: torch.device) -> Recipe:
+    def make(base: BaseModel, device: torch.device, complete: bool) -> Recipe:
         return textual_inversion(base, dataset.called(method.token).examples(), method, run.seed)
 
     return run_job(Job(name, *sockets, [dataset], run, method, make, run.preview_prompts))
@@ -147,12 +147,14 @@ def train_dreambooth(
         **chosen,
     )
 
-    def make(base: BaseModel, device: torch.device) -> Recipe:
+    def make(base: BaseModel, device: torch.device, complete: bool) -> Recipe:
         if method.full:
             require_vae(base)  # before the class pictures
         examples = dataset.examples()
-        kept = _class_pictures(base, method, class_size(examples)) if method.prior_weight > 0 else []
-        return dreambooth(base, examples, method, run.seed, kept)
+        others = examples  # in the place of class pictures, where nothing is left to be learned from them
+        if method.prior_weight > 0 and not complete:
+            others = _class_pictures(base, method, class_size(examples))
+        return dreambooth(base, examples, method, run.seed, others)
 
     return run_job(Job(name, *sockets, [dataset], run, method, make, run.preview_prompts))
 
@@ -199,10 +201,10 @@ def train_magicapture(
     )
     run = _with_placeholders(run, person, style)
 
-    def make(base: BaseModel, device: torch.device) -> Recipe:
+    def make(base: BaseModel, device: torch.device, complete: bool) -> Recipe:
         measure = None if face_analysis is None else measure_on(face_analysis, device)
         people = portraits(person, measure, device)
         return magicapture(base, people, portraits(style), method, run.seed, measure)
 
-    also = str(getattr(face_analysis, "name", "other"))
+    also = [] if face_analysis is None else [str(getattr(face_analysis, "name", "other"))]
     return run_job(Job(name, *sockets, [person, style], run, method, make, run.preview_prompts, also))

@@ -1,21 +1,19 @@
 """One training inside a graph: from sockets and datasets to files, pictures and a tuned MODEL and CLIP.
 
-A training lies in `output/likeness/runs/<name>` and is found there again by what it was made from: cancelled, it goes
-on where it stopped; finished, its files are used and nothing is trained. Other inputs get a folder of their own.
+A training lies in `output/likeness/runs/<name>` and is found there again by what its weights were made from: cancelled,
+it goes on where it stopped; finished, nothing is trained, and what is missing of its files and sample pictures is made
+from the saved state. More steps go on from it in a folder of their own, and so do other inputs from nothing.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
-import itertools
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,23 +21,25 @@ from torch import Tensor
 
 from ..errors import LikenessError, logger
 from ..faces import FrozenRecogniser, adopt_analysis, load_recogniser_module, read_photo
-from ..storage import write_whole
+from ..locks import locked, sweep, temporary_folder
+from ..storage import check_folder, check_name, free_names, set_aside, write_whole
 from ..training.base_model import BaseModel
 from ..training.checkpoint_layout import SD1_TEXT, SD2_TEXT, SDXL_TEXT_1, SDXL_TEXT_2, UNET, below, from_open_clip
 from ..training.config import Precision, RunSettings, Settings, network_dtype
 from ..training.dataset import Dataset
-from ..training.dataset_folder import safe_name
-from ..training.engine import Watch, make_accelerator, train
+from ..training.engine import RUN_IN, Watch, make_accelerator, train
 from ..training.export import TrainingRecord, store
 from ..training.objectives.identity import Measure, arcface_measure
 from ..training.previews import sample_pictures
 from ..training.recipe import Recipe
+from ..training.run_record import AnotherMethod, RunRecord, branch, digest_of, is_complete, read_record, steps_done
 from .sockets import base_model, normal_copy
 
 log = logger(__name__)
 
 RUNS = Path("likeness") / "runs"  # below ComfyUI's output
 FINISHED = "finished.json"
+RESULT = "result-"  # folders of files on their way to the host's
 SAMPLE_SEED = 1
 KINDS = ("loras", "embeddings", "checkpoints")  # of results: the host's folders
 
@@ -56,10 +56,18 @@ class Outcome:
     samples: Tensor
 
 
+class Finished(Settings):
+    """What was made of a finished training. files: names by kind, of each name that it was asked for under. prompts: of
+    the sample pictures."""
+
+    files: dict[str, dict[str, list[str]]] = {}
+    prompts: tuple[str, ...] | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A training to be run. make: the recipe, once the modules are there; sample_prompts: of the pictures at its end,
-    in the words of training."""
+    """A training to be run. make: the recipe, once the modules are there on a device, and whether all its steps were
+    made already; sample_prompts: of the pictures at its end, in the words of training."""
 
     name: str
     model: Any
@@ -68,9 +76,9 @@ class Job:
     datasets: Sequence[Dataset]
     run: RunSettings
     method: Settings
-    make: Callable[[BaseModel, torch.device], Recipe]
+    make: Callable[[BaseModel, torch.device, bool], Recipe]
     sample_prompts: Sequence[str]
-    also: str = ""  # whatever else decides over the result, for finding the run again
+    also: Sequence[str] = ()  # digests of whatever else decides over the result, for finding the run again
 
     @property
     def size(self) -> tuple[int, int]:
@@ -83,35 +91,43 @@ def run_job(job: Job) -> Outcome:
     """Train, or find that it was done. Raises the host's interruption when the artist cancels; the state is kept."""
     import comfy.model_management as host
 
+    check_name(job.name, "The name")
+    check_folder(_root(), "The folder of trainings")
     with torch.inference_mode(False), torch.enable_grad():
         host.unload_all_models()
         host.soft_empty_cache()
         base = base_model(job.model, job.clip, job.vae, min(job.size), network_dtype(job.method, job.run))
         base.codec = replace(base.codec, in_checkpoints=_vae_for_checkpoints(base.codec.module))
-        folder = _folder_of(job, base)
+        record = RunRecord(base.fingerprint(), digest_of(job.datasets, job.method, *job.also), job.method, job.run)
+        folder = _folder_of(job.name, record)
         try:
-            if _finished(folder) is None:
-                _train(job, base, folder)
-            return _outcome(folder)
+            if (outcome := _outcome(folder, job)) is None:
+                with locked(folder, RUN_IN):
+                    _train(job, base, folder, record)
+                outcome = _outcome(folder, job)
+            if outcome is None:
+                raise LikenessError(f"The files in '{folder}' disappear while they are written: queue it again.")
+            return outcome
         finally:
             del base
             gc.collect()
             host.soft_empty_cache()
 
 
-def _train(job: Job, base: BaseModel, folder: Path) -> None:
+def _train(job: Job, base: BaseModel, folder: Path, record: RunRecord) -> None:
+    """Make what is missing: steps, sample pictures, files."""
     import comfy.model_management as host
 
     device = host.get_torch_device()
     accelerator = make_accelerator(job.run, cpu=device.type == "cpu")
     base.to(accelerator.device, network_dtype(job.method, job.run))
     host.throw_exception_if_processing_interrupted()
-    recipe = job.make(base, accelerator.device)
-    result = train(base, recipe, job.run, folder, _watch(folder), accelerator)
+    recipe = job.make(base, accelerator.device, is_complete(folder, job.method))
+    result = train(base, recipe, job.run, folder, _watch(folder), accelerator, record.data, record.base)
     if not result.complete:
         host.throw_exception_if_processing_interrupted()
         raise LikenessError(f"The training stopped after {result.steps} steps: queue it again to go on.")
-    record = TrainingRecord(
+    about = TrainingRecord(
         recipe.name,
         base.family,
         sum(phase.steps for phase in recipe.phases),
@@ -120,15 +136,20 @@ def _train(job: Job, base: BaseModel, folder: Path) -> None:
         (job.size[1], job.size[0]),
         base.schedule.prediction,
     )
-    pictures = sample_pictures(base, job.sample_prompts, job.size, seed=SAMPLE_SEED)
+    finished = _finished(folder)
     with _written_to(folder):
-        for number, picture in enumerate(pictures):
-            _picture(picture).save(folder / f"sample_{number}.png")
-        with TemporaryDirectory(prefix="result-", dir=folder) as temporary:
-            published = [_publish(path) for path in recipe.save(Path(temporary), job.name, record)]
-        finished = {kind: [name for k, name in published if k == kind] for kind in KINDS}
-        write_whole(folder / FINISHED, lambda part: part.write_text(json.dumps(finished, indent=1), encoding="utf-8"))
-    log.info("[likeness] Trained %s: %s", job.name, ", ".join(name for _, name in published))
+        if _samples(folder, job) is None:
+            pictures = sample_pictures(base, job.sample_prompts, job.size, seed=SAMPLE_SEED)
+            _keep_samples(folder, pictures)
+            finished = finished.model_copy(update={"prompts": tuple(job.sample_prompts)})
+            _note(folder, finished)
+        if not _are_there(finished.files.get(job.name)):
+            sweep(folder, RESULT, alone=True)
+            with temporary_folder(folder, RESULT) as temporary:
+                published = [_publish(path) for path in recipe.save(temporary, job.name, about)]
+            files = {kind: [name for k, name in published if k == kind] for kind in KINDS}
+            _note(folder, finished.model_copy(update={"files": {**finished.files, job.name: files}}))
+            log.info("[likeness] Trained %s: %s", job.name, ", ".join(name for _, name in published))
 
 
 def _watch(folder: Path) -> Watch:
@@ -173,49 +194,104 @@ def _picture(pixels: Tensor) -> Any:
 # --- folders and files
 
 
-def _folder_of(job: Job, base: BaseModel) -> Path:
-    """The folder of a training that was made from the same, else a new one; it exists."""
+def _root() -> Path:
     import folder_paths
 
-    root, stem = Path(folder_paths.get_output_directory()) / RUNS, safe_name(job.name)
-    made_from = _made_from(job, base)
-    for number in itertools.count(1):
-        folder = root / (stem if number == 1 else f"{stem}_{number}")
-        mark = folder / "made_from.txt"
-        if mark.is_file() and mark.read_text() == made_from and _is_usable(folder):
-            return folder
-        if not folder.exists():
-            try:
-                folder.mkdir(parents=True)
-                mark.write_text(made_from)
-            except OSError as error:
-                raise LikenessError(f"'{folder}' cannot be written to ({error}): free some space.") from error
-            return folder
-    raise AssertionError
+    return Path(folder_paths.get_output_directory()) / RUNS
 
 
-def _is_usable(folder: Path) -> bool:
-    """Whether a training is unfinished, or its files are still where they were put."""
-    finished = _finished(folder) or {}
-    return all(_find(kind, name) for kind, names in finished.items() for name in names)
+def _folder_of(name: str, record: RunRecord) -> Path:
+    """The folder of the training that was made from the same, under whatever name; else one of a training that can be
+    prolonged to it; else a new one. A finished training keeps its folder, and its state is prolonged in another."""
+    root, found = _root(), []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        earlier = _record_in(folder, record)
+        if earlier is None:
+            continue
+        done = steps_done(folder, earlier.method)
+        if not record.difference(earlier, done):
+            same = earlier.method.steps_of_phases == record.method.steps_of_phases
+            found.append((same, sum(done), folder.name == name, folder))
+    same, steps, _, best = max(found, default=(False, 0, False, None))
+    if best is not None and (same or not (best / FINISHED).exists()):
+        return best
+    folder = _new_folder(root, name)
+    with _written_to(folder):
+        if best is not None and steps:
+            branch(best, folder)
+            log.info("[likeness] %s goes on from the %d steps of %s.", folder.name, steps, best.name)
+        record.write(folder)
+    return folder
 
 
-def _finished(folder: Path) -> dict[str, list[str]] | None:
-    """The names of a training's files by kind; None where it is unfinished, or a crash has damaged the list: its end
-    is then made again from the saved state."""
+def _record_in(folder: Path, wanted: RunRecord) -> RunRecord | None:
+    """That of a run folder, where it may be the wanted one."""
     try:
-        return json.loads((folder / FINISHED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_record(folder, type(wanted.method))
+    except AnotherMethod:
         return None
+    except LikenessError as error:
+        log.warning("[likeness] %s", error)
+        return None
+    return None if found is None or wanted.difference(found, ()) else found
 
 
-def _made_from(job: Job, base: BaseModel) -> str:
-    digest = hashlib.sha256()
-    digest.update(repr((base.fingerprint(), job.size, job.also)).encode())
-    digest.update(repr((job.run.deciding, job.run.preview_prompts)).encode() + job.method.model_dump_json().encode())
-    for dataset in job.datasets:
-        digest.update(dataset.digest().encode())
-    return digest.hexdigest()
+def _new_folder(root: Path, name: str) -> Path:
+    for candidate in free_names(name, ""):
+        try:
+            (root / candidate).mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise LikenessError(f"'{root / candidate}' cannot be written to ({error}): free some space.") from error
+        return root / candidate
+    raise AssertionError("names never run out")
+
+
+def _finished(folder: Path) -> Finished:
+    """What was made of a training so far. A note that was damaged is set aside: what it told is made again from the
+    saved state."""
+    file = folder / FINISHED
+    try:
+        return Finished.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return Finished()
+    except (OSError, ValueError) as error:
+        with _written_to(folder):
+            log.warning("[likeness] '%s' cannot be read (%s): it is now %s.", file, error, set_aside(file).name)
+        return Finished()
+
+
+def _note(folder: Path, finished: Finished) -> None:
+    write_whole(folder / FINISHED, lambda part: part.write_text(finished.model_dump_json(indent=1), encoding="utf-8"))
+
+
+def _are_there(files: Mapping[str, Sequence[str]] | None) -> bool:
+    """Whether the files of a training are still where they were put."""
+    return files is not None and all(_find(kind, name) for kind, names in files.items() for name in names)
+
+
+def _keep_samples(folder: Path, pictures: Tensor) -> None:
+    for old in folder.glob("sample_*.png"):
+        old.unlink()
+    for number, picture in enumerate(pictures):
+        write_whole(folder / f"sample_{number}.png", partial(_picture(picture).save, format="png"))
+
+
+def _samples(folder: Path, job: Job) -> Tensor | None:
+    """The pictures of these sample prompts; None where one is missing, or they are of others."""
+    if _finished(folder).prompts != tuple(job.sample_prompts):
+        return None
+    try:
+        pictures = [_pixels(folder / f"sample_{number}.png") for number in range(len(job.sample_prompts))]
+    except LikenessError:
+        return None
+    return torch.stack(pictures) if pictures else torch.zeros(1, 64, 64, 3)
+
+
+def _pixels(file: Path) -> Tensor:
+    """(H, W, 3), 0..1."""
+    return torch.from_numpy(read_photo(file)).float() / 255
 
 
 def _places(kind: str) -> list[Path]:
@@ -253,21 +329,17 @@ def _kind(keys: Sequence[str]) -> str:
     return "checkpoints" if any(key.startswith(UNET) for key in keys) else "embeddings"
 
 
-def _outcome(folder: Path) -> Outcome:
-    def picture(path: Path) -> Tensor:
-        return torch.from_numpy(read_photo(path)).float() / 255
-
-    finished = _finished(folder) or {}
-    loras, embeddings, checkpoints = (tuple(finished.get(kind, ())) for kind in KINDS)  # older runs lack checkpoints
-    samples = [picture(path) for path in sorted(folder.glob("sample_*.png"))]
-    return Outcome(
-        folder,
-        loras,
-        embeddings,
-        checkpoints,
-        picture(folder / "losses.png")[None],
-        torch.stack(samples) if samples else torch.zeros(1, 64, 64, 3),
-    )
+def _outcome(folder: Path, job: Job) -> Outcome | None:
+    """What a training left under the job's name; None where something of it is missing."""
+    files, samples = _finished(folder).files.get(job.name), _samples(folder, job)
+    if files is None or samples is None or not _are_there(files):
+        return None
+    try:
+        losses = _pixels(folder / "losses.png")[None]
+    except LikenessError:
+        return None
+    loras, embeddings, checkpoints = (tuple(files.get(kind, ())) for kind in KINDS)
+    return Outcome(folder, loras, embeddings, checkpoints, losses, samples)
 
 
 def apply_results(model: Any, clip: Any, outcome: Outcome) -> tuple[Any, Any]:

@@ -92,6 +92,16 @@ def test_what_a_killed_process_left_is_swept_and_a_living_one_is_not(tmp_path):
     assert names(tmp_path) == [".a.2-00.part", "a"]
 
 
+def test_what_is_set_aside_is_kept_whole_under_another_name(tmp_path):
+    for content in ("one", "two"):
+        (tmp_path / "losses.csv").write_text(content)
+        storage.set_aside(tmp_path / "losses.csv")
+    (tmp_path / "losses.csv").mkdir()
+    storage.set_aside(tmp_path / "losses.csv")
+    assert names(tmp_path) == ["losses.damaged.csv", "losses.damaged_2.csv", "losses.damaged_3.csv"]
+    assert [(tmp_path / name).read_text() for name in names(tmp_path)[:2]] == ["one", "two"]
+
+
 def _save_twenty(folder: Path, mark: str) -> None:
     for _ in range(20):
         storage.write_new(folder, "person", ".txt", lambda part: part.write_text(mark))

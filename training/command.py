@@ -53,7 +53,7 @@ from .recipe import Recipe
 from .recipes.dreambooth import DreamBoothSettings, class_pictures, class_size, dreambooth, require_vae
 from .recipes.magicapture import Layout, MagiCaptureSettings, magicapture
 from .recipes.textual_inversion import TextualInversionSettings, textual_inversion
-from .run_record import digest_of, digest_of_file
+from .run_record import digest_of, digest_of_file, is_complete
 
 
 class DataSettings(Settings):
@@ -119,6 +119,7 @@ def run(configuration: Configuration, openers: Openers, watch: Watch | None = No
         stopped = stack.enter_context(stopping(accelerator.num_processes == 1))
         base = openers.base(configuration.base)
         base.to(accelerator.device, network_dtype(configuration.recipe, settings))
+        fingerprint = base.fingerprint()
         try:
             with accelerator.main_process_first():  # which makes class pictures for all
                 recipe, data = recipe_of(configuration, base, openers, accelerator.device, stopped)
@@ -127,7 +128,7 @@ def run(configuration: Configuration, openers: Openers, watch: Watch | None = No
             return []
         progress = stack.enter_context(_progress(accelerator.is_main_process))
         watch = watch or Watch(progress, _keeper(output / "previews"), stopped)
-        result = train(base, recipe, settings, output, watch, accelerator, data)
+        result = train(base, recipe, settings, output, watch, accelerator, data, fingerprint)
         if not result.complete:
             _say(f"Stopped after {result.steps} steps; the same command goes on from there.")
             return []
@@ -205,7 +206,10 @@ def recipe_of(
     photos, others = person.called(chosen.identifier).examples(), []
     if chosen.prior_weight > 0:
         folder, size = configuration.output / "class", class_size(photos)
-        others = class_pictures(base, chosen.class_prompt, chosen.class_pictures, folder, size, after_each=go_on)
+        if is_complete(configuration.output, chosen):
+            others = photos  # in their place: nothing is left to be learned from them
+        else:
+            others = class_pictures(base, chosen.class_prompt, chosen.class_pictures, folder, size, after_each=go_on)
     return dreambooth(base, photos, chosen, seed, others), digest_of([person], chosen)
 
 

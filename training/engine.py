@@ -68,6 +68,7 @@ def train(
     watch: Watch | None = None,
     accelerator: Any = None,
     data: str = "",
+    fingerprint: str = "",
 ) -> Result:
     """Run a recipe in a run folder, from its beginning or from where it stopped there.
 
@@ -75,7 +76,7 @@ def train(
     CSV and picture, and previews. Raises LikenessError when the folder is another training's or another process works
     in it, when the base model or the loss is no number, and when the disk is full; the last good state is kept.
     accelerator: `accelerate`'s, where the caller made one already. data: from `digest_of`, so that a run is taken up
-    with its own photos alone.
+    with its own photos alone. fingerprint: the base's, where it was asked before the recipe was made.
     """
     empty = next((phase for phase in recipe.phases if phase.steps < 1), None)
     if empty is not None:
@@ -90,7 +91,7 @@ def train(
                 check_folder(folder, "The folder of the training")
                 stack.enter_context(locked(folder, RUN_IN))
                 sweep(folder, CACHE, alone=True)
-                _claim(folder, RunRecord(recipe.name, base.fingerprint(), data, recipe.settings, settings))
+                _claim(folder, RunRecord(fingerprint or base.fingerprint(), data, recipe.settings, settings))
             folder.mkdir(parents=True, exist_ok=True)  # on other machines
         base.to(accelerator.device, network_dtype(recipe.settings, settings))
         names = list(dict.fromkeys(objective.name for phase in recipe.phases for objective in phase.objectives))

@@ -31,10 +31,9 @@ STATE = "state.pt"  # in the folder of each phase
 
 @dataclass(frozen=True)
 class RunRecord:
-    """recipe: the method's name. base: fingerprint of the base model. data: digest of what the method sees of the
-    photos, and of whatever else it starts from."""
+    """base: fingerprint of the base model. data: from `digest_of`: what the method sees of the photos, and whatever
+    else it starts from."""
 
-    recipe: str
     base: str
     data: str
     method: Settings
@@ -44,7 +43,7 @@ class RunRecord:
         """Put it into a run folder, which exists."""
         record = {
             "format": FORMAT,
-            "recipe": self.recipe,
+            "recipe": self.method.title,
             "base": self.base,
             "method": self.method.model_dump(mode="json"),
             "run": self.run.model_dump(mode="json"),
@@ -81,8 +80,12 @@ def _changed(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     return [name for name in ours if name in theirs and ours[name] != theirs[name]]
 
 
+class AnotherMethod(LikenessError):
+    """A run of another method, or of another version of the pack."""
+
+
 def read_record(folder: Path, method: type[Settings]) -> RunRecord | None:
-    """That of a run folder, None where there is none. LikenessError when it is damaged or none of this method's."""
+    """That of a run folder, None where there is none. LikenessError when it is damaged or `AnotherMethod`'s."""
     file = folder / RECORD
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -90,7 +93,7 @@ def read_record(folder: Path, method: type[Settings]) -> RunRecord | None:
         recipe, base, data = (str(found[key]) for key in ("recipe", "base", "data"))
         if version == FORMAT and kind == method.model_fields["kind"].default:
             settings = method.model_validate(found["method"]), RunSettings.model_validate(found["run"])
-            return RunRecord(recipe, base, data, *settings)
+            return RunRecord(base, data, *settings)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -99,8 +102,8 @@ def read_record(folder: Path, method: type[Settings]) -> RunRecord | None:
             "if model, photos and settings are still the same."
         ) from error
     if version != FORMAT:
-        raise LikenessError(f"The run in '{folder}' is of another version of this pack: choose a new folder.")
-    raise LikenessError(f"The run in '{folder}' was started with another method ({recipe}): choose a new folder.")
+        raise AnotherMethod(f"The run in '{folder}' is of another version of this pack: choose a new folder.")
+    raise AnotherMethod(f"The run in '{folder}' was started with another method ({recipe}): choose a new folder.")
 
 
 # What was seen and done ----------------------------------------------------------------------------------------------
@@ -127,6 +130,11 @@ def digest_of_file(file: Path) -> str:
         while block := content.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def is_complete(folder: Path, method: Settings) -> bool:
+    """Whether a run folder has the state of all the steps that this method has."""
+    return steps_done(folder, method) == tuple(method.steps_of_phases.values())
 
 
 def steps_done(folder: Path, method: Settings) -> tuple[int, ...]:

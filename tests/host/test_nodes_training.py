@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -297,6 +298,16 @@ def _somewhere():
     return box, np.array([(260, 270), (340, 270), (300, 310), (270, 350), (330, 350)], np.float32)
 
 
+@contextlib.contextmanager
+def no_training(monkeypatch):
+    """Fails where a step is made."""
+    from likeness.training import engine
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._SharedRun, "gradients", None)
+        yield
+
+
 def test_a_finished_training_is_not_repeated_and_nothing_is_overwritten(nodes, sockets, places, monkeypatch):
     from likeness.nodes import training_run
 
@@ -308,9 +319,98 @@ def test_a_finished_training_is_not_repeated_and_nothing_is_overwritten(nodes, s
         assert "embedding: anna.safetensors" in run(nodes["TextualInversion"], **inputs)[2]
     text = run(nodes["TextualInversion"], **inputs, seed=1)[2]
     assert "embedding: anna_2.safetensors" in text and "run: anna_2" in text
-    (places / "embeddings" / "anna_2.safetensors").unlink()
-    assert "run: anna_3" in run(nodes["TextualInversion"], **inputs, seed=1)[2]
     assert (places / "embeddings" / "anna.safetensors").read_bytes() == first
+
+
+def test_lost_products_of_a_training_are_made_again_from_its_state(nodes, sockets, places, monkeypatch):
+    """A moved or renamed file, other sample prompts, pictures that are gone or damaged, another name."""
+    inputs = {"dataset": dataset(), **sockets, "steps": 2, "rank": 2, "class_pictures": 1, "name": "anna"}
+    _, _, _, losses, samples = run(nodes["DreamBooth"], **inputs)
+    loras, folder = places / "loras", places / "output" / "likeness" / "runs" / "anna"
+    whole = load_file(loras / "anna.safetensors")
+    (loras / "people").mkdir()
+    pictures = places / "output" / "likeness" / "class_pictures"
+    with no_training(monkeypatch):
+        (loras / "anna.safetensors").rename(loras / "people" / "mine.safetensors")
+        pictures.rename(places / "moved")
+        text = run(nodes["DreamBooth"], **inputs)[2]
+        assert "LoRA: anna.safetensors" in text and "run: anna" in text.splitlines()
+        again = load_file(loras / "anna.safetensors")
+        assert all(torch.equal(again[key], whole[key]) for key in whole) and again.keys() == whole.keys()
+        assert not pictures.exists(), "nothing is left to be learned from them"
+        moon = run(nodes["DreamBooth"], **inputs, sample_prompts="the moon\na {} person")[4]
+        assert moon.shape[0] == 2 and not torch.equal(moon[0], samples[0])
+        assert torch.equal(run(nodes["DreamBooth"], **inputs)[4], samples)
+        for name in ("losses.png", "sample_0.png", "finished.json"):
+            for content in (None, b"", b"[" * 100_000):
+                (folder / name).unlink()
+                if content is not None:
+                    (folder / name).write_bytes(content)
+                found = run(nodes["DreamBooth"], **inputs)
+                assert "LoRA: anna.safetensors" in found[2].splitlines()
+                assert torch.equal(found[3], losses) and torch.equal(found[4], samples)
+        text = run(nodes["DreamBooth"], **{**inputs, "name": "clara", "sample_prompts": "a {} person"})[2]
+        assert "LoRA: clara.safetensors" in text and "run: anna" in text.splitlines()
+    assert sorted(path.name for path in loras.iterdir()) == ["anna.safetensors", "clara.safetensors", "people"]
+    assert (folder / "finished.damaged.json").exists() and (folder / "finished.damaged_2.json").exists()
+
+
+def test_more_steps_go_on_from_a_training_and_give_what_they_would_have_given(nodes, sockets, places, monkeypatch):
+    from likeness.training import engine
+
+    made, gradients = [], engine._SharedRun.gradients
+    monkeypatch.setattr(engine._SharedRun, "gradients", lambda self, f: made.append(self.step) or gradients(self, f))
+    inputs = {"dataset": dataset(), **sockets, "prior_weight": 0.0, "rank": 2}
+    run(nodes["DreamBooth"], **inputs, steps=2, name="anna")
+    text = run(nodes["DreamBooth"], **inputs, steps=4, name="anna")[2]
+    assert made == [0, 1, 2, 3] and "LoRA: anna_2.safetensors" in text and "run: anna_2" in text
+    text = run(nodes["DreamBooth"], **inputs, steps=2, name="anna", class_pictures=7)[2]
+    assert "LoRA: anna.safetensors" in text and "run: anna" in text.splitlines(), "class pictures weigh nothing here"
+    assert len(made) == 4
+    run(nodes["DreamBooth"], **inputs, steps=4, name="anna", learning_rate=2e-4)
+    assert len(made) == 8, "another rate is another training"
+    places.joinpath("output", "likeness", "runs").rename(places / "forgotten")
+    run(nodes["DreamBooth"], **inputs, steps=4, name="unbroken")
+    prolonged, unbroken = (load_file(places / "loras" / f"{name}.safetensors") for name in ("anna_2", "unbroken"))
+    assert all(torch.equal(prolonged[key], unbroken[key]) for key in unbroken)
+
+
+def test_a_cancelled_training_goes_on_with_other_prompts_and_steps_in_its_folder(nodes, sockets, places, monkeypatch):
+    import comfy.model_management as host
+
+    from likeness.training import engine
+
+    made, gradients = [], engine._SharedRun.gradients
+    inputs = {"dataset": dataset(), **sockets, "name": "anna"}
+
+    def step(self, loss_of):
+        made.append(self.step)
+        if self.step == 1 and len(made) == 2:
+            host.interrupt_current_processing()
+        return gradients(self, loss_of)
+
+    monkeypatch.setattr(engine._SharedRun, "gradients", step)
+    with pytest.raises(host.InterruptProcessingException):
+        run(nodes["TextualInversion"], **inputs, steps=6)
+    assert made == [0, 1]
+    text = run(nodes["TextualInversion"], **inputs, steps=3, sample_prompts="a {} person at sea")[2]
+    assert made == [0, 1, 2] and "run: anna" in text.splitlines()
+
+
+def test_a_training_that_another_process_works_on_is_left_alone(nodes, sockets, places):
+    inputs = {"dataset": dataset(), **sockets, "steps": 1, "name": "anna"}
+    run(nodes["TextualInversion"], **inputs)
+    folder = places / "output" / "likeness" / "runs" / "anna"
+    (places / "embeddings" / "anna.safetensors").unlink()
+    code = "import pathlib, sys; from likeness import locks; held = locks.locked(pathlib.Path(sys.argv[1]), '');"
+    code += "held.__enter__(); print('held', flush=True); sys.stdin.read()"
+    command, pipe = [sys.executable, "-c", code, str(folder)], subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(LikenessError, match=f"in use by process {other.pid} on"):
+            run(nodes["TextualInversion"], **inputs)
+        other.communicate()
+    assert "embedding: anna.safetensors" in run(nodes["TextualInversion"], **inputs)[2]
 
 
 def test_class_pictures_are_painted_once_for_all_trainings_of_a_model(nodes, sockets, recipes, places, monkeypatch):
@@ -327,17 +427,6 @@ def test_class_pictures_are_painted_once_for_all_trainings_of_a_model(nodes, soc
     run(nodes["DreamBooth"], **inputs)
     assert len(painted) == 4
     assert len(list((places / "output" / "likeness" / "class_pictures").iterdir())) == 2
-
-
-def test_a_damaged_list_of_results_is_made_again_from_the_saved_state(nodes, sockets, places):
-    inputs = {"dataset": dataset(), **sockets, "steps": 1, "name": "anna"}
-    run(nodes["TextualInversion"], **inputs)
-    names = places / "output" / "likeness" / "runs" / "anna" / "finished.json"
-    names.write_text(names.read_text()[:5])
-    text = run(nodes["TextualInversion"], **inputs)[2]
-    assert "embedding: anna_2.safetensors" in text and "run: anna" in text.splitlines()
-    first, second = (load_file(places / "embeddings" / f"{name}.safetensors") for name in ("anna", "anna_2"))
-    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_what_does_not_decide_over_the_weights_starts_no_new_run(nodes, sockets, places, monkeypatch):
@@ -358,7 +447,7 @@ def test_another_text_encoder_is_another_training(nodes, sockets, recipes, place
     assert "run: anna_2" in run(nodes["TextualInversion"], **inputs)[2].splitlines()
 
 
-@pytest.mark.parametrize("at", ["results", "list", "previews"])
+@pytest.mark.parametrize("at", ["results", "samples", "list", "previews"])
 def test_a_full_disk_is_named_and_leaves_no_scraps(nodes, sockets, places, monkeypatch, at):
     from likeness.nodes import training_run
 
@@ -369,8 +458,11 @@ def test_a_full_disk_is_named_and_leaves_no_scraps(nodes, sockets, places, monke
     with monkeypatch.context() as patch:
         if at == "results":
             patch.setattr(training_run.shutil, "copyfile", full)
-        elif at == "list":
+        elif at == "samples":
             patch.setattr(training_run, "write_whole", full)
+        elif at == "list":
+            note = training_run._note
+            patch.setattr(training_run, "_note", lambda f, made: full() if made.files else note(f, made))
         else:
             patch.setattr(Image.Image, "save", full)
         with pytest.raises(LikenessError, match="No space left"):
@@ -392,7 +484,7 @@ def test_mistakes_are_said_before_anything_is_loaded(nodes, sockets, places):
         (nodes["DreamBooth"], {"dataset": person, "tuned": "all"}, "'all' is no choice for tuned"),
         (nodes["DreamBooth"], {"dataset": person, "learning_rate": float("nan")}, "learning_rate is nan"),
         (nodes["DreamBooth"], {"dataset": person, "learning_rate": 0.0}, "learning_rate cannot be 0"),
-        (nodes["DreamBooth"], {"dataset": person, "name": "../x"}, "cannot be a folder's"),
+        (nodes["DreamBooth"], {"dataset": person, "name": "../x"}, "The name '../x' holds '/'"),
         (mc, {"person": STYLE, "style": person}, "'person' holds a dataset of a style"),
         (mc, {"person": person, "style": replace(STYLE, trigger="ohwx")}, "have the same trigger word 'ohwx'"),
         (mc, {"person": dataset(mask=None), "style": STYLE}, "has no face mask"),

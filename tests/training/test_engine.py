@@ -538,7 +538,7 @@ def test_a_phase_is_prolonged_until_a_later_one_has_learned_from_it(change, done
 
     before = {"inversion_steps": 4, "tuning_steps": 5}
     earlier, now = (
-        RunRecord("MagiCapture", "base", "data", MagiCaptureSettings.model_validate(given), RunSettings())
+        RunRecord("base", "data", MagiCaptureSettings.model_validate(given), RunSettings())
         for given in (before, {**before, **change})
     )
     assert re.match(f"^{expected}", now.difference(earlier, done)) if expected else not now.difference(earlier, done)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from .denoising import Mask, denoising_losses, require_masks, seen_by
 class DreamBoothSettings(Settings):
     """Defaults: a LoRA of rank 4 in the denoiser, as diffusers' README has it. For the full model use 5e-6."""
 
+    title: ClassVar[str] = "DreamBooth"
     kind: Literal["dreambooth"] = "dreambooth"
     identifier: str = Field(default="ohwx", description="A rare word; 'sks', often seen, is a weapon's name.")
     prompt: str = "a photo of {} person"
@@ -121,7 +122,7 @@ def dreambooth(
         timestep=uniform_timesteps(len(base.schedule)),
         clip=settings.clip,
     )
-    return Recipe("DreamBooth", settings, [tuning], (word,), partial(_save, base, settings))
+    return Recipe(settings.title, settings, [tuning], (word,), partial(_save, base, settings))
 
 
 def preserved(found: Pass, mask: Mask = Mask.NONE, gamma: float | None = None) -> PriorPreservation:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -71,6 +71,7 @@ class Layout(Enum):
 class MagiCaptureSettings(Settings):
     """Everything the method leaves open."""
 
+    title: ClassVar[str] = "MagiCapture"
     kind: Literal["magicapture"] = "magicapture"
     subject: str = "<sks>"
     style: str = "<style1>"
@@ -220,7 +221,7 @@ def magicapture(
         return [save_lora(base.unet, trained_pairs(base.unet), folder, name, record, base.encoders, pairs), *learned]
 
     phases = [phase for phase in (inversion, tuning) if phase.steps != 0] or [inversion, tuning]
-    return Recipe("MagiCapture", settings, phases, (settings.subject, settings.style), save)
+    return Recipe(settings.title, settings, phases, (settings.subject, settings.style), save)
 
 
 # Samples --------------------------------------------------------------------------------------------------------------

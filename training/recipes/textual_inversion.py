@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -40,6 +40,7 @@ class Tether(Enum):
 class TextualInversionSettings(Settings):
     """Defaults: one vector from the word 'person', AdamW with decay 1e-2, 5e-4 constant, as diffusers' README."""
 
+    title: ClassVar[str] = "Textual Inversion"
     kind: Literal["textual_inversion"] = "textual_inversion"
     token: str
     vectors: int = Field(default=1, ge=1, le=16)
@@ -104,7 +105,7 @@ def textual_inversion(
     def save(folder: Path, name: str, record: TrainingRecord) -> list[Path]:
         return [save_embedding(vocabulary.embedding(word), folder, name, record)]
 
-    return Recipe("Textual Inversion", settings, [inversion], (word,), save)
+    return Recipe(settings.title, settings, [inversion], (word,), save)
 
 
 def hold(vocabulary: Vocabulary, tether: Tether, learning_rates: Mapping[str, float]) -> None:
