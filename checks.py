@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 LARGEST_FACTOR = 1000.0  # of weights and strengths: more leaves half precision at once
 
 
-def check_number(value: Any, what: str, least: float = -math.inf, most: float = math.inf) -> float:
+def check_number(value: Any, what: str, least: float = -math.inf, most: float = math.inf) -> Any:
     """`value`, where it is a finite number of this range; LikenessError naming `what` where it is not."""
+    given: Any = value
     try:
-        fits = isinstance(value, numbers.Real) and math.isfinite(value) and least <= value <= most
+        fits = isinstance(value, numbers.Real) and math.isfinite(given) and least <= given <= most
     except OverflowError:  # a whole number that no float can hold
         fits = False
     if not fits:
@@ -44,3 +45,33 @@ def all_finite(tensor: Tensor, most: float = math.inf) -> bool:
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor that holds NaN or infinity."""
     return next((name for name, tensor in tensors.items() if not all_finite(tensor)), None)
+
+
+# --- masks
+
+EMPTY_MASK = "Load Image gives an empty mask for a picture without transparency"
+
+
+def as_mask(mask: Any, what: str) -> Tensor:
+    """A MASK as (m, H, W) float32 in 0..1; (H, W) and (m, 1, H, W) are understood. LikenessError for what is none."""
+    import torch
+
+    if not isinstance(mask, torch.Tensor):
+        raise LikenessError(f"{what} is a {type(mask).__name__}: connect a MASK.")
+    shape = tuple(mask.shape)
+    mask = mask.unsqueeze(0) if mask.ndim == 2 else mask.squeeze(1) if mask.ndim == 4 and shape[1] == 1 else mask
+    if mask.ndim != 3 or not mask.numel():
+        raise LikenessError(f"{what} has shape {shape}: connect a MASK of shape (count, height, width).")
+    if not all_finite(mask):
+        raise LikenessError(f"{what} holds values that are no numbers (NaN): check the node that makes it.")
+    return mask.float().clamp(0.0, 1.0)
+
+
+def require_painted(mask: Tensor, what: str, least: float = 0.0) -> None:
+    """LikenessError unless every mask of (m, H, W) lets something through, more than `least` of it."""
+    blank = [number for number, one in enumerate(mask, 1) if not bool((one > least).any())]
+    if blank:
+        which = f" number {blank[0]} of {len(mask)}" if len(mask) > 1 else ""
+        raise LikenessError(
+            f"{what}{which} is empty, so that nothing counts: disconnect it, or paint what counts ({EMPTY_MASK})."
+        )

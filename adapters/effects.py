@@ -16,6 +16,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..checks import EMPTY_MASK
 from .embeds import v_only
 from .types import IdentityTokens, KeyValueScaling, SiteWeight, SiteWeights
 
@@ -53,7 +54,7 @@ class Scope:
         if self.start >= self.end:
             return f"start {self.start:g} is not before end {self.end:g}"
         if self.mask is not None and not bool(self.mask.any()):
-            return "the mask is empty"
+            return f"the mask is empty ({EMPTY_MASK})"
         return None
 
 

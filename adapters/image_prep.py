@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checks import as_mask
 from ..errors import LikenessError
+from ..faces.photos import GREY
 
 CLIP_SIZE = 224
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP, which all published encoders keep
@@ -46,9 +48,10 @@ class Resampling(Enum):
 
 
 def to_rgb(images: Tensor, name: str = "image") -> Tensor:
-    """Any picture as (B, H, W, 3) float32 in 0..1: single pictures, grey ones, and ones with alpha (which is dropped).
+    """Any picture as (B, H, W, 3) float32 in 0..1: single pictures, grey ones, and ones with alpha.
 
-    Raises LikenessError naming the input when it is empty, misshapen or holds values that are no numbers.
+    What is transparent is mid grey, as for everything that looks at faces: hidden colours are never encoded. Raises
+    LikenessError naming the input when it is empty, misshapen or holds values that are no numbers.
     """
     if images.ndim == 2:
         images = images.unsqueeze(-1)
@@ -61,12 +64,16 @@ def to_rgb(images: Tensor, name: str = "image") -> Tensor:
     if images.numel() == 0:
         raise LikenessError(f"the {name} is empty, its shape is {tuple(images.shape)}: connect at least one picture.")
     images = images.float()
-    bad = images.isnan().flatten(1).any(1)
+    bad = ~images.isfinite().flatten(1).all(1)
     if bad.any():
         number = int(bad.nonzero()[0]) + 1
         raise LikenessError(f"picture {number} of the {name} holds values that are no numbers (NaN): decode it again.")
-    grey = images.shape[-1] < 3
-    return (images[..., :1].expand(-1, -1, -1, 3) if grey else images[..., :3]).clamp(0.0, 1.0)
+    images = images.clamp(0.0, 1.0)
+    colours, alpha = images, None
+    if images.shape[-1] in (2, 4):
+        colours, alpha = images[..., :-1], images[..., -1:]
+    colours = colours.expand(-1, -1, -1, 3)
+    return colours if alpha is None else colours * alpha + GREY * (1 - alpha)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -171,11 +178,7 @@ def pixel_values(
 
 def mask_to_square(mask: Tensor, size: int = CLIP_SIZE, crop: Crop = Crop.CENTRE) -> Tensor:
     """A mask cut like its picture: (m, H, W) -> (m, size, size), zero in padding."""
-    if mask.ndim == 2:
-        mask = mask.unsqueeze(0)
-    if mask.ndim != 3 or mask.numel() == 0 or mask.isnan().any():
-        raise LikenessError(f"the reference mask of shape {tuple(mask.shape)} is empty or holds NaN: connect another.")
-    mask = _without_far_ends(mask.float(), crop)
+    mask = _without_far_ends(as_mask(mask, "The reference mask"), crop)
     place = _placement(mask.shape[1], mask.shape[2], size, crop)
     resized = F.interpolate(mask.unsqueeze(1), (place.height, place.width), mode="bicubic", antialias=True).squeeze(1)
     around = (-place.left, size + place.left - place.width, -place.top, size + place.top - place.height)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import LARGEST_FACTOR, all_finite, check_number
+from ..checks import LARGEST_FACTOR, all_finite, as_mask, check_number, require_painted
 from ..errors import LikenessError
 from ..faces.identity import Identity
 from .clip_vision import (
@@ -31,7 +31,7 @@ from .clip_vision import (
 )
 from .embeds import CombineMode, EmbedsScaling, ImageEmbeds, combine, combine_uncond, join_tokens, renormalised
 from .evidence import Evidence, Variant
-from .image_prep import CLIP_MEAN, Crop, overlapping_tiles, share_overlaps, to_rgb
+from .image_prep import CLIP_MEAN, Crop, mask_to_square, overlapping_tiles, share_overlaps, to_rgb
 from .site_weights import Layout, WeightType, layer_weights, style_and_composition
 from .types import IdentityTokens, SiteWeights
 
@@ -128,6 +128,7 @@ def references(
         identity = identity.as_seen_by(adapter.recogniser)
     show = _Show(adapter, identity, encoder, options)
     _check_identity(adapter, identity, options)
+    _check_places(adapter, identity, options)
     spread = partial(_spread, options, layout)
     rows = options.picture_weights or None
     looks = adapter.needs_features or adapter.needs_pooled  # else the options about pictures are without effect
@@ -284,18 +285,29 @@ def _encode_pictures(show: _Show, encoder: ClipEncoder) -> ClipFeatures:
 
 
 def _reference_mask(options: ReferenceOptions, pictures: int) -> Tensor | None:
-    return None if options.reference_mask is None else check_reference_mask(options.reference_mask, pictures)
+    if options.reference_mask is None:
+        return None
+    return check_reference_mask(options.reference_mask, pictures, Crop.PAD if options.tiled else options.crop)
 
 
-def check_reference_mask(mask: Tensor, pictures: int) -> Tensor:
-    """A mask of the reference as (1 | pictures, H, W); LikenessError when it is none, or not as many as pictures."""
-    mask = mask.unsqueeze(0) if mask.ndim == 2 else mask
-    if mask.ndim != 3 or mask.numel() == 0 or mask.isnan().any():
-        raise LikenessError(f"the reference mask of shape {tuple(mask.shape)} is empty or holds NaN: connect another.")
+def check_reference_mask(mask: Tensor, pictures: int, crop: Crop) -> Tensor:
+    """A mask of the reference as (1 | pictures, H, W).
+
+    LikenessError when it is none, not as many as pictures, or lets nothing through: in it, or in what the crop leaves
+    of it. The encoder would be shown its mean colour, and the reference would be gone without a word.
+    """
+    mask = as_mask(mask, "The reference mask")
     if len(mask) not in (1, pictures):
         raise LikenessError(
-            f"there are {len(mask)} reference masks for {pictures} reference pictures: connect one mask, or one for "
+            f"There are {len(mask)} reference masks for {pictures} reference pictures: connect one mask, or one for "
             "each picture."
+        )
+    require_painted(mask, "The reference mask")
+    seen = mask_to_square(mask, crop=crop)
+    if not bool((seen > 0).flatten(1).any(1).all()):
+        raise LikenessError(
+            f"Nothing that the reference mask keeps is left by the crop '{crop.value}': choose another crop, such as "
+            "'pad', or paint inside of it."
         )
     return mask
 
@@ -346,6 +358,21 @@ def _pictures(show: _Show) -> Tensor:
             "a face analysis that does, for example buffalo_l, OpenCV or MTCNN."
         )
     return crops.float() / 255
+
+
+def _check_places(adapter: IPAdapter, identity: Identity | None, options: ReferenceOptions) -> None:
+    """Picture i of the batch gets photo i; where a photo before it has no row, it would get the next one's face."""
+    shown = options.images is None and options.embeds is None and (adapter.needs_features or adapter.needs_pooled)
+    if not options.one_picture_each or identity is None or not (adapter.needs_embedding or shown):
+        return
+    if identity.left_out:
+        photos = ", ".join(map(str, identity.left_out))
+        raise LikenessError(
+            f"Of the {len(identity.kept)} photos of the identity '{identity.name}', {photos} "
+            f"{'was' if len(identity.left_out) == 1 else 'were'} left out, so that unfold_batch would give the "
+            "pictures behind it the next photo's face: make the identity of the other photos alone, or turn "
+            "unfold_batch off."
+        )
 
 
 def _check_identity(adapter: IPAdapter, identity: Identity | None, options: ReferenceOptions) -> None:

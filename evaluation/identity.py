@@ -30,6 +30,7 @@ from ..storage import write_once
 from .statistics import auc, eer, threshold_at
 
 LEAST_SCORE = 0.5  # of a detection that counts as a face
+FACE_INSIDE = 0.5  # of a mask, at the middle of a face that counts
 FALSE_MATCH_RATES = (1e-1, 1e-2, 1e-3)
 TYPICAL_GENUINE = 0.46  # median cosine of two photos of one person in MultiID-2M, by ArcFace (arXiv 2510.14975)
 MOST_PERCENT = 120.0
@@ -269,7 +270,7 @@ def is_inside(face: Face, region: torch.Tensor, size: tuple[int, int]) -> bool:
     x, y = (face.box[:2] + face.box[2:]) / 2
     row = int(np.clip(y / size[0] * region.shape[0], 0, region.shape[0] - 1))
     column = int(np.clip(x / size[1] * region.shape[1], 0, region.shape[1] - 1))
-    return bool(region[row, column] > 0.5)
+    return bool(region[row, column] > FACE_INSIDE)
 
 
 @dataclass(frozen=True, eq=False)

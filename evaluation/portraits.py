@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..checks import as_mask, require_painted
 from ..errors import LikenessError
 from ..faces import Face, FaceAnalysis, Identity, to_photos
 from .identity import (
+    FACE_INSIDE,
     LEAST_SCORE,
     Calibration,
     check_judge,
@@ -81,6 +83,9 @@ def judge_pictures(
     """
     if not identities:
         raise LikenessError("There is nobody to compare with: connect an identity.")
+    if not len(images):
+        raise LikenessError("There is no picture to judge: connect at least one.")
+    regions = None if regions is None else _regions(regions, len(images))
     warnings = check_judge(judge, [identity.recogniser for identity in identities], allow_same_recogniser)
     people = [references_of(identity, judge) for identity in identities]
     if len(people) == 1:
@@ -106,6 +111,18 @@ def judge_pictures(
         licence=judge.licence,
         warnings=warnings,
     )
+
+
+def _regions(regions: torch.Tensor, pictures: int) -> torch.Tensor:
+    """Where faces count, (1 | pictures, H, W); LikenessError for masks that are none, or in which no face can lie."""
+    regions = as_mask(regions, "The mask 'region'")
+    if len(regions) not in (1, pictures):
+        raise LikenessError(
+            f"There are {len(regions)} masks on 'region' for {pictures} pictures: connect one mask, or one for each "
+            "picture."
+        )
+    require_painted(regions.amax(0, keepdim=True), "The mask 'region'", FACE_INSIDE)
+    return regions
 
 
 def _all_faces(image: torch.Tensor, number: int, judge: FaceAnalysis, regions: torch.Tensor | None) -> list[Face]:

@@ -69,6 +69,7 @@ class Identity:
     photo_sizes: torch.Tensor  # (n, 2) int64: height, width
     outliers: tuple[str, ...] = ()  # sentences about photos that do not fit the others
     also: Mapping[str, torch.Tensor] = field(default_factory=dict)  # other recogniser -> (n, D) float32, raw
+    kept: tuple[bool, ...] = ()  # of every photo that was given, whether it has a row; empty where nobody knows
 
     def __post_init__(self) -> None:
         self.check()
@@ -80,6 +81,11 @@ class Identity:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    @property
+    def left_out(self) -> list[int]:
+        """The photos, from 1, that were given but have no row: row i is not photo i then."""
+        return [number for number, is_kept in enumerate(self.kept, 1) if not is_kept]
 
     @property
     def has_embeddings(self) -> bool:
@@ -167,6 +173,7 @@ class Identity:
             "name": self.name,
             "recogniser": self.recogniser or "",
             "outliers": json.dumps(self.outliers),
+            "kept": json.dumps(self.kept),
             "notice": NOTICE,
         }
         tensors = {key: getattr(self, key) for key in _PER_PHOTO}
@@ -194,7 +201,8 @@ class Identity:
             raise LikenessError(f"The file {path.name!r} is no identity: choose one that Save Identity wrote.")
         damaged = LikenessError(f"The identity file {path.name!r} is damaged: save the identity again.")
         try:
-            version, outliers = int(metadata.get("version", "")), json.loads(metadata.get("outliers", "[]"))
+            version = int(metadata.get("version", ""))
+            outliers, kept = (json.loads(metadata.get(key, "[]")) for key in ("outliers", "kept"))
         except (ValueError, RecursionError):
             raise damaged from None
         if version > FILE_VERSION:
@@ -202,7 +210,9 @@ class Identity:
         missing = [key for key in _PER_PHOTO if key not in tensors]
         if missing:
             raise LikenessError(f"The identity file {path.name!r} lacks {', '.join(missing)}: save the identity again.")
-        if version < 1 or not isinstance(outliers, list) or not _rows_fit(tensors):
+        if version < 1 or not isinstance(outliers, list) or not isinstance(kept, list) or not _rows_fit(tensors):
+            raise damaged
+        if kept and (kept.count(True) != len(tensors["boxes"]) or not set(kept) <= {True, False}):
             raise damaged
         also = {_plain(key.removeprefix(ALSO)): rows for key, rows in tensors.items() if key.startswith(ALSO)}
         count = len(tensors["boxes"])
@@ -215,6 +225,7 @@ class Identity:
             recogniser=_plain(metadata.get("recogniser", "")) or None,
             outliers=tuple(_plain(str(text)) for text in outliers[:MOST_OUTLIERS]),
             also=also,
+            kept=tuple(bool(is_kept) for is_kept in kept),
             **{key: tensors[key] for key in _PER_PHOTO},
         )
 
@@ -223,7 +234,11 @@ class Identity:
         rows = {key: getattr(self, key) for key in _PER_PHOTO}
         chosen = torch.as_tensor(list(photos), dtype=torch.long)
         also = {name: value[chosen] for name, value in self.also.items()}
-        return replace(self, also=also, **{key: value[chosen] if len(value) else value for key, value in rows.items()})
+        numbers = [number for number, is_kept in enumerate(self.kept) if is_kept]
+        left = {numbers[row] for row in photos} if numbers else set()
+        kept = tuple(number in left for number in range(len(self.kept)))
+        taken = {key: value[chosen] if len(value) else value for key, value in rows.items()}
+        return replace(self, also=also, kept=kept, **taken)
 
 
 def build_identity(
@@ -271,6 +286,7 @@ def build_identity(
         keypoints=_rows("keypoints", [points for _, points in with_points]),
         boxes=_rows("boxes", [face.box for _, _, face in chosen]),
         photo_sizes=_rows("photo_sizes", [np.array(photo.shape[:2]) for _, photo, _ in chosen]),
+        kept=tuple(face is not None for face in faces),
     )
     if outlier_threshold is None or not identity.has_embeddings or len(identity) < 2:
         return identity
@@ -392,6 +408,7 @@ def combine(
         also={name: torch.cat([identity.also[name] for identity in identities]) for name in shared},
         recogniser=identities[0].recogniser,
         outliers=tuple(f"{i.name}: {text}" for i in identities for text in i.outliers),
+        kept=identities[0].kept if len(identities) == 1 else (),
         **{key: torch.cat(tensors) for key, tensors in (together | {"weights": photo_weights}).items()},
     )
 

@@ -11,9 +11,10 @@ class LikenessExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .. import models_download
         from . import adapters, dataset, evaluation, faces, miniature, references, training
+        from .inputs import checked
 
         models_download.register_folders()
-        return [
+        nodes = [
             *faces.NODES,
             *adapters.NODES,
             *references.NODES,
@@ -22,3 +23,4 @@ class LikenessExtension(ComfyExtension):
             *miniature.NODES,
             *evaluation.NODES,
         ]
+        return [checked(node) for node in nodes]

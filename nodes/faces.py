@@ -281,7 +281,7 @@ class FindFaces(io.ComfyNode):
 def _log_choices(found: FoundFaces, rule: Rule) -> None:
     for number, (faces, chosen) in enumerate(zip(found.all_faces, found.chosen, strict=True), 1):
         if chosen is None:
-            log.info("[likeness] Photo %d shows no face and was skipped.", number)
+            log.info("[likeness] Photo %d shows no face and was skipped: later crops move up.", number)
         elif number - 1 in found.whole:
             log.info("[likeness] Photo %d shows no face; the whole picture is used.", number)
         elif len(faces) > 1:
@@ -596,7 +596,14 @@ class FaceKeypoints(io.ComfyNode):
 
     @classmethod
     def execute(cls, faces: FoundFaces, width: int = 0, height: int = 0) -> io.NodeOutput:
-        return io.NodeOutput(keypoint_pictures(_found(faces), width, height))
+        found = _found(faces)
+        if skipped := [number for number, face in enumerate(found.chosen, 1) if face is None]:
+            log.warning(
+                "[likeness] Photo %s has no keypoint picture, so those of later photos move up: make as many pictures "
+                "as there are keypoint pictures, or leave the photo out.",
+                ", ".join(map(str, skipped)),
+            )
+        return io.NodeOutput(keypoint_pictures(found, width, height))
 
 
 NODES: list[type[io.ComfyNode]] = [

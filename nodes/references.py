@@ -312,8 +312,9 @@ class EncodeReference(io.ComfyNode):
         hidden = network.needs_features
         check_encoder(network.feature_dim if hidden else None, None if hidden else network.feature_dim, encoder.size)
         image = to_rgb(image, "image")
-        mask = None if mask is None else check_reference_mask(mask, len(image))
-        features = encode_images(encoder, image, member(Crop, crop, "crop"), mask=mask)
+        how = member(Crop, crop, "crop")
+        mask = None if mask is None else check_reference_mask(mask, len(image), how)
+        features = encode_images(encoder, image, how, mask=mask)
         if hidden:
             cond, uncond = features.penultimate, encode_unconditional(encoder).penultimate
         else:

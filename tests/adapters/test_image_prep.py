@@ -113,9 +113,10 @@ def test_grey_single_and_alpha_pictures_become_rgb(shape, rgb):
     assert image_prep.to_rgb(torch.rand(shape)).shape == rgb
 
 
-def test_grey_with_alpha_loses_only_the_alpha():
-    image = torch.tensor([0.25, 1.0]).expand(1, 2, 2, 2)
-    assert image_prep.to_rgb(image).unique().tolist() == [0.25]
+def test_what_is_opaque_keeps_its_colour_and_hidden_colours_are_mid_grey():
+    assert image_prep.to_rgb(torch.tensor([0.25, 1.0]).expand(1, 2, 2, 2)).unique().tolist() == [0.25]
+    pixels = torch.tensor([[1.0, 0.0, 0.25, 1.0], [1.0, 0.0, 0.25, 0.0]]).reshape(1, 1, 2, 4)
+    assert image_prep.to_rgb(pixels).flatten().tolist() == [1.0, 0.0, 0.25, 0.5, 0.5, 0.5]
 
 
 @pytest.mark.parametrize("bad", [torch.empty(0, 4, 4, 3), torch.ones(1, 4, 4, 5), torch.ones(1, 1, 4, 4, 3)])

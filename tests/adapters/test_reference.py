@@ -198,7 +198,8 @@ def test_grey_pictures_and_ones_with_alpha_are_read(show, channels):
     plus = show("plus")
     picture = torch.rand(1, 20, 20, channels)
     [reference] = plus(images=picture)
-    rgb = picture[..., :3] if channels == 4 else picture.expand(-1, -1, -1, 3)
+    alpha = picture[..., 3:] if channels == 4 else 1.0
+    rgb = picture[..., :3].expand(-1, -1, -1, 3) * alpha + 0.5 * (1 - alpha)
     torch.testing.assert_close(plus.encoder.shown[0], pixel_values(rgb, 32))
     assert reference.tokens.cond.isfinite().all()
 
@@ -395,10 +396,11 @@ def test_the_style_can_take_every_site_the_composition_leaves(show):
 
 def test_the_reference_mask_is_for_the_reference_and_not_for_the_composition(show):
     shown, mask = show("plus"), torch.zeros(1, 40, 40)
+    mask[:, :, :20] = 1
     shown(images=pictures(1), composition_images=pictures(1, seed=2), reference_mask=mask)
-    pixels = [p for p in shown.encoder.shown if p.count_nonzero()]
-    assert len(pixels) == 1
-    torch.testing.assert_close(pixels[0], pixel_values(pictures(1, seed=2), 32))
+    expected = [pixel_values(pictures(1), 32, mask=mask), pixel_values(pictures(1, seed=2), 32)]
+    pixels = [p for p in shown.encoder.shown if p.count_nonzero()]  # without those that stand for no picture
+    torch.testing.assert_close(torch.cat(pixels), torch.cat(expected))
 
 
 @pytest.mark.parametrize(("height", "width", "count"), [(40, 40, 4), (20, 60, 3)])
@@ -550,9 +552,11 @@ def test_pictures_that_are_none_are_refused(show, bad):
     ("mask", "expected"),
     [
         (torch.ones(3, 8, 8), "3 reference masks for 1 reference pictures"),
-        (torch.full((1, 8, 8), torch.nan), "holds NaN"),
-        (torch.zeros(0, 8, 8), "empty"),
-        (torch.ones(1, 8, 8, 3), "connect another"),
+        (torch.full((1, 8, 8), torch.nan), "values that are no numbers"),
+        (torch.zeros(0, 8, 8), "shape (0, 8, 8)"),
+        (torch.ones(1, 8, 8, 3), "shape (1, 8, 8, 3)"),
+        (torch.zeros(1, 64, 64), "Load Image gives an empty mask"),
+        (torch.zeros(64, 64), "The reference mask is empty"),
     ],
 )
 def test_reference_masks_that_do_not_fit_are_refused(show, options, mask, expected):
@@ -560,10 +564,40 @@ def test_reference_masks_that_do_not_fit_are_refused(show, options, mask, expect
 
 
 def test_one_reference_mask_each_is_understood(show):
-    masks = torch.stack([torch.ones(8, 8), torch.zeros(8, 8)])
+    left = torch.zeros(8, 8)
+    left[:, :4] = 1
     shown = show("plus")
-    shown(images=pictures(2), reference_mask=masks)
-    assert shown.encoder.shown[0][0].count_nonzero() and not shown.encoder.shown[0][1].count_nonzero()
+    shown(images=pictures(2), reference_mask=torch.stack([torch.ones(8, 8), left]))
+    first, second = shown.encoder.shown[0]
+    assert first[..., -8:].count_nonzero() and not second[..., -8:].count_nonzero() and second.count_nonzero()
+
+
+def test_one_empty_reference_mask_of_several_is_named(show):
+    masks = torch.stack([torch.ones(8, 8), torch.zeros(8, 8)])
+    assert "reference mask number 2 of 2 is empty" in sentence(show("plus"), images=pictures(2), reference_mask=masks)
+
+
+@pytest.mark.parametrize("options", [{}, {"detail_tiles": 2}], ids=str)
+def test_a_mask_of_which_the_crop_leaves_nothing_is_told(show, options):
+    """What is checked is what the encoder sees, not what was connected."""
+    mask = torch.zeros(1, 20, 100)
+    mask[..., :20] = 1
+    text = sentence(show("plus"), images=torch.rand(1, 20, 100, 3), reference_mask=mask, **options)
+    assert "left by the crop 'center'" in text
+    show("plus")(images=torch.rand(1, 20, 100, 3), reference_mask=mask, crop=Crop.LEFT, **options)
+    show("plus")(images=torch.rand(1, 20, 100, 3), reference_mask=mask, crop=Crop.PAD, **options)
+
+
+@pytest.mark.parametrize("name", ["faceid", "faceid-plus"])
+def test_photos_that_were_left_out_do_not_move_the_next_face_up(show, name):
+    """unfold_batch gives picture i photo i."""
+    whole = replace(person(3), kept=(True, True, True))
+    assert len(show(name, whole)(one_picture_each=True)[0].tokens.cond) == 3
+    moved = replace(whole, kept=(True, False, True, True))
+    text = sentence(show(name, moved), one_picture_each=True)
+    assert "Of the 4 photos" in text and ", 2 was left out" in text and "unfold_batch" in text
+    show(name, moved)()  # without unfold_batch everybody is one person
+    show(name, replace(whole, kept=()))(one_picture_each=True)  # as in older files
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])

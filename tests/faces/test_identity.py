@@ -130,6 +130,28 @@ def test_weights_that_leave_nobody_and_embeddings_of_nobody_are_refused():
         replace(person([1.0, 0.0]), embeddings=torch.zeros(1, 2))
 
 
+def test_an_identity_knows_which_photos_have_a_row(tmp_path):
+    people = [face([1, 0.1, 0]), None, face([0, -1, 2]), face([1, 0, 0.1]), face([1, 0.1, 0.1])]
+    identity = build_identity([PHOTO] * 5, people)
+    assert identity.kept == (True, False, False, True, True) and identity.left_out == [2, 3]
+    again = Identity.load(identity.save(tmp_path / "a.safetensors"))
+    assert again.kept == identity.kept
+    assert again.take([2]).kept == (False, False, False, False, True)
+    assert again.take([1, 0]).left_out == [2, 3, 5]
+    assert combine([again]).left_out == [2, 3] and combine([again, again]).kept == ()
+
+
+def test_what_an_older_file_does_not_say_is_not_guessed(tmp_path):
+    tensors, metadata = parts(person([1.0], [2.0]))
+    del metadata["kept"]
+    save_file(tensors, tmp_path / "a.safetensors", metadata)
+    assert Identity.load(tmp_path / "a.safetensors").kept == ()
+    for kept in ("[true]", "[true, true, 5]", "3", "[true, true, true]", "{", "[[]]", '["x"]', "[null, 2, true, true]"):
+        save_file(tensors, tmp_path / "b.safetensors", metadata | {"kept": kept})
+        with pytest.raises(LikenessError, match="damaged"):
+            Identity.load(tmp_path / "b.safetensors")
+
+
 def test_of_two_photos_that_disagree_none_is_left_out():
     identity = build_identity([PHOTO] * 2, [face([1, 0]), face([0, 1])])
     assert len(identity) == 2 and "photos 1 and 2" in identity.outliers[0]

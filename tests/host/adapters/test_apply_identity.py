@@ -50,7 +50,7 @@ def test_another_person_gives_another_picture_and_the_same_one_the_same(world):
         ({"weight": 0.0}, "the strength is 0"),
         ({"start_at": 0.5, "end_at": 0.5}, "start 0.5 is not before end 0.5"),
         ({"start_at": 0.8, "end_at": 0.2}, "start 0.8 is not before end 0.2"),
-        ({"attn_mask": torch.zeros(1, 64, 64)}, "the mask is empty"),
+        ({"attn_mask": torch.zeros(1, 64, 64)}, "the mask is empty (Load Image gives an empty mask"),
     ],
 )
 def test_what_has_no_effect_changes_not_a_bit_and_says_why(world, plain, inputs, why):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from likeness_host_adapters import person, pictures, same, sentence
+from likeness_host_adapters import encoded, person, pictures, same, sentence
 
 
 def test_untouched_options_change_nothing(world):
@@ -92,3 +94,32 @@ def test_weights_per_picture_that_are_none_are_refused(world, value):
 )
 def test_options_that_are_no_numbers_are_refused(world, name):
     assert "enter a number" in sentence(world.options, **{name: float("nan")})
+
+
+@pytest.mark.parametrize("how", ["area", "bilinear", "bicubic"])
+def test_the_way_a_mask_is_resized_reaches_the_injection(world, how):
+    """Through the options node, Apply Identity and a sampling run: bicubic leaves another picture than area."""
+    from likeness.injection.comfy import stack_of
+
+    mask = torch.zeros(1, 64, 64)
+    mask[:, 10:30, 5:37] = 1
+    identity, adapter = person(1), world.adapter("portrait")
+    model, _ = world.apply(adapter, identity, attn_mask=mask, options=world.options(mask_resize=how))
+    stack = stack_of(model)
+    assert stack is not None and [injection.mask_resize.value for injection in stack.injections] == [how]
+    default, _ = world.apply(adapter, identity, attn_mask=mask)
+    assert same(world.sample(model), world.sample(default)) == (how == "area")
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (1, 64, 64)])
+def test_load_image_s_empty_mask_does_not_erase_the_reference_in_silence(world, shape):
+    options = world.options(image=pictures(), reference_mask=torch.zeros(shape))
+    text = sentence(world.apply, world.adapter("plus"), clip_vision=world.clip_vision, options=options)
+    assert "The reference mask is empty" in text and "Load Image gives an empty mask" in text
+    assert "The reference mask is empty" in sentence(encoded, world, mask=torch.zeros(shape))
+
+
+def test_a_skipped_photo_does_not_give_the_next_person_s_face_to_later_pictures(world):
+    identity = replace(person(2), kept=(True, False, True))
+    text = sentence(world.apply, world.adapter("portrait"), identity, options=world.options(unfold_batch=True))
+    assert "unfold_batch" in text and "2 was left out" in text

@@ -1,0 +1,104 @@
+"""What comes in at a node, checked alike at every node before it runs.
+
+The host holds widgets to their types and ranges, but not what arrives over a link: another node's number may be NaN or
+far out of range, its text no text, its picture none. A node that is registered is checked without a word of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from ..checks import as_mask, check_number
+from ..errors import LikenessError
+from ..faces.identity import Identity
+
+Node = TypeVar("Node", bound=Any)
+Check = Callable[[Any, Any, str], Any]  # the widget, the value and what to call it -> the value the node gets
+
+
+def checked(node: Node) -> Node:
+    """The node class, whose `execute` refuses, from now on, values that no input of their kind can have."""
+    plain = node.execute.__func__
+    if hasattr(plain, "__wrapped__"):  # registered before
+        return node
+    positions = list(inspect.signature(plain).parameters)[1:]
+
+    @functools.cache
+    def widgets() -> dict[str, Any]:
+        return {widget.id: widget for widget in node.define_schema().inputs if widget.get_io_type() in _CHECKS}
+
+    @functools.wraps(plain)
+    def execute(cls: type, *arguments: Any, **inputs: Any) -> Any:
+        inputs = dict(zip(positions, arguments, strict=False)) | inputs
+        for name, value in inputs.items():
+            if value is not None and (widget := widgets().get(name)) is not None:
+                inputs[name] = _CHECKS[widget.get_io_type()](widget, value, f"The input {_label(widget)}")
+        return plain(cls, **inputs)
+
+    node.execute = classmethod(execute)
+    return node
+
+
+def _label(widget: Any) -> str:
+    """What the artist reads at the input."""
+    return f"'{getattr(widget, 'display_name', None) or widget.id}'"
+
+
+def _number(widget: Any, value: Any, what: str) -> Any:
+    least, most = getattr(widget, "min", None), getattr(widget, "max", None)
+    return check_number(value, what, -math.inf if least is None else least, math.inf if most is None else most)
+
+
+def _whole_number(widget: Any, value: Any, what: str) -> Any:
+    _number(widget, value, what)
+    if not isinstance(value, numbers.Integral):
+        raise LikenessError(f"{what} is {value!r}: enter a whole number.")
+    return value
+
+
+def _text(widget: Any, value: Any, what: str) -> Any:
+    if not isinstance(value, str):
+        raise LikenessError(f"{what} is a {type(value).__name__}: connect or type a text.")
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in value):
+        raise LikenessError(f"{what} holds characters that are not text: type it again.")
+    return value
+
+
+def _image(widget: Any, value: Any, what: str) -> Any:
+    """Hosts may hand over half precision, which is too coarse to be looked at."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        raise LikenessError(f"{what} is no picture of numbers 0 to 1: connect an IMAGE.")
+    if value.ndim not in (3, 4) or value.shape[-1] not in (1, 2, 3, 4):
+        raise LikenessError(
+            f"{what} has shape {tuple(value.shape)}, not (batch, height, width, channels): connect an IMAGE."
+        )
+    if not value.numel():
+        raise LikenessError(f"{what} is empty, its shape is {tuple(value.shape)}: connect at least one picture.")
+    return value.float()
+
+
+def _identity(widget: Any, value: Any, what: str) -> Any:
+    if not isinstance(value, Identity):
+        raise LikenessError(
+            f"{what} holds a {type(value).__name__}, not an identity of this pack: connect Identity from Photos or "
+            "Load Identity."
+        )
+    value.check()
+    return value
+
+
+_CHECKS: dict[str, Check] = {
+    "FLOAT": _number,
+    "INT": _whole_number,
+    "STRING": _text,
+    "IMAGE": _image,
+    "MASK": lambda widget, value, what: as_mask(value, what),
+    "IDENTITY": _identity,
+}
