@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import LikenessError
 from ..training.base_model import BaseModel, Codec, Posterior, TextTower
-from ..training.checkpoint_layout import from_original, load_text_encoder, unet_names
 from ..training.noise import NoiseSchedule, Prediction
 from ..training.objectives.identity import Decoder
+from ..weights.checkpoint_layout import from_original, load_text_encoder, unet_names
 from .module_copy import normal_copy, plain_tensor
 
 UNET = "diffusion_model."

@@ -24,7 +24,6 @@ from ..faces import FrozenRecogniser, adopt_analysis, load_recogniser_module, re
 from ..locks import locked, sweep, temporary_folder
 from ..storage import check_folder, check_name, free_names, set_aside, write_whole
 from ..training.base_model import BaseModel
-from ..training.checkpoint_layout import SD1_TEXT, SD2_TEXT, SDXL_TEXT_1, SDXL_TEXT_2, UNET, below, from_open_clip
 from ..training.config import Precision, RunSettings, Settings, network_dtype
 from ..training.dataset import Dataset
 from ..training.engine import RUN_IN, Watch, make_accelerator, train
@@ -33,6 +32,7 @@ from ..training.objectives.identity import Measure, arcface_measure
 from ..training.previews import sample_pictures
 from ..training.recipe import Recipe
 from ..training.run_record import AnotherMethod, RunRecord, branch, digest_of, is_complete, read_record, steps_done
+from ..weights.checkpoint_layout import SD1_TEXT, SD2_TEXT, SDXL_TEXT_1, SDXL_TEXT_2, UNET, below, from_open_clip
 from .sockets import base_model, normal_copy
 
 log = logger(__name__)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoint_layout import vae_weights
+from ..weights.checkpoint_layout import vae_weights
 from .export import Base
 from .noise import NoiseSchedule
 from .objectives.identity import Decoder

@@ -37,13 +37,13 @@ from ..faces import FaceAnalysis, load_parser, load_recogniser_module
 from ..faces.photo_list import names_of
 from ..locks import locked
 from ..storage import check_folder, check_name
+from ..weights.embedding_files import load_embedding
 from .base_model import BaseModel
 from .captions import parse_templates
 from .config import RunSettings, Settings, network_dtype
 from .dataset import Dataset, DatasetKind, build_dataset
 from .dataset import Settings as DatasetSettings
 from .dataset_folder import is_dataset, load_dataset
-from .embedding_files import load_embedding
 from .engine import RUN_IN, Watch, make_accelerator, train
 from .export import TrainingRecord
 from .objectives.identity import Measure, arcface_measure

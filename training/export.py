@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from ..errors import LikenessError
 from ..storage import free_names, write_new
-from .checkpoint_layout import checkpoint_weights
-from .embedding_files import TokenEmbedding, embedding_tensors
-from .lora import LoraPair
-from .lora_files import SDXL_TEXT_1, SDXL_TEXT_2, TEXT, kohya_text_names, kohya_unet_names, kohya_weights
+from ..weights.checkpoint_layout import checkpoint_weights
+from ..weights.embedding_files import TokenEmbedding, embedding_tensors
+from ..weights.lora import LoraPair
+from ..weights.lora_files import SDXL_TEXT_1, SDXL_TEXT_2, TEXT, kohya_text_names, kohya_unet_names, kohya_weights
 from .names import prompt_stem
 from .noise import Prediction
 

@@ -17,7 +17,8 @@ from ..adapters.evidence import Evidence
 from ..adapters.ip_adapter import IPAdapter
 from ..injection.plan import check_fit
 from ..injection.sites import sites_of_diffusers_unet
-from .lora import ADAPTER, LoraPair, add_lora, fill_lora, trained_pairs
+from ..weights.lora import LoraPair
+from .lora import ADAPTER, add_lora, fill_lora, trained_pairs
 
 
 def fresh_faceid(

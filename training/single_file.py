@@ -19,8 +19,7 @@ from torch import Tensor
 
 from ..errors import LikenessError
 from ..models_download import model_roots
-from .base_model import BaseModel, Codec, TextTower
-from .checkpoint_layout import (
+from ..weights.checkpoint_layout import (
     SD1_TEXT,
     SD2_TEXT,
     SDXL_TEXT_1,
@@ -35,6 +34,7 @@ from .checkpoint_layout import (
     vae_names,
     with_text_model,
 )
+from .base_model import BaseModel, Codec, TextTower
 from .noise import NoiseSchedule
 
 SUPPORTED = "training works with full checkpoints of SD1.5, SD2 and SDXL"

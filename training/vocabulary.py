@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LikenessError
+from ..weights.embedding_files import TokenEmbedding
 from .base_model import BaseModel, TextTower
-from .embedding_files import TokenEmbedding
 from .objectives.token_embeddings import CLIP_L_NORM
 from .placeholders import PlaceholderEmbedding
 

@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from likeness.errors import LikenessError
-from likeness.training.checkpoint_layout import unet_names
 from likeness.training.dataset import Dataset, DatasetKind, Sample
+from likeness.weights.checkpoint_layout import unet_names
 
 SIDE = 64
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from likeness.training.checkpoint_layout import unet_names
+from likeness.weights.checkpoint_layout import unet_names
 
 MIXED = ["float8_e4m3fn", "int8_tensorwise", "nvfp4", "nvfp4 with scaled inputs"]  # layouts of comfy-kitchen
 FORMATS = ["unscaled", *(MIXED if importlib.util.find_spec("comfy_kitchen") else ["scaled_fp8"])]

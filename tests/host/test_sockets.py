@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from likeness.errors import LikenessError
-from likeness.training.checkpoint_layout import unet_names
 from likeness.training.vocabulary import NewToken, Vocabulary
+from likeness.weights.checkpoint_layout import unet_names
 
 
 @pytest.fixture(scope="module")

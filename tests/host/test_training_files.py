@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from likeness.training import checkpoint_layout as layout
 from likeness.training import export
-from likeness.training.embedding_files import TokenEmbedding
 from likeness.training.export import Base, TrainingRecord
-from likeness.training.lora import LoraPair, Reach, lora_targets, merged
+from likeness.training.lora import Reach, lora_targets, merged
+from likeness.weights import checkpoint_layout as layout
+from likeness.weights.embedding_files import TokenEmbedding
+from likeness.weights.lora import LoraPair
 
 RECORD = TrainingRecord("DreamBooth", Base.SD15, 10)
 _COMMON: dict[str, Any] = {

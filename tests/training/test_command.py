@@ -22,10 +22,10 @@ from likeness.training import command
 from likeness.training.command import Openers, read_configuration, run, stopping
 from likeness.training.dataset import DatasetKind, Settings, build_dataset
 from likeness.training.dataset_folder import save_dataset
-from likeness.training.embedding_files import load_embedding
 from likeness.training.engine import Watch
 from likeness.training.losses import read_losses
 from likeness.training.photo_files import read_folder
+from likeness.weights.embedding_files import load_embedding
 
 CONFIGURATION = """
 name = "anna"

@@ -13,7 +13,6 @@ from likeness.errors import LikenessError
 from likeness.faces.recognition import FrozenRecogniser
 from likeness.training.base_model import Codec
 from likeness.training.config import LoraSettings, Precision, RunSettings
-from likeness.training.embedding_files import load_embedding
 from likeness.training.engine import train
 from likeness.training.examples import Example
 from likeness.training.export import TrainingRecord
@@ -34,6 +33,7 @@ from likeness.training.recipes.magicapture import (
     magicapture,
 )
 from likeness.training.recipes.textual_inversion import Tether, TextualInversionSettings, textual_inversion
+from likeness.weights.embedding_files import load_embedding
 
 FAMILIES = pytest.mark.parametrize("sdxl", [False, True], ids=["SD1.5", "SDXL"])
 KEYPOINTS = torch.tensor([[11.0, 13.0], [20.0, 13.0], [16.0, 18.0], [12.0, 22.0], [19.0, 22.0]])
@@ -275,7 +275,7 @@ def with_mask(photo: Example, rest: float, corner: float) -> Example:
 
 @pytest.mark.parametrize("case", BAD.values(), ids=BAD.keys())
 def test_what_cannot_be_trained_is_refused_in_a_sentence(make_base, photos, make_photo, case):
-    from likeness.training.embedding_files import TokenEmbedding
+    from likeness.weights.embedding_files import TokenEmbedding
 
     make, words = case
     services = {

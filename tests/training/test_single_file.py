@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from likeness.errors import LikenessError
 from likeness.training import base_files, single_file
 from likeness.training.base_model import BaseModel, Codec, TextTower
-from likeness.training.checkpoint_layout import to_original, unet_names
 from likeness.training.command import Openers, read_configuration, run
 from likeness.training.export import Base, TrainingRecord, save_checkpoint
 from likeness.training.noise import NoiseSchedule, Prediction
 from likeness.training.single_file import Family, find_tokenizer, load_single_file, unet_config
+from likeness.weights.checkpoint_layout import to_original, unet_names
 
 FAMILIES = pytest.mark.parametrize("family", list(Base), ids=lambda family: family.name)
 
@@ -187,7 +187,7 @@ def test_what_a_checkpoint_predicts_is_kept(family, tokenizer, tmp_path):
 
 
 def test_a_cut_text_encoder_of_sd2_gets_its_last_layer_back():
-    from likeness.training.checkpoint_layout import _all_layers_of_sd2
+    from likeness.weights.checkpoint_layout import _all_layers_of_sd2
 
     cut = {f"text_model.encoder.layers.{layer}.x": torch.tensor(layer) for layer in range(23)}
     whole = _all_layers_of_sd2(cut)

@@ -28,10 +28,10 @@ from pydantic import Field
 from torch import Tensor
 
 from ...errors import LikenessError
+from ...weights.embedding_files import TokenEmbedding
 from ..base_model import BaseModel
 from ..captions import composed, fill, parse_templates, person_templates, style_templates
 from ..config import Group, LoraSettings, Schedule, Seen, Settings
-from ..embedding_files import TokenEmbedding
 from ..export import TrainingRecord, save_embedding, save_lora
 from ..lora import Reach, trained_pairs
 from ..objectives.attention_refocusing import attention_refocusing, attention_refocusing_per_map

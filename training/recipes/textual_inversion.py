@@ -16,10 +16,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from ...weights.embedding_files import TokenEmbedding
 from ..base_model import BaseModel
 from ..captions import person_templates
 from ..config import Group, Schedule, Seen, Settings
-from ..embedding_files import TokenEmbedding
 from ..examples import Example
 from ..export import TrainingRecord, save_embedding
 from ..objectives.token_embeddings import norm_decay, std_retraction

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from likeness.training.checkpoint_layout import load_text_encoder
 from likeness.training.noise import NoiseSchedule, Prediction
+from likeness.weights.checkpoint_layout import load_text_encoder
 
 
 def scaled(case: Any, outputs: dict[str, Tensor]) -> dict[str, Tensor]:

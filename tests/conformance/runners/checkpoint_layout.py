@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from likeness.training import checkpoint_layout as layout
+from likeness.weights import checkpoint_layout as layout
 
 harness = sys.modules["likeness_conformance"]
 common = sys.modules["likeness_conformance__training"]

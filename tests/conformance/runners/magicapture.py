@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from likeness.faces.align import arcface_template, differentiable_crop, similarity_transform
 from likeness.faces.recognition import FrozenRecogniser
-from likeness.training import lora_files
 from likeness.training.examples import Example
-from likeness.training.lora import LoraPair, add_lora, fill_lora, merged
+from likeness.training.lora import add_lora, fill_lora, merged
 from likeness.training.masks import face_mask
 from likeness.training.noise import NoiseSchedule
 from likeness.training.objectives import magicapture, reconstruction
@@ -23,6 +22,8 @@ from likeness.training.objectives.magicapture import Kind
 from likeness.training.probe import AttentionProbe, columns_of, sites_at
 from likeness.training.recipe import Pass, Sample
 from likeness.training.recipes import magicapture as recipe
+from likeness.weights import lora_files
+from likeness.weights.lora import LoraPair
 
 harness = sys.modules["likeness_conformance"]
 common = sys.modules["likeness_conformance__training"]
