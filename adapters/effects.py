@@ -17,6 +17,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..checks import EMPTY_MASK
+from ..weights.lora import LoraPair
 from .embeds import v_only
 from .types import IdentityTokens, KeyValueScaling, SiteWeight, SiteWeights
 
@@ -100,30 +101,18 @@ class AttentionTerm:
         return self.scope.why_never
 
 
-@dataclass(frozen=True)
-class LowRank:
-    """A change of a weight matrix of low rank: W + up @ down. down: (rank, in), up: (out, rank)."""
-
-    down: Tensor
-    up: Tensor
-
-    def full(self) -> Tensor:
-        """The change itself, (out, in)."""
-        return self.up @ self.down
-
-
 @dataclass(frozen=True, eq=False)
 class WeightDelta:
     """A change of the denoiser's own weights, the same in every step.
 
     name: of the file, for messages. id: tells this change from others, whatever the files are called; two effects of
-    one id are applied once, with the greater strength, so that several people can use one adapter. changes: by
-    diffusers' path of the layer, without ".weight".
+    one id are applied once, with the greater strength, so that several people can use one adapter. changes: LoRA pairs
+    or whole differences of the weights, by diffusers' path of the layer, without ".weight".
     """
 
     name: str
     id: str
-    changes: Mapping[str, LowRank | Tensor]
+    changes: Mapping[str, LoraPair | Tensor]
     strength: float = 1.0
 
     @property

@@ -18,13 +18,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import LikenessError
-from .effects import AttentionTerm, Effect, LowRank, WeightDelta
+from ..weights.lora import LoraPair
+from ..weights.lora_files import read_slots
+from .effects import AttentionTerm, Effect, WeightDelta
 from .evidence import READS_EMBEDDING, READS_FEATURES, Evidence, Variant
 from .networks import (
     FaceIdPlusProjection,
@@ -45,15 +46,6 @@ _CLIP_WIDTHS = (1024, 1280, 1664)  # of the hidden states of ViT-L/14, ViT-H/14 
 PORTRAIT_TOKENS = 16  # per photo; the other variants that read an embedding use 4
 _BASE_OF_TEXT_WIDTH = {768: BaseModel.SD15, 1024: BaseModel.SD21, 2048: BaseModel.SDXL}
 _MINIATURE_SITES = [(128, 128)] * 7  # (width, text width): many small nets share the one or the other, none both
-
-
-class LoraPair(NamedTuple):
-    """A low-rank change of one attention matrix: W + up @ down. `layer` is `to_q`, `to_k`, `to_v` or `to_out.0`."""
-
-    slot: int
-    layer: str
-    down: Tensor  # (rank, in)
-    up: Tensor  # (out, rank)
 
 
 class KeyValueProjection(nn.Module):
@@ -255,20 +247,16 @@ class IPAdapter(nn.Module):
         site = self.ip_adapter[str(slot)]
         return site.to_k_ip(tokens), site.to_v_ip(tokens)  # type: ignore[operator]
 
-    def lora_pairs(self) -> Iterator[LoraPair]:
-        """The LoRA of FaceID files, factor 1 (no alpha). Even slots are self-attention, odd slots cross-attention."""
-        for key, down in self._lora.items():
-            slot, layer, half = re.fullmatch(r"(\d+)\.to_(q|k|v|out)_lora\.(down|up)\.weight", key).groups()  # type: ignore[union-attr]
-            if half == "down":
-                up = self._lora[key.replace(".down.", ".up.")]
-                yield LoraPair(int(slot), "to_out.0" if layer == "out" else f"to_{layer}", down, up)
+    def lora_pairs(self) -> dict[tuple[int, str], LoraPair]:
+        """(slot, layer) -> the LoRA of FaceID files. Even slots are self-attention, odd slots cross-attention."""
+        return read_slots(self._lora)
 
     def lora(self, attention: Mapping[int, str], strength: float = 1.0) -> WeightDelta | None:
         """The LoRA as a change of the denoiser's weights; None where the file has none. attention: slot -> diffusers'
         path of the attention layer."""
         if self.lora_id is None:
             return None
-        pairs = {f"{attention[p.slot]}.{p.layer}": LowRank(p.down, p.up) for p in self.lora_pairs()}
+        pairs = {f"{attention[slot]}.{layer}": pair for (slot, layer), pair in self.lora_pairs().items()}
         return WeightDelta(self.name, self.lora_id, pairs, strength)
 
     @cached_property

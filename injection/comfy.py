@@ -25,14 +25,15 @@ import torch
 from torch import Tensor
 
 from ..adapters import build
-from ..adapters.effects import AttentionTerm, Effect, LowRank, PromptEdit, WeightDelta
+from ..adapters.effects import AttentionTerm, Effect, PromptEdit, WeightDelta
 from ..adapters.site_weights import Layout, scale
 from ..adapters.system import Request
 from ..errors import LikenessError
+from ..weights.lora import LoraPair
 from .attention import SiteTerm, add_identity
 from .masks import crop_to_area, crop_to_lines, resize_mask, warn_aspect, warn_larger, warn_tile
-from .plan import KeysValues, Role, attention_paths, check_fit, fit_rows, layout_of, placed, project
-from .sites import AttentionSite, sites_of_comfy_unet
+from .plan import KeysValues, Role, check_fit, fit_rows, layout_of, placed, project
+from .sites import AttentionSite, diffusers_layers, sites_of_comfy_unet
 
 log = logging.getLogger("likeness")
 
@@ -162,7 +163,7 @@ def apply_identity(model: Any, injections: Iterable[AttentionTerm]) -> Any:
 def request_layout(model: Any) -> tuple[Layout, dict[int, str]]:
     """What a `Request` says of a MODEL: where its transformers sit, and slot -> diffusers' path of every attention."""
     sites = sites_of(model)
-    return layout_of(sites), attention_paths(sites)
+    return layout_of(sites), diffusers_layers(sites)
 
 
 def _add_delta(model: Any, delta: WeightDelta) -> int:
@@ -179,8 +180,11 @@ def _add_delta(model: Any, delta: WeightDelta) -> int:
         return 0
     lora, targets, full, names = {}, {}, {}, _weight_names(model)
     for path, change in delta.changes.items():
-        if isinstance(change, LowRank):
-            lora[f"{path}.lora_up.weight"], lora[f"{path}.lora_down.weight"] = change.up, change.down
+        if isinstance(change, LoraPair):
+            tensors = {"lora_up.weight": change.up, "lora_down.weight": change.down, "lora_mid.weight": change.mid}
+            lora |= {f"{path}.{name}": tensor for name, tensor in tensors.items() if tensor is not None}
+            if change.alpha:
+                lora[f"{path}.alpha"] = torch.tensor(change.alpha)
             targets[path] = names[f"{path}.weight"]
         else:
             full[names[f"{path}.weight"]] = (change,)
@@ -195,7 +199,7 @@ def _has_elsewhere(model: Any, delta: WeightDelta) -> bool:
     if delta.id in model.attachments.get(f"{KEY}_deltas", {}):
         return False
     path, change = next(iter(delta.changes.items()))
-    if not isinstance(change, LowRank):
+    if not isinstance(change, LoraPair):
         return False
     patches = model.patches.get(_weight_names(model)[f"{path}.weight"], [])
     ups = [getattr(patch[1], "weights", [None])[0] for patch in patches]

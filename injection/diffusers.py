@@ -6,19 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters.effects import AttentionTerm, LowRank, WeightDelta
+from ..adapters.effects import AttentionTerm
 from ..adapters.ip_adapter import IPAdapter
-from ..errors import LikenessError
+from ..weights.lora import merged
 from .attention import SiteTerm, add_identity, attend
 from .masks import resize_mask
-from .plan import Role, attention_paths, check_fit, fit_rows, placed, project
-from .sites import AttentionSite, sites_of_diffusers_unet
+from .plan import Role, check_fit, fit_rows, placed, project
+from .sites import AttentionSite, diffusers_layers, sites_of_diffusers_unet
 
 
 class IdentityAttnProcessor:
@@ -154,51 +154,14 @@ def inject(
 
 
 def merged_lora(unet: nn.Module, adapter: IPAdapter, strength: float):
-    """`merged` with the LoRA of a FaceID file. Raises LikenessError when the adapter was made for another UNet."""
+    """The UNet with the LoRA of a FaceID file added to its own weights, restored on leaving.
+
+    Raises LikenessError when the adapter was made for another UNet.
+    """
     sites = sites_of_diffusers_unet(unet)
     check_fit(adapter, sites, type(unet).__name__)
-    delta = adapter.lora(attention_paths(sites), strength)
-    return merged(unet, [] if delta is None else [delta])
-
-
-@contextmanager
-def merged(unet: nn.Module, deltas: Iterable[WeightDelta]):
-    """The UNet with these changes added to its own weights, restored on leaving.
-
-    Raises LikenessError when one was made for another UNet.
-    """
-    originals: list[tuple[nn.Parameter, Tensor]] = []
-    try:
-        with torch.no_grad():
-            for delta in deltas:
-                for path, change in delta.changes.items():
-                    weight = _weight(unet, path, delta)
-                    full = change.full() if isinstance(change, LowRank) else change
-                    if full.shape != weight.shape:
-                        raise _foreign(unet, delta)
-                    originals.append((weight, weight.clone()))
-                    weight += delta.strength * full.to(weight)
-        yield unet
-    finally:
-        with torch.no_grad():
-            for weight, original in reversed(originals):
-                weight.copy_(original)
-
-
-def _weight(unet: nn.Module, path: str, delta: WeightDelta) -> nn.Parameter:
-    try:
-        weight = unet.get_submodule(path).weight
-    except AttributeError:
-        raise _foreign(unet, delta) from None
-    assert isinstance(weight, nn.Parameter)
-    return weight
-
-
-def _foreign(unet: nn.Module, delta: WeightDelta) -> LikenessError:
-    return LikenessError(
-        f"The adapter '{delta.name}' was made for another network than {type(unet).__name__}: choose one that was made "
-        "for this base model."
-    )
+    delta = adapter.lora(diffusers_layers(sites), strength)
+    return nullcontext(unet) if delta is None else merged(unet, delta.changes, delta.strength)
 
 
 def _attend_masked(attn: Any, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor) -> Tensor:

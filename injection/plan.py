@@ -164,12 +164,3 @@ def layout_of(sites: Sequence[AttentionSite]) -> Layout:
     """Where the spatial transformers of a model sit, for weight types and layer weights."""
     blocks = {site.transformer: site.block for site in sites}
     return Layout.of_blocks([blocks[index] for index in sorted(blocks)])
-
-
-def attention_paths(sites: Sequence[AttentionSite]) -> dict[int, str]:
-    """slot -> diffusers' path of the attention layer, self-attention (even slots) included."""
-    paths = {}
-    for site in sites:
-        paths[site.slot - 1] = f"{site.diffusers_path}.attn1"
-        paths[site.slot] = f"{site.diffusers_path}.attn2"
-    return paths

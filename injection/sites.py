@@ -10,7 +10,7 @@ middle block last. ComfyUI runs the middle block between them and names it ("mid
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,15 @@ class AttentionSite:
     def key(self) -> tuple[str, int, int]:
         """ComfyUI's key for replace patches."""
         return (*self.block, self.index)
+
+
+def diffusers_layers(sites: Iterable[AttentionSite]) -> dict[int, str]:
+    """slot -> path of the attention layer in diffusers, self-attention included."""
+    return {
+        site.slot - 1 + i: f"{site.diffusers_path}.{name}"
+        for site in sites
+        for i, name in enumerate(("attn1", "attn2"))
+    }
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import bad_values
 import pytest
@@ -87,7 +88,7 @@ def test_long_names_of_wide_letters_fit(tmp_path):
 def test_what_a_killed_process_left_is_swept_and_a_living_one_is_not(tmp_path):
     old, fresh = tmp_path / ".a.1-00.part", tmp_path / ".a.2-00.part"
     old.touch(), fresh.touch()
-    os.utime(old, (time.time() - 7200,) * 2)
+    os.utime(old, (time.time() - 7200, time.time() - 7200))
     storage.write_whole(tmp_path / "a", lambda part: part.touch())
     assert names(tmp_path) == [".a.2-00.part", "a"]
 
@@ -108,7 +109,7 @@ def _save_twenty(folder: Path, mark: str) -> None:
 
 
 def test_processes_that_save_under_one_name_lose_nothing(tmp_path):
-    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    context: Any = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
     processes = [context.Process(target=_save_twenty, args=(tmp_path, str(i))) for i in range(4)]
     for process in processes:
         process.start()

@@ -7,7 +7,6 @@ batch in which images, texts or both are dropped at random. The adapter enters t
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 from ..adapters.evidence import Evidence
 from ..adapters.ip_adapter import IPAdapter
 from ..injection.plan import check_fit
-from ..injection.sites import sites_of_diffusers_unet
-from ..weights.lora import LoraPair
+from ..injection.sites import diffusers_layers, sites_of_diffusers_unet
+from ..weights.lora_files import slot_name
 from .lora import ADAPTER, add_lora, fill_lora, trained_pairs
 
 
@@ -62,13 +61,13 @@ def make_trainable(adapter: IPAdapter, unet: nn.Module) -> dict[str, nn.Paramete
     layers = _lora_layers(adapter, unet)
     if not layers:
         return trained
-    pairs = {path: LoraPair(pair.down, pair.up) for (path, _), pair in zip(layers, adapter.lora_pairs(), strict=True)}
+    pairs = {layers[place]: pair for place, pair in adapter.lora_pairs().items()}
     add_lora(unet, pairs, rank=next(iter(pairs.values())).rank)
     fill_lora(unet, pairs)
-    for path, name in layers:
+    for place, path in layers.items():
         layer: Any = unet.get_submodule(path)
         for half, matrices in (("down", layer.lora_A), ("up", layer.lora_B)):
-            trained[f"{name}.{half}.weight"] = matrices[ADAPTER].weight
+            trained[f"ip_adapter.{slot_name(*place)}.{half}.weight"] = matrices[ADAPTER].weight
     return trained
 
 
@@ -78,7 +77,8 @@ def official_weights(adapter: IPAdapter, unet: nn.Module) -> dict[str, Tensor]:
     layers = _lora_layers(adapter, unet)
     if layers:
         pairs = trained_pairs(unet)
-        for path, name in layers:
+        for place, path in layers.items():
+            name = f"ip_adapter.{slot_name(*place)}"
             weights[f"{name}.down.weight"], weights[f"{name}.up.weight"] = pairs[path].down, pairs[path].up
     return weights
 
@@ -100,13 +100,7 @@ def drop_images(evidence: Evidence, dropped: Tensor) -> Evidence:
     return Evidence(without(evidence.id_embeds, None), features, evidence.uncond_features)
 
 
-def _lora_layers(adapter: IPAdapter, unet: nn.Module) -> list[tuple[str, str]]:
-    """Path in the UNet and official name of every layer that the adapter's LoRA changes, in its own order."""
-    paths = {}
-    for site in sites_of_diffusers_unet(unet):
-        paths[site.slot - 1] = f"{site.diffusers_path}.attn1"
-        paths[site.slot] = f"{site.diffusers_path}.attn2"
-    return [
-        (f"{paths[pair.slot]}.{pair.layer}", f"ip_adapter.{pair.slot}.{re.sub(r'[.]0$', '', pair.layer)}_lora")
-        for pair in adapter.lora_pairs()
-    ]
+def _lora_layers(adapter: IPAdapter, unet: nn.Module) -> dict[tuple[int, str], str]:
+    """(slot, layer) -> path in the UNet of every layer that the adapter's LoRA changes, in its own order."""
+    paths = diffusers_layers(sites_of_diffusers_unet(unet))
+    return {(slot, layer): f"{paths[slot]}.{layer}" for slot, layer in adapter.lora_pairs()}

@@ -7,12 +7,11 @@ diffusers and transformers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import LikenessError
 from ..weights.lora import LoraPair
@@ -124,36 +123,3 @@ def fill_lora(model: nn.Module, pairs: Mapping[str, LoraPair]) -> None:
         layer.lora_A[ADAPTER].weight.copy_(pair.down)
         layer.lora_B[ADAPTER].weight.copy_(pair.up)
         layer.scaling[ADAPTER] = pair.scale
-
-
-@contextmanager
-def merged(model: nn.Module, pairs: Mapping[str, LoraPair], strength: float = 1.0) -> Iterator[nn.Module]:
-    """The model with a LoRA added to its own weights, restored bit by bit on leaving.
-
-    Raises LikenessError when a layer's shape does not fit, before anything is changed.
-    """
-    weights = {path: model.get_submodule(path).weight for path in pairs}
-    for path, pair in pairs.items():
-        _check_fit(path, pair, weights[path])  # type: ignore[arg-type]
-    originals = {path: weight.detach().clone() for path, weight in weights.items()}  # type: ignore[operator]
-    try:
-        with torch.no_grad():
-            for path, pair in pairs.items():
-                weight: Any = weights[path]
-                weight += pair.delta(strength).to(weight).reshape(weight.shape)
-        yield model
-    finally:
-        with torch.no_grad():
-            for path, original in originals.items():
-                weights[path].copy_(original)  # type: ignore[operator]
-
-
-def _check_fit(path: str, pair: LoraPair, weight: Tensor) -> None:
-    fits = pair.up.shape[0] == weight.shape[0] and pair.down[0].numel() == weight[0].numel()
-    if pair.mid is not None:
-        fits = pair.up.shape[0] == weight.shape[0] and pair.down.shape[1] == weight.shape[1]
-    if not fits:
-        raise LikenessError(
-            f"This LoRA does not fit the model: {path} is {tuple(weight.shape)} there and the file changes "
-            f"{(pair.up.shape[0], *pair.down.shape[1:])}. Choose a LoRA made for this base model."
-        )

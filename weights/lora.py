@@ -1,11 +1,16 @@
-"""One layer's low-rank change, whatever file or network it comes from (LoRA, arXiv 2106.09685)."""
+"""Low-rank changes of a model's weights, W + strength · (α / r) · up @ down (LoRA, arXiv 2106.09685)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..errors import LikenessError
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,3 +40,41 @@ class LoraPair:
         else:
             product = (up.flatten(1) @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
         return strength * self.scale * product
+
+
+@contextmanager
+def merged(model: nn.Module, changes: Mapping[str, LoraPair | Tensor], strength: float = 1.0) -> Iterator[nn.Module]:
+    """The model with a LoRA, or whole differences, added to its own weights; restored bit by bit on leaving.
+
+    Raises LikenessError when a layer's shape does not fit, before anything is changed.
+    """
+    weights = {path: model.get_submodule(path).weight for path in changes}
+    for path, change in changes.items():
+        _check_fit(path, change, weights[path])  # type: ignore[arg-type]
+    originals = {path: weight.detach().clone() for path, weight in weights.items()}  # type: ignore[operator]
+    try:
+        with torch.no_grad():
+            for path, change in changes.items():
+                weight: Any = weights[path]
+                delta = change.delta(strength) if isinstance(change, LoraPair) else strength * change
+                weight += delta.to(weight).reshape(weight.shape)
+        yield model
+    finally:
+        with torch.no_grad():
+            for path, original in originals.items():
+                weights[path].copy_(original)  # type: ignore[operator]
+
+
+def _check_fit(path: str, change: LoraPair | Tensor, weight: Tensor) -> None:
+    if isinstance(change, Tensor):
+        fits, changed = change.shape == weight.shape, tuple(change.shape)
+    else:
+        changed = (change.up.shape[0], *change.down.shape[1:])
+        fits = changed[0] == weight.shape[0] and change.down[0].numel() == weight[0].numel()
+        if change.mid is not None:
+            fits = changed[0] == weight.shape[0] and change.down.shape[1] == weight.shape[1]
+    if not fits:
+        raise LikenessError(
+            f"This change of weights does not fit the model: {path} is {tuple(weight.shape)} there and the file "
+            f"changes {changed}. Choose a file made for this base model."
+        )

@@ -7,6 +7,7 @@ up. What is written is kohya's, the one that ComfyUI, A1111 and diffusers all re
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -166,6 +167,29 @@ def _pair(path: str, parts: Mapping[str, Tensor], strengths: _PeftStrengths) -> 
         )
     alpha = float(parts["alpha"]) if "alpha" in parts else strengths.by_path.get(path, strengths.alpha)
     return LoraPair(down, up, alpha, parts.get("mid"))
+
+
+_SLOT = re.compile(r"(\d+)\.(to_q|to_k|to_v|to_out)_lora\.(down|up)\.weight")
+
+
+def read_slots(weights: Mapping[str, Tensor]) -> dict[tuple[int, str], LoraPair]:
+    """The LoRA in IP-Adapter's numbering, `<slot>.to_{q,k,v,out}_lora.{down,up}.weight`, without alpha.
+
+    Keys of the result are (slot, layer), where layer is `to_q`, `to_k`, `to_v` or `to_out.0` as in diffusers. Both
+    halves of every layer must be there.
+    """
+    pairs = {}
+    for key, down in weights.items():
+        match = _SLOT.fullmatch(key)
+        if match and match[3] == "down":
+            layer = "to_out.0" if match[2] == "to_out" else match[2]
+            pairs[int(match[1]), layer] = LoraPair(down, weights[key.replace(".down.", ".up.")])
+    return pairs
+
+
+def slot_name(slot: int, layer: str) -> str:
+    """What stands before `.down.weight` and `.up.weight` of a layer in IP-Adapter's numbering."""
+    return f"{slot}.{layer.removesuffix('.0')}_lora"
 
 
 # Writing --------------------------------------------------------------------------------------------------------------

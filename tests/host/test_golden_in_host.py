@@ -56,7 +56,7 @@ def added_vector(model: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("path", CASES, ids=[path.stem for path in CASES])
 def test_golden_case_through_the_model_patcher(path, runner, recipes):
     from likeness.injection.comfy import ManagedAdapter, apply_effects, apply_identity, sites_of
-    from likeness.injection.plan import attention_paths
+    from likeness.injection.sites import diffusers_layers
 
     case = harness.read_case(path)
     base = recipes.unet_from_diffusers(case.config["unet"], case.weights_below("unet."))
@@ -76,7 +76,7 @@ def test_golden_case_through_the_model_patcher(path, runner, recipes):
         for scale, lora in zip(config["scales"], config.get("lora_scales", [0.0] * len(config["scales"])), strict=True):
             effects: list[Any] = [runner.AttentionTerm(managed, tokens, runner.uniform(scale, sites))]
             if lora:
-                effects.append(adapter.lora(attention_paths(sites), lora))
+                effects.append(adapter.lora(diffusers_layers(sites), lora))
             model, changed, _ = apply_effects(base, effects)
             assert changed == (4 * 2 * len(sites) if lora else 0)
             text = torch.cat([given["text_uncond"], given["text_cond"]])

@@ -695,7 +695,7 @@ def test_tiles_below_the_sampler_are_said_once_when_there_is_a_mask(ours, sd15, 
     from likeness.injection.masks import warn_tile
 
     warn_tile.cache_clear()
-    changes = {"mask": torch.ones(1, 64, 64)} if masked else {}
+    changes: dict[str, Any] = {"mask": torch.ones(1, 64, 64)} if masked else {}
     model = ours.apply_identity(sd15.model, [injection(ours, sd15.model, **changes)])
     with caplog.at_level("WARNING", "likeness"):
         sd15(model)

@@ -10,10 +10,10 @@ import torch
 
 from likeness.training import export
 from likeness.training.export import Base, TrainingRecord
-from likeness.training.lora import Reach, lora_targets, merged
+from likeness.training.lora import Reach, lora_targets
 from likeness.weights import checkpoint_layout as layout
 from likeness.weights.embedding_files import TokenEmbedding
-from likeness.weights.lora import LoraPair
+from likeness.weights.lora import LoraPair, merged
 
 RECORD = TrainingRecord("DreamBooth", Base.SD15, 10)
 _COMMON: dict[str, Any] = {

@@ -256,9 +256,8 @@ def test_a_merged_lora_adds_up_times_down_to_every_matrix(unet, faceid):
     before = weights_of(unet)
     sites = sites_of_diffusers_unet(unet)
     expected = {}
-    for pair in faceid.lora_pairs():
-        site = sites[pair.slot // 2]
-        name = f"{site.diffusers_path}.attn{pair.slot % 2 + 1}.{pair.layer}.weight"
+    for (slot, layer), pair in faceid.lora_pairs().items():
+        name = f"{sites[slot // 2].diffusers_path}.attn{slot % 2 + 1}.{layer}.weight"
         expected[name] = before[name] + 0.6 * pair.up @ pair.down
     with merged_lora(unet, faceid, 0.6) as merged:
         during = weights_of(merged)

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from likeness.errors import LikenessError
 from likeness.training import export
 from likeness.training.export import Base, TrainingRecord
-from likeness.training.lora import Reach, add_lora, fill_lora, lora_targets, merged, trained_pairs
+from likeness.training.lora import Reach, add_lora, fill_lora, lora_targets, trained_pairs
 from likeness.weights import checkpoint_layout as layout
 from likeness.weights import lora_files
 from likeness.weights.embedding_files import TokenEmbedding, load_embedding, read_embedding
-from likeness.weights.lora import LoraPair
+from likeness.weights.lora import LoraPair, merged
 from likeness.weights.lora_files import SDXL_TEXT_2, TEXT, UNET, read_lora
 
 RECORD = TrainingRecord("MagiCapture", Base.SD15, 300, ("sks person",), seed=7, resolution=(512, 512))

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from likeness.adapters import Evidence, IPAdapter, build
-from likeness.adapters.effects import AttentionTerm, LowRank, MaskResize, Scope
+from likeness.adapters.effects import AttentionTerm, MaskResize, Scope
 from likeness.adapters.networks import FaceIdPlusProjection, build_projection
 from likeness.adapters.types import IdentityTokens
 from likeness.injection.attention import SiteTerm, add_identity, attend, split_heads
 from likeness.injection.diffusers import inject, merged_lora
 from likeness.injection.plan import Role, uniform
 from likeness.injection.sites import sites_of_diffusers_unet
+from likeness.weights.lora import LoraPair
 
 harness = sys.modules["likeness_conformance"]
 
@@ -61,7 +62,7 @@ class _Layer:
             down, up = (lora.get(f"{name}_lora.{half}.weight") for half in ("down", "up"))
             if down is not None and up is not None:
                 key = f"{name}.0.weight" if name == "to_out" else f"{name}.weight"
-                weights[key] = weights[key] + lora_scale * LowRank(down, up).full()
+                weights[key] = weights[key] + LoraPair(down, up).delta(lora_scale)
         self.weights, self.heads = weights, case.config["heads"]
         self.key_ip, self.value_ip = lora.get("to_k_ip.weight"), lora.get("to_v_ip.weight")
 

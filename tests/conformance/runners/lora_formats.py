@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from likeness.training.lora import merged
 from likeness.weights import lora_files
-from likeness.weights.lora import LoraPair
+from likeness.weights.lora import LoraPair, merged
 from likeness.weights.lora_files import SDXL_TEXT_1, SDXL_TEXT_2, TEXT, UNET, Component, read_lora
 
 harness = sys.modules["likeness_conformance"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from likeness.faces.align import arcface_template, differentiable_crop, similarity_transform
 from likeness.faces.recognition import FrozenRecogniser
 from likeness.training.examples import Example
-from likeness.training.lora import add_lora, fill_lora, merged
+from likeness.training.lora import add_lora, fill_lora
 from likeness.training.masks import face_mask
 from likeness.training.noise import NoiseSchedule
 from likeness.training.objectives import magicapture, reconstruction
@@ -23,7 +23,7 @@ from likeness.training.probe import AttentionProbe, columns_of, sites_at
 from likeness.training.recipe import Pass, Sample
 from likeness.training.recipes import magicapture as recipe
 from likeness.weights import lora_files
-from likeness.weights.lora import LoraPair
+from likeness.weights.lora import LoraPair, merged
 
 harness = sys.modules["likeness_conformance"]
 common = sys.modules["likeness_conformance__training"]

@@ -21,9 +21,9 @@ def loaded_weights(model: Any) -> dict[str, Tensor]:
 def lora_targets(world: Any, adapter: Any) -> dict[str, Any]:
     """weight name -> its pair."""
     places = {}
-    for pair in adapter.adapter.lora_pairs():
-        site = world.sites[pair.slot // 2]
-        places[f"diffusion_model.{site.comfy_path}.attn{pair.slot % 2 + 1}.{pair.layer}.weight"] = pair
+    for (slot, layer), pair in adapter.adapter.lora_pairs().items():
+        site = world.sites[slot // 2]
+        places[f"diffusion_model.{site.comfy_path}.attn{slot % 2 + 1}.{layer}.weight"] = pair
     return places
 
 
