@@ -31,6 +31,7 @@ from ..evaluation.report import Setting, report
 from ..faces import FaceAnalysis, Identity, Provider, adopt_analysis
 from .choices import finite, readable
 from .faces import open_analysis
+from .module_copy import plain_tensor
 from .progress import counter
 from .schema import FaceAnalysisSocket, IdentitySocket, advanced, schema
 
@@ -146,20 +147,37 @@ class _HostClip:
 
     def check(self) -> None:
         """LikenessError unless pictures and texts lie in one space."""
-        pictures = self.encode_images(torch.zeros(1, 64, 64, 3)).shape[-1]
-        texts = self.encode_texts(["a"]).shape[-1]
+        pictures, texts = self.encode_images(torch.zeros(1, 64, 64, 3)), self.encode_texts(["a"])
+        if pictures.shape != texts.shape:
+            why = f"text has {texts.shape[-1]} numbers and pictures {pictures.shape[-1]}"
+        elif not _is_direction(texts) or not self._is_projected(texts.shape[-1]):
+            why = "it lacks its projection, as SD1.5's do"
+        else:
+            return
+        raise LikenessError(
+            f"The CLIP on 'clip' does not belong to the encoder on 'clip_vision' ({why}): connect SDXL's CLIP with "
+            "CLIP-ViT-bigG, or SD2's, or its file in Load CLIP, with CLIP-ViT-H, or leave both empty."
+        )
+
+    def _is_projected(self, width: int) -> bool:
+        """Whether the text comes through a projection that was trained. SD1.5's gives it unprojected; and where a file
+        holds none, the host leaves zeros, or whatever lay in memory."""
         stage: Any = getattr(self.clip, "cond_stage_model", None)
-        parts: list[Any] = list(stage.modules()) if isinstance(stage, torch.nn.Module) else []
-        weights = [part.text_projection.weight for part in parts if hasattr(part, "text_projection")]
-        flat = [w for w in weights if w.shape[0] == texts and torch.equal(w.float().cpu(), torch.eye(*w.shape))]
-        if pictures != texts or flat:
-            why = (
-                f"text has {texts} numbers and pictures {pictures}" if pictures != texts else "it lacks its projection"
-            )
-            raise LikenessError(
-                f"The CLIP on 'clip' does not belong to the encoder on 'clip_vision' ({why}): connect a whole CLIP, "
-                "such as SDXL's CLIP with CLIP-ViT-bigG, or leave both empty."
-            )
+        if not isinstance(stage, torch.nn.Module):
+            return True
+        for part in stage.modules():
+            projection = getattr(getattr(part, "transformer", None), "text_projection", None)
+            if projection is None or len(projection.weight) != width:
+                continue
+            weight = plain_tensor(projection.weight, torch.float32)
+            if not part.return_projected_pooled or not _is_direction(weight) or torch.equal(weight, torch.eye(width)):
+                return False
+        return True
+
+
+def _is_direction(values: torch.Tensor) -> bool:
+    """Whether these are numbers, in no row all zero."""
+    return bool(values.isfinite().all()) and bool(values.abs().sum(-1).all())
 
 
 # --- Identity Report
@@ -278,6 +296,8 @@ class IdentityReport(io.ComfyNode):
         finite(threshold=threshold)
         people = _identities(identity, identity_2, identity_3, identity_4)
         analysis, allowed = _judge(judge, people, allow_same_recogniser)
+        texts = _lines(prompts or "", len(images))
+        encoder = _encoder(texts, clip, clip_vision)
 
         step = counter(len(images) + (0 if baseline is None else len(baseline)))
 
@@ -293,8 +313,7 @@ class IdentityReport(io.ComfyNode):
             )
 
         verdict, plain = verdict_of(images), None if baseline is None else verdict_of(baseline)
-        texts = _lines(prompts or "", len(images))
-        obeyed = _clip_t(images, texts, clip, clip_vision)
+        obeyed = None if encoder is None else clip_t(images, texts, encoder).tolist()
         remarks = [] if obeyed is None else [f"CLIP-T: {sum(obeyed) / len(obeyed):.3f} on average."]
         kept = sorted(verdict.best(threshold=threshold))
         rejected = [number for number in range(len(images)) if number not in kept]
@@ -335,8 +354,8 @@ def _lines(prompts: str, number: int) -> list[str]:
     return lines
 
 
-def _clip_t(images: torch.Tensor, texts: Sequence[str], clip: Any, vision: Any) -> list[float] | None:
-    """CLIP-T of each picture; None where neither encoder is connected."""
+def _encoder(texts: Sequence[str], clip: Any, vision: Any) -> _HostClip | None:
+    """What measures CLIP-T; None where neither encoder is connected."""
     if clip is None and vision is None:
         return None
     if clip is None or vision is None or not texts:
@@ -345,7 +364,7 @@ def _clip_t(images: torch.Tensor, texts: Sequence[str], clip: Any, vision: Any) 
         )
     encoder = _HostClip(clip, vision)
     encoder.check()
-    return clip_t(images, texts, encoder).tolist()
+    return encoder
 
 
 def _save(

@@ -247,6 +247,78 @@ def test_pictures_and_prompts_are_compared_by_the_hosts_clip(run, ann):
         )
 
 
+class _AnyVision:
+    def __init__(self, width):
+        self.matrix = torch.randn(3, width, generator=torch.Generator().manual_seed(1))
+
+    def encode_image(self, images, crop="center"):
+        return {"image_embeds": (images.mean((1, 2)) - 0.5) @ self.matrix}
+
+
+def _projection(clip, kind):
+    return getattr(clip.cond_stage_model, kind).transformer.text_projection.weight
+
+
+@pytest.fixture
+def scored(run, ann):
+    def score(clip, vision):
+        with torch.inference_mode():
+            pictures = _pictures(RED)
+            inputs = {"identity": ann, "judge": JUDGE, "prompts": "a red picture", "clip": clip, "clip_vision": vision}
+            return run("IdentityReport", images=pictures, **inputs).markdown
+
+    return score
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), "eye", "one row of zeros"])
+def test_a_clip_without_a_projection_is_refused_whatever_stands_in_its_place(recipes, scored, value):
+    clip = recipes.tiny_clip(sdxl=True)
+    assert "CLIP-T: " in scored(clip, _AnyVision(64))
+    with torch.no_grad():
+        weight = _projection(clip, "clip_g")
+        if value == "eye":
+            weight.copy_(torch.eye(64))
+        elif value == "one row of zeros":
+            weight[3] = 0
+        else:
+            weight.fill_(value)
+    with pytest.raises(LikenessError, match=r"it lacks its projection.* connect SDXL's CLIP with CLIP-ViT-bigG"):
+        scored(clip, _AnyVision(64))
+
+
+def test_the_first_text_encoder_of_sdxl_needs_no_projection(recipes, scored):
+    clip = recipes.tiny_clip(sdxl=True)
+    wide = torch.nn.Parameter(torch.full((32, 64), float("nan")))  # of another width than CLIP-G's
+    clip.cond_stage_model.clip_l.transformer.text_projection.weight = wide
+    assert "CLIP-T: " in scored(clip, _AnyVision(64))
+
+
+def test_sd15s_text_encoder_is_refused(recipes, scored):
+    with pytest.raises(LikenessError, match=r"it lacks its projection, as SD1\.5's do"):
+        scored(recipes.tiny_clip(), _AnyVision(64))
+
+
+@pytest.mark.slow
+def test_sd15s_text_encoder_out_of_a_checkpoint_is_refused(small_checkpoint, models, scored):
+    import comfy.sd
+
+    with torch.inference_mode():
+        path = str(models / "checkpoints" / small_checkpoint)
+        _, clip, _, _ = comfy.sd.load_checkpoint_guess_config(path, output_vae=False, output_clipvision=False)
+    with pytest.raises(LikenessError, match=r"it lacks its projection, as SD1\.5's do"):
+        scored(clip, _AnyVision(768))
+
+
+def test_clips_that_do_not_fit_are_refused_before_pictures_are_judged(run, ann):
+    class Never(ByColour):
+        def detect(self, image_bgr, size=None):
+            raise AssertionError("judged")
+
+    inputs = {"images": _pictures(RED), "identity": ann, "prompts": "red", "clip": _Clip(), "clip_vision": _Vision(2)}
+    with pytest.raises(LikenessError, match=r"text has 3 numbers and pictures 2"):
+        run("IdentityReport", judge=FaceAnalysis("judge", Never(), ByColour()), **inputs)
+
+
 def test_the_example_asks_another_recogniser_than_the_adapters():
     import sys
 
