@@ -7,6 +7,7 @@ the trigger word is what they have in common. `{}` stands for it.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from ..errors import LikenessError
@@ -77,7 +78,7 @@ def _word(trigger: str) -> re.Pattern[str]:
 
 def check_trigger(trigger: str) -> str:
     """The trigger word without spaces around it. LikenessError unless it is one word, which prompts read as it is."""
-    word = trigger.strip()
+    word = unicodedata.normalize("NFC", trigger.strip())  # as captions are read
     if not word or len(word.split()) > 1 or SLOT in word:
         raise LikenessError(
             f"The trigger word {trigger!r} is not one word: use a rare one without spaces, such as ohwx or sks."
@@ -91,6 +92,6 @@ def check_captions(captions: Sequence[tuple[str, str]], trigger: str) -> None:
     if lacking:
         shown = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
         raise LikenessError(
-            f"The caption of {shown} lacks the trigger word {trigger!r}: write it, or {{}}, where the caption names "
-            "what is to be learned."
+            f"The caption of {shown} lacks the trigger word {trigger!r}: write it, with spaces around it, or {{}}, "
+            "where the caption names what is to be learned."
         )

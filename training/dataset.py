@@ -404,7 +404,6 @@ def ellipse_mask(size: tuple[int, int], face: Face) -> np.ndarray:
 
     Its proportions are those of a face on the FFHQ template: from the eyes one eye-mouth distance up and 1.75 down.
     """
-    rows, columns = np.mgrid[: size[0], : size[1]].astype(np.float32)
     if face.keypoints is None:
         x1, y1, x2, y2 = (float(value) for value in face.box)
         centre, half_width, half_height = np.array([(x1 + x2) / 2, (y1 + y2) / 2]), (x2 - x1) / 2, (y2 - y1) / 2
@@ -416,10 +415,14 @@ def ellipse_mask(size: tuple[int, int], face: Face) -> np.ndarray:
         down = (mouth - eyes) / length
         centre, half_height = eyes + 0.375 * length * down, 1.375 * length
         half_width = max(1.15 * float(np.linalg.norm(points[1] - points[0])), 0.95 * length)  # the latter in profile
-    x, y = columns - centre[0], rows - centre[1]
+    half_height, half_width = max(half_height, 0.5), max(half_width, 0.5)
+    reach, mask = max(half_height, half_width), np.zeros(size, np.uint8)
+    around = (centre[:, None] + np.array([-reach, reach + 2])).clip(0, [[size[1]], [size[0]]]).astype(int)
+    (left, right), (top, bottom) = around  # the rest of a large photo takes no part
+    x, y = np.arange(left, right) - centre[0], np.arange(top, bottom)[:, None] - centre[1]
     along, across = x * down[0] + y * down[1], x * down[1] - y * down[0]
-    inside = (along / max(half_height, 0.5)) ** 2 + (across / max(half_width, 0.5)) ** 2 <= 1
-    return inside.astype(np.uint8) * 255
+    mask[top:bottom, left:right] = 255 * ((along / half_height) ** 2 + (across / half_width) ** 2 <= 1)
+    return mask
 
 
 def mask_of(

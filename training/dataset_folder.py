@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import LikenessError
-from ..faces.photo_list import list_photos, names_of
+from ..faces.photo_list import list_photos, names_of, shown
 from ..locks import owned, sweep
 from ..storage import check_name, free_names, write_whole
 from .captions import check_captions, check_trigger, fill
@@ -252,7 +252,7 @@ def _read_record(record: Mapping[str, Any], remarks: list[str]) -> _Record:
         _text(record["caption"]),
         *(_pair(record[key]) for key in ("size", "original size", "crop")),
         keypoints=keypoints,
-        remarks=tuple(remark for remark in said if isinstance(remark, str)),
+        remarks=tuple(shown(remark) for remark in said if isinstance(remark, str)),
         repeats=min(max(_whole(repeats), 1), MOST_REPEATS),
         is_captioned=record.get("captioned") is True,
     )

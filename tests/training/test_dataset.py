@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -352,8 +353,10 @@ def test_a_trigger_is_renamed_where_it_is_a_word():
 def test_captions_without_the_trigger_word_are_named():
     with pytest.raises(LikenessError, match=r"caption of 0\.png lacks the trigger word 'ohwx'"):
         build([photo(caption="a woman in the rain"), photo(1, caption="an Ohwx, smiling")])
-    with pytest.raises(LikenessError, match="lacks the trigger word"):
-        build([photo(caption="an ohwxy woman")])
+    for caption in ("an ohwxy woman", "一张ohwx的照片"):  # other tokens than those of the word
+        with pytest.raises(LikenessError, match="lacks the trigger word"):
+            build([photo(caption=caption)])
+    assert build([photo(caption="a photo of Zo\u00eb")], trigger="Zoe\u0308")
 
 
 def test_templates_need_a_place_for_the_trigger_and_resolutions_the_grid():
@@ -407,6 +410,34 @@ def test_the_ellipse_holds_the_keypoints_and_turns_with_the_face():
     assert (np.rot90(mask) == turned_mask).mean() > 0.99
     rows = np.flatnonzero(mask.any(1))
     assert rows[-1] - rows[0] > np.ptp(np.flatnonzero(mask.any(0)))  # higher than wide
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(8, 80),
+    width=st.integers(8, 80),
+    left=st.floats(-60, 100),
+    top=st.floats(-60, 100),
+    side=st.floats(1, 120),
+    turn=st.floats(0, 6.3),
+)
+def test_the_ellipse_is_the_same_wherever_the_photo_ends(height, width, left, top, side, turn):
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    points = (np.array([left, top]) + side * ((FIVE - 0.5) @ rotation.T + 0.5)).astype(np.float32)
+    face = Face(np.array([left, top, left + side, top + side], np.float32), 0.9, points)
+    far = replace(face, box=face.box + 400, keypoints=points + 400)
+    assert np.array_equal(
+        ellipse_mask((height, width), face), ellipse_mask((900, 900), far)[400:, 400:][:height, :width]
+    )
+
+
+def test_the_mask_of_a_large_photo_takes_little_memory():
+    face = Face(np.array([3000, 2000, 3400, 2400], np.float32), 0.9, 3000 + FIVE * 400)
+    tracemalloc.start()
+    mask = ellipse_mask((5000, 5000), face)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert mask.any() and most < 3 * mask.nbytes
 
 
 def test_the_ellipse_fits_drawn_faces():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import weakref
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from likeness.errors import LikenessError
+from likeness.faces import photos
 from likeness.locks import owned
 from likeness.training import dataset_folder, photo_files
 from likeness.training.dataset import Dataset, DatasetKind, Sample
@@ -175,6 +177,23 @@ def test_pictures_that_cannot_be_used_are_all_named(tmp_path):
     found = read_folder(tmp_path)
     assert [sentence.partition(":")[0] for sentence in found.unreadable[:2]] == ["b.cr2, c.cr2", "d.mp4"]
     assert "broken.jpg" in found.unreadable[2] and "cut short" in found.unreadable[2]
+
+
+def bomb(side: int) -> bytes:
+    """The beginning of a PNG that says it has side² pixels."""
+    header = b"IHDR" + side.to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+    return b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
+
+
+def test_bombs_and_cut_files_are_left_out_and_the_largest_photos_are_made_smaller(tmp_path, monkeypatch):
+    put(tmp_path, "a.jpg")
+    (tmp_path / "bomb.png").write_bytes(bomb(60_000) + b"\0\0\0\0IDAT")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-30])
+    monkeypatch.setattr(photos, "MOST_PIXELS", 24 * 32 // 4)
+    found = read_folder(tmp_path)
+    assert [photo.pixels.shape for photo in found.photos] == [(12, 16, 3)]
+    [too_large, cut] = found.unreadable
+    assert "bomb.png" in too_large and "too large" in too_large and "cut.jpg" in cut and "cut short" in cut
 
 
 def test_of_an_animation_the_first_frame_is_used_and_that_is_said(tmp_path):
@@ -398,7 +417,7 @@ def test_folders_that_are_no_dataset_or_damaged_are_refused(saved):
     ("key", "value", "still"),
     [
         *(("left out", value, True) for value in (3, [3], [{"photo": 1, "reasons": 2}], [{"photo": "x"}], "abc")),
-        *(("remarks", value, True) for value in (3, {"a": 1}, [1, "kept"])),
+        *(("remarks", value, True) for value in (3, {"a": 1}, [1, "kept", "\ud800"])),
         *(("keypoints", value, True) for value in (3, [[1, 2]], [["x"] * 2] * 5, [[1e400, 0]] * 5, {"a": 1})),
         *(("notice", value, True) for value in (3, None)),
         *(("repeats", value, False) for value in ("x", 1.5, -1, True)),
@@ -445,6 +464,34 @@ def test_a_damaged_index_is_one_sentence(saved, damage):
     with pytest.raises(LikenessError, match=r"dataset\.json in 'anna' is damaged"):
         load_dataset(saved)
     assert place_for(saved.parent, "anna", "made-of")[0].name == "anna_2"
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["\ud800", "a" * 999]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def test_any_value_anywhere_in_the_index_is_set_aside_or_one_sentence(saved):
+    file = saved / "dataset.json"
+    whole = file.read_text()
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.data())
+    def check(data):
+        index = json.loads(whole)
+        place = data.draw(st.sampled_from([index, index["samples"][0]]))
+        place[data.draw(st.sampled_from(sorted(place)))] = data.draw(VALUES)
+        file.write_text(json.dumps(index))
+        try:
+            loaded = load_dataset(saved)
+        except LikenessError as error:
+            assert str(error).encode()
+        else:
+            assert loaded.report().encode() and loaded.digest() and loaded.examples()
+
+    check()
 
 
 def test_repeats_and_own_captions_are_kept(tmp_path):

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from likeness.training.base_model import Conditioning
 from likeness.training.config import RunSettings
 from likeness.training.engine import train
+from likeness.training.losses import read_losses
+from likeness.training.portraits import Portrait
 from likeness.training.prompt_tokens import TORN, chunks_of, groups_of
 from likeness.training.recipes.dreambooth import DreamBoothSettings, dreambooth
+from likeness.training.recipes.magicapture import MagiCaptureSettings, magicapture
 from likeness.training.recipes.textual_inversion import TextualInversionSettings, textual_inversion
 from likeness.training.vocabulary import NewToken, Vocabulary
 
@@ -106,6 +109,16 @@ def test_dreambooth_trains_on_long_captions_beside_short_class_prompts(make_base
     chosen = DreamBoothSettings(captions=True, steps=2)
     recipe = dreambooth(base, photos, chosen, 0, [make_photo(2, chosen.class_prompt)])
     assert train(base, recipe, RunSettings(batch=2), tmp_path / "run").complete
+
+
+def test_magicapture_finds_its_words_in_long_templates_beside_short_ones(base, make_photo, tmp_path):
+    people, styles = [Portrait(make_photo(number)) for number in range(2)], [Portrait(make_photo(2))]
+    templates = ("a photo of a {} person", LONG + "{} person")
+    chosen = MagiCaptureSettings(
+        inversion_steps=1, tuning_steps=3, map_division=2, lambda_id=0, person_templates=templates
+    )
+    result = train(base, magicapture(base, people, styles, chosen), RunSettings(batch=3), tmp_path / "run")
+    assert result.complete and all(float(row["attention"]) > 0 for row in read_losses(result.losses)[1:])
 
 
 def test_a_learned_word_at_the_end_of_a_chunk_is_not_torn(base):
