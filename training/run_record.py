@@ -119,6 +119,8 @@ def digest_of(datasets: Sequence[Dataset], method: Settings, *also: str) -> str:
         keypoints = sample.keypoints if Seen.KEYPOINTS in method.sees else None
         for values in (sample.pixels, mask, keypoints):
             digest.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
+        if sample.repeats > 1:
+            digest.update(repr(sample.repeats).encode())
     digest.update(repr([len(dataset) for dataset in datasets]).encode())
     return digest.hexdigest()
 

@@ -16,6 +16,7 @@ from likeness.faces import FaceAnalysis, build_identity
 from likeness.faces.detection import Detection
 from likeness.faces.face import Face
 from likeness.training.captions import parse_templates, person_templates, renamed, style_templates
+from likeness.training.config import Settings as MethodSettings
 from likeness.training.dataset import (
     DatasetKind,
     Frame,
@@ -30,6 +31,7 @@ from likeness.training.dataset import (
 from likeness.training.dataset_sheet import sheet
 from likeness.training.photo_files import Photo
 from likeness.training.photo_quality import Looks, sharpness
+from likeness.training.run_record import digest_of
 
 FIVE = np.array([(0.3, 0.35), (0.7, 0.35), (0.5, 0.55), (0.35, 0.75), (0.65, 0.75)], np.float32)
 ANNA, BORIS = (0, 255, 0), (255, 0, 255)  # marker colours: opposite directions for the recogniser below
@@ -253,6 +255,10 @@ def test_repeats_are_shown_more_often_and_are_part_of_what_it_is_made_of():
     assert "0.png: used; shown 3 times as often as others" in made.report()
     assert fingerprint(two, person()) != fingerprint([photo(0), photo(1)], person())
     assert [example.name for example in made.examples()] == ["0.png"] * 3 + ["1.png"]
+    once = replace(made, samples=tuple(replace(sample, repeats=1) for sample in made.samples))
+    assert digest_of([made], MethodSettings()) != digest_of([once], MethodSettings()), (
+        "a run with others is another run"
+    )
 
 
 @pytest.mark.parametrize("sentence", bad_photos())
