@@ -72,6 +72,7 @@ class Identity:
     kept: tuple[bool, ...] = ()  # of every photo that was given, whether it has a row; empty where nobody knows
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", _plain(self.name) or "person")
         self.check()
 
     def check(self) -> None:
@@ -171,13 +172,13 @@ class Identity:
             "format": FILE_KIND,
             "version": str(FILE_VERSION),
             "name": self.name,
-            "recogniser": self.recogniser or "",
+            "recogniser": _plain(self.recogniser or ""),
             "outliers": json.dumps(self.outliers),
             "kept": json.dumps(self.kept),
             "notice": NOTICE,
         }
         tensors = {key: getattr(self, key) for key in _PER_PHOTO}
-        tensors |= {f"{ALSO}{name}": rows for name, rows in self.also.items()}
+        tensors |= {f"{ALSO}{_plain(name)}": rows for name, rows in self.also.items()}
         path.write_bytes(save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata))
 
     @classmethod
@@ -221,7 +222,7 @@ class Identity:
         if fault := _fault(tensors, also):
             raise LikenessError(f"The identity file {path.name!r} cannot be used, because {fault}: save it again.")
         return cls(
-            name=_plain(metadata.get("name", path.stem)) or "person",
+            name=metadata.get("name", path.stem),
             recogniser=_plain(metadata.get("recogniser", "")) or None,
             outliers=tuple(_plain(str(text)) for text in outliers[:MOST_OUTLIERS]),
             also=also,
@@ -391,6 +392,12 @@ def combine(
             f"The identities come from different recognisers ({names}), whose embeddings cannot be mixed: "
             "make them again with one face analysis."
         )
+    widths = {identity.embeddings.shape[1] for identity in identities}
+    if len(widths) > 1:
+        raise LikenessError(
+            f"The identities hold embeddings of {' and '.join(map(str, sorted(widths)))} numbers, which cannot be "
+            "mixed: make them again with one face analysis."
+        )
     photo_weights = []
     for identity, strength in zip(identities, strengths, strict=True):
         own = identity.weights
@@ -402,10 +409,14 @@ def combine(
     if len({len(keypoints) > 0 for keypoints in together["keypoints"]}) > 1:  # some have boxes only: all or none
         for key in _NEED_KEYPOINTS:
             together[key] = [tensor[:0] for tensor in together[key]]
-    shared = [name for name in identities[0].also if all(name in identity.also for identity in identities)]
+    shared = [
+        other
+        for other in identities[0].also
+        if len({identity.also[other].shape[1] if other in identity.also else None for identity in identities}) == 1
+    ]
     return Identity(
         name=name or " + ".join(dict.fromkeys(identity.name for identity in identities)),
-        also={name: torch.cat([identity.also[name] for identity in identities]) for name in shared},
+        also={other: torch.cat([identity.also[other] for identity in identities]) for other in shared},
         recogniser=identities[0].recogniser,
         outliers=tuple(f"{i.name}: {text}" for i in identities for text in i.outliers),
         kept=identities[0].kept if len(identities) == 1 else (),

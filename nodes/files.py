@@ -59,11 +59,11 @@ class Shelf:
 
     def fingerprint(self, name: str | None) -> str:
         """Changes when the file of this name does."""
-        path = self.find(name) if name else None
         try:
+            path = self.find(name) if name and isinstance(name, str) else None
             stat = path.stat() if path else None
-        except OSError:  # it has just gone: running the node says so
-            stat = None
+        except (LikenessError, OSError):  # it leads out, or has just gone: running the node says so
+            path = stat = None
         return f"{path} {stat.st_mtime_ns} {stat.st_size}" if stat else ""
 
     def save(self, filename: str, write: Callable[[Path], Any]) -> str:

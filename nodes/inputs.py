@@ -7,6 +7,7 @@ far out of range, its text no text, its picture none. A node that is registered 
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import math
 import numbers
@@ -37,9 +38,16 @@ def checked(node: Node) -> Node:
     @functools.wraps(plain)
     def execute(cls: type, *arguments: Any, **inputs: Any) -> Any:
         inputs = dict(zip(positions, arguments, strict=False)) | inputs
-        for name, value in inputs.items():
-            if value is not None and (widget := widgets().get(name)) is not None:
-                inputs[name] = _CHECKS[widget.get_io_type()](widget, value, f"The input {_label(widget)}")
+        for name, widget in widgets().items():
+            kind = widget.get_io_type()
+            if inputs.get(name) is not None:
+                inputs[name] = _CHECKS[kind](widget, inputs[name], f"The input {_label(widget)}")
+            elif name in inputs and kind in _WIDGETS:  # linked to an output that is empty
+                if not widget.optional:
+                    raise LikenessError(
+                        f"The input {_label(widget)} is empty: connect another output, or type a value."
+                    )
+                del inputs[name]
         return plain(cls, **inputs)
 
     node.execute = classmethod(execute)
@@ -71,6 +79,13 @@ def _text(widget: Any, value: Any, what: str) -> Any:
     return value
 
 
+def _choice(widget: Any, value: Any, what: str) -> Any:
+    """Whether the list has it is asked where it is used: lists of files change while the page is open."""
+    if not isinstance(value, str) or len(value) > _LONGEST_CHOICE:
+        raise LikenessError(f"{what} is no entry of the list: choose one.")
+    return _text(widget, value, what)
+
+
 def _image(widget: Any, value: Any, what: str) -> Any:
     """Hosts may hand over half precision, which is too coarse to be looked at."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
@@ -94,10 +109,27 @@ def _identity(widget: Any, value: Any, what: str) -> Any:
     return value
 
 
+def _made_by(module: str, name: str, maker: str) -> Check:
+    """Values of one class of this pack, which other packs' values of the same socket name are not."""
+
+    def check(widget: Any, value: Any, what: str) -> Any:
+        if not isinstance(value, getattr(importlib.import_module(module, __package__), name)):
+            raise LikenessError(f"{what} holds a {type(value).__name__}, which does not fit: connect {maker}.")
+        return value
+
+    return check
+
+
+_LONGEST_CHOICE = 1000  # letters
+_WIDGETS = ("FLOAT", "INT", "STRING", "COMBO", "BOOLEAN")
 _CHECKS: dict[str, Check] = {
     "FLOAT": _number,
     "INT": _whole_number,
     "STRING": _text,
+    "COMBO": _choice,
+    "BOOLEAN": lambda widget, value, what: bool(value),
+    "LIKENESS_EMBEDS": _made_by("..adapters.embeds", "ImageEmbeds", "Encode Reference or Load Embeds"),
+    "LIKENESS_ADAPTER_OPTIONS": _made_by(".references", "Options", "IP-Adapter Options"),
     "IMAGE": _image,
     "MASK": lambda widget, value, what: as_mask(value, what),
     "IDENTITY": _identity,

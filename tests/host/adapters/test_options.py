@@ -106,7 +106,7 @@ def test_the_way_a_mask_is_resized_reaches_the_injection(world, how):
     identity, adapter = person(1), world.adapter("portrait")
     model, _ = world.apply(adapter, identity, attn_mask=mask, options=world.options(mask_resize=how))
     stack = stack_of(model)
-    assert stack is not None and [injection.mask_resize.value for injection in stack.injections] == [how]
+    assert stack is not None and [term.scope.mask_resize.value for term in stack.injections] == [how]
     default, _ = world.apply(adapter, identity, attn_mask=mask)
     assert same(world.sample(model), world.sample(default)) == (how == "area")
 
