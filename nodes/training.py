@@ -16,7 +16,8 @@ from ..faces.photo_list import names_of
 from ..training.captions import composed, fill, parse_templates, person_templates, style_templates
 from ..training.dataset import Dataset, DatasetKind
 from ..training.names import prompt_stem
-from .choices import finite, readable
+from .choices import finite, must_exist, named, readable
+from .files import Shelf
 from .schema import DatasetSocket, FaceAnalysisSocket, advanced, schema
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 CATEGORY = "likeness/training"
 PACKAGES = ("accelerate", "diffusers", "peft", "pydantic", "transformers")
 RESUME = (
-    "Cancelled, the training keeps its state; queue the same graph again and it goes on. Finished, its files are used "
-    "and nothing is trained again."
+    "Cancelled, the training keeps its state; queue the same graph again and it goes on. Finished, nothing is trained "
+    "again: files that are gone, other sample prompts or another name are made from the saved state, and more steps go "
+    "on from it."
 )
 # The values of enumerations that are imported late; a test holds them together.
 PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
@@ -34,6 +36,8 @@ LAYERS = ["cross-attention", "attention", "attention and GEGLU", "transformer", 
 MASKS = ["none", "face", "face, normalised"]
 TETHERS = ["none", "norm", "deviation"]
 TUNED = ["LoRA", "all weights (checkpoint)"]
+NO_LORA = "none"
+LORAS = Shelf("loras", "loras", "The LoRA")
 
 
 # --- inputs and outputs that all have
@@ -120,6 +124,30 @@ def _mask_input() -> Any:
             ),
         )
     )
+
+
+def _start_input() -> Any:
+    return advanced(
+        io.Combo.Input(
+            "start_from",
+            options=[NO_LORA, *LORAS.names()],
+            default=NO_LORA,
+            optional=True,
+            tooltip=(
+                "A LoRA of models/loras that is trained further, with the rank and the layers that it has: one of an "
+                "earlier training, say, that is to see new photos. It must be made for this model."
+            ),
+        )
+    )
+
+
+def find_start(choice: str) -> Path | None:
+    """The chosen LoRA, None for none; LikenessError when it is not there."""
+    return None if choice == NO_LORA else LORAS.find_or_explain(choice)
+
+
+def _start_fingerprint(choice: str | None) -> str:
+    return LORAS.fingerprint(None if choice == NO_LORA else choice)
 
 
 def _outputs(clip: str) -> list[Any]:
@@ -265,6 +293,7 @@ class TrainTextualInversion(io.ComfyNode):
         return _result(model, clip, outcome, f"in prompts: {_embedding(outcome, 0)}")
 
 
+@must_exist(start_from=find_start)
 class TrainDreamBooth(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -324,11 +353,17 @@ class TrainDreamBooth(io.ComfyNode):
                         ),
                     )
                 ),
+                _start_input(),
             ],
             outputs=_outputs("The text encoder, with what it learned where it was trained too."),
             is_output_node=True,
             search_aliases=["LoRA training", "Train LoRA"],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, start_from: str | None = NO_LORA, **others: Any) -> str:
+        """Changes when the LoRA that is trained further does."""
+        return _start_fingerprint(start_from)
 
     @classmethod
     def execute(
@@ -354,6 +389,7 @@ class TrainDreamBooth(io.ComfyNode):
         save_every: int = 200,
         mask: str = MASKS[0],
         tuned: str = TUNED[0],
+        start_from: str = NO_LORA,
     ) -> io.NodeOutput:
         methods = _methods()
 
@@ -378,10 +414,12 @@ class TrainDreamBooth(io.ComfyNode):
             class_pictures=class_pictures,
             mask=mask,
             tuned=tuned,
+            start_from=find_start(named(start_from, "start_from")),
         )
         return _result(model, clip, outcome, f"in prompts: {dataset.trigger} {dataset.class_word}")
 
 
+@must_exist(start_from=find_start)
 class TrainMagiCapture(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -435,11 +473,17 @@ class TrainMagiCapture(io.ComfyNode):
                     optional=True,
                     tooltip="Its recogniser checks the likeness. Needed unless identity_weight is 0.",
                 ),
+                _start_input(),
             ],
             outputs=_outputs("The text encoder with its LoRA."),
             is_output_node=True,
             search_aliases=["style and person", "portrait style"],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, start_from: str | None = NO_LORA, **others: Any) -> str:
+        """Changes when the LoRA that is trained further does."""
+        return _start_fingerprint(start_from)
 
     @classmethod
     def execute(
@@ -465,6 +509,7 @@ class TrainMagiCapture(io.ComfyNode):
         person_templates: str = "",
         style_templates: str = "",
         face_analysis: Any = None,
+        start_from: str = NO_LORA,
     ) -> io.NodeOutput:
         methods = _methods()
 
@@ -494,6 +539,7 @@ class TrainMagiCapture(io.ComfyNode):
             rank=rank,
             identity_weight=identity_weight,
             attention_weight=attention_weight,
+            start_from=find_start(named(start_from, "start_from")),
         )
         words = f"a photo of a {_embedding(outcome, 0)} {person.class_word} in the style of {_embedding(outcome, 1)}"
         return _result(model, clip, outcome, f"in prompts: {words}{_unread_captions(person, style)}")

@@ -21,9 +21,18 @@ from ..training.lora import Reach
 from ..training.portraits import portraits
 from ..training.recipe import Recipe
 from ..training.recipes.denoising import Mask
-from ..training.recipes.dreambooth import DreamBoothSettings, class_pictures, class_size, dreambooth, require_vae
+from ..training.recipes.dreambooth import (
+    DreamBoothSettings,
+    class_pictures,
+    class_size,
+    dreambooth,
+    require_vae,
+    start_of,
+)
 from ..training.recipes.magicapture import MagiCaptureSettings, magicapture
 from ..training.recipes.textual_inversion import Tether, TextualInversionSettings, textual_inversion
+from ..training.run_record import digest_of_file
+from ..weights.lora_files import load_lora
 from .choices import member
 from .progress import counter
 from .training_run import Job, Outcome, automatic_precision, measure_on, run_job
@@ -133,15 +142,17 @@ def train_dreambooth(
     layers: str,
     mask: str,
     tuned: str,
+    start_from: Path | None,
     **chosen: Any,
 ) -> Outcome:
-    """One LoRA, or one checkpoint. chosen: further settings by the recipe's names."""
+    """One LoRA, or one checkpoint. start_from: a LoRA that is trained further, whose rank and layers stand in the place
+    of those chosen. chosen: further settings by the recipe's names."""
     method = _checked(
         DreamBoothSettings,
         full=member(Tuned, tuned, "tuned") is Tuned.ALL,
         identifier=dataset.trigger,
         class_prompt=f"a photo of a {dataset.class_word}",
-        lora=_checked(LoraSettings, rank=rank, reach=member(Reach, layers, "layers")),
+        lora=LoraSettings() if start_from else _checked(LoraSettings, rank=rank, reach=member(Reach, layers, "layers")),
         mask=member(Mask, mask, "mask"),
         captions=True,
         **chosen,
@@ -150,13 +161,19 @@ def train_dreambooth(
     def make(base: BaseModel, device: torch.device, complete: bool) -> Recipe:
         if method.full:
             require_vae(base)  # before the class pictures
+        start = start_of(base, method, start_from)
         examples = dataset.examples()
         others = examples  # in the place of class pictures, where nothing is left to be learned from them
         if method.prior_weight > 0 and not complete:
             others = _class_pictures(base, method, class_size(examples))
-        return dreambooth(base, examples, method, run.seed, others)
+        return dreambooth(base, examples, method, run.seed, others, start)
 
-    return run_job(Job(name, *sockets, [dataset], run, method, make, run.preview_prompts))
+    also = _also(start_from)
+    return run_job(Job(name, *sockets, [dataset], run, method, make, run.preview_prompts, also))
+
+
+def _also(start_from: Path | None) -> list[str]:
+    return [] if start_from is None else [digest_of_file(start_from)]
 
 
 def _class_pictures(base: BaseModel, method: DreamBoothSettings, size: tuple[int, int]) -> list[Example]:
@@ -183,16 +200,18 @@ def train_magicapture(
     rank: int,
     identity_weight: float,
     attention_weight: float,
+    start_from: Path | None,
     **chosen: Any,
 ) -> Outcome:
-    """A LoRA and two embeddings. face_analysis: None where nobody asks for likeness. templates: person's, style's."""
+    """A LoRA and two embeddings. face_analysis: None where nobody asks for likeness. templates: person's, style's.
+    start_from: a LoRA that the second phase trains further, with its own rank."""
     method = _checked(
         MagiCaptureSettings,
         subject=placeholder(person),
         style=placeholder(style),
         subject_start=person.class_word,
-        lora=_checked(LoraSettings, rank=rank, reach=Reach.ATTENTION_AND_GEGLU),
-        text_lora=_checked(LoraSettings, rank=rank),
+        lora=LoraSettings() if start_from else _checked(LoraSettings, rank=rank, reach=Reach.ATTENTION_AND_GEGLU),
+        text_lora=LoraSettings() if start_from else _checked(LoraSettings, rank=rank),
         lambda_id=identity_weight,
         lambda_attention=attention_weight,
         person_templates=templates[0],
@@ -204,7 +223,8 @@ def train_magicapture(
     def make(base: BaseModel, device: torch.device, complete: bool) -> Recipe:
         measure = None if face_analysis is None else measure_on(face_analysis, device)
         people = portraits(person, measure, device)
-        return magicapture(base, people, portraits(style), method, run.seed, measure)
+        lora = None if start_from is None else load_lora(start_from, base.unet, base.encoders)
+        return magicapture(base, people, portraits(style), method, run.seed, measure, start_lora=lora)
 
-    also = [] if face_analysis is None else [str(getattr(face_analysis, "name", "other"))]
+    also = _also(start_from) + ([] if face_analysis is None else [str(getattr(face_analysis, "name", "other"))])
     return run_job(Job(name, *sockets, [person, style], run, method, make, run.preview_prompts, also))

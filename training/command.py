@@ -38,9 +38,10 @@ from ..faces.photo_list import names_of
 from ..locks import locked
 from ..storage import check_folder, check_name
 from ..weights.embedding_files import load_embedding
+from ..weights.lora_files import load_lora
 from .base_model import BaseModel
 from .captions import parse_templates
-from .config import RunSettings, Settings, network_dtype
+from .config import LoraSettings, RunSettings, Settings, network_dtype
 from .dataset import Dataset, DatasetKind, build_dataset
 from .dataset import Settings as DatasetSettings
 from .dataset_folder import is_dataset, load_dataset
@@ -50,7 +51,7 @@ from .objectives.identity import Measure, arcface_measure
 from .photo_files import read_folder
 from .portraits import portraits
 from .recipe import Recipe
-from .recipes.dreambooth import DreamBoothSettings, class_pictures, class_size, dreambooth, require_vae
+from .recipes.dreambooth import DreamBoothSettings, class_pictures, class_size, dreambooth, require_vae, start_of
 from .recipes.magicapture import Layout, MagiCaptureSettings, magicapture
 from .recipes.textual_inversion import TextualInversionSettings, textual_inversion
 from .run_record import digest_of, digest_of_file, is_complete
@@ -63,6 +64,7 @@ class DataSettings(Settings):
     style: Path | None = None
     person_word: Path | None = Field(default=None, description="An embedding file that the person's word starts from.")
     style_word: Path | None = Field(default=None, description="The same of the style's word.")
+    start_from: Path | None = Field(default=None, description="A LoRA file that is trained further, as large as it is.")
     resolution: int = 512
     faces: str = Field(default="auto", description="A face pack such as buffalo_l, mtcnn or miniature.")
     parser: Path | None = Field(default=None, description="Face parsing weights; none: masks are ellipses.")
@@ -174,6 +176,9 @@ def recipe_of(
 
     go_on()
     chosen, data, seed = configuration.recipe, configuration.data, configuration.run.seed
+    also = [digest_of_file(_there(file)) for file in (data.person_word, data.style_word, data.start_from) if file]
+    if data.start_from is not None and not isinstance(chosen, TextualInversionSettings):
+        chosen = chosen.model_copy(update=_of_file(chosen))
     if chosen.trains_all_weights:
         require_vae(base)
     analysis = openers.faces(data.faces)
@@ -187,16 +192,17 @@ def recipe_of(
         detect = (lambda photo: _keypoints(analysis, photo)) if chosen.layout is Layout.DETECTED else None
         files = {chosen.subject: data.person_word, chosen.style: data.style_word}
         start = {word: load_embedding(file) for word, file in files.items() if file is not None}
-        also = [digest_of_file(file) for file in files.values() if file is not None]
         if measure is not None:
             also.append(analysis.name if data.recogniser is None else digest_of_file(data.recogniser))
-        recipe = magicapture(base, people, styles, chosen, seed, measure, detect, start)
+        lora = None if data.start_from is None else load_lora(data.start_from, base.unet, base.encoders)
+        recipe = magicapture(base, people, styles, chosen, seed, measure, detect, start, lora)
         return recipe, digest_of([person, style], chosen, *also)
     if isinstance(chosen, TextualInversionSettings):
+        if data.start_from is not None:
+            raise LikenessError("Textual Inversion trains no LoRA: write data.person_word instead of data.start_from.")
         said = chosen.templates, chosen.captions
         person = _dataset(data.person, DatasetKind.PERSON, chosen.token, data, analysis, *said)
         start = None if data.person_word is None else load_embedding(data.person_word)
-        also = [] if data.person_word is None else [digest_of_file(data.person_word)]
         photos = person.called(chosen.token).examples()
         return textual_inversion(base, photos, chosen, seed, start), digest_of([person], chosen, *also)
     if data.person_word is not None:
@@ -204,13 +210,26 @@ def recipe_of(
     said = (chosen.prompt,), chosen.captions
     person = _dataset(data.person, DatasetKind.PERSON, chosen.identifier, data, analysis, *said)
     photos, others = person.called(chosen.identifier).examples(), []
+    lora = start_of(base, chosen, data.start_from)
     if chosen.prior_weight > 0:
         folder, size = configuration.output / "class", class_size(photos)
         if is_complete(configuration.output, chosen):
             others = photos  # in their place: nothing is left to be learned from them
         else:
             others = class_pictures(base, chosen.class_prompt, chosen.class_pictures, folder, size, after_each=go_on)
-    return dreambooth(base, photos, chosen, seed, others), digest_of([person], chosen)
+    return dreambooth(base, photos, chosen, seed, others, lora), digest_of([person], chosen, *also)
+
+
+def _of_file(chosen: DreamBoothSettings | MagiCaptureSettings) -> dict[str, LoraSettings]:
+    """The settings of LoRAs without what the file of one decides in their place, so that it tells no runs apart."""
+    names = ("lora", "text_lora") if isinstance(chosen, MagiCaptureSettings) else ("lora",)
+    return {name: LoraSettings(dropout=getattr(chosen, name).dropout) for name in names}
+
+
+def _there(file: Path) -> Path:
+    if not file.is_file():
+        raise LikenessError(f"There is no file '{file}' to start from: write where it is into the configuration.")
+    return file
 
 
 def _dataset(

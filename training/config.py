@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from ..errors import LikenessError
-from .lora import Reach, add_lora, lora_parameters, lora_targets
+from .lora import LoraPair, Reach, add_lora, continue_lora, lora_parameters, lora_targets
 
 
 class Seen(Flag):
@@ -102,9 +102,13 @@ class LoraSettings(Settings):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     reach: Reach = Reach.ATTENTION
 
-    def add_to(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Give the model trainable layers that change nothing yet; returns their parameters by name."""
-        add_lora(model, lora_targets(model, self.reach), self.rank, self.alpha, self.dropout)
+    def add_to(self, model: nn.Module, start: Mapping[str, LoraPair] | None = None) -> dict[str, nn.Parameter]:
+        """Give the model trainable layers that change nothing yet, or those of a LoRA to start from, whose size and
+        reach count; returns their parameters by name."""
+        if start:
+            continue_lora(model, start, self.dropout)
+        else:
+            add_lora(model, lora_targets(model, self.reach), self.rank, self.alpha, self.dropout)
         return lora_parameters(model)
 
 

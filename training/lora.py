@@ -59,21 +59,45 @@ def add_lora(
 
     alpha None means alpha = rank. down ~ N(0, 1/r²), up = 0, both float32. The model's own parameters are frozen.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
     paths = list(targets)
     if rank < 1 or not paths:
         raise LikenessError("A LoRA needs a rank of at least 1 and at least one layer: raise the rank.")
+    _inject(model, dict.fromkeys(paths, rank), alpha, dropout)
+    return list(lora_parameters(model).values())
+
+
+def continue_lora(model: nn.Module, pairs: Mapping[str, LoraPair], dropout: float = 0.0) -> None:
+    """Give a model's layers the LoRA of an earlier training, with its ranks and strengths, to be trained further.
+
+    Raises LikenessError when it does not fit the model, or is of a kind that has no such layers.
+    """
+    for path, pair in pairs.items():
+        _check_fit(path, pair, model.get_submodule(path).weight)  # type: ignore[arg-type]
+        if pair.mid is not None:
+            raise LikenessError(
+                f"This LoRA has three matrices for {path} (LoCon), and only two can be trained further: choose another."
+            )
+    _inject(model, {path: pair.rank for path, pair in pairs.items()}, None, dropout)
+    fill_lora(model, pairs)
+
+
+def _inject(model: nn.Module, ranks: Mapping[str, int], alpha: float | None, dropout: float) -> None:
+    """New layers at these paths, of these ranks; everything else is frozen. alpha None: that of each is its rank."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    usual = max(ranks.values())
+    own = {path: rank for path, rank in ranks.items() if rank != usual}
     config = LoraConfig(
-        r=rank,
-        lora_alpha=rank if alpha is None else alpha,  # type: ignore[arg-type]
+        r=usual,
+        lora_alpha=usual if alpha is None else alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,
         init_lora_weights="gaussian",
-        target_modules=paths,
+        target_modules=list(ranks),
+        rank_pattern=own,
+        alpha_pattern=own if alpha is None else {},
     )
     model.requires_grad_(False)
     inject_adapter_in_model(config, model, ADAPTER)
-    return list(lora_parameters(model).values())
 
 
 def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -120,6 +144,6 @@ def fill_lora(model: nn.Module, pairs: Mapping[str, LoraPair]) -> None:
             raise LikenessError(
                 f"This LoRA has rank {pair.rank} and the training rank {layer.r[ADAPTER]}: set them equal."
             )
-        layer.lora_A[ADAPTER].weight.copy_(pair.down)
-        layer.lora_B[ADAPTER].weight.copy_(pair.up)
+        for half, values in ((layer.lora_A, pair.down), (layer.lora_B, pair.up)):
+            half[ADAPTER].weight.copy_(values.reshape(half[ADAPTER].weight.shape))  # 1x1 kernels may be matrices
         layer.scaling[ADAPTER] = pair.scale

@@ -7,14 +7,17 @@ up. What is written is kohya's, the one that ComfyUI, A1111 and diffusers all re
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..adapters.files import read_weights
 from ..errors import LikenessError
 from .checkpoint_layout import unet_names, with_text_model
 from .lora import LoraPair
@@ -148,24 +151,40 @@ class _PeftStrengths:
     """peft keeps α out of the tensors; diffusers writes it into the header."""
 
     alpha: float | None
-    by_path: Mapping[str, float]
+    by_path: Mapping[str, float | None]
 
     @classmethod
     def of(cls, metadata: Mapping[str, str], component: Component) -> _PeftStrengths:
-        settings = json.loads(metadata.get(_PEFT_METADATA, "{}"))
+        try:
+            settings = json.loads(metadata.get(_PEFT_METADATA, "{}"))
+        except (ValueError, RecursionError):
+            settings = {}
         prefix = f"{component.diffusers}."
-        return cls(settings.get(f"{prefix}lora_alpha"), settings.get(f"{prefix}alpha_pattern") or {})
+        found = settings if isinstance(settings, dict) else {}
+        by_path = found.get(f"{prefix}alpha_pattern")
+        by_path = by_path if isinstance(by_path, dict) else {}
+        return cls(_number(found.get(f"{prefix}lora_alpha")), {path: _number(alpha) for path, alpha in by_path.items()})
+
+
+def _number(value: Any) -> float | None:
+    """A number of a header, which anybody may have written."""
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def _pair(path: str, parts: Mapping[str, Tensor], strengths: _PeftStrengths) -> LoraPair:
     if "down" not in parts or "up" not in parts:
         raise LikenessError(f"This LoRA file is not complete (one half of {path} is missing): download it again.")
     down, up = parts["down"], parts["up"]
-    if down.shape[0] == 0 or down.shape[0] != up.shape[1]:
+    if {down.ndim, up.ndim} - {2, 4} or down.shape[0] == 0 or down.shape[0] != up.shape[1]:
         raise LikenessError(
-            f"This LoRA file is damaged (ranks {down.shape[0]} and {up.shape[1]} of {path} differ): download it again."
+            f"This LoRA file is damaged (shapes {tuple(down.shape)} and {tuple(up.shape)} of {path} do not fit each "
+            "other): download it again."
         )
-    alpha = float(parts["alpha"]) if "alpha" in parts else strengths.by_path.get(path, strengths.alpha)
+    alpha = strengths.by_path.get(path, strengths.alpha)
+    if "alpha" in parts:
+        if parts["alpha"].numel() != 1:
+            raise LikenessError(f"This LoRA file is damaged (the strength of {path} is no number): download it again.")
+        alpha = float(parts["alpha"])
     return LoraPair(down, up, alpha, parts.get("mid"))
 
 
@@ -190,6 +209,47 @@ def read_slots(weights: Mapping[str, Tensor]) -> dict[tuple[int, str], LoraPair]
 def slot_name(slot: int, layer: str) -> str:
     """What stands before `.down.weight` and `.up.weight` of a layer in IP-Adapter's numbering."""
     return f"{slot}.{layer.removesuffix('.0')}_lora"
+
+
+@dataclass(frozen=True, eq=False)
+class StartLora:
+    """A LoRA that is trained further: what it changes in the denoiser and in every text encoder, nothing in some."""
+
+    unet: Mapping[str, LoraPair]
+    encoders: tuple[Mapping[str, LoraPair], ...]
+
+    @property
+    def rank(self) -> int:
+        """The largest of its layers."""
+        return max(pair.rank for pairs in (self.unet, *self.encoders) for pair in pairs.values())
+
+
+def load_lora(file: Path, unet: nn.Module, encoders: Sequence[nn.Module]) -> StartLora:
+    """The LoRA in a file, of whatever spelling, for these networks.
+
+    Raises LikenessError naming the file when it is none, not all numbers, or of another model in any part: what could
+    not be trained further would be lost in the new file.
+    """
+    weights, metadata = read_weights(file)
+    if broken := next((key for key, value in weights.items() if not bool(torch.isfinite(value).all())), ""):
+        raise LikenessError(
+            f"The LoRA '{file.name}' holds values that are not numbers ({broken}): choose another file."
+        )
+    components = (SDXL_TEXT_1, SDXL_TEXT_2) if len(encoders) > 1 else (TEXT,)
+    try:
+        found = [read_lora(weights, unet_spellings(unet), UNET, metadata)]
+        for encoder, component in zip(encoders, components, strict=True):
+            found.append(read_lora(weights, text_spellings(encoder, component), component, metadata))
+    except LikenessError as error:
+        raise LikenessError(f"'{file.name}' cannot be trained further: {error}") from error
+    unknown = [key for key in weights if all(key in part.others for part in found)]
+    if unknown or not any(part.pairs for part in found):
+        first = f"{len(unknown)} entries fit none of its layers, such as {unknown[0]!r}" if unknown else "it is empty"
+        raise LikenessError(
+            f"'{file.name}' is no LoRA of this model, or of a kind that cannot be trained further ({first}): choose "
+            "one that was made for it."
+        )
+    return StartLora(found[0].pairs, tuple(part.pairs for part in found[1:]))
 
 
 # Writing --------------------------------------------------------------------------------------------------------------

@@ -150,6 +150,7 @@ def test_every_combo_made_from_files_is_checked_before_anything_runs(all_schemas
     assert found == {
         *("LikenessLoadFaceAnalysis.model", "LikenessLoadIdentity.file", "LikenessLoadIdentityAdapter.adapter_file"),
         *("LikenessLoadEmbeds.file", "LikenessPortraitDataset.masks"),
+        *("LikenessTrainDreamBooth.start_from", "LikenessTrainMagiCapture.start_from"),
     }
 
 

@@ -397,6 +397,32 @@ def test_a_cancelled_training_goes_on_with_other_prompts_and_steps_in_its_folder
     assert made == [0, 1, 2] and "run: anna" in text.splitlines()
 
 
+@pytest.mark.parametrize("kind", ["DreamBooth", "MagiCapture"])
+def test_a_lora_of_the_list_is_trained_further(nodes, sockets, recipes, places, monkeypatch, kind):
+    inputs = {"dataset": dataset(), **sockets, "steps": 1, "prior_weight": 0.0, "rank": 3, "learning_rate": 0.01}
+    run(nodes["DreamBooth"], **inputs, name="first", train_text_encoder=True)
+    if kind == "MagiCapture":
+        inputs = {"person": dataset(), "style": STYLE, **sockets, "inversion_steps": 1, "tuning_steps": 3}
+        inputs |= {"identity_weight": 0.0, "attention_weight": 0.0}
+    node = nodes[kind]
+    assert "first.safetensors" in next(i for i in node.GET_SCHEMA().inputs if i.id == "start_from").options
+    text = run(node, **{**inputs, "rank": 8}, name="more", start_from="first.safetensors")[2]
+    assert "LoRA: more.safetensors" in text
+    first, more = (load_file(places / "loras" / f"{name}.safetensors") for name in ("first", "more"))
+    assert first.keys() == more.keys() and all(first[key].shape == more[key].shape for key in first)
+    assert any(not torch.equal(first[key], more[key]) for key in first)
+    with no_training(monkeypatch):
+        text = run(node, **{**inputs, "rank": 9}, name="more", start_from="first.safetensors")[2]
+        assert "LoRA: more.safetensors" in text, "the file's rank counts"
+    before = node.fingerprint_inputs(start_from="first.safetensors")
+    (places / "loras" / "more.safetensors").replace(places / "loras" / "first.safetensors")
+    assert node.fingerprint_inputs(start_from="first.safetensors") != before
+    assert node.validate_inputs(start_from="first.safetensors") is True
+    assert "'gone.safetensors' was not found" in node.validate_inputs(start_from="gone.safetensors")
+    with pytest.raises(LikenessError, match="start_from is 5, not a name"):
+        run(node, **inputs, start_from=5)
+
+
 def test_a_training_that_another_process_works_on_is_left_alone(nodes, sockets, places):
     inputs = {"dataset": dataset(), **sockets, "steps": 1, "name": "anna"}
     run(nodes["TextualInversion"], **inputs)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from likeness.errors import LikenessError
 from likeness.training import command
@@ -350,6 +351,29 @@ def test_a_word_goes_on_from_the_file_of_an_earlier_training(make_base, folder):
     again.write_text(text.replace('kind = "textual_inversion"\ntoken = "<anna>"', 'kind = "dreambooth"'))
     with pytest.raises(LikenessError, match=r"remove data\.person_word"):
         run(read_configuration(again), openers(make_base))
+
+
+def test_a_lora_is_trained_further_from_the_file_of_an_earlier_training(make_base, folder):
+    recipe = "prior_weight = 0\nsteps = 1\nlora = { rank = 3 }"
+    (first,) = run(read_configuration(configuration(folder, "dreambooth", recipe)), openers(make_base))
+    file = configuration(folder, "dreambooth", "prior_weight = 0\nsteps = 1")
+    text = file.read_text().replace("/run", "/more")
+    text = text.replace("resolution = 64", f'resolution = 64\nstart_from = "{first.as_posix()}"')
+    file.write_text(text)
+    (second,) = run(read_configuration(file), openers(make_base))
+    one, two = load_file(first), load_file(second)
+    assert one.keys() == two.keys() and all(one[key].shape == two[key].shape for key in one)
+    file.write_text(text.replace("steps = 1", "steps = 1\nlora = { rank = 9 }"))
+    assert run(read_configuration(file), openers(make_base)) == [second], "its rank is the file's"
+    first.write_bytes(first.read_bytes()[:-1])
+    with pytest.raises(LikenessError, match="damaged, cut short"):
+        run(read_configuration(file), openers(make_base))
+    file.write_text(text.replace(first.name, "gone.safetensors"))
+    with pytest.raises(LikenessError, match=r"no file '.*gone\.safetensors' to start from"):
+        run(read_configuration(file), openers(make_base))
+    file.write_text(text.replace('"dreambooth"', '"textual_inversion"\ntoken = "<a>"').replace("prior_weight = 0", ""))
+    with pytest.raises(LikenessError, match=r"write data\.person_word instead of data\.start_from"):
+        run(read_configuration(file), openers(make_base))
 
 
 def test_magicapture_asks_for_a_style(make_base, folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from likeness.errors import LikenessError
 from likeness.training import export
 from likeness.training.export import Base, TrainingRecord
-from likeness.training.lora import Reach, add_lora, fill_lora, lora_targets, trained_pairs
+from likeness.training.lora import Reach, add_lora, continue_lora, fill_lora, lora_targets, trained_pairs
 from likeness.weights import checkpoint_layout as layout
 from likeness.weights import lora_files
 from likeness.weights.embedding_files import TokenEmbedding, load_embedding, read_embedding
@@ -100,6 +101,73 @@ def test_a_new_lora_changes_nothing_and_freezes_the_rest(unet):
     trainable = [p for p in unet.parameters() if p.requires_grad]
     assert {id(p) for p in trainable} == {id(p) for p in parameters}
     assert float(parameters[0].std()) == pytest.approx(1 / 4, rel=0.3)
+
+
+def test_a_lora_of_several_ranks_and_strengths_is_trained_further_as_it_is(make_unet, tmp_path):
+    plain, encoder = make_unet(), text_encoder()
+    pairs = {
+        path: replace(pair, down=pair.down[: 1 + number % 2], up=pair.up[:, : 1 + number % 2], alpha=0.5 + number % 3)
+        for number, (path, pair) in enumerate(random_pairs(plain).items())
+    }
+    written = export.save_lora(plain, pairs, tmp_path, "mine", RECORD, dtype=torch.float32)
+    start = lora_files.load_lora(written, plain, [encoder])
+    assert start.rank == 2 and start.encoders == ({},) and set(start.unet) == set(pairs)
+    trained = make_unet()
+    continue_lora(trained, start.unet)
+    again = trained_pairs(trained)
+    assert set(again) == set(pairs)
+    for path, pair in pairs.items():
+        assert again[path].rank == pair.rank and again[path].scale == pytest.approx(pair.scale)
+        torch.testing.assert_close(again[path].delta(), pair.delta())
+    with torch.no_grad(), merged(plain, pairs, 0.01):
+        for pair in pairs.values():
+            pair.up.mul_(0.01)
+        fill_lora(trained, pairs)
+        inputs = torch.randn(1, 4, 32, 32), torch.tensor([400]), torch.randn(1, 5, 24)
+        torch.testing.assert_close(trained(*inputs).sample, plain(*inputs).sample, atol=1e-3, rtol=1e-3)
+
+
+def spoilt(weights: dict[str, torch.Tensor], what: str) -> dict[str, torch.Tensor]:
+    key = next(key for key in weights if key.endswith("lora_up.weight"))
+    name = key.removesuffix(".lora_up.weight")
+    changes: dict[str, dict[str, torch.Tensor]] = {
+        "NaN": {key: weights[key] * float("nan")},
+        "half": {f"{name}.other.weight": weights[key]},
+        "scalar": {key: torch.tensor(1.0)},
+        "strengths": {f"{name}.alpha": torch.ones(3)},
+        "three": {f"{name}.lora_mid.weight": torch.ones(2, 2, 3, 3)},
+        "another model": {key: torch.ones(7, 2)},
+        "dora": {f"{name}.dora_scale": torch.ones(4)},
+    }
+    return weights | changes[what]
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("NaN", "holds values that are not numbers"),
+        ("half", "1 entries fit none of its layers"),
+        ("scalar", "do not fit each other"),
+        ("strengths", "strength of .* is no number"),
+        ("three", "three matrices"),
+        ("another model", "does not fit the model"),
+        ("dora", "of a kind that cannot be trained further"),
+    ],
+)
+def test_what_cannot_be_trained_further_is_one_sentence(make_unet, tmp_path, what, sentence):
+    plain = make_unet()
+    weights = lora_files.kohya_weights(random_pairs(plain), lora_files.kohya_unet_names(plain))
+    file = tmp_path / "mine.safetensors"
+    save_file({key: value.clone() for key, value in spoilt(weights, what).items()}, file)
+    with pytest.raises(LikenessError, match=sentence):
+        continue_lora(make_unet(), lora_files.load_lora(file, plain, [text_encoder()]).unet)
+
+
+@pytest.mark.parametrize("header", ["[]", "[" * 100_000, '{"unet.lora_alpha": "x", "unet.alpha_pattern": [1]}', "{"])
+def test_a_header_that_says_nothing_useful_is_passed_over(header):
+    pair = {"unet.conv_in.lora_A.weight": torch.ones(2, 4), "unet.conv_in.lora_B.weight": torch.ones(8, 2)}
+    found = read_lora(pair, {"unet.conv_in": "conv_in"}, UNET, {"lora_adapter_metadata": header})
+    assert found.pairs["conv_in"].scale == 1
 
 
 @pytest.mark.parametrize("sdxl", [False, True])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from likeness.errors import LikenessError
 from likeness.faces.recognition import FrozenRecogniser
@@ -23,7 +24,7 @@ from likeness.training.objectives.identity import Measure, arcface_measure
 from likeness.training.objectives.magicapture import Kind
 from likeness.training.portraits import Portrait
 from likeness.training.recipes.denoising import Mask
-from likeness.training.recipes.dreambooth import DreamBoothSettings, class_pictures, class_size, dreambooth
+from likeness.training.recipes.dreambooth import DreamBoothSettings, class_pictures, class_size, dreambooth, start_of
 from likeness.training.recipes.magicapture import (
     IdentityPass,
     Layout,
@@ -34,6 +35,7 @@ from likeness.training.recipes.magicapture import (
 )
 from likeness.training.recipes.textual_inversion import Tether, TextualInversionSettings, textual_inversion
 from likeness.weights.embedding_files import load_embedding
+from likeness.weights.lora_files import load_lora
 
 FAMILIES = pytest.mark.parametrize("sdxl", [False, True], ids=["SD1.5", "SDXL"])
 KEYPOINTS = torch.tensor([[11.0, 13.0], [20.0, 13.0], [16.0, 18.0], [12.0, 22.0], [19.0, 22.0]])
@@ -119,6 +121,48 @@ def test_the_text_encoder_stops_at_its_step_and_the_denoiser_goes_on(make_base, 
     one, rested, trained = weights(1, None), weights(3, 1), weights(3, None)
     assert torch.equal(one[0], rested[0])
     assert not torch.equal(one[0], trained[0]) and not torch.equal(one[1], rested[1])
+
+
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_a_lora_is_trained_further_with_what_it_has(make_base, photos, tmp_path, text_encoder):
+    def trained(start: Path | None, **options: Any) -> dict[str, torch.Tensor]:
+        base, chosen = make_base(), DreamBoothSettings(steps=2, prior_weight=0, **options)
+        recipe = dreambooth(base, photos, chosen, start=start_of(base, chosen, start))
+        train(base, recipe, RunSettings(), tmp_path / f"run{len(list(tmp_path.iterdir()))}")
+        (file,) = recipe.save(tmp_path, "me", TrainingRecord("DreamBooth", base.family, 2))
+        return load_file(file)
+
+    lora = LoraSettings(rank=3, alpha=6, reach=Reach.TRANSFORMER)
+    first = trained(None, lora=lora, text_encoder=True, learning_rate=0.01)
+    # Whatever rank and reach are chosen now, the file's own count. Two steps of next to nothing change nothing.
+    file = tmp_path / "me.safetensors"
+    same = trained(file, learning_rate=1e-9, text_encoder=text_encoder, weight_decay=0)
+    assert same.keys() == first.keys()
+    for key, value in first.items():
+        torch.testing.assert_close(same[key], value, atol=1e-4, rtol=1e-3)
+    moved = trained(file, learning_rate=0.01, text_encoder=text_encoder)
+    changed = {key.split("_")[1] for key, value in first.items() if not torch.equal(moved[key], value)}
+    assert changed == ({"unet", "te"} if text_encoder else {"unet"}), "what is not trained stays in the file"
+    with pytest.raises(LikenessError, match="All weights cannot be trained further from a LoRA"):
+        trained(file, full=True)
+
+
+def test_magicapture_trains_a_lora_further(make_base, make_photo, photos, tmp_path):
+    base = make_base()
+    first = dreambooth(base, photos, DreamBoothSettings(steps=1, prior_weight=0, lora=LoraSettings(rank=3)))
+    train(base, first, RunSettings(), tmp_path / "first")
+    (file,) = first.save(tmp_path, "first", TrainingRecord("DreamBooth", base.family, 1))
+    base = make_base()
+    settings = MagiCaptureSettings(inversion_steps=1, tuning_steps=1, map_division=2, unet_rate=1e-9, lambda_id=0)
+    people, styles = portraits(make_photo, 1), portraits(make_photo, 3)
+    start = load_lora(file, base.unet, base.encoders)
+    recipe = magicapture(base, people, styles, settings, start_lora=start)
+    train(base, recipe, RunSettings(), tmp_path / "run")
+    lora = load_file(recipe.save(tmp_path, "me", TrainingRecord("MagiCapture", base.family, 2))[0])
+    for key, value in load_file(file).items():
+        torch.testing.assert_close(lora[key], value, atol=1e-4, rtol=1e-3)
+    ranks = {len(value) for key, value in lora.items() if key.endswith("lora_down.weight")}
+    assert ranks == {3} and any(key.startswith("lora_te") for key in lora), "new layers are as large as the old ones"
 
 
 def test_all_weights_are_trained_from_what_they_were_and_not_from_rounded_ones(base, photos, tmp_path):

@@ -8,7 +8,7 @@ whole denoiser and, if wanted, the text encoders; or a LoRA in them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,11 +20,12 @@ from pydantic import Field
 from ...errors import LikenessError
 from ...faces import read_photo
 from ...storage import write_whole
+from ...weights.lora_files import StartLora, load_lora
 from ..base_model import BaseModel
 from ..config import Group, LoraSettings, Schedule, Seen, Settings
 from ..examples import Example
 from ..export import TrainingRecord, save_checkpoint, save_lora
-from ..lora import trained_pairs
+from ..lora import LoraPair, trained_pairs
 from ..objectives.prior_preservation import PriorPreservation, prior_preservation
 from ..objectives.snr_weighting import min_snr
 from ..previews import sample_pictures
@@ -90,8 +91,13 @@ def dreambooth(
     settings: DreamBoothSettings,
     seed: int = 0,
     class_photos: Sequence[Example] = (),
+    start: StartLora | None = None,
 ) -> Recipe:
-    """The recipe, on SD1.x, SD2 and SDXL. class_photos: from `class_pictures`; not needed where λ is 0."""
+    """The recipe, on SD1.x, SD2 and SDXL. class_photos: from `class_pictures`; not needed where λ is 0.
+
+    start: a LoRA that is trained further, with its own layers and ranks. What it changes in a text encoder stays in the
+    result where the encoder is not trained.
+    """
     prompts.require_photos(photos, "photo")
     require_masks(photos, settings.mask, base.codec.decoder.pixels_per_cell)
     if settings.full:
@@ -115,7 +121,7 @@ def dreambooth(
     tuning = Phase(
         "tuning",
         settings.steps,
-        begin=partial(_free, base, settings),
+        begin=partial(_free, base, settings, start),
         streams=streams,
         objectives=objectives,
         factor=settings.schedule.factor(settings.steps, settings.warm_up),
@@ -123,6 +129,18 @@ def dreambooth(
         clip=settings.clip,
     )
     return Recipe(settings.title, settings, [tuning], (word,), partial(_save, base, settings))
+
+
+def start_of(base: BaseModel, settings: DreamBoothSettings, file: Path | None) -> StartLora | None:
+    """The LoRA in a file, to be trained further; None for no file. Raises LikenessError before hours are spent."""
+    if file is None:
+        return None
+    if settings.full:
+        raise LikenessError(
+            "All weights cannot be trained further from a LoRA: load it onto the model and start from nothing, or "
+            "train a LoRA."
+        )
+    return load_lora(file, base.unet, base.encoders)
 
 
 def preserved(found: Pass, mask: Mask = Mask.NONE, gamma: float | None = None) -> PriorPreservation:
@@ -143,20 +161,21 @@ def require_vae(base: BaseModel) -> None:
         )
 
 
-def _free(base: BaseModel, settings: DreamBoothSettings) -> list[Group]:
+def _free(base: BaseModel, settings: DreamBoothSettings, start: StartLora | None) -> list[Group]:
     """What is trained: the denoiser, then the text encoders, each with its own learning rate."""
+    lora = settings.lora if start is None else settings.lora.model_copy(update={"rank": start.rank})
+    given = start or StartLora({}, ({},) * len(base.text))
+
+    def trainable(network: Any, pairs: Mapping[str, LoraPair]) -> dict[str, torch.nn.Parameter]:
+        return dict(network.float().named_parameters()) if settings.full else lora.add_to(network, pairs)
+
     text_rate = settings.text_learning_rate or settings.learning_rate
-    groups = [Group("unet", _trainable(base.unet, settings), settings.learning_rate, settings.weight_decay)]
-    for tower in base.text if settings.text_encoder else ():
-        parameters = _trainable(tower.encoder, settings)
-        groups.append(Group(tower.kind, parameters, text_rate, settings.weight_decay, settings.text_until))
+    groups = [Group("unet", trainable(base.unet, given.unet), settings.learning_rate, settings.weight_decay)]
+    for tower, pairs in zip(base.text, given.encoders, strict=True):
+        parameters = trainable(tower.encoder, pairs) if settings.text_encoder or pairs else {}
+        if settings.text_encoder:
+            groups.append(Group(tower.kind, parameters, text_rate, settings.weight_decay, settings.text_until))
     return groups
-
-
-def _trainable(network: Any, settings: DreamBoothSettings) -> dict[str, torch.nn.Parameter]:
-    if settings.full:
-        return dict(network.float().named_parameters())
-    return settings.lora.add_to(network)
 
 
 def _save(base: BaseModel, settings: DreamBoothSettings, folder: Path, name: str, record: TrainingRecord) -> list[Path]:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ...errors import LikenessError
 from ...weights.embedding_files import TokenEmbedding
+from ...weights.lora_files import StartLora
 from ..base_model import BaseModel
 from ..captions import composed, fill, parse_templates, person_templates, style_templates
 from ..config import Group, LoraSettings, Schedule, Seen, Settings
@@ -147,12 +148,14 @@ def magicapture(
     measure: Measure | None = None,
     detect: Detect | None = None,
     start: Mapping[str, TokenEmbedding] | None = None,
+    start_lora: StartLora | None = None,
 ) -> Recipe:
     """The recipe, on SD1.x, SD2 and SDXL, whatever they predict.
 
     people: the person's photos; styles: the reference photos; all of one size and with face masks. measure: the
     recogniser of L_id, needed unless λ_id is 0; detect: where the layout is to be detected. start: vectors of earlier
-    trainings to begin with, by word. A phase of 0 steps is left out.
+    trainings to begin with, by word; start_lora: a LoRA that the second phase trains further, with its own layers and
+    ranks. A phase of 0 steps is left out.
     """
     start = start or {}
     size = _check(base, people, styles, settings, measure, detect)
@@ -180,10 +183,12 @@ def magicapture(
     )
 
     def tuned() -> list[Group]:
-        decay = settings.weight_decay
-        groups = [Group("unet", settings.lora.add_to(base.unet), settings.unet_rate, decay)]
-        for tower in base.text:
-            groups.append(Group(tower.kind, settings.text_lora.add_to(tower.encoder), settings.text_rate, decay))
+        decay, given = settings.weight_decay, start_lora or StartLora({}, ({},) * len(base.text))
+        size = {} if start_lora is None else {"rank": start_lora.rank}
+        lora, text_lora = (kind.model_copy(update=size) for kind in (settings.lora, settings.text_lora))
+        groups = [Group("unet", lora.add_to(base.unet, given.unet), settings.unet_rate, decay)]
+        for tower, pairs in zip(base.text, given.encoders, strict=True):
+            groups.append(Group(tower.kind, text_lora.add_to(tower.encoder, pairs), settings.text_rate, decay))
         return [*groups, Group("rows", vocabulary.rows, settings.rows_rate, decay)]
 
     objectives = [reconstruction]
