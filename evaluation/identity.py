@@ -128,11 +128,15 @@ class Calibration:
     def load(cls, path: Path) -> Calibration:
         """Read what `save` wrote; LikenessError for anything else, values that cannot be measured among it."""
         try:
+            if not path.is_file():  # a pipe would be waited for
+                raise LikenessError(f"There is no calibration {str(path)!r}: make one with calibrate.")
             record = json.loads(path.read_text(encoding="utf-8"))
             thresholds = {float(rate): float(value) for rate, value in record["thresholds"].items()}
             read = cls(**{**record, "thresholds": thresholds})
             if read._is_possible():
                 return read
+        except LikenessError:
+            raise
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             pass
         raise LikenessError(f"The calibration {path.name!r} cannot be read: make it again with calibrate.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import LikenessError
 from ..storage import keep_new
 from .archive import unpack
-from .places import download_root
+from .places import download_root, expanded
 from .progress import Progress
 from .registry import ModelFile, archive_members
 from .scan import is_file
@@ -43,7 +43,7 @@ def download(
     Raises LikenessError: no licence consent, another file in the way, no network, refused or missing on the server,
     disk full, wrong content (kept as `<target>.mismatch`).
     """
-    root = (root or download_root()).expanduser()
+    root = expanded(str(root or download_root()))
     target = root / model.target
     is_archive = model.filename.endswith(".zip")
     unpacked = target.with_suffix("")

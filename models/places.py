@@ -100,25 +100,25 @@ def homes() -> list[Path]:
 def hub_home() -> list[Path]:
     """Where the Hugging Face libraries keep what is the user's; nowhere for a user without a home."""
     if own := os.environ.get("HF_HOME"):
-        return [_expanded(own)]
+        return [expanded(own)]
     if cache := os.environ.get("XDG_CACHE_HOME"):
-        return [_expanded(cache) / "huggingface"]
+        return [expanded(cache) / "huggingface"]
     return [home / ".cache" / "huggingface" for home in homes()]
 
 
 def hub_caches() -> list[Path]:
     """The Hugging Face cache, where diffusers, timm and others have put files."""
     if own := os.environ.get("HF_HUB_CACHE"):
-        return [_expanded(own)]
+        return [expanded(own)]
     return [home / "hub" for home in hub_home()]
 
 
 def _named(variable: str) -> list[Path]:
     """The folders that an environment variable names, separated as in PATH."""
-    return [_expanded(part) for part in os.environ.get(variable, "").split(os.pathsep) if part]
+    return [expanded(part) for part in os.environ.get(variable, "").split(os.pathsep) if part]
 
 
-def _expanded(path: str) -> Path:
+def expanded(path: str) -> Path:
     """`path` with `~` filled in, where there is such a home."""
     return Path(os.path.expanduser(path))
 

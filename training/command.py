@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -42,6 +41,7 @@ from ..weights.lora_files import load_lora
 from .base_model import BaseModel
 from .captions import parse_templates
 from .config import LoraSettings, RunSettings, Settings, network_dtype
+from .config_file import read_toml
 from .dataset import Dataset, DatasetKind, build_dataset
 from .dataset import Settings as DatasetSettings
 from .dataset_folder import is_dataset, load_dataset
@@ -92,22 +92,14 @@ class Openers:
 
 def read_configuration(file: Path) -> Configuration:
     """Raises LikenessError naming the entry that is wrong."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        return Configuration.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise LikenessError(f"There is no configuration file '{file}': write one, or check its name.") from error
+        return Configuration.model_validate(read_toml(file))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise LikenessError(
             f"'{file}' is wrong at {where or 'its top'} ({first['msg']}): correct this entry."
         ) from error
-    except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
-        raise LikenessError(f"'{file}' cannot be read as TOML ({error}): correct it.") from error
 
 
 def run(configuration: Configuration, openers: Openers, watch: Watch | None = None) -> list[Path]:

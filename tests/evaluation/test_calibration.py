@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from likeness import cli
+from likeness.cli import opening
 from likeness.errors import LikenessError
 from likeness.evaluation.crew import Crew
 from likeness.evaluation.identity import Calibration, calibrate
@@ -129,7 +130,7 @@ def test_the_people_are_drawn_when_they_are_asked_for():
 
 
 def test_a_judge_is_measured_by_a_command_and_the_file_is_used(folder, judge, monkeypatch):
-    monkeypatch.setattr(cli, "_open_faces", lambda name: judge)
+    monkeypatch.setattr(opening, "open_faces", lambda name: judge)
     file = folder / "mine.json"
     measured = CliRunner().invoke(cli.build(), ["calibrate", str(folder / "people"), "--out", str(file)])
     assert measured.exit_code == 0, measured.output
@@ -141,7 +142,7 @@ def test_a_judge_is_measured_by_a_command_and_the_file_is_used(folder, judge, mo
 
 
 def test_a_judge_that_brings_its_calibration_needs_no_file(folder, judge, colours, monkeypatch):
-    monkeypatch.setattr(cli, "_open_faces", lambda name: judge)
+    monkeypatch.setattr(opening, "open_faces", lambda name: judge)
     own = calibrate(judge, {"a": colours.of(RED, PINK), "b": colours.of(GREEN)})
     monkeypatch.setattr(calibration, "calibration_of", lambda judge: own)
     assert CliRunner().invoke(cli.build(), ["evaluate", str(folder)]).exit_code == 0

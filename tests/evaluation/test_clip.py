@@ -9,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from likeness import cli
+from likeness.cli import opening
 from likeness.errors import LikenessError
 from likeness.evaluation.clip import FolderClip
 from likeness.evaluation.prompts import clip_t
@@ -79,7 +80,7 @@ def test_corrupt_weights_say_so(folder, tmp_path):
 
 @pytest.fixture
 def study(tmp_path, monkeypatch, judge):
-    monkeypatch.setattr(cli, "_open_faces", lambda name: judge)
+    monkeypatch.setattr(opening, "open_faces", lambda name: judge)
     pixels = np.broadcast_to(np.array((255, 60, 60), np.uint8), (64, 64, 3)).copy()
     for path in ("people/ann/refs/1.png", "results/faceid/ann/hat-1.png", "results/faceid/ann/a person-1.png"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)

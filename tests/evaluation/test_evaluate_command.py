@@ -8,6 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from likeness import cli
+from likeness.cli import opening
 from likeness.errors import LikenessError
 
 
@@ -15,7 +16,7 @@ from likeness.errors import LikenessError
 def likeness(monkeypatch, judge):
     """Runs the command line in this process; every name of a judge opens the judge of colours."""
     opened = []
-    monkeypatch.setattr(cli, "_open_faces", lambda name: opened.append(name) or judge)
+    monkeypatch.setattr(opening, "open_faces", lambda name: opened.append(name) or judge)
     run = lambda *arguments: CliRunner().invoke(cli.build(), [str(argument) for argument in arguments])  # noqa: E731
     run.opened = opened  # type: ignore[attr-defined]
     return run

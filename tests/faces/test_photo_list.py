@@ -134,7 +134,7 @@ def test_files_and_folders_may_be_named_together(tmp_path):
 
 def test_likeness_identity_takes_folders_and_names_what_it_does_not_use(tmp_path, monkeypatch, capsys):
     from likeness import cli
-    from likeness.faces import sheet
+    from likeness.faces import photos
 
     place, read = tmp_path / "anna", []
     place.mkdir()
@@ -142,11 +142,11 @@ def test_likeness_identity_takes_folders_and_names_what_it_does_not_use(tmp_path
         PIXELS.save(place / name)
     (place / "c.cr2").touch()
 
-    def stop(paths):
-        read.extend(names(paths))
+    def stop(path):
+        read.extend(names([path]))
         raise LikenessError("enough")
 
-    monkeypatch.setattr(sheet, "read_photos", stop)
+    monkeypatch.setattr(photos, "read_photo", stop)
     with pytest.raises(LikenessError, match="enough"):
         cli.build()(["identity", str(place), "--out", str(tmp_path / "out")], standalone_mode=False)
     assert read == ["a.png", "b.tif"] and "not used: anna: c.cr2: raw files" in capsys.readouterr().out

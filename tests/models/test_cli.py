@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from likeness import cli, models_download
+from likeness.cli import models
 from likeness.models import registry as registry_module
 from likeness.models_download import ModelFile
 
@@ -85,7 +86,7 @@ def test_a_person_is_asked_about_the_licence(
 ):
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _: answer)
-    assert cli._get(small_registry[1], tmp_path, dry_run=False, accepted=False) is not fetched
+    assert models._get(small_registry[1], tmp_path, dry_run=False, accepted=False) is not fetched
     assert (tmp_path / "ipadapter" / "closed.bin").exists() is fetched
 
 

@@ -1,0 +1,144 @@
+"""`likeness evaluate`: pictures of people, judged against their photos."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import one_line
+from . import opening
+
+
+def evaluate_folder(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="A batch's run, or a folder with people/<name>/refs, people/<name>/held_out and "
+            "results/<method>/<name>/..."
+        ),
+    ],
+    judge: Annotated[
+        str,
+        typer.Option(
+            "--judge", help="Face analysis that judges: sface, miniature-judge, or a pack such as antelopev2."
+        ),
+    ] = "sface",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the report; default: FOLDER/report.")] = None,
+    people: Annotated[
+        Path | None,
+        typer.Option("--people", help="Holds a folder of photos for each person; default: FOLDER/people."),
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="The method without identity, among the results.")
+    ] = None,
+    compare: Annotated[
+        list[Path] | None, typer.Option("--compare", help="One more folder or run in the same report; repeatable.")
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option("--by", help="A column of a batch's manifest that tells methods apart; repeatable."),
+    ] = None,
+    conditioner: Annotated[
+        list[str] | None,
+        typer.Option("--conditioner", help="A recogniser that entered the pictures, such as buffalo_l; repeatable."),
+    ] = None,
+    allow_same: Annotated[
+        bool, typer.Option("--allow-same-recogniser", help="Let a recogniser judge its own work, with a warning.")
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            help="JSON file with the judge's own measured quality, from `likeness calibrate`; the miniature's "
+            "judge brings its own.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            max=1000,
+            help="Processes; default: one for each core but one, if there are pictures enough.",
+        ),
+    ] = None,
+    clip: Annotated[
+        Path | None,
+        typer.Option(
+            "--clip", help="Folder of a CLIP in transformers' layout: also measures how well prompts are obeyed."
+        ),
+    ] = None,
+    word: Annotated[
+        str, typer.Option("--word", help="The person's word in the prompts, which CLIP is to read as --noun.")
+    ] = "",
+    noun: Annotated[str, typer.Option("--noun", help="What CLIP reads for --word.")] = "person",
+    title: Annotated[str, typer.Option("--title", help="Title of the report.")] = "Likeness report",
+) -> None:
+    """Judge pictures of people against their photos, and write a report. A second run looks at new files only."""
+    from tqdm import tqdm
+
+    from ..evaluation.clip import FolderClip
+    from ..evaluation.crew import Crew
+    from ..evaluation.identity import Calibration
+    from ..evaluation.judging import Asked, evaluate, open_study
+    from ..evaluation.report import headline
+    from ..evaluation.table import read_csv
+    from ..miniature.calibration import calibration_of
+
+    study = open_study(folder, people, compare or (), by or ())
+    given = Calibration.load(calibration) if calibration else None
+    eyes = opening.open_faces(judge)
+    measured = given or calibration_of(eyes)
+    asked = Asked(FolderClip(clip), word, noun) if clip else None
+    with (
+        Crew(eyes, partial(opening.open_faces, judge), workers) as crew,
+        tqdm(total=len(study.files), desc="judged", unit="picture", leave=False) as bar,
+    ):
+        path = evaluate(
+            study,
+            crew,
+            out or folder / "report",
+            reference=baseline,
+            conditioners=conditioner or [],
+            allow_same_recogniser=allow_same,
+            calibration=measured,
+            title=title,
+            repeat=_again(
+                "evaluate",
+                folder,
+                judge=judge,
+                people=people,
+                baseline=baseline,
+                compare=compare,
+                by=by,
+                conditioner=conditioner,
+                allow_same_recogniser=allow_same,
+                calibration=calibration,
+                clip=clip,
+                word=word or None,
+                noun=noun if noun != "person" else None,
+                out=out,
+                title=title if title != "Likeness report" else None,
+            ),
+            after_each=bar.update,
+            asked=asked,
+        )
+    print(f"{headline(read_csv(path.parent / 'records.csv'), baseline)}\nreport: {one_line(path)}")
+
+
+def _again(command: str, place: Path, **options: Path | str | bool | Sequence[Path] | Sequence[str] | None) -> str:
+    """The command line to type again."""
+    words = ["likeness", command, str(place)]
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [flag] * value
+        else:
+            values = [value] if isinstance(value, (str, Path)) else value or []
+            words += [word for one in values for word in (flag, str(one))]
+    return one_line(shlex.join(words))
