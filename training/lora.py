@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import LikenessError
-from ..weights.lora import LoraPair
+from ..weights.lora import LoraPair, check_fits
 
 ADAPTER = "likeness"  # peft's name for our layers
 
@@ -72,7 +72,7 @@ def continue_lora(model: nn.Module, pairs: Mapping[str, LoraPair], dropout: floa
     Raises LikenessError when it does not fit the model, or is of a kind that has no such layers.
     """
     for path, pair in pairs.items():
-        _check_fit(path, pair, model.get_submodule(path).weight)  # type: ignore[arg-type]
+        check_fits(path, pair, model.get_submodule(path).weight)  # type: ignore[arg-type]
         if pair.mid is not None:
             raise LikenessError(
                 f"This LoRA has three matrices for {path} (LoCon), and only two can be trained further: choose another."

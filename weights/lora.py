@@ -50,7 +50,7 @@ def merged(model: nn.Module, changes: Mapping[str, LoraPair | Tensor], strength:
     """
     weights = {path: model.get_submodule(path).weight for path in changes}
     for path, change in changes.items():
-        _check_fit(path, change, weights[path])  # type: ignore[arg-type]
+        check_fits(path, change, weights[path])  # type: ignore[arg-type]
     originals = {path: weight.detach().clone() for path, weight in weights.items()}  # type: ignore[operator]
     try:
         with torch.no_grad():
@@ -65,7 +65,8 @@ def merged(model: nn.Module, changes: Mapping[str, LoraPair | Tensor], strength:
                 weights[path].copy_(original)  # type: ignore[operator]
 
 
-def _check_fit(path: str, change: LoraPair | Tensor, weight: Tensor) -> None:
+def check_fits(path: str, change: LoraPair | Tensor, weight: Tensor) -> None:
+    """LikenessError when the change of the layer at `path` does not fit its weight."""
     if isinstance(change, Tensor):
         fits, changed = change.shape == weight.shape, tuple(change.shape)
     else:
