@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..errors import LikenessError, logger
 from .choices import finite, must_exist, named
+from .node import Node
 from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def find_adapter(choice: str) -> Path:
 
 
 @must_exist(adapter_file=find_adapter)
-class LoadIdentityAdapter(io.ComfyNode):
+class LoadIdentityAdapter(Node):
     """A file of `models/ipadapter` as a LIKENESS_ADAPTER."""
 
     @classmethod
@@ -108,7 +109,7 @@ class LoadIdentityAdapter(io.ComfyNode):
         return io.NodeOutput(ManagedAdapter(adapter))
 
 
-class ApplyIdentity(io.ComfyNode):
+class ApplyIdentity(Node):
     """MODEL and identity to MODEL."""
 
     @classmethod
@@ -277,7 +278,7 @@ def _report(adapter: Any, request: Request, effects: Sequence[Effect], applied: 
     return text
 
 
-class ScaleIdentities(io.ComfyNode):
+class ScaleIdentities(Node):
     """All identities of a MODEL, stronger or weaker."""
 
     @classmethod

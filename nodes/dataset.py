@@ -33,6 +33,7 @@ from ..training.dataset_folder import NOTICE, is_dataset, load_dataset, place_fo
 from ..training.dataset_sheet import sheet
 from ..training.photo_files import Photo, PhotoFolder, files_below, read_folder
 from .choices import choices, finite, member, must_exist, named, readable
+from .node import Node
 from .progress import counter
 from .schema import DatasetSocket, FaceAnalysisSocket, IdentitySocket, advanced, schema
 
@@ -106,7 +107,7 @@ def find_photos(folder: str) -> Path | None:
 
 
 @must_exist(masks=find_parser, folder=find_photos)
-class PortraitDataset(io.ComfyNode):
+class PortraitDataset(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

@@ -32,6 +32,7 @@ from ..faces import FaceAnalysis, Identity, Provider, adopt_analysis
 from .choices import finite, readable
 from .faces import open_analysis
 from .module_copy import plain_tensor
+from .node import Node
 from .progress import counter
 from .schema import FaceAnalysisSocket, IdentitySocket, advanced, schema
 
@@ -183,7 +184,7 @@ def _is_direction(values: torch.Tensor) -> bool:
 # --- Identity Report
 
 
-class IdentityReport(io.ComfyNode):
+class IdentityReport(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -416,7 +417,7 @@ def _new_folder() -> Path:
 # --- Keep Best Likeness
 
 
-class KeepBestLikeness(io.ComfyNode):
+class KeepBestLikeness(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

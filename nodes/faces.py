@@ -43,6 +43,7 @@ from ..faces.found import (
 from ..faces.identity import OUTLIER_COSINE
 from .choices import choices, finite, member, must_exist, named, readable
 from .files import Shelf
+from .node import Node
 from .progress import counter
 from .schema import FaceAnalysisSocket, FacesSocket, IdentitySocket, advanced, schema
 
@@ -126,7 +127,7 @@ def find_analysis(model: str) -> object:
 
 
 @must_exist(model=find_analysis)
-class LoadFaceAnalysis(io.ComfyNode):
+class LoadFaceAnalysis(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -180,7 +181,7 @@ class LoadFaceAnalysis(io.ComfyNode):
 # --- finding
 
 
-class FindFaces(io.ComfyNode):
+class FindFaces(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -330,7 +331,7 @@ def _identity_outputs() -> list[Any]:
     ]
 
 
-class IdentityFromPhotos(io.ComfyNode):
+class IdentityFromPhotos(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -401,7 +402,7 @@ def _identity(value: Any, name: str) -> Identity:
     return value
 
 
-class SaveIdentity(io.ComfyNode):
+class SaveIdentity(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -445,7 +446,7 @@ def find_identity(name: str) -> Path:
 
 
 @must_exist(file=find_identity)
-class LoadIdentity(io.ComfyNode):
+class LoadIdentity(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -474,7 +475,7 @@ class LoadIdentity(io.ComfyNode):
         return io.NodeOutput(identity, _pictures(identity), _report(identity))
 
 
-class CombineIdentities(io.ComfyNode):
+class CombineIdentities(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         def pair(number: int, optional: bool) -> tuple[Any, Any]:
@@ -555,7 +556,7 @@ class CombineIdentities(io.ComfyNode):
 # --- keypoints
 
 
-class FaceKeypoints(io.ComfyNode):
+class FaceKeypoints(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         def side(name: str, other: str) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .node import Node
 from .schema import schema
 
 CATEGORY = "likeness/miniature"
 
 
-class LoadMiniature(io.ComfyNode):
+class LoadMiniature(Node):
     """What Load Checkpoint gives, from the weights inside the pack."""
 
     @classmethod

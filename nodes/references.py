@@ -35,6 +35,7 @@ from ..errors import LikenessError
 from ..injection.comfy import as_managed
 from .choices import choices, finite, member, must_exist, named
 from .files import Shelf
+from .node import Node
 from .schema import AdapterSocket, EmbedsSocket, OptionsSocket, advanced, schema
 
 CATEGORY = "likeness/references"
@@ -51,7 +52,7 @@ class Options:
     mask_resize: MaskResize = MaskResize.AREA
 
 
-class IPAdapterOptions(io.ComfyNode):
+class IPAdapterOptions(Node):
     """Everything about a reference that most graphs leave at its default."""
 
     @classmethod
@@ -271,7 +272,7 @@ class IPAdapterOptions(io.ComfyNode):
         return io.NodeOutput(Options(reference, member(MaskResize, mask_resize, "mask_resize")))
 
 
-class EncodeReference(io.ComfyNode):
+class EncodeReference(Node):
     """Pictures to embeds."""
 
     @classmethod
@@ -322,7 +323,7 @@ class EncodeReference(io.ComfyNode):
         return io.NodeOutput(ImageEmbeds(cond * weight, uncond, network.variant.value, encoder.size.name))
 
 
-class CombineEmbeds(io.ComfyNode):
+class CombineEmbeds(Node):
     """Up to five embeds to one."""
 
     @classmethod
@@ -364,7 +365,7 @@ class CombineEmbeds(io.ComfyNode):
         return io.NodeOutput(ImageEmbeds(combine(rows, mode), uncond, embeds_1.adapter, embeds_1.encoder))
 
 
-class SaveEmbeds(io.ComfyNode):
+class SaveEmbeds(Node):
     """Embeds to a file."""
 
     @classmethod
@@ -397,7 +398,7 @@ def find_embeds(name: str) -> Path:
 
 
 @must_exist(file=find_embeds)
-class LoadEmbeds(io.ComfyNode):
+class LoadEmbeds(Node):
     """A file to embeds."""
 
     @classmethod
@@ -429,7 +430,7 @@ class LoadEmbeds(io.ComfyNode):
         return io.NodeOutput(load_embeds(find_embeds(named(file, "file"))))
 
 
-class WeightSchedule(io.ComfyNode):
+class WeightSchedule(Node):
     """Weights over the frames of a batch."""
 
     @classmethod
@@ -517,7 +518,7 @@ class WeightSchedule(io.ComfyNode):
         return io.NodeOutput(text(plan.weights), text(plan.inverted), len(plan.weights), first, second)
 
 
-class PrepareReference(io.ComfyNode):
+class PrepareReference(Node):
     """A reference picture as the encoder will see it."""
 
     @classmethod
@@ -554,7 +555,7 @@ class PrepareReference(io.ComfyNode):
         return io.NodeOutput(sharpen(square, sharpening) if sharpening else square)
 
 
-class ReferenceNoiseNode(io.ComfyNode):
+class ReferenceNoiseNode(Node):
     """A picture for the negative half."""
 
     @classmethod

@@ -18,6 +18,7 @@ from ..training.dataset import Dataset, DatasetKind
 from ..training.names import prompt_stem
 from .choices import finite, must_exist, named, readable
 from .files import Shelf
+from .node import Node
 from .schema import DatasetSocket, FaceAnalysisSocket, advanced, schema
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def _embedding(outcome: Outcome, number: int) -> str:
 # --- the three
 
 
-class TrainTextualInversion(io.ComfyNode):
+class TrainTextualInversion(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -294,7 +295,7 @@ class TrainTextualInversion(io.ComfyNode):
 
 
 @must_exist(start_from=find_start)
-class TrainDreamBooth(io.ComfyNode):
+class TrainDreamBooth(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -420,7 +421,7 @@ class TrainDreamBooth(io.ComfyNode):
 
 
 @must_exist(start_from=find_start)
-class TrainMagiCapture(io.ComfyNode):
+class TrainMagiCapture(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         def templates(name: str, what: str) -> Any:

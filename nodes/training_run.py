@@ -93,6 +93,7 @@ def run_job(job: Job) -> Outcome:
 
     check_name(job.name, "The name")
     check_folder(_root(), "The folder of trainings")
+    accelerator = make_accelerator(job.run, cpu=host.get_torch_device().type == "cpu")
     with torch.inference_mode(False), torch.enable_grad():
         host.unload_all_models()
         host.soft_empty_cache()
@@ -103,7 +104,7 @@ def run_job(job: Job) -> Outcome:
         try:
             if (outcome := _outcome(folder, job)) is None:
                 with locked(folder, RUN_IN):
-                    _train(job, base, folder, record)
+                    _train(job, base, folder, record, accelerator)
                 outcome = _outcome(folder, job)
             if outcome is None:
                 raise LikenessError(f"The files in '{folder}' disappear while they are written: queue it again.")
@@ -114,12 +115,10 @@ def run_job(job: Job) -> Outcome:
             host.soft_empty_cache()
 
 
-def _train(job: Job, base: BaseModel, folder: Path, record: RunRecord) -> None:
+def _train(job: Job, base: BaseModel, folder: Path, record: RunRecord, accelerator: Any) -> None:
     """Make what is missing: steps, sample pictures, files."""
     import comfy.model_management as host
 
-    device = host.get_torch_device()
-    accelerator = make_accelerator(job.run, cpu=device.type == "cpu")
     base.to(accelerator.device, network_dtype(job.method, job.run))
     host.throw_exception_if_processing_interrupted()
     recipe = job.make(base, accelerator.device, is_complete(folder, job.method))

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..device_errors import is_out_of_memory, lacks_precision
 from ..errors import LikenessError
 from ..locks import locked, sweep, temporary_folder
 from ..storage import check_folder
 from .base_model import BaseModel, Conditioning, Posterior
-from .config import Group, RunSettings, make_optimiser, network_dtype
+from .config import Group, Precision, RunSettings, make_optimiser, network_dtype
 from .loop import Average, Run
 from .losses import LossLog
 from .previews import sample_pictures
@@ -108,12 +109,17 @@ def train(
             try:
                 with worker.at_work():
                     complete = run.go(worker.loss, reporter.report, cancelled=stop)
-            except torch.cuda.OutOfMemoryError as error:
-                raise LikenessError(
-                    f"The memory of the {accelerator.device.type} was full at step {run.step} of '{phase.name}': turn "
-                    "gradient checkpointing on and start again, the training goes on from its last saved state; or "
-                    "train anew with bf16, a smaller batch, rank or resolution."
-                ) from error
+            except Exception as error:
+                where = f"at step {run.step} of '{phase.name}'"
+                if is_out_of_memory(error):
+                    raise LikenessError(
+                        f"The memory of the {accelerator.device.type} was full {where}: turn gradient checkpointing on "
+                        "and start again, the training goes on from its last saved state; or train anew with bf16, a "
+                        "smaller batch, rank or resolution."
+                    ) from error
+                if settings.precision is not Precision.FLOAT32 and lacks_precision(error):
+                    raise _no_precision(settings, accelerator.device.type) from error
+                raise
             before += run.step
             if not complete:
                 break
@@ -129,11 +135,20 @@ def make_accelerator(settings: RunSettings, cpu: bool = False) -> Any:
 
     AcceleratorState._reset_state()
     try:
-        return Accelerator(mixed_precision=settings.precision.value, cpu=cpu)
+        accelerator = Accelerator(mixed_precision=settings.precision.value, cpu=cpu)
     except ValueError as error:
-        raise LikenessError(
-            f"The precision '{settings.precision.value}' does not work on this device ({error}): choose another one."
-        ) from error
+        raise _no_precision(settings, error) from error
+    if settings.precision is Precision.FLOAT16 and accelerator.device.type == "cpu":
+        raise _no_precision(settings, "cpu")  # which has no autocast to it
+    return accelerator
+
+
+def _no_precision(settings: RunSettings, why: object) -> LikenessError:
+    chosen = settings.precision
+    return LikenessError(
+        f"The precision {str(chosen.dtype).removeprefix('torch.')} ('{chosen.value}') does not work on this device "
+        f"({why}): choose another one, such as float32."
+    )
 
 
 def _claim(folder: Path, record: RunRecord) -> None:
