@@ -43,6 +43,7 @@ log = logging.getLogger("likeness")
 
 ID_DIM = 512  # of every recogniser that published FaceID files were trained on
 _CLIP_WIDTHS = (1024, 1280, 1664)  # of the hidden states of ViT-L/14, ViT-H/14 and ViT-bigG/14
+HEAD_WIDTH = 64  # of the attention in all published image projections
 PORTRAIT_TOKENS = 16  # per photo; the other variants that read an embedding use 4
 _BASE_OF_TEXT_WIDTH = {768: BaseModel.SD15, 1024: BaseModel.SD21, 2048: BaseModel.SDXL}
 _MINIATURE_SITES = [(128, 128)] * 7  # (width, text width): many small nets share the one or the other, none both
@@ -74,7 +75,7 @@ class IPAdapter(nn.Module):
         self.name = name
         parts = _split(weights, name)
         try:
-            self.image_proj = build_projection(parts.image_proj)
+            self.image_proj = build_projection(parts.image_proj, HEAD_WIDTH)
         except (KeyError, RuntimeError, ValueError, IndexError) as error:
             raise LikenessError(
                 f"'{name}' is not a complete IP-Adapter file (its image projection does not fit together): "
@@ -282,7 +283,7 @@ def recognise(file: WeightFile) -> Sureness:
     if not projection or not any(key.endswith(".to_k_ip.weight") for key in weights):
         return Sureness.NO
     try:
-        network = build_projection(projection)
+        network = build_projection(projection, HEAD_WIDTH)
     except (KeyError, RuntimeError, ValueError, IndexError):
         return Sureness.POSSIBLE  # a damaged one, if no other system knows it
     if not isinstance(network, Resampler) or network.proj_in.in_features in _CLIP_WIDTHS:

@@ -6,10 +6,10 @@ IP-Adapter (arXiv 2308.06721) and its FaceID variants use four of them; the Perc
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
-
-HEAD_WIDTH = 64  # of every published resampler
 
 
 class ImageProjection(nn.Module):
@@ -55,9 +55,9 @@ class IdProjection(nn.Module):
 class PerceiverAttention(nn.Module):
     """Latents attend to the features and to themselves."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, head_width: int) -> None:
         super().__init__()
-        inner = heads * HEAD_WIDTH
+        inner = heads * head_width
         self.heads = heads
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
@@ -71,7 +71,7 @@ class PerceiverAttention(nn.Module):
         keys, values = self.to_kv(torch.cat([features, latents], dim=1)).chunk(2, dim=-1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(latents), keys, values))
         # Each side carries half of 1/sqrt(d): the same value, but in fp16 the product does not overflow.
-        scale = HEAD_WIDTH**-0.25
+        scale = q.shape[-1] ** -0.25
         weights = ((q * scale) @ (k * scale).transpose(-2, -1)).float().softmax(dim=-1).to(v.dtype)
         return self.to_out((weights @ v).transpose(1, 2).flatten(-2))
 
@@ -82,16 +82,54 @@ def _feed_forward(dim: int, inner_dim: int) -> nn.Sequential:
     )
 
 
+class PerceiverSizes(NamedTuple):
+    """feature_dim and out_dim: of what goes in and comes out; dim: of the latents; inner_dim: of the feed-forward."""
+
+    feature_dim: int
+    dim: int
+    depth: int
+    heads: int
+    head_width: int
+    inner_dim: int
+    out_dim: int
+
+    @classmethod
+    def of(cls, weights: dict[str, Tensor], head_width: int, prefix: str = "") -> PerceiverSizes:
+        """Read off the shapes of the official weights below `prefix`.
+
+        head_width: no shape tells it, so that the system states it. Raises ValueError when it does not fit them.
+        """
+        inner = weights[f"{prefix}layers.0.0.to_q.weight"].shape[0]
+        if inner % head_width:
+            raise ValueError(f"attention of width {inner} has no heads of width {head_width}")
+        dim, feature_dim = weights[f"{prefix}proj_in.weight"].shape
+        return cls(
+            feature_dim,
+            dim,
+            depth=len({k[len(prefix) :].split(".")[1] for k in weights if k.startswith(f"{prefix}layers.")}),
+            heads=inner // head_width,
+            head_width=head_width,
+            inner_dim=weights[f"{prefix}layers.0.1.1.weight"].shape[0],
+            out_dim=weights[f"{prefix}proj_out.weight"].shape[0],
+        )
+
+
 class Perceiver(nn.Module):
     """`depth` rounds of attention and feed-forward over latents that the caller brings."""
 
-    def __init__(self, feature_dim: int, dim: int, depth: int, heads: int, inner_dim: int, out_dim: int) -> None:
+    def __init__(self, sizes: PerceiverSizes) -> None:
         super().__init__()
-        self.proj_in = nn.Linear(feature_dim, dim)
-        self.proj_out = nn.Linear(dim, out_dim)
-        self.norm_out = nn.LayerNorm(out_dim)
+        self.proj_in = nn.Linear(sizes.feature_dim, sizes.dim)
+        self.proj_out = nn.Linear(sizes.dim, sizes.out_dim)
+        self.norm_out = nn.LayerNorm(sizes.out_dim)
         self.layers = nn.ModuleList(
-            nn.ModuleList([PerceiverAttention(dim, heads), _feed_forward(dim, inner_dim)]) for _ in range(depth)
+            nn.ModuleList(
+                [
+                    PerceiverAttention(sizes.dim, sizes.heads, sizes.head_width),
+                    _feed_forward(sizes.dim, sizes.inner_dim),
+                ]
+            )
+            for _ in range(sizes.depth)
         )
 
     def resample(self, latents: Tensor, features: Tensor) -> Tensor:
@@ -106,11 +144,9 @@ class Perceiver(nn.Module):
 class Resampler(Perceiver):
     """A Perceiver with learned latents ("plus" variants, and Portrait-unnorm with one embedding per photo)."""
 
-    def __init__(
-        self, feature_dim: int, dim: int, depth: int, heads: int, inner_dim: int, out_dim: int, queries: int
-    ) -> None:
-        super().__init__(feature_dim, dim, depth, heads, inner_dim, out_dim)
-        self.latents = nn.Parameter(torch.empty(1, queries, dim))
+    def __init__(self, sizes: PerceiverSizes, queries: int) -> None:
+        super().__init__(sizes)
+        self.latents = nn.Parameter(torch.empty(1, queries, sizes.dim))
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, sequence, feature_dim) -> (batch, queries, out_dim)"""
@@ -125,11 +161,9 @@ class FaceIdPlusProjection(IdProjection):
     photo's facial structure enters.
     """
 
-    def __init__(
-        self, id_dim: int, inner_dim: int, n_tokens: int, dim: int, feature_dim: int, depth: int, heads: int, ff: int
-    ) -> None:
+    def __init__(self, id_dim: int, inner_dim: int, n_tokens: int, dim: int, perceiver: PerceiverSizes) -> None:
         super().__init__(id_dim, inner_dim, n_tokens, dim)
-        self.perceiver_resampler = Perceiver(feature_dim, dim, depth, heads, ff, dim)
+        self.perceiver_resampler = Perceiver(perceiver)
 
     def forward(self, id_embeds: Tensor, features: Tensor, *, shortcut: bool, structure: float = 1.0) -> Tensor:
         """id_embeds: (batch, id_dim); features: (batch, sequence, feature_dim) -> (batch, n_tokens, dim)"""
@@ -138,27 +172,14 @@ class FaceIdPlusProjection(IdProjection):
         return x + structure * y if shortcut else y
 
 
-def perceiver_sizes(weights: dict[str, Tensor], prefix: str = "") -> dict[str, int]:
-    """The sizes of a Perceiver, read off the shapes of its official weights below `prefix`."""
-    dim, feature_dim = weights[f"{prefix}proj_in.weight"].shape
-    return {
-        "feature_dim": feature_dim,
-        "dim": dim,
-        "depth": len({k[len(prefix) :].split(".")[1] for k in weights if k.startswith(f"{prefix}layers.")}),
-        "heads": weights[f"{prefix}layers.0.0.to_q.weight"].shape[0] // HEAD_WIDTH,
-        "inner_dim": weights[f"{prefix}layers.0.1.1.weight"].shape[0],
-        "out_dim": weights[f"{prefix}proj_out.weight"].shape[0],
-    }
-
-
-def build_projection(weights: dict[str, Tensor]) -> nn.Module:
+def build_projection(weights: dict[str, Tensor], head_width: int) -> nn.Module:
     """The image projection whose official weights (keys without `image_proj.`) these are, loaded and in eval mode.
 
-    Raises KeyError when the keys fit none of the five networks.
+    head_width: of its attention, see `PerceiverSizes.of`. Raises KeyError when the keys fit none of the five networks.
     """
     with torch.device("meta"):  # no memory is filled twice: the file's tensors become the parameters
         if "latents" in weights:
-            network: nn.Module = Resampler(**perceiver_sizes(weights), queries=weights["latents"].shape[1])
+            network: nn.Module = Resampler(PerceiverSizes.of(weights, head_width), weights["latents"].shape[1])
         elif "proj.3.weight" in weights:
             network = TokenwiseProjection(weights["proj.0.weight"].shape[1], weights["proj.3.weight"].shape[0])
         elif "proj.weight" in weights:
@@ -171,11 +192,8 @@ def build_projection(weights: dict[str, Tensor]) -> nn.Module:
             n_tokens = weights["proj.2.weight"].shape[0] // dim
             perceiver = "perceiver_resampler."
             if f"{perceiver}proj_in.weight" in weights:
-                sizes = perceiver_sizes(weights, perceiver)
-                network = FaceIdPlusProjection(
-                    id_dim, inner_dim, n_tokens, dim, sizes["feature_dim"], sizes["depth"], sizes["heads"],
-                    sizes["inner_dim"],
-                )  # fmt: skip
+                sizes = PerceiverSizes.of(weights, head_width, perceiver)
+                network = FaceIdPlusProjection(id_dim, inner_dim, n_tokens, dim, sizes)
             else:
                 network = IdProjection(id_dim, inner_dim, n_tokens, dim)
         else:

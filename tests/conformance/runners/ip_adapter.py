@@ -11,6 +11,7 @@ from torch import Tensor
 
 from likeness.adapters import Evidence, IPAdapter, build
 from likeness.adapters.effects import AttentionTerm, MaskResize, Scope
+from likeness.adapters.ip_adapter import HEAD_WIDTH
 from likeness.adapters.networks import FaceIdPlusProjection, build_projection
 from likeness.adapters.types import IdentityTokens
 from likeness.injection.attention import SiteTerm, add_identity, attend, split_heads
@@ -27,7 +28,7 @@ harness = sys.modules["likeness_conformance"]
 
 @harness.runs("ip_adapter", r"(?!.*(layout|LoRA))(base|plus|full-face|faceid).*")
 def projection(case: Any) -> dict[str, Tensor]:
-    network = build_projection(case.weights_below("image_proj."))
+    network = build_projection(case.weights_below("image_proj."), HEAD_WIDTH)
     given = case.inputs
     outputs = {}
     if isinstance(network, FaceIdPlusProjection):

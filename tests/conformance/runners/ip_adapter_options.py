@@ -10,6 +10,7 @@ import torch
 from likeness.adapters import clip_vision, image_prep, schedules
 from likeness.adapters import site_weights as sites
 from likeness.adapters.embeds import CombineMode, EmbedsScaling, combine
+from likeness.adapters.ip_adapter import HEAD_WIDTH
 from likeness.adapters.networks import build_projection
 from likeness.injection import masks
 from likeness.injection.attention import attend
@@ -56,7 +57,7 @@ def embeds_scaling(case: Any) -> dict[str, torch.Tensor]:
 
 @harness.runs("ip_adapter", r"peer parity: combining several images")
 def combine_embeds(case: Any) -> dict[str, torch.Tensor]:
-    image_proj = build_projection(case.weights_below("image_proj."))
+    image_proj = build_projection(case.weights_below("image_proj."), HEAD_WIDTH)
     outputs = {}
     for mode in CombineMode:
         name = mode.value.replace(" ", "_")
