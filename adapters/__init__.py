@@ -18,11 +18,10 @@ from .files import read_weights
 from .ip_adapter import SYSTEM as IP_ADAPTER
 from .ip_adapter import IPAdapter
 from .system import Adapter, Kind, Sureness, WeightFile, kind_of
-from .types import BaseModel, IdentityTokens, SiteWeight, SiteWeights
+from .types import IdentityTokens, SiteWeight, SiteWeights
 
 __all__ = [
     "SYSTEMS",
-    "BaseModel",
     "Evidence",
     "IPAdapter",
     "IdentityTokens",

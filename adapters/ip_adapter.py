@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LikenessError
+from ..weights import families
+from ..weights.families import Family
 from ..weights.lora import LoraPair
 from ..weights.lora_files import read_slots
 from .effects import AttentionTerm, Effect, WeightDelta
@@ -37,7 +39,7 @@ from .networks import (
 )
 from .reference import ReferenceOptions, references, unused_inputs
 from .system import Kind, Needs, Request, Sureness, WeightFile
-from .types import BaseModel, IdentityTokens
+from .types import IdentityTokens
 
 log = logging.getLogger("likeness")
 
@@ -45,8 +47,6 @@ ID_DIM = 512  # of every recogniser that published FaceID files were trained on
 _CLIP_WIDTHS = (1024, 1280, 1664)  # of the hidden states of ViT-L/14, ViT-H/14 and ViT-bigG/14
 HEAD_WIDTH = 64  # of the attention in all published image projections
 PORTRAIT_TOKENS = 16  # per photo; the other variants that read an embedding use 4
-_BASE_OF_TEXT_WIDTH = {768: BaseModel.SD15, 1024: BaseModel.SD21, 2048: BaseModel.SDXL}
-_MINIATURE_SITES = [(128, 128)] * 7  # (width, text width): many small nets share the one or the other, none both
 
 
 class KeyValueProjection(nn.Module):
@@ -98,16 +98,15 @@ class IPAdapter(nn.Module):
         return next(iter(self._projections())).to_k_ip.weight.shape[1]
 
     @property
-    def base(self) -> BaseModel:
-        """The family of denoisers the file was trained for."""
-        if list(self.site_shapes.values()) == _MINIATURE_SITES:
-            return BaseModel.MINIATURE
-        return _BASE_OF_TEXT_WIDTH.get(self.dim, BaseModel.OTHER)
+    def base(self) -> Family:
+        """The family of base models the file was trained for; one whose model was pruned is of its text's family."""
+        family = families.of_sites(list(self.site_shapes.values()))
+        return families.of_text_width(self.dim) if family is families.OTHER else family
 
     @property
     def recogniser(self) -> str:
         """The recogniser whose embeddings it was trained on: insightface's for all files of h94/IP-Adapter-FaceID."""
-        return "miniature" if self.base is BaseModel.MINIATURE else "buffalo_l"
+        return "miniature" if self.base is families.MINIATURE else "buffalo_l"
 
     @property
     def needs_embedding(self) -> bool:

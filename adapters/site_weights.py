@@ -18,6 +18,8 @@ from functools import cached_property
 
 from ..checks import LARGEST_FACTOR, check_number
 from ..errors import LikenessError
+from ..weights import families
+from ..weights.families import Family
 from .types import SiteWeight, SiteWeights
 
 
@@ -39,6 +41,11 @@ class Layout:
             outputs=tuple(number for name, number in blocks if name == "output"),
         )
 
+    @classmethod
+    def of_family(cls, family: Family) -> Layout:
+        """That of a family's full UNet."""
+        return cls(family.inputs, True, family.outputs)
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         """One name per transformer index, such as "input.8", "middle.0", "output.1"."""
@@ -57,8 +64,8 @@ class Layout:
         return len(self.names)
 
 
-SD15 = Layout(inputs=(1, 2, 4, 5, 7, 8), has_middle=True, outputs=(3, 4, 5, 6, 7, 8, 9, 10, 11))  # and SD2.x
-SDXL = Layout(inputs=(4, 5, 7, 8), has_middle=True, outputs=(0, 1, 2, 3, 4, 5))
+SD15 = Layout.of_family(families.SD15)  # and SD2, which has the same
+SDXL = Layout.of_family(families.SDXL)
 
 
 class WeightType(Enum):

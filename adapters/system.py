@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from ..errors import LikenessError
+from ..weights.families import Family
 from .effects import Effect, Scope
 from .site_weights import Layout
-from .types import BaseModel
 
 if TYPE_CHECKING:
     from ..faces.identity import Identity
@@ -57,12 +57,12 @@ class WeightFile:
 class Needs:
     """What an adapter has to be given, as data: no node asks which system it is.
 
-    base: the family of denoisers it was made for. recogniser: whose embedding it reads, None for none; raw: as that
+    base: the family of base models it was made for. recogniser: whose embedding it reads, None for none; raw: as that
     network returns it, not as a unit vector; every_photo: photo by photo, not their mean. encoder_width: of the image
     encoding it reads, None for none; hidden: the tokens of the last layer but one, not the pooled embedding.
     """
 
-    base: BaseModel
+    base: Family
     recogniser: str | None = None
     raw: bool = False
     every_photo: bool = False

@@ -4,21 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 from torch import Tensor
-
-
-class BaseModel(Enum):
-    """Families of denoisers an adapter can be made for; the value is how a user calls it."""
-
-    SD15 = "SD1.5"
-    SD21 = "SD2.x"
-    SDXL = "SDXL"
-    FLUX = "FLUX"
-    MINIATURE = "the miniature"
-    OTHER = "another model"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..adapters import build
 from ..adapters.effects import AttentionTerm, Effect, PromptEdit, WeightDelta
 from ..adapters.site_weights import Layout, scale
-from ..adapters.system import Request
+from ..adapters.system import Needs, Request
 from ..errors import LikenessError
 from ..weights.lora import LoraPair
 from .attention import SiteTerm, add_identity
@@ -63,6 +63,11 @@ class ManagedAdapter:
     def name(self) -> str:
         """The file's name, for messages."""
         return self.adapter.name
+
+    @property
+    def needs(self) -> Needs:
+        """What it has to be given."""
+        return self.adapter.needs
 
     @property
     def site_shapes(self) -> Mapping[int, tuple[int, int]]:
@@ -141,6 +146,8 @@ def apply_effects(model: Any, effects: Iterable[Effect]) -> Applied:
             case AttentionTerm():
                 check_fit(effect.projector, sites_of(model), model_name(model))
                 terms.append(placed(effect))
+            case WeightDelta() if effect.why_never is not None:
+                pass
             case WeightDelta():
                 if _has_elsewhere(patched, effect):
                     present.append(effect)
@@ -176,7 +183,7 @@ def _add_delta(model: Any, delta: WeightDelta) -> int:
 
     applied: dict[str, float] = dict(model.attachments.get(f"{KEY}_deltas", {}))
     missing = delta.strength - applied.get(delta.id, 0.0)
-    if delta.why_never is not None or missing == 0 or (delta.id in applied and missing < 0):
+    if missing == 0 or (delta.id in applied and missing < 0):
         return 0
     lora, targets, full, names = {}, {}, {}, _weight_names(model)
     for path, change in delta.changes.items():

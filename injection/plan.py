@@ -6,14 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..adapters.effects import AttentionTerm, Projector
+from ..adapters.effects import AttentionTerm
 from ..adapters.site_weights import Layout
 from ..adapters.types import IdentityTokens, SiteWeight, SiteWeights
 from ..errors import LikenessError
+from ..weights.families import OTHER, Family, of_host, of_sites
 from .attention import split_heads
 from .masks import combined
 from .sites import AttentionSite
@@ -133,31 +135,38 @@ def fit_rows(t: Tensor, pictures: int) -> Tensor:
     return torch.cat([t, t[-1:].expand(pictures - rows, *t.shape[1:])])
 
 
-def check_fit(projector: Projector, sites: Sequence[AttentionSite], model_name: str) -> None:
-    """Raise LikenessError in words when an adapter's layers do not fit the model's sites one by one."""
-    theirs = {site.slot: (site.width, site.context_dim) for site in sites}
-    ours = dict(projector.site_shapes)
-    if ours == theirs:
+class Fitting(Protocol):
+    """What tells whether an adapter fits a model."""
+
+    name: str
+
+    @property
+    def site_shapes(self) -> Mapping[int, tuple[int, int]]:
+        """slot -> (width of the site, width of the text)"""
+        ...
+
+
+def check_fit(adapter: Fitting, sites: Sequence[AttentionSite], model_name: str, base: Family = OTHER) -> None:
+    """Raise LikenessError in words when an adapter was not made for this model.
+
+    Its layers must fit the model's sites one by one; an adapter that has none must be made for the model's family, its
+    `base`. model_name: what the host calls the model.
+    """
+    ours, theirs = dict(adapter.site_shapes), {site.slot: (site.width, site.context_dim) for site in sites}
+    family = of_sites(list(theirs.values())) if theirs else of_host(model_name)
+    if ours == theirs if ours else base is family is not OTHER:
         return
-    if not theirs:
-        raise LikenessError(
-            f"The adapter '{projector.name}' works with SD1.5 and SDXL models, but the connected MODEL is "
-            f"{model_name}: load a checkpoint of the adapter's base model."
-        )
-    their_text, our_text = theirs[1][1], next(iter(ours.values()))[1]
+    made_for = _describe(of_sites(list(ours.values())), ours) if ours else base.title
+    model = f"{model_name}, {_describe(family, theirs)}" if theirs else model_name
     raise LikenessError(
-        f"The adapter '{projector.name}' was made for {_describe(ours, our_text)}, but the connected MODEL is "
-        f"{model_name}, {_describe(theirs, their_text)}: choose an adapter for that model, or another checkpoint."
+        f"The adapter {adapter.name!r} was made for {made_for}, but the connected MODEL is {model}: choose an adapter "
+        "for that model, or another checkpoint."
     )
 
 
-_FAMILIES = {(16, 768): "SD1.5", (70, 2048): "SDXL", (16, 1024): "SD2.x", (7, 128): "the miniature"}
-
-
-def _describe(shapes: Mapping[int, tuple[int, int]], text_width: int) -> str:
-    family = _FAMILIES.get((len(shapes), text_width))
-    details = f"{len(shapes)} cross-attention layers, text width {text_width}"
-    return f"{family} ({details})" if family else f"a model with {details}"
+def _describe(family: Family, shapes: Mapping[int, tuple[int, int]]) -> str:
+    details = f"{len(shapes)} cross-attention layers, text width {next(iter(shapes.values()))[1]}"
+    return f"a model with {details}" if family is OTHER else f"{family.title} ({details})"
 
 
 def layout_of(sites: Sequence[AttentionSite]) -> Layout:

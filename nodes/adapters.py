@@ -105,7 +105,7 @@ class LoadIdentityAdapter(Node):
             raise LikenessError(f"The plus version {plus_version!r} does not exist: choose one from the list.")
         path = find_adapter(named(adapter_file, "adapter_file"))
         adapter = load(path, _PLUS_VERSIONS[plus_version])
-        log.info("[likeness] %s: %s for %s", adapter_file, adapter.title, adapter.needs.base.value)
+        log.info("[likeness] %s: %s for %s", adapter_file, adapter.title, adapter.needs.base.title)
         return io.NodeOutput(ManagedAdapter(adapter))
 
 
@@ -209,7 +209,7 @@ class ApplyIdentity(Node):
 
         finite(strength=weight, start_at=start_at, end_at=end_at, lora_strength=lora_strength)
         adapter, options = binding.as_managed(adapter), options or Options()
-        check_fit(adapter, binding.sites_of(model), binding.model_name(model))
+        check_fit(adapter, binding.sites_of(model), binding.model_name(model), adapter.needs.base)
         layout, attention = binding.request_layout(model)
         mask = None if attn_mask is None else as_mask(attn_mask)
         request = Request(

@@ -18,11 +18,12 @@ from ..training.base_model import BaseModel, Codec, Posterior, TextTower
 from ..training.noise import NoiseSchedule, Prediction
 from ..training.objectives.identity import Decoder
 from ..weights.checkpoint_layout import from_original, load_text_encoder, unet_names
+from ..weights.families import TEXT_ENCODERS, TRAINABLE, listed
 from .module_copy import normal_copy, plain_tensor
 
 UNET = "diffusion_model."
-ENCODERS = ("clip_l", "clip_g", "clip_h")  # the host's names are embedding files' names
-SUPPORTED = "training works with SD1.5, SD2 and SDXL models"
+ENCODERS = tuple(encoder.name for encoder in TEXT_ENCODERS)  # the host's names are embedding files' names
+SUPPORTED = f"training works with {listed(TRAINABLE)} models"
 
 
 def base_model(model: Any, clip: Any, vae: Any, side: int, dtype: torch.dtype = torch.float32) -> BaseModel:

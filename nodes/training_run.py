@@ -32,7 +32,8 @@ from ..training.objectives.identity import Measure, arcface_measure
 from ..training.previews import sample_pictures
 from ..training.recipe import Recipe
 from ..training.run_record import AnotherMethod, RunRecord, branch, digest_of, is_complete, read_record, steps_done
-from ..weights.checkpoint_layout import SD1_TEXT, SD2_TEXT, SDXL_TEXT_1, SDXL_TEXT_2, UNET, below, from_open_clip
+from ..weights.checkpoint_layout import UNET, below, from_open_clip
+from ..weights.families import TRAINABLE
 from .sockets import base_model, normal_copy
 
 log = logger(__name__)
@@ -375,11 +376,11 @@ def _with_weights(patcher: Any, weights: Mapping[str, Tensor]) -> Any:
 def _clip_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint's text encoders under the host's names."""
     found = {}
-    for prefix, kind in ((SD1_TEXT, "clip_l"), (SDXL_TEXT_1, "clip_l"), (SD2_TEXT, "clip_h"), (SDXL_TEXT_2, "clip_g")):
+    for prefix, kind in (text for family in TRAINABLE for text in family.texts):
         part = below(weights, prefix)
-        if part and prefix in (SD2_TEXT, SDXL_TEXT_2):
+        if part and kind.open_clip:
             part = from_open_clip(part)
-        found |= {f"{kind}.transformer.{name}": value for name, value in part.items()}
+        found |= {f"{kind.name}.transformer.{name}": value for name, value in part.items()}
     return found
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LikenessError
+from ..weights.families import TRAINABLE, listed, text_encoder_of_width
 from .base_model import BaseModel, Codec, TextTower
 from .noise import NoiseSchedule
 from .single_file import load_single_file
-
-_KINDS = {1024: "clip_h", 1280: "clip_g"}  # by width; any other is CLIP-L, or a model made for tests
 
 
 def load_base(path: Path) -> BaseModel:
@@ -30,7 +29,7 @@ def load_base(path: Path) -> BaseModel:
     except Exception as error:
         raise LikenessError(
             f"The base model '{path}' could not be read ({error}): training needs the unet, text_encoder, tokenizer, "
-            "vae and scheduler of SD1.5, SD2 or SDXL."
+            f"vae and scheduler of {listed(TRAINABLE, 'or')}."
         ) from error
 
 
@@ -49,7 +48,7 @@ def _diffusers(folder: Path) -> BaseModel:
         if (folder / f"text_encoder{suffix}").is_dir():
             encoder = part(kind, f"text_encoder{suffix}").eval().requires_grad_(False)
             tokenizer = part(CLIPTokenizer, f"tokenizer{suffix}")
-            towers.append(TextTower(tokenizer, encoder, _KINDS.get(encoder.config.hidden_size, "clip_l")))
+            towers.append(TextTower(tokenizer, encoder, text_encoder_of_width(encoder.config.hidden_size).name))
     unet = part(UNet2DConditionModel, "unet").eval().requires_grad_(False)
     vae = part(AutoencoderKL, "vae").eval().requires_grad_(False)
     return BaseModel(unet, tuple(towers), Codec.of(vae), NoiseSchedule.of(part(DDPMScheduler, "scheduler")))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..weights.checkpoint_layout import vae_weights
-from .export import Base
+from ..weights.families import CLIP_L, SDXL, Family, of_text_encoders
 from .noise import NoiseSchedule
 from .objectives.identity import Decoder
 from .prompt_tokens import chunks_of, groups_of
@@ -105,7 +105,7 @@ class TextTower:
 
     tokenizer: Any
     encoder: Any
-    kind: str = "clip_l"
+    kind: str = CLIP_L.name
     words: Sequence[Sequence[int]] = ()
 
     def chunks(self, prompt: str) -> Tensor:
@@ -155,13 +155,11 @@ class BaseModel:
 
     @property
     def is_sdxl(self) -> bool:
-        return len(self.text) > 1
+        return self.family is SDXL
 
     @property
-    def family(self) -> Base:
-        if self.is_sdxl:
-            return Base.SDXL
-        return Base.SD2 if self.text[0].kind == "clip_h" else Base.SD15
+    def family(self) -> Family:
+        return of_text_encoders([tower.kind for tower in self.text])
 
     @property
     def encoders(self) -> list[Any]:

@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +21,13 @@ from ..errors import LikenessError
 from ..storage import free_names, write_new
 from ..weights.checkpoint_layout import checkpoint_weights
 from ..weights.embedding_files import TokenEmbedding, embedding_tensors
+from ..weights.families import SD2, SDXL, Family
 from ..weights.lora import LoraPair
 from ..weights.lora_files import SDXL_TEXT_1, SDXL_TEXT_2, TEXT, kohya_text_names, kohya_unet_names, kohya_weights
 from .names import prompt_stem
 from .noise import Prediction
 
 SUFFIX = ".safetensors"
-
-
-class Base(Enum):
-    """The family a result was trained for: kohya's name and ModelSpec's."""
-
-    SD15 = ("sd_v1", "stable-diffusion-v1")
-    SD2 = ("sd_v2", "stable-diffusion-v2")
-    SDXL = ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base")
-
-    @property
-    def kohya(self) -> str:
-        return self.value[0]
-
-    @property
-    def modelspec(self) -> str:
-        return self.value[1]
 
 
 @dataclass(frozen=True)
@@ -55,7 +39,7 @@ class TrainingRecord:
     """
 
     recipe: str
-    base: Base
+    base: Family
     steps: int
     trigger_words: tuple[str, ...] = ()
     seed: int | None = None
@@ -73,7 +57,7 @@ def _common_metadata(record: TrainingRecord, title: str, kind: str) -> dict[str,
     entries = {
         "ss_output_name": title,
         "ss_base_model_version": record.base.kohya,
-        "ss_v2": str(record.base is Base.SD2),
+        "ss_v2": str(record.base is SD2),
         "ss_steps": str(record.steps),
         "ss_training_comment": record.recipe,
         "ss_training_finished_at": str(finished.timestamp()),
@@ -227,7 +211,7 @@ def save_checkpoint(
 
     SDXL models that predict velocity carry the key `v_pred`.
     """
-    tensors = _as(dtype, checkpoint_weights(unet, vae, text_encoders, sd2=record.base is Base.SD2))
-    if record.base is Base.SDXL and record.prediction is Prediction.VELOCITY:
+    tensors = _as(dtype, checkpoint_weights(unet, vae, text_encoders, record.base))
+    if record.base is SDXL and record.prediction is Prediction.VELOCITY:
         tensors["v_pred"] = torch.tensor([])
     return write_safetensors(tensors, folder, name, _common_metadata(record, name, ""))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,6 @@ from torch import Tensor
 from ..errors import LikenessError
 from ..models_download import model_roots
 from ..weights.checkpoint_layout import (
-    SD1_TEXT,
-    SD2_TEXT,
-    SDXL_TEXT_1,
-    SDXL_TEXT_2,
     UNET,
     VAE,
     below,
@@ -34,35 +29,14 @@ from ..weights.checkpoint_layout import (
     vae_names,
     with_text_model,
 )
+from ..weights.families import CLIP_G, CLIP_L, HEAD_WIDTH, SD2, SDXL, TRAINABLE, Family, listed, of_checkpoint
 from .base_model import BaseModel, Codec, TextTower
 from .noise import NoiseSchedule
 
-SUPPORTED = "training works with full checkpoints of SD1.5, SD2 and SDXL"
+SUPPORTED = f"training works with full checkpoints of {listed(TRAINABLE)}"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 TOKENIZER = "openai/clip-vit-large-patch14"  # the name in the Hugging Face cache; all three families have this one
 VOCABULARIES = ("tokenizer.json", "vocab.json")  # of newer and older transformers
-HEAD_WIDTH = 64  # of every CLIP, and of the denoisers of SD2 and SDXL; SD1.x has a number of heads instead
-SD1_HEADS = 8
-
-
-class Family(Enum):
-    """Side and scale of its latents, and the prefixes and kinds of its text encoders."""
-
-    SD1 = (64, 0.18215, ((SD1_TEXT, "clip_l"),))
-    SD2 = (96, 0.18215, ((SD2_TEXT, "clip_h"),))
-    SDXL = (128, 0.13025, ((SDXL_TEXT_1, "clip_l"), (SDXL_TEXT_2, "clip_g")))
-
-    @property
-    def side(self) -> int:
-        return self.value[0]
-
-    @property
-    def scale(self) -> float:
-        return self.value[1]
-
-    @property
-    def texts(self) -> tuple[tuple[str, str], ...]:
-        return self.value[2]
 
 
 @dataclass(frozen=True)
@@ -77,7 +51,7 @@ def load_single_file(path: Path) -> BaseModel:
     file = _read(path)
     family = _family(file)
     tokenizer = find_tokenizer(path)
-    towers = tuple(_tower(file, tokenizer, prefix, kind) for prefix, kind in family.texts)
+    towers = tuple(_tower(file, tokenizer, prefix, kind.name) for prefix, kind in family.texts)
     unet = _unet(file, family, towers)
     vae = _vae(file, family)
     if unet.config.in_channels != vae.config.latent_channels:
@@ -85,8 +59,7 @@ def load_single_file(path: Path) -> BaseModel:
             f"The denoiser of '{path.name}' reads {unet.config.in_channels} channels (an inpainting or editing model): "
             f"{SUPPORTED}, made for text alone."
         )
-    skip = 1 if family is Family.SD2 else 0
-    return BaseModel(unet, towers, Codec.of(vae), _schedule(file, family), clip_skip=skip)
+    return BaseModel(unet, towers, Codec.of(vae), _schedule(file, family), clip_skip=family.text_skip)
 
 
 # The file -------------------------------------------------------------------------------------------------------------
@@ -100,7 +73,7 @@ def _read(path: Path) -> _File:
             f"'{path.name}' is a pickle, which can run code when it is opened, and is not read: load it in ComfyUI, "
             "write it with Save Checkpoint, and give the .safetensors file."
         )
-    texts = (prefix for family in Family for prefix, _ in family.texts)
+    texts = (prefix for family in TRAINABLE for prefix, _ in family.texts)
     parts = (UNET, VAE, *texts, "v_pred", "ztsnr")
     try:
         with safe_open(path, framework="pt") as file:
@@ -127,10 +100,10 @@ def _family(file: _File) -> Family:
         raise LikenessError(f"'{file.path.name}' is a checkpoint of another family of models: {SUPPORTED}.")
     if not has(f"{VAE}decoder.mid."):
         raise LikenessError(f"'{file.path.name}' holds no VAE of its family: {SUPPORTED}.")
-    for family in reversed(Family):  # SDXL first
-        if all(has(prefix) for prefix, _ in family.texts):
-            return family
-    raise LikenessError(f"'{file.path.name}' holds no text encoder, or lacks one of SDXL's two: {SUPPORTED}.")
+    family = of_checkpoint(file.weights)
+    if family is None:
+        raise LikenessError(f"'{file.path.name}' holds no text encoder, or lacks one of SDXL's two: {SUPPORTED}.")
+    return family
 
 
 def _layers(weights: Mapping[str, Tensor], template: str) -> int:
@@ -181,7 +154,7 @@ def unet_config(weights: Mapping[str, Tensor], family: Family, pooled: int) -> d
     project = next(value for name, value in weights.items() if name.endswith(".1.proj_in.weight"))
     context = next(value for name, value in weights.items() if name.endswith(".attn2.to_k.weight"))
     config: dict[str, Any] = {
-        "sample_size": family.side,
+        "sample_size": family.latent_side,
         "in_channels": weights["input_blocks.0.0.weight"].shape[1],
         "out_channels": weights["out.2.weight"].shape[0],
         "block_out_channels": widths,
@@ -191,10 +164,10 @@ def unet_config(weights: Mapping[str, Tensor], family: Family, pooled: int) -> d
         "transformer_layers_per_block": tuple(max(1, depth) for depth in depths),
         "cross_attention_dim": context.shape[1],
         # heads, not their width: diffusers keeps the misnomer for old checkpoints
-        "attention_head_dim": SD1_HEADS if family is Family.SD1 else tuple(max(1, w // HEAD_WIDTH) for w in widths),
+        "attention_head_dim": family.heads or tuple(max(1, w // HEAD_WIDTH) for w in widths),
         "use_linear_projection": project.ndim == 2,
     }
-    if family is Family.SDXL:
+    if family is SDXL:
         added = weights["label_emb.0.0.weight"].shape[1]
         config["addition_embed_type"] = "text_time"
         config["addition_time_embed_dim"] = (added - pooled) // 6
@@ -207,7 +180,7 @@ def _schedule(file: _File, family: Family) -> NoiseSchedule:
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     velocity = "v_pred" in file.weights or file.metadata.get("modelspec.prediction_type") == "v"
-    if family is Family.SD2:  # whose velocity models carry no mark, but larger biases in their last transformer
+    if family is SD2:  # whose velocity models carry no mark, but larger biases in their last transformer
         bias = file.weights.get(f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias")
         velocity = velocity or (bias is not None and float(bias.std(unbiased=False)) > 0.09)
     scheduler = DDPMScheduler(
@@ -234,7 +207,7 @@ def _vae(file: _File, family: Family) -> Any:
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
         "latent_channels": weights["decoder.conv_in.weight"].shape[1],
-        "scaling_factor": family.scale,
+        "scaling_factor": family.latent_scale,
     }
     vae = AutoencoderKL(**config)
     own = vae.state_dict()
@@ -258,9 +231,9 @@ def _tower(file: _File, tokenizer: Any, prefix: str, kind: str) -> TextTower:
             f"{words}: put the checkpoint's own into a folder named 'tokenizer' beside it."
         )
     tokenizer = type(tokenizer).from_pretrained(tokenizer.name_or_path, local_files_only=True)
-    if kind != "clip_l":
+    if kind != CLIP_L.name:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
-    projected = kind == "clip_g"
+    projected = kind == CLIP_G.name
     layers = {m[1] for m in (re.match(r"text_model\.encoder\.layers\.(\d+)\.", name) for name in weights) if m}
     config = CLIPTextConfig(
         vocab_size=words,
@@ -269,7 +242,7 @@ def _tower(file: _File, tokenizer: Any, prefix: str, kind: str) -> TextTower:
         num_hidden_layers=len(layers),
         num_attention_heads=max(1, width // HEAD_WIDTH),
         max_position_embeddings=weights["text_model.embeddings.position_embedding.weight"].shape[0],
-        hidden_act="quick_gelu" if kind == "clip_l" else "gelu",
+        hidden_act="quick_gelu" if kind == CLIP_L.name else "gelu",
         projection_dim=weights["text_projection.weight"].shape[0] if projected else width,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

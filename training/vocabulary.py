@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from ..errors import LikenessError
 from ..weights.embedding_files import TokenEmbedding
+from ..weights.families import CLIP_L
 from .base_model import BaseModel, TextTower
 from .objectives.token_embeddings import CLIP_L_NORM
 from .placeholders import PlaceholderEmbedding
-
-CLIP_L_WIDTH = 768
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Vocabulary:
     def usual_norm(self, kind: str) -> float:
         """How long the words of an encoder are: what learned rows may be pulled to."""
         table = self._table(kind).weight
-        return CLIP_L_NORM if table.shape[1] == CLIP_L_WIDTH else float(table.float().norm(dim=1).mean())
+        return CLIP_L_NORM if table.shape[1] == CLIP_L.width else float(table.float().norm(dim=1).mean())
 
     def usual_deviation(self, kind: str) -> float:
         """The standard deviation of all elements of an encoder's own table."""

@@ -14,13 +14,10 @@ import torch
 from torch import Tensor
 
 from ..errors import LikenessError
+from .families import SD2, Family
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
-SD1_TEXT = "cond_stage_model.transformer."  # transformers' own names
-SD2_TEXT = "cond_stage_model.model."  # OpenCLIP names
-SDXL_TEXT_1 = "conditioner.embedders.0.transformer."  # transformers' own names
-SDXL_TEXT_2 = "conditioner.embedders.1.model."  # OpenCLIP names
 
 Weights = Mapping[str, Tensor]
 
@@ -240,24 +237,24 @@ def vae_weights(vae: Any) -> dict[str, Tensor]:
     return to_original(state, vae_names(state))
 
 
-def checkpoint_weights(unet: Any, vae: Weights, text_encoders: Sequence[Any], sd2: bool = False) -> dict[str, Tensor]:
+def checkpoint_weights(unet: Any, vae: Weights, text_encoders: Sequence[Any], family: Family) -> dict[str, Tensor]:
     """All weights of a full checkpoint as ComfyUI's Load Checkpoint reads it.
 
-    vae: under original names. One text encoder makes an SD1.x file, or an SD2 file if said so; two an SDXL file. LoRA
-    layers must have been merged or taken out.
+    vae: under original names. text_encoders: those of the family, in its order. LoRA layers must have been merged or
+    taken out.
     """
     state = unet.state_dict()
     if any(".lora_A." in key for key in state):
         raise ValueError("merge or remove the LoRA layers before writing a checkpoint")
     weights = to_original(state, unet_names(state), UNET)
     weights |= {VAE + key: value for key, value in vae.items()}
-    first = text_encoders[0].state_dict()
-    if sd2:
-        return weights | {SD2_TEXT + key: value for key, value in to_open_clip(_all_layers_of_sd2(first)).items()}
-    prefix = SD1_TEXT if len(text_encoders) == 1 else SDXL_TEXT_1
-    weights |= {prefix + with_text_model(key): value for key, value in first.items()}
-    for second in text_encoders[1:]:
-        weights |= {SDXL_TEXT_2 + key: value for key, value in to_open_clip(second.state_dict()).items()}
+    for (prefix, kind), encoder in zip(family.texts, text_encoders, strict=True):
+        text = encoder.state_dict()
+        if not kind.open_clip:
+            named = {with_text_model(key): value for key, value in text.items()}
+        else:
+            named = to_open_clip(_all_layers_of_sd2(text) if family is SD2 else text)
+        weights |= {prefix + key: value for key, value in named.items()}
     return weights
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..errors import LikenessError
 from ..pickles import check_pickle
+from .families import TEXT_ENCODERS, text_encoder_of_width
 
-_ENCODER_OF_WIDTH = {1024: "clip_h", 1280: "clip_g"}  # any other width is CLIP-L's, or a model's made for tests
-_ENCODERS = ("clip_l", "clip_g", "clip_h")
+_ENCODERS = tuple(encoder.name for encoder in TEXT_ENCODERS)
 _BUNDLE = "bundle_emb."
 
 
@@ -56,7 +56,7 @@ def read_embedding(content: Mapping[str, Any]) -> TokenEmbedding:
     if len(named) != 1:
         raise LikenessError(f"This file is no textual-inversion embedding ({len(named)} tensors): choose another file.")
     rows = _rows(next(iter(named.values())))
-    return TokenEmbedding({_ENCODER_OF_WIDTH.get(rows.shape[1], "clip_l"): rows})
+    return TokenEmbedding({text_encoder_of_width(rows.shape[1]).name: rows})
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -11,33 +11,35 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from likeness.adapters import BaseModel, Evidence, IPAdapter, Variant, build, load
+from likeness.adapters import Evidence, IPAdapter, Variant, build, load
 from likeness.errors import LikenessError
+from likeness.weights import families
+from likeness.weights.families import Family
 
 # name -> how it is made, what it is, which base, what it needs (embedding, hidden states, pooled), LoRA, tokens
-FILES: dict[str, tuple[Any, Variant, BaseModel, str, bool, int]] = {
-    "sd15 base": (lambda o: o.pooled(768), Variant.BASE, BaseModel.SD15, "pooled", False, 4),
-    "sd15 light": (lambda o: o.pooled(768, seed=5), Variant.BASE, BaseModel.SD15, "pooled", False, 4),
-    "sd15 vit-G": (lambda o: o.pooled(768, o.VIT_G), Variant.BASE, BaseModel.SD15, "pooled", False, 4),
-    "sd15 plus": (lambda o: o.resampler(768), Variant.PLUS, BaseModel.SD15, "hidden", False, 16),
-    "sd15 plus-face": (lambda o: o.resampler(768, seed=6), Variant.PLUS, BaseModel.SD15, "hidden", False, 16),
-    "sd15 full-face": (lambda o: o.full_face(768), Variant.FULL_FACE, BaseModel.SD15, "hidden", False, 257),
-    "sd15 faceid": (lambda o: o.identity(768), Variant.FACEID, BaseModel.SD15, "id", True, 4),
-    "sd15 faceid-plus": (lambda o: o.identity_plus(768), Variant.FACEID_PLUS, BaseModel.SD15, "id hidden", True, 4),
+FILES: dict[str, tuple[Any, Variant, Family, str, bool, int]] = {
+    "sd15 base": (lambda o: o.pooled(768), Variant.BASE, families.SD15, "pooled", False, 4),
+    "sd15 light": (lambda o: o.pooled(768, seed=5), Variant.BASE, families.SD15, "pooled", False, 4),
+    "sd15 vit-G": (lambda o: o.pooled(768, o.VIT_G), Variant.BASE, families.SD15, "pooled", False, 4),
+    "sd15 plus": (lambda o: o.resampler(768), Variant.PLUS, families.SD15, "hidden", False, 16),
+    "sd15 plus-face": (lambda o: o.resampler(768, seed=6), Variant.PLUS, families.SD15, "hidden", False, 16),
+    "sd15 full-face": (lambda o: o.full_face(768), Variant.FULL_FACE, families.SD15, "hidden", False, 257),
+    "sd15 faceid": (lambda o: o.identity(768), Variant.FACEID, families.SD15, "id", True, 4),
+    "sd15 faceid-plus": (lambda o: o.identity_plus(768), Variant.FACEID_PLUS, families.SD15, "id hidden", True, 4),
     "sd15 faceid-plusv2": (
-        lambda o: o.identity_plus(768), Variant.FACEID_PLUS_V2, BaseModel.SD15, "id hidden", True, 4,
+        lambda o: o.identity_plus(768), Variant.FACEID_PLUS_V2, families.SD15, "id hidden", True, 4,
     ),
-    "sd15 portrait": (lambda o: o.identity(768, 16), Variant.PORTRAIT, BaseModel.SD15, "id every", False, 16),
-    "sdxl base vit-G": (lambda o: o.pooled(2048, o.VIT_G), Variant.BASE, BaseModel.SDXL, "pooled", False, 4),
-    "sdxl base vit-h": (lambda o: o.pooled(2048), Variant.BASE, BaseModel.SDXL, "pooled", False, 4),
-    "sdxl plus": (lambda o: o.resampler(2048), Variant.PLUS, BaseModel.SDXL, "hidden", False, 16),
-    "sdxl faceid": (lambda o: o.identity(2048), Variant.FACEID, BaseModel.SDXL, "id", True, 4),
+    "sd15 portrait": (lambda o: o.identity(768, 16), Variant.PORTRAIT, families.SD15, "id every", False, 16),
+    "sdxl base vit-G": (lambda o: o.pooled(2048, o.VIT_G), Variant.BASE, families.SDXL, "pooled", False, 4),
+    "sdxl base vit-h": (lambda o: o.pooled(2048), Variant.BASE, families.SDXL, "pooled", False, 4),
+    "sdxl plus": (lambda o: o.resampler(2048), Variant.PLUS, families.SDXL, "hidden", False, 16),
+    "sdxl faceid": (lambda o: o.identity(2048), Variant.FACEID, families.SDXL, "id", True, 4),
     "sdxl faceid-plusv2": (
-        lambda o: o.identity_plus(2048, depth=1), Variant.FACEID_PLUS_V2, BaseModel.SDXL, "id hidden", True, 4,
+        lambda o: o.identity_plus(2048, depth=1), Variant.FACEID_PLUS_V2, families.SDXL, "id hidden", True, 4,
     ),
-    "sdxl portrait": (lambda o: o.identity(2048, 16), Variant.PORTRAIT, BaseModel.SDXL, "id every", False, 16),
+    "sdxl portrait": (lambda o: o.identity(2048, 16), Variant.PORTRAIT, families.SDXL, "id every", False, 16),
     "sdxl portrait-unnorm": (
-        lambda o: o.resampler(2048, 512), Variant.PORTRAIT_UNNORM, BaseModel.SDXL, "id every raw", False, 16,
+        lambda o: o.resampler(2048, 512), Variant.PORTRAIT_UNNORM, families.SDXL, "id every raw", False, 16,
     ),
 }  # fmt: skip
 
@@ -69,8 +71,8 @@ def adapter(official, name) -> IPAdapter:
 def test_the_variant_and_its_base_model_are_read_from_the_content(adapter, name):
     _, variant, base, *_ = FILES[name]
     assert (adapter.variant, adapter.base) == (variant, base)
-    assert adapter.dim == (768 if base is BaseModel.SD15 else 2048)
-    assert list(adapter.site_shapes) == list(range(1, 32 if base is BaseModel.SD15 else 140, 2))
+    assert adapter.dim == (768 if base is families.SD15 else 2048)
+    assert list(adapter.site_shapes) == list(range(1, 32 if base is families.SD15 else 140, 2))
 
 
 def test_an_adapter_says_what_it_needs(adapter, name):
@@ -299,8 +301,8 @@ def test_encoding_without_the_empty_picture_is_explained(official):
 
 
 def test_a_file_of_another_family_still_loads(official):
-    """SD2.x, and nets of other text widths, are told apart by the width of their keys."""
-    for dim, base in ((1024, BaseModel.SD21), (96, BaseModel.OTHER)):
+    """SD2, and nets of other text widths, are told apart by the width of their keys."""
+    for dim, base in ((1024, families.SD2), (96, families.OTHER)):
         shapes = [(w, dim) for w, _ in official.SD15]
         assert build(official.flat(official.groups(official.pooled(dim), shapes)), "x").base is base
 

@@ -34,10 +34,11 @@ def test_face_pack_finds_nothing_in_another_picture(models, photos):
 
 @pytest.mark.parametrize("file", ["ip-adapter-faceid_sd15.bin", "ip-adapter-plus_sd15.safetensors"])
 def test_adapter_files_load_as_adapters_for_sd15(models, file):
-    from likeness.adapters import BaseModel, load
+    from likeness.adapters import load
+    from likeness.weights import families
 
     adapter = load(models / "ipadapter" / file)
-    assert adapter.base is BaseModel.SD15
+    assert adapter.family is families.SD15
 
 
 def test_small_sdxl_checkpoint_is_recognised_by_the_host(files, tmp_path):

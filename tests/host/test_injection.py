@@ -146,7 +146,7 @@ def test_every_site_of_the_real_layouts_hears_the_identity_once_per_call(
 
 
 def test_a_model_that_is_no_unet_is_refused_by_name(ours, recipes, sd15):
-    with pytest.raises(LikenessError, match=r"SD1\.5 and SDXL.*Flux"):
+    with pytest.raises(LikenessError, match=r"'stand-in' was made for a model with 7 .* MODEL is Flux: choose"):
         ours.apply_identity(recipes.tiny_flux(), [injection(ours, sd15.model)])
 
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from likeness.training import export
-from likeness.training.export import Base, TrainingRecord
+from likeness.training.export import TrainingRecord
 from likeness.training.lora import Reach, lora_targets
 from likeness.weights import checkpoint_layout as layout
+from likeness.weights import families
 from likeness.weights.embedding_files import TokenEmbedding
 from likeness.weights.lora import LoraPair, merged
 
-RECORD = TrainingRecord("DreamBooth", Base.SD15, 10)
+RECORD = TrainingRecord("DreamBooth", families.SD15, 10)
 _COMMON: dict[str, Any] = {
     "sample_size": 16,
     "in_channels": 4,

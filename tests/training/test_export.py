@@ -16,15 +16,15 @@ from safetensors.torch import load_file, save_file
 
 from likeness.errors import LikenessError
 from likeness.training import export
-from likeness.training.export import Base, TrainingRecord
+from likeness.training.export import TrainingRecord
 from likeness.training.lora import Reach, add_lora, continue_lora, fill_lora, lora_targets, trained_pairs
 from likeness.weights import checkpoint_layout as layout
-from likeness.weights import lora_files
+from likeness.weights import families, lora_files
 from likeness.weights.embedding_files import TokenEmbedding, load_embedding, read_embedding
 from likeness.weights.lora import LoraPair, merged
 from likeness.weights.lora_files import SDXL_TEXT_2, TEXT, UNET, read_lora
 
-RECORD = TrainingRecord("MagiCapture", Base.SD15, 300, ("sks person",), seed=7, resolution=(512, 512))
+RECORD = TrainingRecord("MagiCapture", families.SD15, 300, ("sks person",), seed=7, resolution=(512, 512))
 
 
 def random_pairs(unet: Any, rank: int = 2, reach: Reach = Reach.EVERYTHING) -> dict[str, LoraPair]:
@@ -401,7 +401,9 @@ def small_vae() -> Any:
 def test_a_checkpoint_is_read_back_bit_by_bit(make_unet, tmp_path, sdxl):
     unet, vae = make_unet(), small_vae()
     encoders = [text_encoder(), text_encoder(projection=True)] if sdxl else [text_encoder()]
-    path = export.save_checkpoint(unet, layout.vae_weights(vae), encoders, tmp_path, "full", RECORD, torch.float32)
+    family = families.SDXL if sdxl else families.SD15
+    record = replace(RECORD, base=family)
+    path = export.save_checkpoint(unet, layout.vae_weights(vae), encoders, tmp_path, "full", record, torch.float32)
     weights = load_file(path)
     for model, names, prefix in (
         (unet, layout.unet_names(unet.state_dict()), layout.UNET),
@@ -410,10 +412,10 @@ def test_a_checkpoint_is_read_back_bit_by_bit(make_unet, tmp_path, sdxl):
         own = model.state_dict()
         back = layout.from_original(weights, own, names, prefix)
         assert all(torch.equal(back[key], own[key]) for key in own)
-    first = layout.below(weights, layout.SDXL_TEXT_1 if sdxl else layout.SD1_TEXT)
+    first = layout.below(weights, family.texts[0][0])
     assert set(first) == {layout.with_text_model(key) for key in encoders[0].state_dict()}
     if sdxl:
-        back = layout.from_open_clip(layout.below(weights, layout.SDXL_TEXT_2))
+        back = layout.from_open_clip(layout.below(weights, family.texts[1][0]))
         own = encoders[1].state_dict()
         assert set(back) == set(own) and all(torch.equal(back[key], own[key]) for key in own)
     with pytest.raises(LikenessError, match="another model"):
@@ -423,4 +425,4 @@ def test_a_checkpoint_is_read_back_bit_by_bit(make_unet, tmp_path, sdxl):
 def test_a_model_with_lora_layers_is_not_written_as_a_checkpoint(unet):
     add_lora(unet, lora_targets(unet, Reach.ATTENTION), rank=2)
     with pytest.raises(ValueError, match="LoRA"):
-        layout.checkpoint_weights(unet, {}, [text_encoder()])
+        layout.checkpoint_weights(unet, {}, [text_encoder()], families.SD15)

@@ -15,12 +15,13 @@ from likeness.errors import LikenessError
 from likeness.training import base_files, single_file
 from likeness.training.base_model import BaseModel, Codec, TextTower
 from likeness.training.command import Openers, read_configuration, run
-from likeness.training.export import Base, TrainingRecord, save_checkpoint
+from likeness.training.export import TrainingRecord, save_checkpoint
 from likeness.training.noise import NoiseSchedule, Prediction
-from likeness.training.single_file import Family, find_tokenizer, load_single_file, unet_config
+from likeness.training.single_file import find_tokenizer, load_single_file, unet_config
+from likeness.weights import families
 from likeness.weights.checkpoint_layout import to_original, unet_names
 
-FAMILIES = pytest.mark.parametrize("family", list(Base), ids=lambda family: family.name)
+FAMILIES = pytest.mark.parametrize("family", families.TRAINABLE, ids=lambda family: family.title)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def text_encoder(words: int, act: str, projected: bool = False) -> Any:
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
 
-def small_model(family: Base, tokenizer: Any, prediction: Prediction = Prediction.EPSILON) -> BaseModel:
+def small_model(family: families.Family, tokenizer: Any, prediction: Prediction = Prediction.EPSILON) -> BaseModel:
     """Random weights in the family's layout, with its kinds of heads, projections, activations and blocks."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -60,10 +61,10 @@ def small_model(family: Base, tokenizer: Any, prediction: Prediction = Predictio
         "cross_attention_dim": 64,
         "attention_head_dim": 8,
     }
-    encoders = [text_encoder(len(tokenizer), "gelu" if family is Base.SD2 else "quick_gelu")]
-    if family is not Base.SD15:
+    encoders = [text_encoder(len(tokenizer), "gelu" if family is families.SD2 else "quick_gelu")]
+    if family is not families.SD15:
         config |= {"block_out_channels": (64, 128), "attention_head_dim": (1, 2), "use_linear_projection": True}
-    if family is Base.SDXL:
+    if family is families.SDXL:
         encoders.append(text_encoder(len(tokenizer), "gelu", projected=True))
         config |= {
             "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -78,12 +79,12 @@ def small_model(family: Base, tokenizer: Any, prediction: Prediction = Predictio
         block_out_channels=(32, 64),  # type: ignore[arg-type]
         down_block_types=("DownEncoderBlock2D",) * 2,  # type: ignore[arg-type]
         up_block_types=("UpDecoderBlock2D",) * 2,  # type: ignore[arg-type]
-        scaling_factor=0.13025 if family is Base.SDXL else 0.18215,
+        scaling_factor=0.13025 if family is families.SDXL else 0.18215,
     ).eval()
-    kinds = {Base.SD15: ("clip_l",), Base.SD2: ("clip_h",), Base.SDXL: ("clip_l", "clip_g")}[family]
+    kinds = {families.SD15: ("clip_l",), families.SD2: ("clip_h",), families.SDXL: ("clip_l", "clip_g")}[family]
     towers = tuple(TextTower(tokenizer, e, kind) for e, kind in zip(encoders, kinds, strict=True))
     unet = UNet2DConditionModel(**config).eval()
-    skip = 1 if family is Base.SD2 else 0
+    skip = 1 if family is families.SD2 else 0
     return BaseModel(unet, towers, Codec.of(vae), NoiseSchedule.scaled_linear(prediction), clip_skip=skip)
 
 
@@ -105,7 +106,7 @@ def test_a_saved_checkpoint_comes_back_and_computes_the_same(family, tokenizer, 
     random = torch.Generator().manual_seed(1)
     z, t = torch.randn(2, 4, 16, 16, generator=random), torch.tensor([10, 900])
     pictures = torch.rand(1, 3, 32, 32, generator=random) * 2 - 1
-    time_ids = torch.rand(2, 6, generator=random) if family is Base.SDXL else None
+    time_ids = torch.rand(2, 6, generator=random) if family is families.SDXL else None
     ids = [tower.ids(["a photo of a person"] * 2) for tower in found.text]
     with torch.no_grad():
 
@@ -129,7 +130,7 @@ def test_a_saved_checkpoint_comes_back_and_computes_the_same(family, tokenizer, 
 
 
 FULL = {
-    Family.SD1: {
+    families.SD15: {
         "sample_size": 64,
         "block_out_channels": (320, 640, 1280, 1280),
         "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
@@ -137,7 +138,7 @@ FULL = {
         "attention_head_dim": 8,
         "cross_attention_dim": 768,
     },
-    Family.SD2: {
+    families.SD2: {
         "sample_size": 96,
         "block_out_channels": (320, 640, 1280, 1280),
         "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
@@ -146,7 +147,7 @@ FULL = {
         "cross_attention_dim": 1024,
         "use_linear_projection": True,
     },
-    Family.SDXL: {
+    families.SDXL: {
         "sample_size": 128,
         "block_out_channels": (320, 640, 1280),
         "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
@@ -162,7 +163,7 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize("family", FULL, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", FULL, ids=lambda family: family.title)
 def test_the_published_sizes_are_read_off_the_weights(family):
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -175,12 +176,12 @@ def test_the_published_sizes_are_read_off_the_weights(family):
 
 
 def test_the_second_encoder_of_sdxl_is_padded_with_word_0(tokenizer, tmp_path):
-    found = load_single_file(saved(small_model(Base.SDXL, tokenizer), tmp_path, tokenizer))
+    found = load_single_file(saved(small_model(families.SDXL, tokenizer), tmp_path, tokenizer))
     one, two = (tower.ids(["a person"])[0] for tower in found.text)
     assert one[-1] == tokenizer.pad_token_id and two[-1] == 0 and torch.equal(one[:4], two[:4])
 
 
-@pytest.mark.parametrize("family", [Base.SD15, Base.SDXL], ids=lambda family: family.name)
+@pytest.mark.parametrize("family", [families.SD15, families.SDXL], ids=lambda family: family.title)
 def test_what_a_checkpoint_predicts_is_kept(family, tokenizer, tmp_path):
     model = small_model(family, tokenizer, Prediction.VELOCITY)
     assert load_single_file(saved(model, tmp_path, tokenizer)).schedule.prediction is Prediction.VELOCITY
@@ -198,7 +199,7 @@ def test_a_cut_text_encoder_of_sd2_gets_its_last_layer_back():
 
 
 def test_a_checkpoint_is_trained_by_the_command_line(tokenizer, tmp_path):
-    checkpoint = saved(small_model(Base.SD15, tokenizer), tmp_path / "models", tokenizer)
+    checkpoint = saved(small_model(families.SD15, tokenizer), tmp_path / "models", tokenizer)
     (tmp_path / "photos").mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "photos/one.png")
     Image.fromarray(np.full((64, 64), 255, np.uint8)).save(tmp_path / "photos/one.mask.png")
@@ -246,7 +247,7 @@ def test_a_tokenizer_that_is_nowhere_or_broken_is_named(tmp_path, monkeypatch):
 
 
 def test_a_tokenizer_with_more_words_than_the_encoder_is_refused(tokenizer, tmp_path):
-    model = small_model(Base.SD15, tokenizer)
+    model = small_model(families.SD15, tokenizer)
     path = saved(model, tmp_path, tokenizer)
     larger = type(tokenizer).from_pretrained(tmp_path / "tokenizer")
     larger.add_tokens(["<one>", "<two>"])
@@ -292,7 +293,7 @@ def test_a_pickled_checkpoint_is_refused_and_not_run(tmp_path):
 def test_models_of_other_layouts_are_refused(tokenizer, tmp_path):
     from safetensors.torch import load_file
 
-    path = saved(small_model(Base.SD15, tokenizer), tmp_path, tokenizer)
+    path = saved(small_model(families.SD15, tokenizer), tmp_path, tokenizer)
     weights = load_file(path)
     extended = {**weights, "model.diffusion_model.input_blocks.1.2.extra.weight": torch.zeros(1)}
     save_file(extended, tmp_path / "extended.safetensors")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from likeness.weights import checkpoint_layout as layout
+from likeness.weights import families
 
 harness = sys.modules["likeness_conformance"]
 common = sys.modules["likeness_conformance__training"]
@@ -49,7 +50,8 @@ def vae(case: Any) -> dict[str, Tensor]:
 
 @harness.runs("checkpoint_layout", r"openclip_text_encoder")
 def open_clip(case: Any) -> dict[str, Tensor]:
-    stored = layout.below(case.weights_below("ldm."), layout.SDXL_TEXT_2)
+    _, (prefix, _) = families.SDXL.texts
+    stored = layout.below(case.weights_below("ldm."), prefix)
     encoder = common.text_encoder_of(case, layout.from_open_clip(stored))
     assert_same(layout.to_open_clip(encoder.state_dict()), stored)
     return common.encoded(encoder, case.inputs["input_ids"])

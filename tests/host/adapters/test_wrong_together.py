@@ -15,7 +15,24 @@ def test_an_sdxl_adapter_on_another_model_is_named(world, recipes):
         assert "'sdxl.safetensors' was made for SDXL (70 cross-attention layers" in text
         assert "MODEL is SD15" in text
     text = sentence(world.apply, sdxl, model=recipes.tiny_flux())
-    assert "works with SD1.5 and SDXL models" in text and "Flux" in text
+    assert "was made for" in text and "the connected MODEL is Flux: choose" in text
+
+
+def test_an_adapter_without_attention_layers_fits_its_own_family_alone(world, recipes):
+    """Of a system that changes weights, or blocks of a DiT: nothing of its shapes can tell."""
+    from likeness.adapters.effects import WeightDelta
+    from likeness.adapters.system import Needs
+    from likeness.injection.comfy import ManagedAdapter
+    from likeness.weights import families
+
+    class Blocks(torch.nn.Linear):
+        name, title, site_shapes, needs = "blocks.bin", "Blocks", {}, Needs(families.FLUX)
+        effects, notes = (lambda self, request: (WeightDelta("blocks", "1", {}),)), (lambda self, request: [])
+
+    adapter = ManagedAdapter(Blocks(1, 1))
+    text = sentence(world.apply, adapter)
+    assert "'blocks.bin' was made for FLUX, but the connected MODEL is SD15" in text
+    world.apply(adapter, model=recipes.tiny_flux())
 
 
 def test_a_pruned_model_is_refused_in_words(world, recipes):

@@ -1,0 +1,152 @@
+"""Families of base models: the one table of what is known of each, and how models and files are told to be of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A CLIP text encoder. name: what the host and embedding files call it. open_clip: whether checkpoints hold it
+    under OpenCLIP's names instead of transformers'."""
+
+    name: str
+    width: int
+    open_clip: bool
+
+
+CLIP_L = TextEncoder("clip_l", 768, open_clip=False)
+CLIP_G = TextEncoder("clip_g", 1280, open_clip=True)
+CLIP_H = TextEncoder("clip_h", 1024, open_clip=True)
+TEXT_ENCODERS = (CLIP_L, CLIP_G, CLIP_H)
+HEAD_WIDTH = 64  # of every CLIP, and of the UNets that have no fixed number of heads
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family.
+
+    title: what users call it. host: ComfyUI's names of its configurations, for families that are no UNet.
+
+    Its UNet: text_width: channels of the text. sites: cross-attention layers. site_width: channels of a site where all
+    have the same, else None. inputs, outputs: ComfyUI's numbers of the blocks that hold spatial transformers; a middle
+    one lies between them. heads: how many each attention has, None where they are `HEAD_WIDTH` wide.
+
+    Its files: texts: prefix and kind of each text encoder in a checkpoint. text_skip: last layers of it that are not
+    heard. latent_side, latent_scale: of the pictures it was made for. kohya, modelspec: its names in metadata.
+    """
+
+    title: str
+    host: tuple[str, ...] = ()
+    text_width: int | None = None
+    sites: int = 0
+    site_width: int | None = None
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    heads: int | None = None
+    texts: tuple[tuple[str, TextEncoder], ...] = ()
+    text_skip: int = 0
+    latent_side: int = 0
+    latent_scale: float = 1.0
+    kohya: str = ""
+    modelspec: str = ""
+
+
+_SD15_INPUTS, _SD15_OUTPUTS = (1, 2, 4, 5, 7, 8), (3, 4, 5, 6, 7, 8, 9, 10, 11)
+
+SD15 = Family(
+    "SD1.5",
+    text_width=CLIP_L.width,
+    sites=16,
+    inputs=_SD15_INPUTS,
+    outputs=_SD15_OUTPUTS,
+    heads=8,
+    texts=(("cond_stage_model.transformer.", CLIP_L),),
+    latent_side=64,
+    latent_scale=0.18215,
+    kohya="sd_v1",
+    modelspec="stable-diffusion-v1",
+)
+SD2 = Family(
+    "SD2",
+    text_width=CLIP_H.width,
+    sites=16,
+    inputs=_SD15_INPUTS,
+    outputs=_SD15_OUTPUTS,
+    texts=(("cond_stage_model.model.", CLIP_H),),
+    text_skip=1,
+    latent_side=96,
+    latent_scale=0.18215,
+    kohya="sd_v2",
+    modelspec="stable-diffusion-v2",
+)
+SDXL = Family(
+    "SDXL",
+    text_width=CLIP_L.width + CLIP_G.width,
+    sites=70,
+    inputs=(4, 5, 7, 8),
+    outputs=(0, 1, 2, 3, 4, 5),
+    texts=(("conditioner.embedders.0.transformer.", CLIP_L), ("conditioner.embedders.1.model.", CLIP_G)),
+    latent_side=128,
+    latent_scale=0.13025,
+    kohya="sdxl_base_v1-0",
+    modelspec="stable-diffusion-xl-v1-base",
+)
+FLUX = Family("FLUX", host=("Flux", "FluxInpaint", "FluxSchnell"), text_width=4096)
+MINIATURE = Family("the miniature", text_width=128, sites=7, site_width=128)
+OTHER = Family("another model")
+
+TRAINABLE = (SD15, SD2, SDXL)
+FAMILIES = (*TRAINABLE, FLUX, MINIATURE)
+
+
+def of_text_width(width: int) -> Family:
+    """By the channels of the text alone: an adapter's or a LoRA's family, whatever was pruned from the model."""
+    return next((family for family in TRAINABLE if family.text_width == width), OTHER)
+
+
+def of_sites(shapes: Sequence[tuple[int, int]]) -> Family:
+    """By (width of the site, width of the text) of every cross-attention layer of a model; OTHER for pruned ones."""
+    for family in FAMILIES:
+        if family.sites == len(shapes) > 0 and all(_is_site_of(family, *shape) for shape in shapes):
+            return family
+    return OTHER
+
+
+def _is_site_of(family: Family, width: int, text_width: int) -> bool:
+    return text_width == family.text_width and family.site_width in (None, width)
+
+
+def of_host(name: str) -> Family:
+    """By the name of ComfyUI's configuration, as in 'FluxSchnell'; OTHER for UNets, which their sites tell apart."""
+    return next((family for family in FAMILIES if name in family.host), OTHER)
+
+
+def of_checkpoint(keys: Iterable[str]) -> Family | None:
+    """By the text encoders among the keys of a checkpoint; None when no family's are all there."""
+    keys = list(keys)
+
+    def has(prefix: str) -> bool:
+        return any(key.startswith(prefix) for key in keys)
+
+    most_encoders_first = sorted(TRAINABLE, key=lambda family: -len(family.texts))
+    return next((f for f in most_encoders_first if all(has(prefix) for prefix, _ in f.texts)), None)
+
+
+def of_text_encoders(names: Sequence[str]) -> Family:
+    """By the kinds of a model's text encoders: any two are SDXL's, one that is not OpenCLIP's is SD1.5's."""
+    if len(names) > 1:
+        return SDXL
+    return SD2 if names[0] == CLIP_H.name else SD15
+
+
+def text_encoder_of_width(width: int) -> TextEncoder:
+    """By the width of its vectors; CLIP-L for any that is not published, as of models made for tests."""
+    return next((encoder for encoder in TEXT_ENCODERS if encoder.width == width), CLIP_L)
+
+
+def listed(families: Iterable[Family], last: str = "and") -> str:
+    """Their titles in a sentence: 'SD1.5, SD2 and SDXL'."""
+    *first, end = [family.title for family in families]
+    return f"{', '.join(first)} {last} {end}" if first else end
