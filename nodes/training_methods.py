@@ -17,7 +17,7 @@ from ..training.captions import renamed
 from ..training.config import LoraSettings, Precision, RunSettings, Settings
 from ..training.dataset import Dataset
 from ..training.examples import Example
-from ..training.lora import Reach
+from ..training.lora import Reach, load_lora
 from ..training.portraits import portraits
 from ..training.recipe import Recipe
 from ..training.recipes.denoising import Mask
@@ -32,7 +32,6 @@ from ..training.recipes.dreambooth import (
 from ..training.recipes.magicapture import MagiCaptureSettings, magicapture
 from ..training.recipes.textual_inversion import Tether, TextualInversionSettings, textual_inversion
 from ..training.run_record import digest_of_file
-from ..weights.lora_files import load_lora
 from .choices import member
 from .progress import counter
 from .training_run import Job, Outcome, automatic_precision, measure_on, run_job

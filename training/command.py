@@ -37,7 +37,6 @@ from ..faces.photo_list import names_of
 from ..locks import locked
 from ..storage import check_folder, check_name
 from ..weights.embedding_files import load_embedding
-from ..weights.lora_files import load_lora
 from .base_model import BaseModel
 from .captions import parse_templates
 from .config import LoraSettings, RunSettings, Settings, network_dtype
@@ -47,6 +46,7 @@ from .dataset import Settings as DatasetSettings
 from .dataset_folder import is_dataset, load_dataset
 from .engine import RUN_IN, Watch, make_accelerator, train
 from .export import TrainingRecord
+from .lora import load_lora
 from .objectives.identity import Measure, arcface_measure
 from .photo_files import read_folder
 from .portraits import portraits

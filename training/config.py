@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from ..errors import LikenessError
-from .lora import LoraPair, Reach, add_lora, continue_lora, lora_parameters, lora_targets
+from ..weights.lora import LoraPair
+from .lora import Reach, add_lora, continue_lora, lora_parameters, lora_targets
 
 
 class Seen(Flag):

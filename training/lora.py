@@ -6,15 +6,19 @@ diffusers and transformers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..adapters.files import read_weights
 from ..errors import LikenessError
 from ..weights.lora import LoraPair, check_fits
+from ..weights.lora_files import SDXL_TEXT_1, SDXL_TEXT_2, TEXT, UNET, read_lora, text_spellings, unet_spellings
 
 ADAPTER = "likeness"  # peft's name for our layers
 
@@ -147,3 +151,44 @@ def fill_lora(model: nn.Module, pairs: Mapping[str, LoraPair]) -> None:
         for half, values in ((layer.lora_A, pair.down), (layer.lora_B, pair.up)):
             half[ADAPTER].weight.copy_(values.reshape(half[ADAPTER].weight.shape))  # 1x1 kernels may be matrices
         layer.scaling[ADAPTER] = pair.scale
+
+
+@dataclass(frozen=True, eq=False)
+class StartLora:
+    """A LoRA that is trained further: what it changes in the denoiser and in every text encoder, nothing in some."""
+
+    unet: Mapping[str, LoraPair]
+    encoders: tuple[Mapping[str, LoraPair], ...]
+
+    @property
+    def rank(self) -> int:
+        """The largest of its layers."""
+        return max(pair.rank for pairs in (self.unet, *self.encoders) for pair in pairs.values())
+
+
+def load_lora(file: Path, unet: nn.Module, encoders: Sequence[nn.Module]) -> StartLora:
+    """The LoRA in a file, of whatever spelling, for these networks.
+
+    Raises LikenessError naming the file when it is none, not all numbers, or of another model in any part: what could
+    not be trained further would be lost in the new file.
+    """
+    weights, metadata = read_weights(file)
+    if broken := next((key for key, value in weights.items() if not bool(torch.isfinite(value).all())), ""):
+        raise LikenessError(
+            f"The LoRA '{file.name}' holds values that are not numbers ({broken}): choose another file."
+        )
+    components = (SDXL_TEXT_1, SDXL_TEXT_2) if len(encoders) > 1 else (TEXT,)
+    try:
+        found = [read_lora(weights, unet_spellings(unet), UNET, metadata)]
+        for encoder, component in zip(encoders, components, strict=True):
+            found.append(read_lora(weights, text_spellings(encoder, component), component, metadata))
+    except LikenessError as error:
+        raise LikenessError(f"'{file.name}' cannot be trained further: {error}") from error
+    unknown = [key for key in weights if all(key in part.others for part in found)]
+    if unknown or not any(part.pairs for part in found):
+        first = f"{len(unknown)} entries fit none of its layers, such as {unknown[0]!r}" if unknown else "it is empty"
+        raise LikenessError(
+            f"'{file.name}' is no LoRA of this model, or of a kind that cannot be trained further ({first}): choose "
+            "one that was made for it."
+        )
+    return StartLora(found[0].pairs, tuple(part.pairs for part in found[1:]))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from likeness.errors import LikenessError
 from likeness.training import export
 from likeness.training.export import TrainingRecord
-from likeness.training.lora import Reach, add_lora, continue_lora, fill_lora, lora_targets, trained_pairs
+from likeness.training.lora import Reach, add_lora, continue_lora, fill_lora, load_lora, lora_targets, trained_pairs
 from likeness.weights import checkpoint_layout as layout
 from likeness.weights import families, lora_files
 from likeness.weights.embedding_files import TokenEmbedding, load_embedding, read_embedding
@@ -110,7 +110,7 @@ def test_a_lora_of_several_ranks_and_strengths_is_trained_further_as_it_is(make_
         for number, (path, pair) in enumerate(random_pairs(plain).items())
     }
     written = export.save_lora(plain, pairs, tmp_path, "mine", RECORD, dtype=torch.float32)
-    start = lora_files.load_lora(written, plain, [encoder])
+    start = load_lora(written, plain, [encoder])
     assert start.rank == 2 and start.encoders == ({},) and set(start.unet) == set(pairs)
     trained = make_unet()
     continue_lora(trained, start.unet)
@@ -160,7 +160,7 @@ def test_what_cannot_be_trained_further_is_one_sentence(make_unet, tmp_path, wha
     file = tmp_path / "mine.safetensors"
     save_file({key: value.clone() for key, value in spoilt(weights, what).items()}, file)
     with pytest.raises(LikenessError, match=sentence):
-        continue_lora(make_unet(), lora_files.load_lora(file, plain, [text_encoder()]).unet)
+        continue_lora(make_unet(), load_lora(file, plain, [text_encoder()]).unet)
 
 
 @pytest.mark.parametrize("header", ["[]", "[" * 100_000, '{"unet.lora_alpha": "x", "unet.alpha_pattern": [1]}', "{"])

@@ -17,7 +17,7 @@ from likeness.training.config import LoraSettings, Precision, RunSettings
 from likeness.training.engine import train
 from likeness.training.examples import Example
 from likeness.training.export import TrainingRecord
-from likeness.training.lora import Reach
+from likeness.training.lora import Reach, load_lora
 from likeness.training.losses import read_losses
 from likeness.training.noise import Prediction
 from likeness.training.objectives.identity import Measure, arcface_measure
@@ -35,7 +35,6 @@ from likeness.training.recipes.magicapture import (
 )
 from likeness.training.recipes.textual_inversion import Tether, TextualInversionSettings, textual_inversion
 from likeness.weights.embedding_files import load_embedding
-from likeness.weights.lora_files import load_lora
 
 FAMILIES = pytest.mark.parametrize("sdxl", [False, True], ids=["SD1.5", "SDXL"])
 KEYPOINTS = torch.tensor([[11.0, 13.0], [20.0, 13.0], [16.0, 18.0], [12.0, 22.0], [19.0, 22.0]])

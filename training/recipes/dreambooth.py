@@ -20,12 +20,12 @@ from pydantic import Field
 from ...errors import LikenessError
 from ...faces import read_photo
 from ...storage import write_whole
-from ...weights.lora_files import StartLora, load_lora
+from ...weights.lora import LoraPair
 from ..base_model import BaseModel
 from ..config import Group, LoraSettings, Schedule, Seen, Settings
 from ..examples import Example
 from ..export import TrainingRecord, save_checkpoint, save_lora
-from ..lora import LoraPair, trained_pairs
+from ..lora import StartLora, load_lora, trained_pairs
 from ..objectives.prior_preservation import PriorPreservation, prior_preservation
 from ..objectives.snr_weighting import min_snr
 from ..previews import sample_pictures

@@ -29,12 +29,11 @@ from torch import Tensor
 
 from ...errors import LikenessError
 from ...weights.embedding_files import TokenEmbedding
-from ...weights.lora_files import StartLora
 from ..base_model import BaseModel
 from ..captions import composed, fill, parse_templates, person_templates, style_templates
 from ..config import Group, LoraSettings, Schedule, Seen, Settings
 from ..export import TrainingRecord, save_embedding, save_lora
-from ..lora import Reach, trained_pairs
+from ..lora import Reach, StartLora, trained_pairs
 from ..objectives.attention_refocusing import attention_refocusing, attention_refocusing_per_map
 from ..objectives.identity import Decoder, Likeness, Measure, below_cap, identity_of_latents
 from ..objectives.magicapture import Kind, positions, reconstruction_weight, regions
