@@ -11,6 +11,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 NAMES = (
     *("", " ", ".", "..", "...", "/abs", "../x", "a/b", "a\\b", "C:\\x", "D:evil", "a:x", "\\\\server\\share"),
     *("a\0b", "a\nb", "\x1b[2J", "\ud800", "x\udcff", "a" * 300, "é" * 150),
@@ -87,3 +89,21 @@ FILES: dict[str, Callable[[Path], None]] = {
     "looping link": _looping_link,
 }
 """Makers of what lies at a path where a file is expected. Pipes, sockets and links are for systems that have them."""
+
+
+def close(monkeypatch: pytest.MonkeyPatch, *closed: Path, number: int = 13) -> None:
+    """Make folders refuse whoever looks into them, also where the tests run as root."""
+
+    def guarded(real: Callable[..., object], inside_only: bool) -> Callable[..., object]:
+        def call(place: object, *arguments: object, **keywords: object) -> object:
+            path = Path(os.fsdecode(place))  # type: ignore[arg-type]
+            for folder in closed:
+                if folder in path.parents or (folder == path and not inside_only):
+                    raise OSError(number, os.strerror(number), str(path))
+            return real(place, *arguments, **keywords)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", guarded(os.scandir, False))
+    for name in ("stat", "lstat"):
+        monkeypatch.setattr(os, name, guarded(getattr(os, name), True))

@@ -36,24 +36,6 @@ def nothing_told() -> Iterator[None]:
     scan._told.clear()
 
 
-def close(monkeypatch: pytest.MonkeyPatch, *closed: Path, number: int = 13) -> None:
-    """Make folders refuse whoever looks into them, also where the tests run as root."""
-
-    def guarded(real: Callable[..., object], inside_only: bool) -> Callable[..., object]:
-        def call(place: object, *arguments: object, **keywords: object) -> object:
-            path = Path(os.fsdecode(place))  # type: ignore[arg-type]
-            for folder in closed:
-                if folder in path.parents or (folder == path and not inside_only):
-                    raise OSError(number, os.strerror(number), str(path))
-            return real(place, *arguments, **keywords)
-
-        return call
-
-    monkeypatch.setattr(os, "scandir", guarded(os.scandir, False))
-    for name in ("stat", "lstat"):
-        monkeypatch.setattr(os, name, guarded(getattr(os, name), True))
-
-
 def asked_everything() -> None:
     """All that nodes and the command line ask on their way to a list."""
     list_insightface_packs()
@@ -76,7 +58,7 @@ def test_an_unreadable_place_is_left_out_with_one_warning(
     put(bare_machine / "ipadapter" / "here.bin")
     closed = Path(os.path.normpath(bare_machine / place))
     closed.mkdir(parents=True, exist_ok=True)
-    close(monkeypatch, closed, number=number)
+    bad_values.close(monkeypatch, closed, number=number)
     with caplog.at_level(logging.WARNING):
         asked_everything()
         asked_everything()
