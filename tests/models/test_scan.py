@@ -155,18 +155,18 @@ def test_links_that_cross_each_other_end_in_good_time(bare_machine: Path):
 
 def test_a_tree_deeper_than_any_is_left_where_it_gets_absurd(put: Put, bare_machine: Path, caplog):
     put(bare_machine / "ipadapter" / "x.bin")
-    here = os.getcwd()
+    here, depth = os.getcwd(), 0
+    os.chdir(bare_machine / "ipadapter")
     try:
-        os.chdir(bare_machine / "ipadapter")
-        for _ in range(1500):  # deeper than Python's recursion, and than a path can be long
+        for depth in range(1, 1501):  # deeper than Python's recursion, and than a path can be long
             os.mkdir("deep")
             os.chdir("deep")
         assert list_files("ipadapter") == ["x.bin"]
         assert caplog.text.count("what lies deeper is left out") == 1
-        for _ in range(1500):  # pytest's own clearing up would not come to an end
+    finally:
+        for _ in range(depth):  # pytest's own clearing up would not come to an end
             os.chdir("..")
             os.rmdir("deep")
-    finally:
         os.chdir(here)
 
 
