@@ -366,12 +366,12 @@ def _check_places(adapter: IPAdapter, identity: Identity | None, options: Refere
     if not options.one_picture_each or identity is None or not (adapter.needs_embedding or shown):
         return
     if identity.left_out:
-        photos = ", ".join(map(str, identity.left_out))
+        several = len(identity.left_out) > 1
+        photos = f"photo{'s' if several else ''} {', '.join(map(str, identity.left_out))}"
         raise LikenessError(
             f"Of the {len(identity.kept)} photos of the identity '{identity.name}', {photos} "
-            f"{'was' if len(identity.left_out) == 1 else 'were'} left out, so that unfold_batch would give the "
-            "pictures behind it the next photo's face: make the identity of the other photos alone, or turn "
-            "unfold_batch off."
+            f"{'were' if several else 'was'} left out, so that unfold_batch would give the pictures behind it the next "
+            "photo's face: make the identity of the other photos alone, or turn unfold_batch off."
         )
 
 
