@@ -15,6 +15,7 @@ import torch
 import typer
 from tqdm import tqdm
 
+from ..checks import check_number
 from ..errors import LikenessError
 from ..evaluation.report import Setting, report
 from ..evaluation.table import Record
@@ -92,6 +93,7 @@ def demo(
 
 def run(photos: Path | None, out: Path, person: int, seed: int, comfyui: bool) -> list[Record]:
     """`demo`, with its errors as exceptions; returns what was measured."""
+    check_number(seed, "--seed", 0, 2**63)
     check_folder(out, "--out")
     world = load_world()
     sitter = sitter_of(world, photos) if photos else somebody(world, person)

@@ -88,3 +88,10 @@ def test_photos_of_a_person_differ_and_are_repeated_exactly():
     first, second = photos_of(9_000_001, 2), photos_of(9_000_001, 2)
     assert np.array_equal(first, second)
     assert not np.array_equal(first[0], first[1])
+
+
+@pytest.mark.parametrize("seed", [-1, 10**20])
+def test_a_seed_that_no_generator_takes_is_refused(tmp_path, seed):
+    with pytest.raises(LikenessError, match="--seed is"):
+        demo.run(None, tmp_path / "out", person=0, seed=seed, comfyui=False)
+    assert not (tmp_path / "out").exists()
