@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..checks import first_not_finite
 from ..errors import LikenessError
+from ..weights.files import read_weights
 from . import others
 from .evidence import Evidence, Variant
-from .files import read_weights
 from .ip_adapter import SYSTEM as IP_ADAPTER
 from .ip_adapter import IPAdapter
 from .system import Adapter, Kind, Sureness, WeightFile, kind_of

@@ -19,7 +19,7 @@ from ..checks import LARGEST_FACTOR, all_finite, check_number
 from ..errors import LikenessError
 from ..pickles import check_pickle
 from ..storage import write_once
-from .files import read_weights
+from ..weights.files import read_weights
 from .types import KeyValueScaling
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis.strategies import binary, lists, sampled_from
 
-from likeness.adapters.files import read_weights
 from likeness.errors import LikenessError
 from likeness.pickles import check_pickle
+from likeness.weights.files import read_weights
 
 START, ORDERED = b"\x80\x02", b"ccollections\nOrderedDict\nq\0"
 PRIME = (1 << 61) - 1  # whole numbers that differ by it have one hash

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save, save_file
 
 from likeness.adapters import load
-from likeness.adapters.files import read_weights
 from likeness.errors import LikenessError
+from likeness.weights.files import read_weights
 
 
 def refused(path: Path) -> str:
