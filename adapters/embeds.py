@@ -17,9 +17,8 @@ from torch import Tensor
 
 from ..checks import LARGEST_FACTOR, all_finite, check_number
 from ..errors import LikenessError
-from ..pickles import check_pickle
 from ..storage import write_once
-from ..weights.files import read_weights
+from ..weights.files import read_content, read_weights
 from .types import KeyValueScaling
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -275,16 +274,7 @@ def load_embeds(path: Path) -> ImageEmbeds:
 
 
 def _load_ipadpt(path: Path) -> ImageEmbeds:
-    import pickle
-    import zipfile
-
-    try:
-        check_pickle(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except LikenessError:
-        raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise LikenessError(f"'{path.name}' is damaged or no .ipadpt file: save the embeddings again.") from error
+    content, _ = read_content(path)
     if not isinstance(content, Tensor):
         raise LikenessError(f"'{path.name}' holds no single tensor of embeddings: choose an .ipadpt file.")
     return ImageEmbeds(cond=_checked(content, path))

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..checks import first_not_finite
 from ..errors import LikenessError
-from ..pickles import check_pickle
+from ..weights.files import read_content
 
 Weights = dict[str, torch.Tensor]
 Network = TypeVar("Network", bound=nn.Module)
@@ -23,18 +23,7 @@ def read_weights(path: Path | str) -> Weights:
     path = Path(path)
     if not path.is_file():
         raise LikenessError(f"The face model {path.name} is missing: put it into {path.parent}.")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(path)
-        else:
-            check_pickle(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except LikenessError:
-        raise
-    except Exception as error:  # every reader has its own; for the user they are one
-        raise LikenessError(f"The face model {path.name} cannot be read ({error}): download it again.") from None
+    content, _ = read_content(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     pairs = content.items() if isinstance(content, dict) else ()

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import LikenessError
-from ..pickles import check_pickle
 from .families import TEXT_ENCODERS, text_encoder_of_width
+from .files import read_content
 
 _ENCODERS = tuple(encoder.name for encoder in TEXT_ENCODERS)
 _BUNDLE = "bundle_emb."
@@ -76,18 +75,12 @@ def embedding_tensors(embedding: TokenEmbedding) -> dict[str, Tensor]:
 def load_embedding(path: Path | str) -> TokenEmbedding:
     """The embedding in a .safetensors, .pt or .bin file. Pickled code is never run."""
     path = Path(path)
+    if not path.is_file():
+        raise LikenessError(f"The embedding {path.name} is missing: put it into {path.parent}.")
+    content, _ = read_content(path)
+    if not isinstance(content, dict):
+        raise LikenessError(f"{path.name} is no textual-inversion embedding: choose another file.")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return read_embedding(load_file(path))
-        check_pickle(path)
-        return read_embedding(torch.load(path, map_location="cpu", weights_only=True))
+        return read_embedding(content)
     except LikenessError as error:
         raise LikenessError(f"{path.name}: {error}") from error
-    except FileNotFoundError as error:
-        raise LikenessError(f"The embedding {path.name} is missing: put it into {path.parent}.") from error
-    except Exception as error:
-        raise LikenessError(
-            f"{path.name} cannot be read as an embedding (it is damaged, or holds program code): download it again."
-        ) from error

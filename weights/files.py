@@ -19,6 +19,7 @@ _PICKLES = (b"PK", b"\x80")  # torch.save's archive, and the plain pickle it wro
 _LONGEST_HEADER = 32 << 20  # bytes; SDXL's has 0.3 million
 _DEEPEST, _MOST_BRANCHES = 20, 10_000  # of dictionaries
 _SMALL = 1 << 20  # bytes of a tensor that may be one value many times
+_MAPPED = 64 << 20  # bytes; smaller files are read whole, and may be replaced while they are in use
 _SMALLEST = 1024  # no weight file is smaller; a Git LFS pointer or an error page saved by a browser is
 
 
@@ -26,6 +27,19 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a weight file under flat, dot-joined keys, and its metadata (empty for pickles).
 
     `.bin` files nest dictionaries; they are flattened. Raises LikenessError naming the file when it cannot be read.
+    """
+    content, metadata = read_content(path)
+    try:
+        return _flatten(content), metadata
+    except ValueError as error:
+        raise _unreadable(path, error) from error
+
+
+def read_content(path: Path) -> tuple[Any, dict[str, str]]:
+    """What a weight file holds, as it was saved: the tensors of a safetensors file, or whatever a pickle is of.
+
+    Which of them it is, the content tells and not its name. No code of the file's runs, and the time and memory it
+    takes are bounded. Beside it comes the metadata (empty for pickles). Raises LikenessError naming the file.
     """
     try:
         if not path.is_file():
@@ -48,7 +62,13 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if not head.startswith(_PICKLES):
             raise ValueError("neither safetensors nor a pickle")
         check_pickle(path)
-        return _flatten(torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))), {}
+        mapped = path.stat().st_size > _MAPPED and zipfile.is_zipfile(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        if isinstance(content, Tensor):
+            _plain(content)
+        elif isinstance(content, dict):
+            _flatten(content)  # raises where it holds no plain tensors
+        return content, {}
     except LikenessError:
         raise
     except pickle.UnpicklingError as error:  # a whole pickle, but one that asks for more than tensors

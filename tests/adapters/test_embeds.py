@@ -217,3 +217,9 @@ def test_files_that_hold_no_embeddings_are_refused(tmp_path):
     save_file({"cond": torch.ones(1, 2)}, tmp_path / "future.safetensors", metadata=metadata)
     with pytest.raises(LikenessError, match="newer version"):
         load_embeds(tmp_path / "future.safetensors")
+
+
+def test_an_ipadpt_tensor_larger_than_its_bytes_is_refused(tmp_path):
+    torch.save(torch.zeros(1).expand(1 << 20, 1 << 10), tmp_path / "huge.ipadpt")
+    with pytest.raises(LikenessError, match=r"huge\.ipadpt"):
+        load_embeds(tmp_path / "huge.ipadpt")
