@@ -137,8 +137,8 @@ class Applied(NamedTuple):
 def apply_effects(model: Any, effects: Iterable[Effect]) -> Applied:
     """A clone of the MODEL (ModelPatcher) in which these effects act. The given one is left as it is.
 
-    A `PromptEdit` rides on a CONDITIONING and is applied there, by `text.edited`. Raises LikenessError when an adapter
-    does not fit the model.
+    Prompt edits are passed over: they ride on a CONDITIONING and are applied there, by `prompt.edited`. Raises
+    LikenessError when an adapter does not fit the model.
     """
     patched, terms, changed, present = model.clone(), [], 0, []
     for effect in effects:
@@ -154,7 +154,7 @@ def apply_effects(model: Any, effects: Iterable[Effect]) -> Applied:
                 else:
                     changed += _add_delta(patched, effect)
             case PromptEdit():
-                raise TypeError("a prompt edit acts on a conditioning, not on a model")
+                pass
     acting = [term for term in terms if term.why_never is None]
     if acting:
         before = stack_of(model)

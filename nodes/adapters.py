@@ -257,10 +257,10 @@ def seen_by(identity: Identity, recogniser: str) -> Identity:
 
 def _report(adapter: Any, request: Request, effects: Sequence[Effect], applied: Applied, sites: Any) -> str:
     """One line that answers 'why does it have no effect?'."""
-    from ..adapters.effects import AttentionTerm
+    from ..adapters.effects import AttentionTerm, PromptEdit
 
     who = repr(request.identity.name) if request.identity is not None else "the reference"
-    reasons = [effect.why_never for effect in effects]
+    reasons = [effect.why_never for effect in effects if not isinstance(effect, PromptEdit)]
     if all(reasons):
         return f"{adapter.name}: {who} has no effect, because {reasons[0]}."
     terms = [effect for effect in effects if isinstance(effect, AttentionTerm)]

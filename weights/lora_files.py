@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ..errors import LikenessError
 from .checkpoint_layout import unet_names, with_text_model
-from .files import read_weights
 from .lora import LoraPair
 
 # Endings of keys, and which part of a `LoraPair` each holds.

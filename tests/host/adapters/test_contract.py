@@ -1,0 +1,175 @@
+"""The contract of every identity adapter: one line in the registry, and a file to try, takes a system in.
+
+A system is listed in `adapters.SYSTEMS`; `SAMPLES` says how its file is written for the tiny MODEL of this folder and
+what it needs beside the identity. The toy system of the tests stands for one that uses every kind of effect.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from likeness_host_adapters import official, person, same, sentence
+from safetensors.torch import save_file
+
+from likeness import adapters
+from likeness.adapters.effects import PromptEdit, Scope
+from likeness.adapters.others import ANNOUNCED
+from likeness.adapters.system import Sureness, WeightFile
+from likeness.injection.prompt import edited
+
+comfyui = sys.modules["likeness_comfyui"]
+toy = comfyui.load_module("likeness_toy", comfyui.REPOSITORY / "tests" / "adapters" / "toy.py")
+SYSTEMS = {kind.title: kind for kind in (*adapters.SYSTEMS, toy.SYSTEM)}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """weights: of a file that fits the sites (shapes) of a MODEL. missing: a word of the sentence without identity."""
+
+    weights: Callable[[Any, int], dict[str, torch.Tensor]]
+    missing: str = "Identity from Photos"
+
+
+def faceid(shapes: Any, seed: int) -> dict[str, torch.Tensor]:
+    groups = official.groups(official.identity(shapes[0][1], seed=seed), shapes, with_lora=True, seed=seed)
+    return {f"{group}.{key}": value for group, tensors in groups.items() for key, value in tensors.items()}
+
+
+SAMPLES = {"IP-Adapter": Sample(faceid), "Toy": Sample(toy.weights)}
+
+
+def test_every_system_is_in_the_contract():
+    assert SYSTEMS.keys() == SAMPLES.keys()
+
+
+@pytest.fixture(params=SYSTEMS, name="title")
+def _title(request, monkeypatch) -> str:
+    """One system after the other; the toy is added to the registry by its one line."""
+    monkeypatch.setattr(adapters, "SYSTEMS", tuple(SYSTEMS.values()))
+    return request.param
+
+
+@pytest.fixture
+def load(world, title) -> Callable[..., Any]:
+    """load(seed, shapes) -> the adapter of a file in models/ipadapter, through Load Identity Adapter."""
+
+    def make(seed: int = 0, shapes: Any = None) -> Any:
+        name = f"{title} {seed} {len(shapes or world.shapes)}.safetensors"
+        weights = SAMPLES[title].weights(shapes or world.shapes, seed)
+        save_file({key: value.contiguous() for key, value in weights.items()}, world.folder / "ipadapter" / name)
+        return world.run("LikenessLoadIdentityAdapter", adapter_file=name)
+
+    return make
+
+
+class Painter:
+    """Samples with the effects of an adapter, on the model and on the positive prompt."""
+
+    def __init__(self, world: Any) -> None:
+        self.world = world
+
+    def __call__(self, adapter: Any, who: Any, strength: float = 1.0, model: Any = None, **inputs: Any) -> Any:
+        self.model, self.report = self.world.apply(
+            adapter, who, weight=strength, **({"model": model} if model is not None else {}), **inputs
+        )
+        effects = self.effects(adapter, who, strength, **inputs)
+        positive, negative = self.world.text
+        return self.world.recipes.sample(self.model, edited(positive, effects), negative, steps=4, shape=(1, 4, 8, 8))
+
+    def effects(self, adapter: Any, who: Any, strength: float, start_at: float = 0.0, end_at: float = 1.0) -> Any:
+        from likeness.adapters.system import Request
+        from likeness.injection import comfy
+
+        layout, attention = comfy.request_layout(self.world.model)
+        return adapter.effects(Request(layout, attention, strength, Scope(start_at, end_at), who))
+
+
+@pytest.fixture
+def paint(world) -> Painter:
+    return Painter(world)
+
+
+@pytest.fixture
+def alone(world) -> Any:
+    """What the MODEL paints without anybody."""
+    return world.recipes.sample(world.model, *world.text, steps=4, shape=(1, 4, 8, 8))
+
+
+def test_a_file_is_recognised_by_its_own_system_alone(world, title):
+    file = WeightFile("x.safetensors", SAMPLES[title].weights(world.shapes, 0))
+    sure = {kind.title: kind.recognise(file) for kind in (*SYSTEMS.values(), *ANNOUNCED)}
+    assert {name for name, sureness in sure.items() if sureness is not Sureness.NO} == {title}
+
+
+def test_a_foreign_file_is_refused_by_name(world, title):
+    save_file({"pulid_ca.0.to_q.weight": torch.zeros(2, 2)}, world.folder / "ipadapter" / "foreign.safetensors")
+    text = sentence(world.run, "LikenessLoadIdentityAdapter", adapter_file="foreign.safetensors")
+    assert "foreign.safetensors" in text and "PuLID" in text
+
+
+def test_the_identity_changes_the_picture(load, paint, alone):
+    assert not same(paint(load(), person()), alone)
+
+
+def test_strength_0_is_bit_identical(load, paint, alone):
+    assert torch.equal(paint(load(), person(), strength=0.0), alone)
+    assert "no effect" in paint.report
+
+
+def test_a_closed_window_is_bit_identical(load, paint, alone):
+    assert torch.equal(paint(load(), person(), start_at=0.7, end_at=0.7), alone)
+
+
+def test_two_people_commute(load, paint, world):
+    adapter, ann, ben = load(), person(seed=1), person(seed=2)
+    models = []
+    for first, second in ((ann, ben), (ben, ann)):
+        model, _ = world.apply(adapter, first)
+        models.append(world.apply(adapter, second, model=model)[0])
+    one, other = (world.sample(model) for model in models)
+    assert same(one, other)
+    assert not same(one, world.sample(world.apply(adapter, ann)[0]))
+
+
+def test_the_given_model_is_untouched(load, paint, world, alone):
+    before = (dict(world.model.patches), dict(world.model.attachments), dict(world.model.wrappers))
+    paint(load(), person())
+    assert (dict(world.model.patches), dict(world.model.attachments), dict(world.model.wrappers)) == before
+    assert torch.equal(world.recipes.sample(world.model, *world.text, steps=4, shape=(1, 4, 8, 8)), alone)
+
+
+def test_another_family_is_refused_by_name(load, world):
+    adapter = load(shapes=official.SDXL)
+    text = sentence(world.apply, adapter, person())
+    assert adapter.name in text and "SDXL" in text
+
+
+def test_what_is_missing_is_asked_for_in_one_sentence(load, world, title):
+    assert SAMPLES[title].missing in sentence(world.apply, load())
+
+
+def test_nothing_is_kept_after_a_run(load, paint):
+    from likeness.injection.comfy import stack_of
+
+    paint(load(), person())
+    stack = stack_of(paint.model)
+    assert stack is None or stack._run is None
+
+
+def test_prompt_edits_ride_on_their_own_conditioning(load, paint, world):
+    """What is edited is new; the prompt beside it, and the one it was made from, stay as they are."""
+    positive, negative = world.text
+    states = positive[0][0].clone()
+    effects = [e for e in paint.effects(load(), person(), 1.0, 0.2, 0.6) if isinstance(e, PromptEdit)]
+    parts = edited(positive, effects)
+    assert torch.equal(positive[0][0], states)
+    assert edited(negative, []) is negative
+    if effects:
+        windows = [(options["start_percent"], options["end_percent"]) for _, options in parts]
+        assert windows == [(0.0, 0.2), (0.2, 0.6), (0.6, 1.0)]
+        assert [torch.equal(text, states) for text, _ in parts] == [True, False, True]
