@@ -121,6 +121,7 @@ def _train(job: Job, base: BaseModel, folder: Path, record: RunRecord, accelerat
     import comfy.model_management as host
 
     base.to(accelerator.device, network_dtype(job.method, job.run))
+    base.require_numbers()
     host.throw_exception_if_processing_interrupted()
     recipe = job.make(base, accelerator.device, is_complete(folder, job.method))
     result = train(base, recipe, job.run, folder, _watch(folder), accelerator, record.data, record.base)

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import LikenessError
 from ..weights.checkpoint_layout import vae_weights
 from ..weights.families import CLIP_L, SDXL, Family, of_text_encoders
+from .loop import first_broken
 from .noise import NoiseSchedule
 from .objectives.identity import Decoder
 from .prompt_tokens import chunks_of, groups_of
@@ -177,6 +179,17 @@ class BaseModel:
             if network.dtype != dtype:
                 network.to(dtype)
         self.codec.module.to(device)
+
+    def require_numbers(self) -> None:
+        """LikenessError where a weight is not a number, as in a damaged checkpoint or one that float16 cannot hold."""
+        parts = {"denoiser": self.unet, "VAE": self.codec.module}
+        parts |= {f"text encoder {number}": encoder for number, encoder in enumerate(self.encoders, 1)}
+        for part, module in parts.items():
+            if broken := first_broken(module.state_dict()):
+                raise LikenessError(
+                    f"The base model's {part} holds values that are not numbers ({broken}): download the model again, "
+                    "choose another one, or another precision."
+                )
 
     def ids(self, prompts: Sequence[str]) -> list[Tensor]:
         """Each prompt's token ids (tokens,) in the first text encoder, as the denoiser hears them."""

@@ -41,7 +41,7 @@ from .base_model import BaseModel
 from .captions import parse_templates
 from .config import LoraSettings, RunSettings, Settings, network_dtype
 from .config_file import read_toml
-from .dataset import Dataset, DatasetKind, build_dataset
+from .dataset import LARGEST_RESOLUTION, Dataset, DatasetKind, build_dataset
 from .dataset import Settings as DatasetSettings
 from .dataset_folder import is_dataset, load_dataset
 from .engine import RUN_IN, Watch, make_accelerator, train
@@ -65,7 +65,7 @@ class DataSettings(Settings):
     person_word: Path | None = Field(default=None, description="An embedding file that the person's word starts from.")
     style_word: Path | None = Field(default=None, description="The same of the style's word.")
     start_from: Path | None = Field(default=None, description="A LoRA file that is trained further, as large as it is.")
-    resolution: int = 512
+    resolution: int = Field(default=512, ge=64, le=LARGEST_RESOLUTION, multiple_of=8)
     faces: str = Field(default="auto", description="A face pack such as buffalo_l, mtcnn or miniature.")
     parser: Path | None = Field(default=None, description="Face parsing weights; none: masks are ellipses.")
     recogniser: Path | None = Field(default=None, description="Weights of the identity loss's recogniser.")
@@ -113,6 +113,7 @@ def run(configuration: Configuration, openers: Openers, watch: Watch | None = No
         stopped = stack.enter_context(stopping(accelerator.num_processes == 1))
         base = openers.base(configuration.base)
         base.to(accelerator.device, network_dtype(configuration.recipe, settings))
+        base.require_numbers()
         fingerprint = base.fingerprint()
         try:
             with accelerator.main_process_first():  # which makes class pictures for all

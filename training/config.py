@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, Flag, auto
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +16,13 @@ from torch import nn
 from ..errors import LikenessError
 from ..weights.lora import LoraPair
 from .lora import Reach, add_lora, continue_lora, lora_parameters, lora_targets
+
+# What no training could use is refused before it begins; a hang or full memory would be the answer otherwise.
+MOST_STEPS = 1_000_000
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+Moment = Annotated[int, Field(ge=0, le=MOST_STEPS)]  # a step, or a number of steps that may be none
+Rate = Annotated[float, Field(gt=0, le=1)]  # of learning
+Weight = Annotated[float, Field(ge=0, le=1000)]  # of a loss, beside others
 
 
 class Seen(Flag):
@@ -99,7 +106,9 @@ class LoraSettings(Settings):
     """A LoRA's size and reach."""
 
     rank: int = Field(default=4, ge=1, le=1024)
-    alpha: float | None = Field(default=None, description="None: the rank, so that the change is not scaled.")
+    alpha: float | None = Field(
+        default=None, gt=0, le=10_000, description="None: the rank, so that the change is not scaled."
+    )
     dropout: float = Field(default=0.0, ge=0, lt=1)
     reach: Reach = Reach.ATTENTION
 
@@ -116,20 +125,20 @@ class LoraSettings(Settings):
 class RunSettings(Settings):
     """How a training runs, whatever it trains."""
 
-    seed: int = 0
-    batch: int = Field(default=1, ge=1)
-    accumulation: int = Field(default=1, ge=1, description="Batches per step.")
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    batch: int = Field(default=1, ge=1, le=256)
+    accumulation: int = Field(default=1, ge=1, le=1024, description="Batches per step.")
     precision: Precision = Precision.FLOAT32
     optimiser: Optimiser = Optimiser.ADAMW
     gradient_checkpointing: bool = False
     ema: float = Field(default=0.0, ge=0, lt=1, description="Decay of the weights' moving average; 0: none is kept.")
-    save_every: int = Field(default=200, ge=1)
-    preview_every: int = Field(default=0, ge=0, description="Steps between sample pictures; 0: none.")
-    preview_prompts: tuple[str, ...] = ()
+    save_every: Steps = 200
+    preview_every: Moment = Field(default=0, description="Steps between sample pictures; 0: none.")
+    preview_prompts: tuple[str, ...] = Field(default=(), max_length=100)
     cache_latents: bool = True
     cache_text: bool = True
     cache_megabytes: int = Field(
-        default=1024, ge=0, description="What a cache may hold in memory; the rest goes to disk."
+        default=1024, ge=0, le=10_000_000, description="What a cache may hold in memory; the rest goes to disk."
     )
 
     @property

@@ -15,7 +15,9 @@ _LARGEST = 1 << 20  # bytes
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _DRIVE = re.compile(r'"[A-Za-z]:\\(?!\\)')  # C:\ in double quotes, where a backslash begins an escape
 _ESCAPED = re.compile(r"[\x00-\x1f\x7f]")
-_PATHS = frozenset({"base", "output", "person", "style", "person_word", "style_word", "parser", "recogniser", "faces"})
+_PATHS = frozenset(
+    {"base", "output", "person", "style", "person_word", "style_word", "start_from", "parser", "recogniser", "faces"}
+)
 
 
 def read_toml(file: Path) -> dict[str, Any]:

@@ -41,6 +41,9 @@ LEARNED = 1 / 1024  # the smallest face of a photo, in shares of the picture tha
 BYSTANDER = 0.25  # of the face's side, from which somebody else in the picture counts
 
 
+LARGEST_RESOLUTION = 2048
+
+
 class DatasetKind(Enum):
     """What the pictures have in common."""
 
@@ -86,8 +89,11 @@ class Settings:
             raise LikenessError(
                 f"The trigger word {self.trigger!r} is the class word too: use a rare word such as ohwx or sks."
             )
-        if self.resolution < 64 or self.resolution % 8:
-            raise LikenessError(f"The resolution {self.resolution} is no multiple of 8 from 64 on: use 512 or 1024.")
+        if not 64 <= self.resolution <= LARGEST_RESOLUTION or self.resolution % 8:
+            raise LikenessError(
+                f"The resolution {self.resolution} is no multiple of 8 from 64 to {LARGEST_RESOLUTION}: use 512 or "
+                "1024."
+            )
 
     def template(self, number: int) -> str:
         """The template of the picture with this number."""

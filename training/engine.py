@@ -95,6 +95,7 @@ def train(
                 _claim(folder, RunRecord(fingerprint or base.fingerprint(), data, recipe.settings, settings))
             folder.mkdir(parents=True, exist_ok=True)  # on other machines
         base.to(accelerator.device, network_dtype(recipe.settings, settings))
+        base.require_numbers()
         names = list(dict.fromkeys(objective.name for phase in recipe.phases for objective in phase.objectives))
         log = LossLog(folder, names, accelerator.is_main_process)
         cache = stack.enter_context(temporary_folder(folder, CACHE))

@@ -395,6 +395,29 @@ def test_a_full_disk_keeps_the_losses_that_were_written(make_base, photos, tmp_p
     assert (tmp_path / "losses.csv").read_bytes() == before
 
 
+@pytest.mark.parametrize("part", ["denoiser", "text encoder 1", "VAE"])
+def test_a_base_model_that_is_not_all_numbers_is_refused_before_a_step(base, photos, tmp_path, part):
+    module = {"denoiser": base.unet, "text encoder 1": base.text[0].encoder, "VAE": base.codec.module}[part]
+    with torch.no_grad():
+        list(module.parameters())[-1].view(-1)[-1] = float("nan")
+    steps = []
+    watch = Watch(progress=lambda done, total, losses: steps.append(done))
+    with pytest.raises(LikenessError, match=rf"The base model's {part} holds values that are not numbers \("):
+        train(base, lora_recipe(base, photos), RunSettings(), tmp_path, watch)
+    assert steps == []
+
+
+def test_weights_that_half_precision_cannot_hold_are_named(base, photos, tmp_path):
+    from likeness.training.config import Precision
+    from likeness.training.engine import make_accelerator
+
+    with torch.no_grad():
+        base.unet.conv_in.weight[0] = 1e6
+    on_cpu = make_accelerator(RunSettings(), cpu=True)
+    with pytest.raises(LikenessError, match=r"denoiser holds values that are not numbers \(conv_in\.weight\)"):
+        train(base, lora_recipe(base, photos), RunSettings(precision=Precision.FLOAT16), tmp_path, accelerator=on_cpu)
+
+
 def test_one_photo_is_enough(base, photos, tmp_path):
     assert train(base, lora_recipe(base, photos[:1], steps=2), RunSettings(batch=2), tmp_path).complete
 
@@ -600,8 +623,9 @@ def test_full_memory_names_what_to_lower(base, photos, tmp_path):
 
 
 def test_zero_steps_are_refused_before_anything_is_written(base, photos, tmp_path):
+    recipe = lora_recipe(base, photos)
     with pytest.raises(LikenessError, match="0 steps"):
-        train(base, lora_recipe(base, photos, steps=0), RunSettings(), tmp_path / "run")
+        train(base, replace(recipe, phases=[replace(recipe.phases[0], steps=0)]), RunSettings(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

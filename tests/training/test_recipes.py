@@ -180,6 +180,26 @@ def test_class_pictures_are_made_once(base, tmp_path):
     assert (tmp_path / "class_00000.png").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.parametrize("content", [b"", b"not a picture", None], ids=["empty", "text", "folder"])
+def test_a_class_picture_that_cannot_be_read_is_set_aside_and_painted_again(base, tmp_path, content):
+    [first] = class_pictures(base, "a photo of person", 1, tmp_path, (16, 16))
+    file = tmp_path / "class_00000.png"
+    file.unlink()
+    file.mkdir() if content is None else file.write_bytes(content)
+    [again] = class_pictures(base, "a photo of person", 1, tmp_path, (16, 16))
+    assert torch.equal(first.pixels, again.pixels)
+    kept = tmp_path / "class_00000.damaged.png"
+    assert kept.is_dir() if content is None else kept.read_bytes() == content
+
+
+def test_class_pictures_that_are_no_numbers_are_not_learned_from(base, tmp_path, monkeypatch):
+    nothing = torch.full((1, 3, 16, 16), float("nan"))
+    monkeypatch.setattr("likeness.training.recipes.dreambooth.sample_pictures", lambda *_, **__: nothing)
+    with pytest.raises(LikenessError, match="values that are not numbers: choose another precision"):
+        class_pictures(base, "a photo of person", 1, tmp_path, (16, 16))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("sdxl", "prediction"),
     [(False, Prediction.EPSILON), (False, Prediction.VELOCITY), (True, Prediction.EPSILON)],

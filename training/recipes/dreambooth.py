@@ -8,10 +8,11 @@ whole denoiser and, if wanted, the text encoders; or a LoRA in them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,10 +20,10 @@ from pydantic import Field
 
 from ...errors import LikenessError
 from ...faces import read_photo
-from ...storage import write_whole
+from ...storage import set_aside, write_whole
 from ...weights.lora import LoraPair
 from ..base_model import BaseModel
-from ..config import Group, LoraSettings, Schedule, Seen, Settings
+from ..config import Group, LoraSettings, Moment, Rate, Schedule, Seen, Settings, Steps, Weight
 from ..examples import Example
 from ..export import TrainingRecord, save_checkpoint, save_lora
 from ..lora import StartLora, load_lora, trained_pairs
@@ -32,6 +33,11 @@ from ..previews import sample_pictures
 from ..recipe import Objective, Pass, Phase, Recipe, uniform_timesteps
 from . import prompts
 from .denoising import Mask, denoising_losses, require_masks, seen_by
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+log = logging.getLogger(__name__)
 
 
 class DreamBoothSettings(Settings):
@@ -48,18 +54,18 @@ class DreamBoothSettings(Settings):
     full: bool = Field(default=False, description="Train all weights instead of a LoRA.")
     lora: LoraSettings = LoraSettings()
     text_encoder: bool = Field(default=False, description="Train the text encoders too.")
-    text_until: int | None = Field(default=None, ge=0, description="The step after which the text encoders rest.")
-    steps: int = 500
-    learning_rate: float = Field(default=1e-4, gt=0)
-    text_learning_rate: float | None = Field(default=None, gt=0, description="None: that of the denoiser.")
+    text_until: Moment | None = Field(default=None, description="The step after which the text encoders rest.")
+    steps: Steps = 500
+    learning_rate: Rate = 1e-4
+    text_learning_rate: Rate | None = Field(default=None, description="None: that of the denoiser.")
     schedule: Schedule = Schedule.CONSTANT
-    warm_up: int = Field(default=0, ge=0)
-    weight_decay: float = Field(default=1e-2, ge=0)
-    clip: float = Field(default=1.0, gt=0)
-    prior_weight: float = Field(default=1.0, ge=0, description="λ; 0 needs no class pictures.")
-    class_pictures: int = Field(default=100, ge=0)
+    warm_up: Moment = 0
+    weight_decay: float = Field(default=1e-2, ge=0, le=1)
+    clip: float = Field(default=1.0, gt=0, le=1e6)
+    prior_weight: Weight = Field(default=1.0, description="λ; 0 needs no class pictures.")
+    class_pictures: int = Field(default=100, ge=0, le=10_000)
     mask: Mask = Mask.NONE
-    min_snr: float | None = Field(default=None, gt=0)
+    min_snr: float | None = Field(default=None, gt=0, le=1000)
     flip: float = Field(default=0.0, ge=0, le=1, description="Faces with marks on one side are better not mirrored.")
 
     @property
@@ -205,25 +211,48 @@ def class_pictures(
 ) -> list[Example]:
     """`count` pictures of the class by the untouched model, (height, width) in pixels; those in the folder are reused.
 
-    Raises LikenessError when the folder cannot be written to.
+    One that cannot be read is set aside and painted again. Raises LikenessError when the folder cannot be written to,
+    and when the model paints what is not a picture.
     """
-    from PIL import Image
-
     found = []
     for number in range(count):
         path = folder / f"class_{number:05d}.png"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                picture = sample_pictures(base, [prompt], size, seed=number)[0]
-                pixels = (picture * 255).round().byte().permute(1, 2, 0).numpy()
-                write_whole(path, partial(Image.fromarray(pixels).save, format="png"))
-            image = Image.fromarray(read_photo(path))
-            pixels = np.asarray(image.resize((size[1], size[0])), np.float32)
+            picture = _kept(path)
+            if picture is None:
+                folder.mkdir(parents=True, exist_ok=True)
+                picture = _painted(base, prompt, number, size)
+                write_whole(path, partial(picture.save, format="png"))
         except OSError as error:
             raise LikenessError(
                 f"The class picture '{path}' could not be made or read ({error}): free some space, or delete it."
             ) from error
+        pixels = np.asarray(picture.resize((size[1], size[0])), np.float32)
         found.append(Example(torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1).contiguous(), prompt))
         after_each()
     return found
+
+
+def _kept(path: Path) -> Image | None:
+    """A class picture that was painted earlier, None where there is none."""
+    from PIL import Image
+
+    if not path.exists():
+        return None
+    try:
+        return Image.fromarray(read_photo(path))
+    except LikenessError as error:
+        log.warning("%s It is now %s, and painted again.", error, set_aside(path).name)
+        return None
+
+
+def _painted(base: BaseModel, prompt: str, number: int, size: tuple[int, int]) -> Image:
+    from PIL import Image
+
+    picture = sample_pictures(base, [prompt], size, seed=number)[0]
+    if not bool(torch.isfinite(picture).all()):
+        raise LikenessError(
+            "The model paints its class pictures with values that are not numbers: choose another precision (bf16 or "
+            "float32), or another model."
+        )
+    return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())

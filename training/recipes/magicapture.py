@@ -31,7 +31,7 @@ from ...errors import LikenessError
 from ...weights.embedding_files import TokenEmbedding
 from ..base_model import BaseModel
 from ..captions import composed, fill, parse_templates, person_templates, style_templates
-from ..config import Group, LoraSettings, Schedule, Seen, Settings
+from ..config import Group, LoraSettings, Moment, Rate, Schedule, Seen, Settings, Weight
 from ..export import TrainingRecord, save_embedding, save_lora
 from ..lora import Reach, StartLora, trained_pairs
 from ..objectives.attention_refocusing import attention_refocusing, attention_refocusing_per_map
@@ -78,21 +78,21 @@ class MagiCaptureSettings(Settings):
     vectors: int = Field(default=1, ge=1, le=16, description="Per word.")
     subject_start: str = "person"
     style_start: str = Field(default="", description="Empty: chance, N(0, 0.017²).")
-    inversion_steps: int = 1200
-    tuning_steps: int = 1500
-    inversion_rate: float = Field(default=2e-3, gt=0)
-    unet_rate: float = Field(default=4e-4, gt=0)
-    text_rate: float = Field(default=4e-5, gt=0)
-    rows_rate: float = Field(default=1e-4, gt=0)
-    weight_decay: float = Field(default=1e-3, ge=0, description="In the second phase; the first has none.")
-    clip: float = Field(default=1.0, gt=0, description="In the second phase; the first has none.")
+    inversion_steps: Moment = 1200
+    tuning_steps: Moment = 1500
+    inversion_rate: Rate = 2e-3
+    unet_rate: Rate = 4e-4
+    text_rate: Rate = 4e-5
+    rows_rate: Rate = 1e-4
+    weight_decay: float = Field(default=1e-3, ge=0, le=1, description="In the second phase; the first has none.")
+    clip: float = Field(default=1.0, gt=0, le=1e6, description="In the second phase; the first has none.")
     lora: LoraSettings = LoraSettings(reach=Reach.ATTENTION_AND_GEGLU)  # the paper: cross-attention alone
     text_lora: LoraSettings = LoraSettings()
-    lambda_id: float = Field(default=0.25, ge=0)
-    lambda_attention: float = Field(default=2.5, ge=0)
-    lambda_style: float = Field(default=2.0, ge=0)
+    lambda_id: Weight = 0.25
+    lambda_attention: Weight = 2.5
+    lambda_style: Weight = 2.0
     compose: bool = Field(default=True, description="Train on composed prompts.")
-    mask_temperature: float = Field(default=1.0, gt=0)
+    mask_temperature: float = Field(default=1.0, ge=0.01, le=100)
     noise_share: float = Field(
         default=0.8, gt=0, le=1, description="The second phase's timesteps, of all from the clean end."
     )
@@ -101,11 +101,11 @@ class MagiCaptureSettings(Settings):
     )
     refocusing: Refocusing = Refocusing.OFFICIAL
     map_division: int = Field(
-        default=4, ge=1, description="Latent sides divided by this give the attention maps' grid."
+        default=4, ge=1, le=64, description="Latent sides divided by this give the attention maps' grid."
     )
     identity_pass: IdentityPass = IdentityPass.SHARED
     layout: Layout = Layout.REFERENCE
-    decode_margin: int = Field(default=4, ge=0, description="Latent cells decoded around the face.")
+    decode_margin: int = Field(default=4, ge=0, le=256, description="Latent cells decoded around the face.")
     decode_whole: bool = Field(default=False, description="Decode the whole picture instead.")
     flip: float = Field(default=0.5, ge=0, le=1)
     person_templates: tuple[str, ...] = person_templates("person")

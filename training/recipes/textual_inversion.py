@@ -19,7 +19,7 @@ from torch import Tensor
 from ...weights.embedding_files import TokenEmbedding
 from ..base_model import BaseModel
 from ..captions import person_templates
-from ..config import Group, Schedule, Seen, Settings
+from ..config import Group, Moment, Rate, Schedule, Seen, Settings, Steps
 from ..examples import Example
 from ..export import TrainingRecord, save_embedding
 from ..objectives.token_embeddings import norm_decay, std_retraction
@@ -45,17 +45,17 @@ class TextualInversionSettings(Settings):
     token: str
     vectors: int = Field(default=1, ge=1, le=16)
     start: str = Field(default="person", description="Words to start from, in turn; empty: chance.")
-    steps: int = 3000
-    learning_rate: float = Field(default=5e-4, gt=0)
+    steps: Steps = 3000
+    learning_rate: Rate = 5e-4
     schedule: Schedule = Schedule.CONSTANT
-    warm_up: int = Field(default=0, ge=0)
-    weight_decay: float = Field(default=1e-2, ge=0)
-    clip: float | None = Field(default=None, gt=0, description="Of the learned rows' gradient alone.")
+    warm_up: Moment = 0
+    weight_decay: float = Field(default=1e-2, ge=0, le=1)
+    clip: float | None = Field(default=None, gt=0, le=1e6, description="Of the learned rows' gradient alone.")
     tether: Tether = Tether.NONE
     templates: tuple[str, ...] = person_templates("person")
     captions: bool = Field(default=True, description="Use the photos' captions where they have any, else templates.")
     mask: Mask = Mask.NONE
-    min_snr: float | None = Field(default=None, gt=0)
+    min_snr: float | None = Field(default=None, gt=0, le=1000)
     flip: float = Field(default=0.5, ge=0, le=1)
 
     @property
