@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapters.files import read_weights
 from ..errors import LikenessError
+from ..weights.files import read_weights
 from ..weights.lora import LoraPair, check_fits
 from ..weights.lora_files import SDXL_TEXT_1, SDXL_TEXT_2, TEXT, UNET, read_lora, text_spellings, unet_spellings
 
