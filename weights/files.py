@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LikenessError
-from ..pickles import check_pickle
+from .pickles import check_pickle
 
 _PICKLES = (b"PK", b"\x80")  # torch.save's archive, and the plain pickle it wrote before version 1.6
 _LONGEST_HEADER = 32 << 20  # bytes; SDXL's has 0.3 million

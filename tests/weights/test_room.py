@@ -19,4 +19,4 @@ def test_no_room_is_imported(path):
     ]
     from_above = {node.module for node in imported if node.level > 1}
     absolute = {node.module for node in imported if node.level == 0 and (node.module or "").startswith("likeness")}
-    assert from_above <= {"checks", "errors", "pickles", "storage"} and not absolute
+    assert from_above <= {"checks", "errors", "storage"} and not absolute

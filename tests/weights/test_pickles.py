@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis.strategies import binary, lists, sampled_from
 
 from likeness.errors import LikenessError
-from likeness.pickles import check_pickle
 from likeness.weights.files import read_weights
+from likeness.weights.pickles import check_pickle
 
 START, ORDERED = b"\x80\x02", b"ccollections\nOrderedDict\nq\0"
 PRIME = (1 << 61) - 1  # whole numbers that differ by it have one hash
@@ -79,7 +79,7 @@ def test_a_pickle_that_would_never_end_is_refused_at_once(name: str, form: str, 
 
 
 def test_a_long_pickle_is_not_read_whole(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("likeness.pickles._MOST_BYTES", 10_000)
+    monkeypatch.setattr("likeness.weights.pickles._MOST_BYTES", 10_000)
     for pickled in (START + b"X" + struct.pack("<I", 50_000) + b"a" * 50_000 + b".", START + b"c" + b"a" * 50_000):
         with pytest.raises(LikenessError, match="too many bytes"):
             check_pickle(archived(tmp_path / "a.bin", pickled))
@@ -180,7 +180,7 @@ STEPS = [
 @settings(max_examples=400, deadline=None)
 def test_any_order_of_steps_ends_as_the_reader_does_or_in_a_sentence(steps: list[bytes]):
     path = Path("unused.bin")
-    from likeness import pickles
+    from likeness.weights import pickles
 
     try:
         pickles._check_stream(pickles._Bounded(io.BytesIO(b"".join(steps)), 1000), path.name)
@@ -191,7 +191,7 @@ def test_any_order_of_steps_ends_as_the_reader_does_or_in_a_sentence(steps: list
 @given(binary(max_size=200))
 @settings(max_examples=200, deadline=None)
 def test_noise_is_left_to_the_reader(noise: bytes):
-    from likeness import pickles
+    from likeness.weights import pickles
 
     try:
         pickles._check_stream(pickles._Bounded(io.BytesIO(START + noise), 1000), "a.bin")

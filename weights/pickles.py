@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from .errors import LikenessError
+from ..errors import LikenessError
 
 _MOST_BYTES = 128 << 20  # of the pickle itself, beside which the tensors' bytes lie
 _MOST_STEPS = 1_500_000  # a checkpoint of 10,000 tensors takes 400,000
