@@ -184,7 +184,7 @@ def our_variants(model: Any) -> dict[str, Any]:
         adapters[kind] = ManagedAdapter(build(flat, kind))
 
     def applied(kind: str, strength: float = 1.0, **scope: Any) -> Any:
-        made = adapters[kind].encode(evidence[kind])
+        made = adapters[kind].adapter.encode(evidence[kind])
         tokens = IdentityTokens(join_tokens(made.cond), made.uncond[:1])
         return apply_identity(
             model, [AttentionTerm(adapters[kind], tokens, uniform(strength, sites), scope=Scope(**scope))]
