@@ -26,7 +26,7 @@ from ..training.recipes.dreambooth import (
     class_pictures,
     class_size,
     dreambooth,
-    require_vae,
+    require_trainable,
     start_of,
 )
 from ..training.recipes.magicapture import MagiCaptureSettings, magicapture
@@ -158,10 +158,9 @@ def train_dreambooth(
     )
 
     def make(base: BaseModel, device: torch.device, complete: bool) -> Recipe:
-        if method.full:
-            require_vae(base)  # before the class pictures
         start = start_of(base, method, start_from)
         examples = dataset.examples()
+        require_trainable(base, examples, method)
         others = examples  # in the place of class pictures, where nothing is left to be learned from them
         if method.prior_weight > 0 and not complete:
             others = _class_pictures(base, method, class_size(examples))

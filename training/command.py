@@ -39,7 +39,7 @@ from ..storage import check_folder, check_name
 from ..weights.embedding_files import load_embedding
 from .base_model import BaseModel
 from .captions import parse_templates
-from .config import LoraSettings, RunSettings, Settings, network_dtype
+from .config import LoraSettings, RunSettings, Settings, network_dtype, optimiser_class
 from .config_file import read_toml
 from .dataset import LARGEST_RESOLUTION, Dataset, DatasetKind, build_dataset
 from .dataset import Settings as DatasetSettings
@@ -51,7 +51,15 @@ from .objectives.identity import Measure, arcface_measure
 from .photo_files import read_folder
 from .portraits import portraits
 from .recipe import Recipe
-from .recipes.dreambooth import DreamBoothSettings, class_pictures, class_size, dreambooth, require_vae, start_of
+from .recipes.dreambooth import (
+    DreamBoothSettings,
+    class_pictures,
+    class_size,
+    dreambooth,
+    require_trainable,
+    require_vae,
+    start_of,
+)
 from .recipes.magicapture import Layout, MagiCaptureSettings, magicapture
 from .recipes.textual_inversion import TextualInversionSettings, textual_inversion
 from .run_record import digest_of, digest_of_file, is_complete
@@ -106,6 +114,7 @@ def run(configuration: Configuration, openers: Openers, watch: Watch | None = No
     """Train what a configuration says; returns the results' paths, none when the run was stopped."""
     settings, output = configuration.run, configuration.output
     accelerator = make_accelerator(settings)
+    optimiser_class(settings.optimiser)  # before anything that takes long
     with ExitStack() as stack:
         if accelerator.is_main_process:
             _check_places(configuration)
@@ -204,6 +213,7 @@ def recipe_of(
     person = _dataset(data.person, DatasetKind.PERSON, chosen.identifier, data, analysis, *said)
     photos, others = person.called(chosen.identifier).examples(), []
     lora = start_of(base, chosen, data.start_from)
+    require_trainable(base, photos, chosen)
     if chosen.prior_weight > 0:
         folder, size = configuration.output / "class", class_size(photos)
         if is_complete(configuration.output, chosen):

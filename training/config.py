@@ -169,14 +169,19 @@ def make_optimiser(kind: Optimiser, groups: Iterable[Group]) -> torch.optim.Opti
         {"params": list(group.parameters.values()), "lr": group.learning_rate, "weight_decay": group.weight_decay}
         for group in groups
     ]
+    return optimiser_class(kind)(settings)
+
+
+def optimiser_class(kind: Optimiser) -> Callable[..., torch.optim.Optimizer]:
+    """Raises LikenessError when the optimiser's package is not installed."""
     if kind is Optimiser.ADAMW:
-        return torch.optim.AdamW(settings)
+        return torch.optim.AdamW
     package, name = {
         Optimiser.ADAMW_8BIT: ("bitsandbytes.optim", "AdamW8bit"),
         Optimiser.PRODIGY: ("prodigyopt", "Prodigy"),
     }[kind]
     try:
-        return getattr(importlib.import_module(package), name)(settings)
+        return getattr(importlib.import_module(package), name)
     except ImportError as error:
         raise LikenessError(
             f"The optimiser '{kind.value}' needs the package {package.split('.')[0]}, which is not installed here: "

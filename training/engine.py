@@ -34,6 +34,7 @@ from .shelf import Shelf
 
 RUN_IN = "The run in"  # as messages call a folder
 CACHE = "cache-"  # folders of what is computed once, gone when the training ends
+MIXED = "A batch cannot hold photos of different sizes: crop them all to one size, or train with a batch of 1."
 LEAST_SCALE = 1e-4  # of float16's losses: below it, every step has been skipped for long
 
 # Who watches ----------------------------------------------------------------------------------------------------------
@@ -82,6 +83,8 @@ def train(
     empty = next((phase for phase in recipe.phases if phase.steps < 1), None)
     if empty is not None:
         raise LikenessError(f"The phase '{empty.name}' has {empty.steps} steps: give it at least one.")
+    for phase in recipe.phases:
+        _check_sizes(phase, settings.batch)
     watch = watch or Watch()
     accelerator = accelerator or make_accelerator(settings)
     total, before, complete = sum(phase.steps for phase in recipe.phases), 0, True
@@ -127,6 +130,13 @@ def train(
             worker.keep_average()
         log.draw()
     return Result(complete, before, log.file)
+
+
+def _check_sizes(phase: Phase, batch: int) -> None:
+    """LikenessError where photos of several sizes would meet in a batch, whenever that would be."""
+    sizes = {example.size for stream in phase.streams for example in getattr(stream, "examples", ())}
+    if len(sizes) > 1 and batch * len(phase.streams) > 1:
+        raise LikenessError(MIXED)
 
 
 def make_accelerator(settings: RunSettings, cpu: bool = False) -> Any:
@@ -383,9 +393,7 @@ class _Worker:
     def _stack(self, latents: Sequence[Tensor]) -> Tensor:
         sizes = {tuple(latent.shape[-2:]) for latent in latents}
         if len(sizes) > 1:
-            raise LikenessError(
-                "A batch cannot hold photos of different sizes: crop them all to one size, or train with a batch of 1."
-            )
+            raise LikenessError(MIXED)
         return torch.cat(list(latents)).to(self.accelerator.device)
 
     def _posterior(self, sample: Sample) -> Posterior:

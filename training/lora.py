@@ -47,9 +47,13 @@ _ENDINGS = {
 
 
 def lora_targets(model: nn.Module, reach: Reach) -> list[str]:
-    """Paths of the layers a LoRA of this reach changes, in the model's order."""
+    """Paths of the layers a LoRA of this reach changes, in the model's order. A text encoder, which attends to itself
+    alone, has no cross-attention: its attention is taken there."""
+    layers = [path for path, module in model.named_modules() if _changeable(module)]
+    if reach is Reach.CROSS_ATTENTION and not any(".attn2." in path for path in layers):
+        reach = Reach.ATTENTION
     endings = tuple(f".{ending}" for ending in _ENDINGS[reach])
-    return [path for path, module in model.named_modules() if path.endswith(endings) and _changeable(module)]
+    return [path for path in layers if path.endswith(endings)]
 
 
 def _changeable(module: nn.Module) -> bool:
@@ -65,7 +69,7 @@ def add_lora(
     """
     paths = list(targets)
     if rank < 1 or not paths:
-        raise LikenessError("A LoRA needs a rank of at least 1 and at least one layer: raise the rank.")
+        raise LikenessError("A LoRA needs a rank of at least 1 and a network of which it can change layers.")
     _inject(model, dict.fromkeys(paths, rank), alpha, dropout)
     return list(lora_parameters(model).values())
 

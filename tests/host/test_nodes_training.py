@@ -231,6 +231,34 @@ def test_all_weights_of_the_miniature_are_refused_before_its_class_pictures(node
         run(nodes["DreamBooth"], dataset=dataset(), **sockets, tuned="all weights (checkpoint)")
 
 
+def test_cross_attention_and_the_text_encoder_train_together(nodes, sockets, places, monkeypatch):
+    with trained_network(monkeypatch):
+        choices = {"layers": "cross-attention", "train_text_encoder": True, "rank": 2}
+        _, _, files, _, _ = run(nodes["DreamBooth"], dataset=dataset(), **sockets, **choices, steps=1, prior_weight=0.0)
+    names = load_file(places / "loras" / files.split("LoRA: ")[1].splitlines()[0])
+    assert any("attn2" in name for name in names) and not any("attn1" in name for name in names)
+    assert any(name.startswith("lora_te") and "self_attn" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"precision": "float16"}, r"float16 .* does not work on this device"),
+        ({"mask": "face", "dataset": dataset(mask=None)}, "has no face mask"),
+        ({"dataset": dataset(caption="a person")}, "does not name|ohwx"),
+    ],
+    ids=["float16 on a CPU", "masks that are not there", "captions without the word"],
+)
+def test_choices_that_exclude_each_other_are_refused_before_class_pictures(
+    nodes, sockets, places, monkeypatch, changes, words
+):
+    from likeness.nodes import training_methods
+
+    monkeypatch.setattr(training_methods, "class_pictures", None)
+    with pytest.raises(LikenessError, match=words):
+        run(nodes["DreamBooth"], **{"dataset": dataset(), **sockets, "steps": 1, **changes})
+
+
 @pytest.mark.parametrize(("name", "stem"), [("anna", "anna"), ("anna (v2)", "anna_v2"), ("安娜, 1", "安娜_1")])
 def test_textual_inversion_gives_a_word_that_prompts_can_name(nodes, sockets, places, monkeypatch, name, stem):
     with trained_network(monkeypatch) as seen:

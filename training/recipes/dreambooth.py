@@ -104,14 +104,7 @@ def dreambooth(
     start: a LoRA that is trained further, with its own layers and ranks. What it changes in a text encoder stays in the
     result where the encoder is not trained.
     """
-    prompts.require_photos(photos, "photo")
-    require_masks(photos, settings.mask, base.codec.decoder.pixels_per_cell)
-    if settings.full:
-        require_vae(base)
-    word = settings.identifier
-    said = prompts.from_templates([settings.prompt], word)
-    if settings.captions:
-        said = prompts.from_captions(photos, word, said)
+    said, word = require_trainable(base, photos, settings), settings.identifier
     streams = [prompts.Photos(photos, said, seed, settings.flip)]
     if settings.prior_weight > 0:
         prompts.require_photos(class_photos, "class picture")
@@ -147,6 +140,17 @@ def start_of(base: BaseModel, settings: DreamBoothSettings, file: Path | None) -
             "train a LoRA."
         )
     return load_lora(file, base.unet, base.encoders)
+
+
+def require_trainable(base: BaseModel, photos: Sequence[Example], settings: DreamBoothSettings) -> prompts.Prompts:
+    """What is said of the photos. Raises LikenessError for whatever cannot be trained: to be asked before the class
+    pictures are painted, which takes longest."""
+    prompts.require_photos(photos, "photo")
+    require_masks(photos, settings.mask, base.codec.decoder.pixels_per_cell)
+    if settings.full:
+        require_vae(base)
+    said = prompts.from_templates([settings.prompt], settings.identifier)
+    return prompts.from_captions(photos, settings.identifier, said) if settings.captions else said
 
 
 def preserved(found: Pass, mask: Mask = Mask.NONE, gamma: float | None = None) -> PriorPreservation:
