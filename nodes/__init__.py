@@ -8,9 +8,15 @@ from comfy_api.latest import ComfyExtension, io
 class LikenessExtension(ComfyExtension):
     """Lists the pack's nodes for ComfyUI."""
 
+    async def on_load(self) -> None:
+        """Newer hosts call this; what the pack needs does not depend on it."""
+        from . import ipadapter_plus
+
+        await ipadapter_plus.register()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .. import models_download
-        from . import adapters, dataset, evaluation, faces, miniature, references, training
+        from . import adapters, dataset, evaluation, faces, ipadapter_plus, miniature, references, training
         from .inputs import checked
 
         models_download.register_folders()
@@ -18,6 +24,7 @@ class LikenessExtension(ComfyExtension):
             *faces.NODES,
             *adapters.NODES,
             *references.NODES,
+            *ipadapter_plus.NODES,
             *dataset.NODES,
             *training.NODES,
             *miniature.NODES,

@@ -23,10 +23,13 @@ def choices(kind: type[Enum]) -> list[str]:
 
 
 def member(kind: type[E], value: str, name: str) -> E:
-    """The choice with this value; LikenessError naming the input when there is none."""
+    """The choice with this value, in capitals or not; LikenessError naming the input when there is none."""
     try:
         return kind(value)
     except ValueError:
+        for item in kind:
+            if str(item.value).casefold() == str(value).casefold():
+                return item
         raise LikenessError(f"{value!r} is no choice for {name}: choose one of {', '.join(choices(kind))}.") from None
 
 
@@ -55,8 +58,8 @@ def must_exist(**finders: Callable[[str], Any]) -> Callable[[N], N]:
     """Class decorator: what these inputs name must be there before anything of the graph runs.
 
     `finders` raise the LikenessError that the user reads, at the node, when the graph is queued. Without this a newer
-    host says "Value not in list" of a file that has gone, and an older one nothing until the node runs. A linked input
-    has no value yet: it arrives as None, and `execute` finds out.
+    host says "Value not in list" of a file that has gone, or of a choice in another pack's spelling, and an older one
+    nothing until the node runs. A linked input has no value yet: it arrives as None, and `execute` finds out.
     """
 
     def validate_inputs(cls: type, **values: Any) -> bool | str:

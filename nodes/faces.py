@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def find_analysis(model: str) -> object:
     return _files(built_in) if built_in in _FILES else None
 
 
-@must_exist(model=find_analysis)
+@must_exist(model=find_analysis, provider=partial(member, Provider, name="provider"))
 class LoadFaceAnalysis(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -518,6 +518,7 @@ class WeightSchedule(Node):
         return io.NodeOutput(text(plan.weights), text(plan.inverted), len(plan.weights), first, second)
 
 
+@must_exist(interpolation=partial(member, Resampling, name="interpolation"))
 class PrepareReference(Node):
     """A reference picture as the encoder will see it."""
 

@@ -60,6 +60,7 @@ VALUES = {  # what is not the default
         "image": ["photo", 0],
         "face_analysis": ["LikenessLoadFaceAnalysis", 0],
     },
+    "LikenessApplyReference": {"face_analysis": ["LikenessLoadFaceAnalysis", 0]},
     "LikenessTrainTextualInversion": {"steps": 1, "preview_every": 0},
     "LikenessTrainDreamBooth": {"steps": 1, "preview_every": 0, "class_pictures": 1, "rank": 1},
     "LikenessTrainMagiCapture": {
