@@ -21,13 +21,14 @@ from ..errors import LikenessError
 from ..faces.identity import Identity
 
 Node = TypeVar("Node", bound=Any)
+_MARK = "likeness_checked"  # on an `execute` that checks
 Check = Callable[[Any, Any, str], Any]  # the widget, the value and what to call it -> the value the node gets
 
 
 def checked(node: Node) -> Node:
     """The node class, whose `execute` refuses, from now on, values that no input of their kind can have."""
     plain = node.execute.__func__
-    if hasattr(plain, "__wrapped__"):  # registered before
+    if hasattr(plain, _MARK):  # registered before
         return node
     positions = list(inspect.signature(plain).parameters)[1:]
 
@@ -50,6 +51,7 @@ def checked(node: Node) -> Node:
                 del inputs[name]
         return plain(cls, **inputs)
 
+    setattr(execute, _MARK, True)
     node.execute = classmethod(execute)
     return node
 

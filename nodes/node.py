@@ -10,6 +10,8 @@ from comfy_api.latest import io
 
 from ..device_errors import full_memory_said
 
+_MARK = "likeness_edge"  # on an `execute` that is wrapped already
+
 
 class Node(io.ComfyNode):
     """A node whose pictures and masks come as float32 on the CPU, though the host may keep them in half precision
@@ -17,8 +19,10 @@ class Node(io.ComfyNode):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if "execute" in vars(cls):
-            cls.execute = classmethod(_at_the_edge(vars(cls)["execute"].__func__))
+        plain = getattr(vars(cls).get("execute"), "__func__", None)
+        # The host clones a node's class for every run, with its attributes, and locks the clone.
+        if plain is not None and not hasattr(plain, _MARK):
+            cls.execute = classmethod(_at_the_edge(plain))
 
 
 def _at_the_edge(execute: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,6 +32,7 @@ def _at_the_edge(execute: Callable[..., Any]) -> Callable[..., Any]:
             named = {name: _as_pictures_are(value) for name, value in named.items()}
             return execute(cls, *map(_as_pictures_are, given), **named)
 
+    setattr(edge, _MARK, True)
     return edge
 
 

@@ -108,3 +108,21 @@ def test_other_errors_and_interruptions_pass(all_nodes):
         with pytest.raises(type(error)) as found:
             _probe(all_nodes[0], {}, error).execute()
         assert found.value is error
+
+
+def test_the_host_may_clone_and_lock_every_node_as_it_does_for_each_run(all_nodes):
+    from comfy_api.internal import lock_class, shallow_clone_class
+
+    for node in all_nodes:
+        clone = lock_class(shallow_clone_class(node))
+        assert clone.execute.__func__ is node.execute.__func__
+
+
+def test_every_node_is_checked_and_has_its_edge_once(all_nodes):
+    for node in all_nodes:
+        wrappers = []
+        function = node.execute.__func__
+        while hasattr(function, "__wrapped__"):
+            wrappers.append(function.__code__.co_name)
+            function = function.__wrapped__
+        assert wrappers == ["execute", "edge"], node
