@@ -51,13 +51,14 @@ class ManagedAdapter:
 
     def __init__(self, adapter: Any) -> None:
         import comfy.model_management as mm
-        from comfy.model_patcher import ModelPatcher
+        import comfy.model_patcher as patchers
 
         device = mm.get_torch_device()
         if mm.is_device_cpu(device):
             adapter = adapter.float()  # half precision is slow or missing on CPUs
         self.adapter = adapter  # a `system.Adapter` and a torch module
-        self.patcher = ModelPatcher(adapter, load_device=device, offload_device=mm.unet_offload_device())
+        core = getattr(patchers, "CoreModelPatcher", patchers.ModelPatcher)  # newer hosts: shares a card with others
+        self.patcher = core(adapter, load_device=device, offload_device=mm.unet_offload_device())
 
     @property
     def name(self) -> str:

@@ -6,19 +6,20 @@ Imported inside the host only.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management as mm
+import comfy.model_patcher
 import comfy.sd
 import comfy.sd1_clip as sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.taesd.taesd import TAESD
 from torch import Tensor, nn
@@ -31,6 +32,18 @@ from .weights import FOLDER, read_weights
 
 PICTURE = FACTOR * LATENT_SIZE  # pixels a side
 _KEY = "likeness_miniature"  # of our wrapper
+
+
+def _patcher(disable_dynamic: bool) -> type[comfy.model_patcher.ModelPatcher]:
+    """What the host's own loaders manage weights by: newer hosts choose it when they start."""
+    plain = comfy.model_patcher.ModelPatcher
+    return plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
+
+
+def _made_again_by(patcher: Any, load: Callable[..., Any], *arguments: Any) -> Any:
+    """The patcher, of which newer hosts can make another of its own weights, for another device."""
+    patcher.cached_patcher_init = (load, arguments)
+    return patcher
 
 
 # --- MODEL
@@ -84,8 +97,11 @@ def _unet_config() -> dict[str, Any]:
 
 
 @torch.inference_mode(False)  # so that its weights can be trained in a graph
-def load_model(folder: Path = FOLDER) -> ModelPatcher:
-    """The MODEL, in float32. LikenessError when its weight file is missing or damaged."""
+def load_model(folder: Path = FOLDER, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL, in float32. LikenessError when its weight file is missing or damaged.
+
+    disable_dynamic: whether its weights are loaded whole, as the host asks where it makes it again.
+    """
     config = _unet_config()
     names = comfy.utils.unet_to_diffusers(config)
     weights = {names[name]: value for name, value in read_weights(folder / "unet.safetensors").items()}
@@ -94,9 +110,9 @@ def load_model(folder: Path = FOLDER) -> ModelPatcher:
     offload = mm.unet_offload_device()
     model = comfy.model_base.BaseModel(settings, settings.model_type(weights), device=offload)
     model.diffusion_model.load_state_dict(weights)
-    patcher = ModelPatcher(model.eval(), load_device=mm.get_torch_device(), offload_device=offload)
+    patcher = _patcher(disable_dynamic)(model.eval(), load_device=mm.get_torch_device(), offload_device=offload)
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, _check_size)
-    return patcher
+    return _made_again_by(patcher, load_model, folder)
 
 
 def _check_size(executor: Any, noise: Tensor, *args: Any, **keywords: Any) -> Any:
@@ -172,8 +188,8 @@ class MiniatureClipModel(sd1_clip.SD1ClipModel):
 
 
 @torch.inference_mode(False)
-def load_clip(folder: Path = FOLDER) -> comfy.sd.CLIP:
-    """The CLIP, in float32, with the host's embedding folders. LikenessError as `load_model`."""
+def load_clip(folder: Path = FOLDER, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """The CLIP, in float32, with the host's embedding folders. LikenessError and disable_dynamic as `load_model`."""
     import folder_paths
 
     weights = read_weights(folder / "text_encoder.safetensors")
@@ -185,21 +201,32 @@ def load_clip(folder: Path = FOLDER) -> comfy.sd.CLIP:
         target,
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         model_options={"dtype": torch.float32},
+        **({"disable_dynamic": True} if disable_dynamic else {}),
     )
     clip.cond_stage_model.clip_l.transformer.load_state_dict(weights)
+    _made_again_by(clip.patcher, _clip_patcher, folder)
     return clip
+
+
+def _clip_patcher(folder: Path, disable_dynamic: bool = False) -> Any:
+    return load_clip(folder, disable_dynamic).patcher
 
 
 # --- VAE
 
 
 @torch.inference_mode(False)
-def load_vae() -> comfy.sd.VAE:
+def load_vae(disable_dynamic: bool = False) -> comfy.sd.VAE:
     """The VAE: the world's codec in the host's VAE. LikenessError when its file is missing or damaged."""
     codec = load_codec()
     # The host builds a VAE by looking at weights, so we give it another small net's and then ours for that.
     vae = comfy.sd.VAE(sd=TAESD(latent_channels=CHANNELS).state_dict(), dtype=torch.float32)
     vae.first_stage_model = codec
-    vae.patcher = type(vae.patcher)(codec, load_device=vae.device, offload_device=vae.patcher.offload_device)
+    vae.patcher = _patcher(disable_dynamic)(codec, load_device=vae.device, offload_device=vae.patcher.offload_device)
+    _made_again_by(vae.patcher, _vae_patcher)
     vae.process_input = vae.process_output = nn.Identity()  # the codec takes and gives 0..1
     return vae
+
+
+def _vae_patcher(disable_dynamic: bool = False) -> Any:
+    return load_vae(disable_dynamic).patcher
