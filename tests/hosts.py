@@ -307,7 +307,9 @@ def jobs(hosts: Sequence[Host], arguments: Sequence[str]) -> list[Job]:
     if not hosts:
         return [Job("without-comfyui", python, [*arguments])]
     # Hosts first: their tests take longest, and the processes that end last should be short.
-    with_host = [Job(f"comfyui-{host.version}", host.python, ["-m", "host", *arguments], host) for host in hosts]
+    with_host = [
+        Job(f"comfyui-{host.version}", host.python, ["-m", "host", "-rfEs", *arguments], host) for host in hosts
+    ]
     return [*with_host, Job("without-comfyui", python, ["-m", "not host", *arguments])]
 
 

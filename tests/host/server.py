@@ -27,11 +27,12 @@ class PromptRefused(Exception):
     """The server did not accept the graph (HTTP 400). `errors` maps a node id to its messages."""
 
     def __init__(self, answer: dict[str, Any]) -> None:
-        self.errors: dict[str, list[str]] = {
-            node: [f"{e['message']}: {e['details']}" for e in found["errors"]]
-            for node, found in (answer.get("node_errors") or {}).items()
-        }
+        self.errors = _messages(answer.get("node_errors") or {})
         super().__init__(f"{answer.get('error', {}).get('message')} {self.errors}")
+
+
+def _messages(node_errors: dict[str, Any]) -> dict[str, list[str]]:
+    return {node: [f"{e['message']}: {e['details']}" for e in found["errors"]] for node, found in node_errors.items()}
 
 
 class RunFailed(Exception):
@@ -62,6 +63,11 @@ class Run:
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)  # node -> ui results, from /history
     node_errors: dict[str, Any] = field(default_factory=dict)  # outputs that were left out of an accepted graph
     seconds: float = 0.0
+
+    @property
+    def left_out(self) -> dict[str, list[str]]:
+        """The messages of each node for which the host left out an output, and ran the others."""
+        return _messages(self.node_errors)
 
 
 @dataclass(frozen=True)
