@@ -69,18 +69,18 @@ def pytest_terminal_summary(terminalreporter) -> None:
     """Say which host the counts of this run are from."""
     stash = terminalreporter.config.stash
     chosen = stash.get(FOR_THE_HOST, set())
-    if not chosen:
-        return
-    host = comfyui.find()
-    terminalreporter.section("ComfyUI")
-    if host is None:
-        terminalreporter.write_line(f"{len(chosen)} tests skipped: {comfyui.HOW_TO_GET_IT}", yellow=True)
-        return
     counts = {
         outcome: len({report.nodeid for report in terminalreporter.stats.get(outcome, ())} & chosen)
         for outcome in ("passed", "failed", "error", "skipped")
     }
-    said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count) or "none run"
+    said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+    if not said:
+        return
+    host = comfyui.find()
+    terminalreporter.section("ComfyUI")
+    if host is None:
+        terminalreporter.write_line(f"{said}: {comfyui.HOW_TO_GET_IT}", yellow=True)
+        return
     newer = f"; {stash[TOO_OLD]} left out, which need a newer one" if stash[TOO_OLD] else ""
     terminalreporter.write_line(f"ComfyUI {comfyui.version_of(host)} in {host}: {said}{newer}")
 
