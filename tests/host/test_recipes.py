@@ -98,10 +98,10 @@ DIFFUSERS = {
 
 @pytest.mark.parametrize("name", DIFFUSERS)
 def test_diffusers_weights_compute_the_same_in_the_host(recipes, name):
-    import diffusers
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     config = {"sample_size": 16, "in_channels": 4, "out_channels": 4, **DIFFUSERS[name]}
-    theirs = diffusers.UNet2DConditionModel(**config).eval()
+    theirs = UNet2DConditionModel(**config).eval()
     recipes.init_randomly(theirs, seed=3)
     ours = recipes.unet_from_diffusers(config, theirs.state_dict())
     generator = torch.Generator().manual_seed(4)

@@ -127,7 +127,7 @@ def _news(row: Mapping[str, int], name: str, missing: set[Any], names: list[str]
 
 
 def _run_settings(choices: Choices) -> RunSettings:
-    previews = {"preview_every": int(choices["preview"] != "none")}
+    previews: dict[str, Any] = {"preview_every": int(choices["preview"] != "none")}
     if choices["preview"] == "of a prompt":
         previews["preview_prompts"] = ("a person",)
     return RunSettings(save_every=1, **{name: choices[name] for name in RUN if name != "preview"}, **previews)
