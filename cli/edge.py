@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from ..device_errors import is_out_of_memory
 from ..errors import LikenessError
 from ..storage import check_folder, check_name
 
@@ -36,7 +37,9 @@ class Verb(TyperCommand):
                 f"{str(error.filename or 'A file')!r} cannot be used ({error.strerror or error}): check the disk and "
                 "the permissions, then run the same again."
             ) from error
-        except MemoryError as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             raise LikenessError("There is not enough memory: close other programs, or give fewer files.") from error
 
 

@@ -128,7 +128,9 @@ def test_a_number_that_makes_no_sense_is_wrong_usage(workers: str, likeness: Run
 
 
 def test_a_full_disk_or_no_memory_is_one_sentence(likeness: Run, desk: Path, monkeypatch):
-    for error, words in ((OSError(28, "No space left on device", "x"), "No space left"), (MemoryError(), "memory")):
+    full = RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")
+    no_space = OSError(28, "No space left on device", "x")
+    for error, words in ((no_space, "No space left"), (MemoryError(), "memory"), (full, "not enough memory")):
 
         def fail(name: str, error: BaseException = error) -> None:
             raise error
