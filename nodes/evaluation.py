@@ -168,10 +168,12 @@ class _HostClip:
             return True
         for part in stage.modules():
             projection = getattr(getattr(part, "transformer", None), "text_projection", None)
-            if projection is None or len(projection.weight) != width:
+            weight = getattr(projection, "weight", None)
+            if weight is None or len(weight) != width:
                 continue
-            weight = plain_tensor(projection.weight, torch.float32)
-            if not part.return_projected_pooled or not _is_direction(weight) or torch.equal(weight, torch.eye(width)):
+            weight = plain_tensor(weight, torch.float32)
+            is_used = getattr(part, "return_projected_pooled", True)
+            if not is_used or not _is_direction(weight) or torch.equal(weight, torch.eye(width)):
                 return False
         return True
 

@@ -33,17 +33,17 @@ def normal_copy(module: Any) -> Any:
     return _Copier().copy(module).eval()
 
 
-def plain_tensor(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A copy on the CPU that is a normal tensor: not quantised, not lazy, not of inference mode.
+def plain_tensor(value: Tensor, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Tensor:
+    """A copy that is a normal tensor: not quantised, not lazy, not of inference mode.
 
     A lazy one (of the device meta) becomes zeros, as the host makes it when it is needed. dtype: None keeps its own.
     """
     value = value.detach()
     if value.is_meta:
-        return torch.zeros(value.shape, dtype=dtype or value.dtype)
+        return torch.zeros(value.shape, dtype=dtype or value.dtype)  # on the CPU
     if type(value) not in (Tensor, nn.Parameter) and hasattr(value, "dequantize"):
         value = value.to(dtype or value.dtype).dequantize()
-    return value.to("cpu", dtype or value.dtype, copy=True)
+    return value.to(device, dtype or value.dtype, copy=True)
 
 
 class _Copier:
@@ -63,9 +63,10 @@ class _Copier:
     def _twin(self, value: Any) -> Any:
         if isinstance(value, nn.Module):
             return self._module(value)
-        if isinstance(value, Tensor):
-            twin = plain_tensor(value)
-            return nn.Parameter(twin, requires_grad=False) if isinstance(value, nn.Parameter) else twin
+        if isinstance(value, nn.Parameter):
+            return nn.Parameter(plain_tensor(value), requires_grad=False)
+        if isinstance(value, Tensor):  # which stays where it is, because no module moves it
+            return plain_tensor(value, device=value.device)
         if isinstance(value, FunctionType):
             return self._function(value)
         if isinstance(value, MethodType):
@@ -93,6 +94,9 @@ class _Copier:
         twin = type(module).__new__(type(module))
         nn.Module.__init__(twin)
         self._remember(module, twin)
+        for buffer in module._buffers.values():
+            if buffer is not None and id(buffer) not in self._made:
+                self._remember(buffer, plain_tensor(buffer))
         for name, value in module.__dict__.items():
             if name in _WEIGHTS or _is_plain(value):
                 twin.__dict__[name] = self.copy(value)

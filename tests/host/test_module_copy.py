@@ -133,6 +133,8 @@ class Tangle(nn.Module):
         self.second.weight = self.first.weight  # tied
         self.again = self.first  # one child under two names
         self.register_buffer("scale", torch.full((4,), 2.0), persistent=False)
+        self.beside_scale = self.scale
+        self.second.register_buffer("scale", self.scale)
         self.none: Any = None
         self.shift = torch.arange(4.0)  # neither parameter nor buffer
         self.beside = [nn.Linear(4, 4), self.first]  # not registered
@@ -203,6 +205,7 @@ def test_what_code_keeps_on_a_module_is_copied_with_its_ties(copying):
     assert not shared
     assert twin.second.weight is twin.first.weight and twin.again is twin.first is twin.beside[1]
     assert twin.loop[1] is twin.loop and twin.loop[0] is twin.shift is twin.by_name["shift"]
+    assert twin.second.scale is twin.scale is twin.beside_scale
     assert twin.plain_function is nn.functional.silu and twin.up() is twin.first
     with torch.inference_mode():
         expected = own(x)
