@@ -595,7 +595,7 @@ def test_photos_that_were_left_out_do_not_move_the_next_face_up(show, name):
     assert len(show(name, whole)(one_picture_each=True)[0].tokens.cond) == 3
     moved = replace(whole, kept=(True, False, True, True))
     text = sentence(show(name, moved), one_picture_each=True)
-    assert "Of the 4 photos" in text and ", 2 was left out" in text and "unfold_batch" in text
+    assert "Of the 4 photos" in text and "photo 2 was left out" in text and "unfold_batch" in text
     show(name, moved)()  # without unfold_batch everybody is one person
     show(name, replace(whole, kept=()))(one_picture_each=True)  # as in older files
 
