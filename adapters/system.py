@@ -154,7 +154,7 @@ def kind_of(file: WeightFile, kinds: Iterable[Kind]) -> Kind | None:
         titles = " or ".join(kind.title for kind in likely)
         homes = ", ".join(f"models/{kind.folders[0]} for {kind.title}" for kind in likely if kind.folders)
         raise LikenessError(
-            f"{file.name!r} can be {titles}, whose files look the same: choose its system by hand, or move it to the "
-            f"folder that tells ({homes})."
+            f"{file.name!r} can be {titles}, whose files look the same: give it the name it was published under, or "
+            f"move it to the folder that tells ({homes})."
         )
     return likely[0]

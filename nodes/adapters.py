@@ -65,7 +65,7 @@ class LoadIdentityAdapter(Node):
             category=CATEGORY,
             description="Loads any IP-Adapter file, FaceID variants included. What it is, and which base model it was "
             "made for, is read from the file itself, so it may have any name.",
-            search_aliases=["IPAdapter Model Loader", "FaceID", "InstantID", "IP-Adapter"],
+            search_aliases=["IPAdapter Model Loader", "FaceID", "IP-Adapter"],
             inputs=[
                 io.Combo.Input(
                     "adapter_file",
