@@ -102,6 +102,7 @@ class Run:
     device: torch.device | str = "cpu"
     step: int = 0
     saved: int | None = None  # the step of the state on the disk
+    between_steps: bool = True  # or in the middle of one, when the state is that of no step
 
     @property
     def file(self) -> Path:
@@ -185,8 +186,8 @@ class Run:
     ) -> bool:
         """Train until `steps`, until time is up, or until someone cancels. True when the run is complete.
 
-        The state is saved on every way out, unless it is not all numbers: then the last one that was stays, and
-        LikenessError says which that is.
+        The state is saved on every way out, unless a step was cut short or left what is not all numbers: then the last
+        good one stays, and LikenessError says which that is.
         """
         end = time.monotonic() + seconds
         try:
@@ -198,7 +199,7 @@ class Run:
         except BaseException as error:
             # No sentence for the user is hidden by a second one that saving may have to say.
             with suppress(LikenessError) if isinstance(error, (Diverged, LikenessError)) else nullcontext():
-                if not first_broken(self.state()):
+                if self.between_steps and not first_broken(self.state()):
                     self.write()
             if isinstance(error, Diverged):
                 raise LikenessError(f"{error}: lower the learning rate and train anew. {self._kept()}") from error
@@ -216,11 +217,13 @@ class Run:
             group["lr"] = group.setdefault("base_lr", group["lr"]) * scale
         self.optimizer.zero_grad(set_to_none=True)
         value = self.gradients(loss_of)
+        self.between_steps = False
         self.optimizer.step()
         self.after_step()
         self.step += 1
         for name, average in self.averages.items():
             average.update(self.modules[name], self.step)
+        self.between_steps = True
         if report is not None:
             report(self.step, value)
 

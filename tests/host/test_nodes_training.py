@@ -413,9 +413,10 @@ def test_a_cancelled_training_goes_on_with_other_prompts_and_steps_in_its_folder
 
     def step(self, loss_of):
         made.append(self.step)
-        if self.step == 1 and len(made) == 2:
+        value = gradients(self, loss_of)
+        if made == [0, 1]:  # a newer host looks for it within a step too
             host.interrupt_current_processing()
-        return gradients(self, loss_of)
+        return value
 
     monkeypatch.setattr(engine._SharedRun, "gradients", step)
     with pytest.raises(host.InterruptProcessingException):

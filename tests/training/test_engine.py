@@ -353,6 +353,25 @@ def test_a_saved_state_that_is_no_number_is_not_taken_up(make_base, photos, tmp_
         train(again, lora_recipe(again, photos), RunSettings(), tmp_path)
 
 
+def test_a_step_that_is_cut_short_leaves_the_state_before_it(make_base, photos, tmp_path):
+    """By a second Ctrl-C: the weights have moved, and the step is not counted yet."""
+    base, resumed, unbroken = make_base(), make_base(), make_base()
+    recipe, done = lora_recipe(base, photos), []
+
+    def cut(_rates: Any) -> None:
+        done.append(1)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    recipe = replace(recipe, phases=[replace(recipe.phases[0], after_step=cut)])
+    with pytest.raises(KeyboardInterrupt):
+        train(base, recipe, RunSettings(save_every=1), tmp_path / "cut")
+    assert torch.load(tmp_path / "cut" / "1-tuning" / "state.pt", weights_only=True)["step"] == 2
+    train(resumed, lora_recipe(resumed, photos), RunSettings(), tmp_path / "cut")
+    train(unbroken, lora_recipe(unbroken, photos), RunSettings(), tmp_path / "unbroken")
+    assert_same(weights(resumed), weights(unbroken))
+
+
 def test_a_sentence_is_not_hidden_by_one_about_saving(base, photos, tmp_path, monkeypatch):
     recipe = lora_recipe(base, photos)
 
