@@ -1,0 +1,57 @@
+"""Rooms import downwards only: what a room may import is one row of a table."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import likeness
+
+ROOT = Path(likeness.__file__).parent
+# Modules of the root that any room may use: they know no room.
+HELPERS = {path.stem for path in ROOT.glob("*.py")} - {"__init__", "models_download"}
+MAY_IMPORT = {
+    "weights": set(),
+    "models": set(),
+    "faces": {"models", "weights"},
+    "adapters": {"faces", "weights"},
+    "injection": {"adapters", "weights"},
+    "evaluation": {"faces", "models", "weights"},
+    "training": {"adapters", "injection", "faces", "models", "weights"},
+    "miniature": {"adapters", "evaluation", "faces", "injection", "models", "training", "weights"},
+    "cli": {"adapters", "evaluation", "faces", "injection", "miniature", "models", "training", "weights"},
+    "nodes": {"adapters", "evaluation", "faces", "injection", "miniature", "models", "training", "weights"},
+}
+MODULES = sorted(path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py"))
+
+
+def rooms_of(path: Path) -> set[str]:
+    """The rooms, and modules of the root, that a module imports anywhere in its text."""
+    found = set()
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or node.level == 0:
+            continue
+        base = package[: len(package) - node.level + 1]
+        named = (node.module or "").split(".") if node.module else []
+        if base:
+            found.add(base[0])
+        elif named:
+            found.add(named[0])
+        else:
+            found.update(alias.name for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_room_imports_only_what_lies_below_it(path):
+    room = path.relative_to(ROOT).parts[0]
+    allowed = {room, *HELPERS, *MAY_IMPORT[room], *({"models_download"} if "models" in MAY_IMPORT[room] else ())}
+    assert rooms_of(path) <= allowed
+
+
+def test_the_helpers_of_the_root_know_no_room():
+    for name in HELPERS:
+        assert not rooms_of(ROOT / f"{name}.py") & MAY_IMPORT.keys(), name
