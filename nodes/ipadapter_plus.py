@@ -30,6 +30,7 @@ from ..models_download import find_file, find_insightface_pack, select
 from ..weights.families import SD15, SDXL
 from .adapters import CATEGORY, ApplyIdentity
 from .choices import choices, finite, member, must_exist
+from .node import Node
 from .progress import counter
 from .references import IPAdapterOptions, Options
 from .schema import AdapterSocket, FaceAnalysisSocket, schema
@@ -49,7 +50,7 @@ def _widgets(node: type[io.ComfyNode], *names: str) -> list[Any]:
     return [found[name] for name in names]
 
 
-class ApplyReference(io.ComfyNode):
+class ApplyReference(Node):
     """What Apply Identity and IP-Adapter Options do, with the inputs and the defaults of IPAdapter_plus."""
 
     @classmethod
@@ -219,7 +220,7 @@ class EquippedAdapter(ManagedAdapter):
 
 
 @must_exist(provider=partial(member, Provider, name="provider"))
-class LoadAdapterPreset(io.ComfyNode):
+class LoadAdapterPreset(Node):
     """What the unified loaders of IPAdapter_plus do."""
 
     @classmethod
