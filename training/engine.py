@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..device_errors import is_out_of_memory, lacks_precision
 from ..errors import LikenessError
 from ..locks import locked, sweep, temporary_folder
-from ..storage import check_folder
+from ..storage import PART, check_folder
 from .base_model import BaseModel, Conditioning, Posterior
 from .config import Group, Precision, RunSettings, make_optimiser, network_dtype
 from .loop import Average, Run
@@ -95,6 +95,8 @@ def train(
                 check_folder(folder, "The folder of the training")
                 stack.enter_context(locked(folder, RUN_IN))
                 sweep(folder, CACHE, alone=True)
+                for part in folder.rglob(f".*{PART}"):  # files that were under way when a process was killed
+                    part.unlink(missing_ok=True)
                 _claim(folder, RunRecord(fingerprint or base.fingerprint(), data, recipe.settings, settings))
             folder.mkdir(parents=True, exist_ok=True)  # on other machines
         base.to(accelerator.device, network_dtype(recipe.settings, settings))

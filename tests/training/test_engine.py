@@ -606,8 +606,10 @@ def test_two_trainings_do_not_meet_in_one_folder(make_base, photos, tmp_path):
 def test_caches_of_killed_trainings_are_cleared_away(base, photos, tmp_path):
     for name in ("cache-abc12345", "cache-00000000-1-00000000-x"):  # of an older version, and of another machine
         (tmp_path / name / "latents").mkdir(parents=True)
+    (tmp_path / "1-tuning").mkdir()
+    (tmp_path / "1-tuning" / ".state.pt.1-00000000.part").touch()
     train(base, lora_recipe(base, photos, steps=1), RunSettings(), tmp_path)
-    assert not list(tmp_path.glob("cache-*"))
+    assert not list(tmp_path.glob("cache-*")) and not list(tmp_path.rglob("*.part"))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[" * 50_000, '{"format": 2, "method": []}', "\x00", "null"])
