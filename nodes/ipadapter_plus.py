@@ -17,6 +17,7 @@ import torch
 from comfy_api.latest import io
 
 from ..adapters.clip_vision import Unconditional
+from ..adapters.effects import MaskResize
 from ..adapters.embeds import CombineMode, EmbedsScaling
 from ..adapters.image_prep import to_rgb
 from ..adapters.reference import ReferenceOptions
@@ -24,10 +25,9 @@ from ..adapters.site_weights import WeightType
 from ..errors import LikenessError, logger
 from ..faces import Choice, Identity, Provider, adopt_analysis, load_pack, to_photos
 from ..faces.found import Rule, find_faces, identity_of
-from ..injection.comfy import ManagedAdapter, apply_effects, as_managed, request_layout
-from ..injection.masks import MaskResize
+from ..injection.comfy import ManagedAdapter, apply_effects, as_managed, request_layout, sites_of
 from ..models_download import find_file, find_insightface_pack, select
-from ..weights.families import SD15, SDXL
+from ..weights.families import SD15, SDXL, of_text_width
 from .adapters import CATEGORY, ApplyIdentity
 from .choices import choices, finite, member, must_exist
 from .node import Node
@@ -286,13 +286,13 @@ class LoadAdapterPreset(Node):
 
 def _file_of(preset: str, chosen: _Preset, model: Any) -> Path:
     """The first of the preset's files for this base model that is there; LikenessError that says how to get one."""
-    width = model.model.model_config.unet_config.get("context_dim")
-    names = {768: chosen.sd15, 2048: chosen.sdxl}.get(width, ())
+    offered = {SD15: chosen.sd15, SDXL: chosen.sdxl}
+    widths = [site.context_dim for site in sites_of(model)]
+    names = offered.get(of_text_width(widths[0]), ()) if widths else ()
     if not names:
-        others = [base.title for base, some in ((SD15, chosen.sd15), (SDXL, chosen.sdxl)) if some]
+        others = " or ".join(family.title for family, some in offered.items() if some)
         raise LikenessError(
-            f"The preset {preset!r} has no adapter for this MODEL: choose another preset, or a checkpoint of "
-            f"{' or '.join(others)}."
+            f"The preset {preset!r} has no adapter for this MODEL: choose another preset, or a checkpoint of {others}."
         )
     missing = None
     for name in names:

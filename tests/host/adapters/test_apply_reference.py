@@ -139,10 +139,6 @@ def test_a_face_is_asked_for_in_one_sentence(world, nodes):
     assert "connect Load Face Analysis" in text
 
 
-def fake_model(width):
-    return SimpleNamespace(model=SimpleNamespace(model_config=SimpleNamespace(unet_config={"context_dim": width})))
-
-
 def test_every_preset_names_files_of_the_registry(nodes):
     from likeness.models_download import select
 
@@ -152,10 +148,11 @@ def test_every_preset_names_files_of_the_registry(nodes):
 
 
 @pytest.mark.parametrize("width", [768, 2048, 1024, None])
-def test_a_preset_without_its_file_says_which_and_how_to_get_it(world, nodes, width):
+def test_a_preset_without_its_file_says_which_and_how_to_get_it(world, nodes, monkeypatch, width):
+    monkeypatch.setattr(nodes, "sites_of", lambda model: [SimpleNamespace(context_dim=width)] if width else [])
     for preset, files in nodes.PRESETS.items():
         names = {768: files.sd15, 2048: files.sdxl}.get(width, ())
-        text = sentence(nodes._file_of, preset, files, fake_model(width))
+        text = sentence(nodes._file_of, preset, files, None)
         assert (f"likeness models get {names[0]}" if names else "has no adapter for this MODEL") in text
     assert "'Kolors' is no preset here" in sentence(
         world.run, "LikenessLoadAdapterPreset", model=world.model, preset="Kolors"
@@ -178,7 +175,7 @@ def test_a_preset_brings_all_that_apply_reference_needs(world, nodes, monkeypatc
     monkeypatch.setattr(comfy.clip_vision, "load", lambda path: world.clip_vision)
     found = nodes._registered
     monkeypatch.setattr(nodes, "_registered", lambda name: world.folder if name.startswith("clip") else found(name))
-    monkeypatch.setitem(world.model.model.model_config.unet_config, "context_dim", 768)
+    monkeypatch.setattr(nodes, "sites_of", lambda model: [SimpleNamespace(context_dim=768)])
     try:
         tuned, adapter = world.run(
             "LikenessLoadAdapterPreset", every=True, model=world.model, preset=preset, lora_strength=0.5
