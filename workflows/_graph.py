@@ -107,8 +107,23 @@ class ModelFile:
 class Output:
     """One output of a described node."""
 
-    node: Node
+    node: Node | Entrance
     slot: int
+
+
+@dataclass(frozen=True)
+class Asked(Output):
+    """What the user of a subgraph enters into a widget: `value` before that."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """Where a subgraph's inputs come in, as a node whose outputs they are (see `_blueprint.py`)."""
+
+    info: dict[str, Any]
+    id: int = -10  # what the browser calls it
 
 
 @dataclass
@@ -371,7 +386,7 @@ class Graph:
     def _execution_order(nodes: list[dict[str, Any]], links: list[list[Any]]) -> list[dict[str, Any]]:
         needs = {node["id"]: {link[1] for link in links if link[3] == node["id"]} for node in nodes}
         done: list[dict[str, Any]] = []
-        placed: set[int] = set()
+        placed: set[int] = {Entrance.id}
         while len(done) < len(nodes):
             ready = next((n for n in nodes if n["id"] not in placed and needs[n["id"]] <= placed), None)
             if ready is None:
@@ -385,6 +400,8 @@ def _widget_values(node: Node) -> list[Any]:
     values: list[Any] = []
     for widget in node.widgets:
         given = node.given.get(widget.name, widget.default)
+        if isinstance(given, Asked):
+            given = given.value
         values.append(widget.default if isinstance(given, Output) else given)
         if widget.has_seed_control:
             values.append("fixed")

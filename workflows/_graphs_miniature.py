@@ -89,7 +89,7 @@ def load_drawn_person(graph: Graph) -> tuple[Node, Node]:
     photo = load_photo(graph, "A picture of a drawn person", "miniature_person.png")
     analysis = load_miniature_analysis(graph)
     graph.next_column()
-    return find_person(graph, analysis, photo)
+    return find_person(graph, analysis, photo["IMAGE"])
 
 
 def load_method(graph: Graph, identity: Node) -> tuple[Node, Node]:

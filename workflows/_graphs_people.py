@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from _graph import Graph
+from collections.abc import Sequence
+
+from _graph import Graph, Node, Output
 from _pieces import (
     SD15,
     SDXL,
@@ -17,6 +19,8 @@ from _pieces import (
     show,
 )
 
+SIDES = ("left", "right")
+
 
 def portrait_faceid(graph: Graph) -> None:
     """One photo, one FaceID adapter, SD1.5: the smallest portrait."""
@@ -24,7 +28,7 @@ def portrait_faceid(graph: Graph) -> None:
         photo = load_photo(graph, "A photo of the person", "person.jpg")
         analysis = load_analysis(graph, "buffalo_l")
         graph.next_column()
-        faces, identity = find_person(graph, analysis, photo)
+        faces, identity = find_person(graph, analysis, photo["IMAGE"])
         show(graph, "Which face was taken", faces["preview"])
     with graph.group("2. Model and method"):
         checkpoint = load_checkpoint(graph, SD15)
@@ -42,7 +46,6 @@ def portrait_faceid(graph: Graph) -> None:
 def two_people(graph: Graph) -> None:
     """Two identities in one picture, each in its own half: Apply Identity twice, with a mask each."""
     width, height, seam = 1216, 832, 96
-    sides = ("left", "right")
     with graph.group("1. The two people"):
         photos = [
             load_photo(graph, "The person on the left", "person_left.jpg"),
@@ -50,32 +53,19 @@ def two_people(graph: Graph) -> None:
         ]
         graph.next_column()
         analysis = load_analysis(graph, "buffalo_l")
-        found = [find_person(graph, analysis, photo, name=side) for side, photo in zip(sides, photos, strict=True)]
+        found = [
+            find_person(graph, analysis, photo["IMAGE"], name=side) for side, photo in zip(SIDES, photos, strict=True)
+        ]
         graph.next_column()
-        for side, (faces, _) in zip(sides, found, strict=True):
+        for side, (faces, _) in zip(SIDES, found, strict=True):
             show(graph, f"Which face was taken ({side})", faces["preview"])
     with graph.group("2. Where they stand"):
-        nowhere = graph.node("SolidMask", title="The whole picture", value=0.0, width=width, height=height)
-        half = graph.node("SolidMask", title="Its left half", value=1.0, width=width // 2 + seam // 2, height=height)
-        soft = graph.node("FeatherMask", title="Soft towards the middle", mask=half[0], right=seam)
-        left = graph.node(
-            "MaskComposite", title="Mask of the left person", destination=nowhere[0], source=soft[0], operation="add"
-        )
-        right = graph.node("InvertMask", title="Mask of the right person", mask=left[0])
+        masks = halves(graph, width, height, seam)
     with graph.group("3. Model and method"):
         checkpoint = load_checkpoint(graph, SDXL)
         adapter = load_adapter(graph, "ip-adapter-faceid_sdxl")
         graph.next_column()
-        model = checkpoint["MODEL"]
-        for side, (_, identity), mask in zip(sides, found, (left, right), strict=True):
-            model = graph.node(
-                "LikenessApplyIdentity",
-                title=f"Apply Identity: {side}",
-                model=model,
-                adapter=adapter["adapter"],
-                identity=identity["identity"],
-                attn_mask=mask[0],
-            )["model"]
+        model = apply_each(graph, checkpoint["MODEL"], adapter, [identity for _, identity in found], masks)
         both = graph.node("LikenessScaleIdentities", title="Both, stronger or weaker", model=model)
     portrait(
         graph,
@@ -93,6 +83,34 @@ def two_people(graph: Graph) -> None:
         "Identity** with one more mask.",
         "If one face takes over, lower its strength; **Scale Identities** moves both.",
     )
+
+
+def halves(graph: Graph, width: int, height: int, seam: int) -> tuple[Node, Node]:
+    """Masks of the left and the right half of a picture, soft along the seam; they fit pictures of any size."""
+    nowhere = graph.node("SolidMask", title="The whole picture", value=0.0, width=width, height=height)
+    half = graph.node("SolidMask", title="Its left half", value=1.0, width=width // 2 + seam // 2, height=height)
+    soft = graph.node("FeatherMask", title="Soft towards the middle", mask=half[0], right=seam)
+    left = graph.node(
+        "MaskComposite", title="Mask of the left person", destination=nowhere[0], source=soft[0], operation="add"
+    )
+    return left, graph.node("InvertMask", title="Mask of the right person", mask=left[0])
+
+
+def apply_each(
+    graph: Graph, model: Output, adapter: Node, identities: Sequence[Node], masks: Sequence[Node], **asked: Output
+) -> Output:
+    """The model with every person in a place of their own. asked: further inputs of each Apply Identity."""
+    for side, identity, mask in zip(SIDES, identities, masks, strict=True):
+        model = graph.node(
+            "LikenessApplyIdentity",
+            title=f"Apply Identity: {side}",
+            model=model,
+            adapter=adapter["adapter"],
+            identity=identity["identity"],
+            attn_mask=mask[0],
+            **asked,
+        )["model"]
+    return model
 
 
 def save_identity(graph: Graph) -> None:

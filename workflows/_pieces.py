@@ -43,9 +43,9 @@ def load_photo(graph: Graph, title: str, name: str) -> Node:
     return graph.node("LoadImage", title=title, image=name, extra_height=PICTURE)
 
 
-def load_analysis(graph: Graph, pack: str) -> Node:
-    """InsightFace's networks."""
-    return graph.node("LikenessLoadFaceAnalysis", model=pack, provider="auto", models=files(pack))
+def load_analysis(graph: Graph, pack: str, asked: Output | None = None) -> Node:
+    """InsightFace's networks. asked: what a subgraph's user chooses in their place."""
+    return graph.node("LikenessLoadFaceAnalysis", model=asked or pack, provider="auto", models=files(pack))
 
 
 def load_miniature_analysis(graph: Graph) -> Node:
@@ -53,9 +53,9 @@ def load_miniature_analysis(graph: Graph) -> Node:
     return graph.node("LikenessLoadFaceAnalysis", model="miniature", provider="auto")
 
 
-def find_person(graph: Graph, analysis: Node, photo: Node, **settings: str) -> tuple[Node, Node]:
+def find_person(graph: Graph, analysis: Node, photo: Output, **settings: str) -> tuple[Node, Node]:
     """The faces in a photo, and the identity of the one that is taken."""
-    faces = graph.node("LikenessFindFaces", face_analysis=analysis[0], image=photo["IMAGE"])
+    faces = graph.node("LikenessFindFaces", face_analysis=analysis[0], image=photo)
     return faces, graph.node("LikenessIdentityFromPhotos", faces=faces["faces"], **settings)
 
 
@@ -74,10 +74,10 @@ def load_checkpoint(graph: Graph, base: Base) -> Node:
     return graph.node("CheckpointLoaderSimple", ckpt_name=needed[0].name, models=needed)
 
 
-def load_adapter(graph: Graph, name: str) -> Node:
-    """An adapter of the registry."""
+def load_adapter(graph: Graph, name: str, asked: Output | None = None) -> Node:
+    """An adapter of the registry. asked: what a subgraph's user chooses in its place."""
     needed = files(name)
-    return graph.node("LikenessLoadIdentityAdapter", adapter_file=needed[0].name, models=needed)
+    return graph.node("LikenessLoadIdentityAdapter", adapter_file=asked or needed[0].name, models=needed)
 
 
 def load_encoder(graph: Graph) -> Node:
@@ -91,11 +91,13 @@ def show(graph: Graph, title: str, images: Output) -> Node:
     return graph.node("PreviewImage", title=title, images=images, extra_height=PICTURE)
 
 
-def prompts(graph: Graph, base: Base, clip: Output, text: str) -> tuple[Node, Node]:
-    """The positive prompt and the base model's negative one."""
+def prompts(
+    graph: Graph, base: Base, clip: Output, text: str | Output, negative: Output | None = None
+) -> tuple[Node, Node]:
+    """The positive prompt, and the base model's negative one unless it is given."""
     return (
         graph.node("CLIPTextEncode", title="Positive prompt", text=text, clip=clip, room=360),
-        graph.node("CLIPTextEncode", title="Negative prompt", text=base.negative, clip=clip, room=360),
+        graph.node("CLIPTextEncode", title="Negative prompt", text=negative or base.negative, clip=clip, room=360),
     )
 
 
@@ -104,34 +106,40 @@ def prompt(
     number: int,
     base: Base,
     clip: Output,
-    text: str,
+    text: str | Output,
     *,
-    size: tuple[int, int] | None = None,
+    size: tuple[int | Output, int | Output] | None = None,
     batch_size: int = 1,
+    negative: Output | None = None,
 ) -> Start:
     """The group before the sampling: what shall be made, and how large."""
     width, height = size or (base.side, base.side)
     with graph.group(f"{number}. Prompt"):
-        positive, negative = prompts(graph, base, clip, text)
+        encoded = prompts(graph, base, clip, text, negative)
         latent = graph.node("EmptyLatentImage", width=width, height=height, batch_size=batch_size)
-    return Start(positive, negative, latent)
+    return Start(*encoded, latent)
 
 
-def sample(graph: Graph, base: Base, vae: Output, model: Output, start: Start, title: str | None = None) -> Node:
-    """From a latent to pictures."""
+def sample(
+    graph: Graph, base: Base, vae: Output, model: Output, start: Start, title: str | None = None, **asked: Output
+) -> Node:
+    """From a latent to pictures. asked: what a subgraph's user enters in the place of the base model's settings."""
+    settings = {
+        "seed": 1,
+        "steps": base.steps,
+        "cfg": base.cfg,
+        "sampler_name": base.sampler,
+        "scheduler": base.scheduler,
+        "denoise": 1.0,
+    }
     sampler = graph.node(
         "KSampler",
         title=title,
         model=model,
-        seed=1,
-        steps=base.steps,
-        cfg=base.cfg,
-        sampler_name=base.sampler,
-        scheduler=base.scheduler,
         positive=start.positive[0],
         negative=start.negative[0],
         latent_image=start.latent[0],
-        denoise=1.0,
+        **{**settings, **asked},
     )
     return graph.node("VAEDecode", samples=sampler[0], vae=vae)
 

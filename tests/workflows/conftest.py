@@ -22,3 +22,9 @@ def build_tool(graph_tool):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(WORKFLOWS)
         return comfyui.load_module("_build", WORKFLOWS / "_build.py")
+
+
+@pytest.fixture(scope="session")
+def blueprint_tool(build_tool):
+    """The module `workflows/_blueprint.py`."""
+    return sys.modules["_blueprint"]
