@@ -120,7 +120,7 @@ class ApplyIdentity(Node):
             category=CATEGORY,
             description="Lets a person (or a reference picture) into a MODEL. For several people chain this node and "
             "give each a mask; nodes of other packs may come before or after it.",
-            search_aliases=["IPAdapter FaceID", "IPAdapter Advanced"],
+            search_aliases=["IPAdapter FaceID", "IPAdapter Advanced", "face reference", "consistent character"],
             inputs=[
                 io.Model.Input("model", tooltip="SD1.5 or SDXL, whichever the adapter was made for."),
                 AdapterSocket.Input("adapter", tooltip="From Load Identity Adapter."),
@@ -288,6 +288,7 @@ class ScaleIdentities(Node):
             display_name="Scale Identities",
             category=CATEGORY,
             description="Multiplies the strength of every identity a MODEL carries, without applying them again.",
+            search_aliases=["adapter strength", "IPAdapter weight"],
             inputs=[
                 io.Model.Input("model", tooltip="A MODEL that went through Apply Identity."),
                 io.Float.Input(

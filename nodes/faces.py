@@ -429,6 +429,7 @@ class SaveIdentity(Node):
                 io.String.Output("path", display_name="path", tooltip="The file's name as Load Identity lists it.")
             ],
             is_output_node=True,
+            search_aliases=["save face", "save face model", "save face embeds"],
         )
 
     @classmethod
@@ -463,6 +464,7 @@ class LoadIdentity(Node):
                 )
             ],
             outputs=_identity_outputs(),
+            search_aliases=["load face", "load face model", "load face embeds"],
         )
 
     @classmethod

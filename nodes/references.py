@@ -376,6 +376,7 @@ class SaveEmbeds(Node):
             category=CATEGORY,
             description="Writes encodings to models/likeness_embeds, with the adapter and the encoder they fit. Never "
             "replaces a file. Encodings of a face are personal data.",
+            search_aliases=["IPAdapter Save Embeds"],
             is_output_node=True,
             inputs=[
                 EmbedsSocket.Input("embeds", tooltip="From Encode Reference or Combine Embeds."),

@@ -358,7 +358,7 @@ class TrainDreamBooth(Node):
             ],
             outputs=_outputs("The text encoder, with what it learned where it was trained too."),
             is_output_node=True,
-            search_aliases=["LoRA training", "Train LoRA"],
+            search_aliases=["LoRA training", "Train LoRA", "personalise a model"],
         )
 
     @classmethod
@@ -479,6 +479,7 @@ class TrainMagiCapture(Node):
             outputs=_outputs("The text encoder with its LoRA."),
             is_output_node=True,
             search_aliases=["style and person", "portrait style"],
+            is_experimental=True,  # proven on the miniature; nobody has published a model of it to compare with
         )
 
     @classmethod

@@ -50,6 +50,7 @@ class Blueprint(Graph):
     ) -> None:
         super().__init__(info, **origin)
         self.name, self.description, self.category, self.aliases = name, description, category, aliases
+        self.essentials: str | None = None  # the group among the browser's essential nodes where it is shown as well
         self._entrance = Entrance({"output": [], "output_name": []})
         self._inputs: list[_Socket] = []
         self._outputs: list[_Socket] = []
@@ -176,6 +177,7 @@ class Blueprint(Graph):
             "extra": {},
             "category": self.category,
             "description": self.description,
+            **({"essentials_category": self.essentials} if self.essentials else {}),
         }
 
     def _slots(

@@ -51,6 +51,7 @@ def _paint(blueprint: Blueprint, title: str, vae: Output, model: Output, start: 
 
 def portrait_of_a_person(blueprint: Blueprint) -> None:
     """One or more photos of a person and a prompt to a portrait."""
+    blueprint.essentials = "Image Generation"
     photos, checkpoint = blueprint.takes("photos", "IMAGE"), _checkpoint(blueprint)
     text = blueprint.asks("text", "STRING", "portrait photo of a person, natural light", "prompt")
     strength = blueprint.asks("weight", "FLOAT", 1.0, "strength")

@@ -73,6 +73,20 @@ def test_inputs_and_outputs_keep_the_order_of_saved_workflows(all_schemas):
         assert required_first == schema.inputs, "the host lists required inputs first"
 
 
+def test_every_node_is_found_by_other_names_and_flags_say_what_is_not_for_everybody(all_schemas):
+    import dataclasses
+
+    from comfy_api.latest import io
+
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    if "search_aliases" in known:
+        assert not [node_id for node_id, (_, schema) in all_schemas.items() if not schema.search_aliases]
+    flagged = {"is_experimental": {"LikenessTrainMagiCapture"}}
+    flagged["is_dev_only"] = {"LikenessApplyReference", "LikenessLoadAdapterPreset"}  # for graphs of another pack
+    for flag in known & set(flagged):
+        assert {node_id for node_id, (_, schema) in all_schemas.items() if getattr(schema, flag)} == flagged[flag]
+
+
 # --- combos made from files
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -64,6 +65,31 @@ def test_the_registry_accepts_the_metadata(project: dict[str, Any]):
     assert comfy["PublisherId"] and comfy["DisplayName"]
     assert re.fullmatch(r">=\d+\.\d+\.\d+", comfy["requires-comfyui"])
     assert "web" not in comfy, "WEB_DIRECTORY in __init__.py says it already"
+
+
+@pytest.mark.parametrize(("key", "shape"), [("Icon", (400, 400)), ("Banner", (2100, 900))])
+def test_the_registry_s_pictures_are_files_of_the_repository_in_its_shapes(project: dict[str, Any], key: str, shape):
+    """A square of at most 400 pixels, and 21:9."""
+    address = project["tool"]["comfy"][key]
+    branch = project["project"]["urls"]["Repository"].replace("github.com", "raw.githubusercontent.com") + "/main/"
+    assert address.startswith(branch)
+    picture = ROOT / address.removeprefix(branch)
+    assert picture.suffix == ".svg" and picture.stat().st_size < 20_000
+    root = ElementTree.parse(picture).getroot()
+    assert (root.get("width"), root.get("height")) == tuple(map(str, shape))
+    assert root.get("viewBox") == f"0 0 {shape[0]} {shape[1]}"
+
+
+def test_people_find_documents_and_where_to_report(project: dict[str, Any]):
+    urls = project["project"]["urls"]
+    assert urls["Documentation"].startswith(urls["Repository"])
+    assert urls["Bug Tracker"] == urls["Repository"] + "/issues"
+
+
+@pytest.mark.parametrize("folder", ["workflows", "workflows/api", "subgraphs"])
+def test_graphs_are_package_data(project: dict[str, Any], folder: str):
+    assert f"{folder}/*.json" in project["tool"]["setuptools"]["package-data"]["likeness"]
+    assert list((ROOT / folder).glob("*.json"))
 
 
 def test_the_script_of_the_project_exists(project: dict[str, Any]):
