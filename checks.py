@@ -60,8 +60,10 @@ def as_mask(mask: Any, what: str) -> Tensor:
         raise LikenessError(f"{what} is a {type(mask).__name__}: connect a MASK.")
     shape = tuple(mask.shape)
     mask = mask.unsqueeze(0) if mask.ndim == 2 else mask.squeeze(1) if mask.ndim == 4 and shape[1] == 1 else mask
-    if mask.ndim != 3 or not mask.numel():
+    if mask.ndim != 3:
         raise LikenessError(f"{what} has shape {shape}: connect a MASK of shape (count, height, width).")
+    if not mask.numel():
+        raise LikenessError(f"{what} is empty, its shape is {shape}: connect one with at least a pixel.")
     if not all_finite(mask):
         raise LikenessError(f"{what} holds values that are no numbers (NaN): check the node that makes it.")
     return mask.float().clamp(0.0, 1.0)

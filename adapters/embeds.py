@@ -263,7 +263,7 @@ def load_embeds(path: Path) -> ImageEmbeds:
     tensors, metadata = read_weights(path)
     if metadata.get("format") != _FORMAT or "cond" not in tensors:
         raise LikenessError(f"'{path.name}' holds no image embeddings: choose a file saved by Save Embeds.")
-    if not metadata.get("version", "").isdecimal() or int(metadata["version"]) > _VERSION:
+    if not metadata.get("version", "").isdecimal() or int(metadata["version"][:9]) > _VERSION:
         raise LikenessError(f"'{path.name}' was saved by a newer version of this pack: update the pack to read it.")
     return ImageEmbeds(
         cond=_checked(tensors["cond"], path),

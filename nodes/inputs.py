@@ -19,6 +19,7 @@ import torch
 from ..checks import as_mask, check_number
 from ..errors import LikenessError
 from ..faces.identity import Identity
+from .choices import named
 
 Node = TypeVar("Node", bound=Any)
 _MARK = "likeness_checked"  # on an `execute` that checks
@@ -58,7 +59,7 @@ def checked(node: Node) -> Node:
 
 def _label(widget: Any) -> str:
     """What the artist reads at the input."""
-    return f"'{getattr(widget, 'display_name', None) or widget.id}'"
+    return getattr(widget, "display_name", None) or widget.id
 
 
 def _number(widget: Any, value: Any, what: str) -> Any:
@@ -83,7 +84,7 @@ def _text(widget: Any, value: Any, what: str) -> Any:
 
 def _choice(widget: Any, value: Any, what: str) -> Any:
     """Whether the list has it is asked where it is used: lists of files change while the page is open."""
-    if not isinstance(value, str) or len(value) > _LONGEST_CHOICE:
+    if len(named(value, _label(widget))) > _LONGEST_CHOICE:
         raise LikenessError(f"{what} is no entry of the list: choose one.")
     return _text(widget, value, what)
 

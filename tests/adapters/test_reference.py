@@ -553,7 +553,7 @@ def test_pictures_that_are_none_are_refused(show, bad):
     [
         (torch.ones(3, 8, 8), "3 reference masks for 1 reference pictures"),
         (torch.full((1, 8, 8), torch.nan), "values that are no numbers"),
-        (torch.zeros(0, 8, 8), "shape (0, 8, 8)"),
+        (torch.zeros(0, 8, 8), "empty, its shape is (0, 8, 8)"),
         (torch.ones(1, 8, 8, 3), "shape (1, 8, 8, 3)"),
         (torch.zeros(1, 64, 64), "Load Image gives an empty mask"),
         (torch.zeros(64, 64), "The reference mask is empty"),

@@ -182,6 +182,7 @@ def bench(recipes, tmp_path_factory):
 
     from likeness.models_download import register_folders
 
+    register_folders()  # before anything is moved, so that nothing of here stays registered
     with pytest.MonkeyPatch.context() as patch:
         base = tmp_path_factory.mktemp("outside") / "a" / "b" / "comfy"
         base.mkdir(parents=True)
@@ -190,7 +191,6 @@ def bench(recipes, tmp_path_factory):
         for kind in ("input", "output", "temp"):
             (base / kind).mkdir()
             patch.setattr(folder_paths, f"{kind}_directory", str(base / kind))
-        register_folders()
         for kind, (_, suffixes) in list(folder_paths.folder_names_and_paths.items()):
             (base / "models" / kind).mkdir(parents=True, exist_ok=True)
             patch.setitem(folder_paths.folder_names_and_paths, kind, ([str(base / "models" / kind)], suffixes))

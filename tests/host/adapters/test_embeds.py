@@ -70,7 +70,7 @@ def test_embeds_that_are_not_there_or_damaged_are_explained(world):
     with pytest.raises(LikenessError, match="gone"):
         world.run("LikenessLoadEmbeds", file="gone.safetensors")
     (world.folder / "likeness_embeds" / "bad.ipadpt").write_bytes(b"nonsense")
-    assert "save the embeddings again" in sentence(world.run, "LikenessLoadEmbeds", file="bad.ipadpt")
+    assert "'bad.ipadpt'" in sentence(world.run, "LikenessLoadEmbeds", file="bad.ipadpt")
 
 
 def test_the_leading_pack_s_embeds_are_read(world):

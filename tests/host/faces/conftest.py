@@ -61,6 +61,7 @@ def places(host_nodes, tmp_path, monkeypatch):
 
     from likeness import models_download
 
+    models_download.register_folders()  # before anything is moved, so that nothing of here stays registered
     base = SimpleNamespace(models=tmp_path / "models", output=tmp_path / "output")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))

@@ -91,5 +91,4 @@ def test_a_file_that_only_the_author_of_a_workflow_has_gives_our_sentence(execut
     graph = {"1": loader, "2": _node("PreviewAny", source=["1", 0])}
     valid, _, _, node_errors = asyncio.run(execution.validate_prompt("id", graph, None))
     assert not valid
-    [error] = node_errors["1"]["errors"]
-    assert words in error["details"]
+    assert all(words in error["details"] for error in node_errors["1"]["errors"])
