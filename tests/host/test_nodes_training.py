@@ -683,7 +683,9 @@ def test_training_cancelling_resuming_and_using_the_result(server, client, small
         assert all(picture.std() > 3 for picture in client.images(resumed, number))
     [portrait] = client.images(resumed, "9")
 
+    runs.rename(runs.with_name("forgotten"))  # or it would be the same training under another name
     whole = client.run(graph("whole"), timeout=500)
+    assert max(value for node, value, maximum in whole.progress if node == "3" and maximum == steps) == steps
     cut, uncut = (load_file(words / f"{name}.safetensors") for name in ("cut", "whole"))
     assert cut.keys() == uncut.keys() and all(torch.equal(cut[key], uncut[key]) for key in cut)
     assert np.array_equal(client.images(whole, "9")[0], portrait)
