@@ -43,6 +43,8 @@ _PER_PHOTO: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
     "boxes": (torch.float32, (4,)),
     "photo_sizes": (torch.int64, (2,)),
 }
+LEAST_WEIGHT, LEAST_MEAN = 1e-6, 1e-3  # below: nobody is left of the weighted mean
+LARGEST_SIDE = 1_000_000  # pixels of a photo
 _LARGEST = {"embeddings": 1e4, "weights": 1e6, "keypoints": 1e6, "boxes": 1e6}  # far above what is ever measured
 LONGEST_TEXT, MOST_OUTLIERS = 300, 1000  # of texts in a file: letters, sentences
 _NEED_KEYPOINTS = ("aligned", "portraits", "keypoints")
@@ -215,7 +217,9 @@ class Identity:
             raise damaged
         if kept and (kept.count(True) != len(tensors["boxes"]) or not set(kept) <= {True, False}):
             raise damaged
+        first = _plain(metadata.get("recogniser", ""))
         also = {_plain(key.removeprefix(ALSO)): rows for key, rows in tensors.items() if key.startswith(ALSO)}
+        also.pop(first, None)  # said twice: the first place counts
         count = len(tensors["boxes"])
         if not all(rows.dtype == torch.float32 and rows.ndim == 2 and len(rows) == count for rows in also.values()):
             raise damaged
@@ -223,7 +227,7 @@ class Identity:
             raise LikenessError(f"The identity file {path.name!r} cannot be used, because {fault}: save it again.")
         return cls(
             name=metadata.get("name", path.stem),
-            recogniser=_plain(metadata.get("recogniser", "")) or None,
+            recogniser=first or None,
             outliers=tuple(_plain(str(text)) for text in outliers[:MOST_OUTLIERS]),
             also=also,
             kept=tuple(bool(is_kept) for is_kept in kept),
@@ -307,15 +311,20 @@ def _fault(tensors: Mapping[str, torch.Tensor], also: Mapping[str, torch.Tensor]
         if not all_finite(tensors[key], most):
             return f"its {key.replace('_', ' ')} hold values that are NaN, infinite or too large"
     weights, sizes = tensors["weights"], tensors["photo_sizes"]
-    if bool((weights < 0).any()) or not float(weights.sum()) > 0:
+    total = float(weights.sum())
+    if bool((weights < 0).any()) or not total > LEAST_WEIGHT:
         return "the weights of its photos are negative or all zero"
-    if bool((sizes < 1).any()):
-        return "a photo of it has no size"
+    if bool((sizes < 1).any()) or bool((sizes > LARGEST_SIDE).any()):
+        return "a photo of it has an impossible size"
     for embeddings in (tensors["embeddings"], *also.values()):
         if not all_finite(embeddings, _LARGEST["embeddings"]):
             return "its embeddings hold values that are NaN, infinite or too large"
         if embeddings.shape[1] and not bool(embeddings.any(1).all()):
             return "an embedding of it is all zeros, which is nobody"
+        if embeddings.shape[1] and float((unit(embeddings) * weights[:, None]).sum(0).norm()) < LEAST_MEAN * total:
+            return "its photos cancel each other out, as of opposite people"
+    if not all(also) or any(not rows.shape[1] for rows in also.values()):
+        return "it holds embeddings of no recogniser"
     return ""
 
 

@@ -126,6 +126,9 @@ def read_photo_file(path: Path) -> PhotoFile:
         ) from error
 
 
+NEARLY_OPAQUE = 250  # of 255: what some editors leave of an opaque picture
+
+
 def read_mask_file(path: Path) -> np.ndarray:
     """The mask in a picture file, (H, W) uint8, 255 on what is meant.
 
@@ -136,7 +139,14 @@ def read_mask_file(path: Path) -> np.ndarray:
     picture = read_photo_file(path)
     if picture.alpha is None:
         return np.ascontiguousarray(picture.rgb.max(2))
-    paint = picture.rgb[picture.alpha == 255]
+    if picture.alpha.min() > NEARLY_OPAQUE:  # a veil that nobody sees is no mask
+        return np.ascontiguousarray(picture.rgb.max(2))
+    if 0 < picture.alpha.min() == picture.alpha.max():
+        raise LikenessError(
+            f"The mask {_called(path)} is equally transparent everywhere, so that it says nothing: save it without "
+            "transparency."
+        )
+    paint = picture.rgb[picture.alpha > 0]
     white, black = (paint.min(1) > 223).mean() if len(paint) else 0.0, (paint.max(1) < 32).mean() if len(paint) else 0.0
     if min(white, black) > 0.01 and white + black > 0.95:
         raise LikenessError(
@@ -252,6 +262,8 @@ def _scaled(values: np.ndarray, name: str) -> Image:
     largest = values.max(initial=0)
     if not np.isfinite(largest) or np.isnan(values.min(initial=0)):
         raise LikenessError(f"The picture {name} holds values that are not numbers (NaN or infinite): make it again.")
+    if len(values) and values.max() <= 0 and values.min() < 0:
+        raise LikenessError(f"The picture {name} holds nothing above zero: save it with values from 0 to white.")
     if values.dtype.kind == "f":
         white = 1.0 if largest <= 2 else 255.0 if largest <= 256 else 65535.0  # 2: highlights above white
     else:

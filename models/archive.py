@@ -59,7 +59,7 @@ def _members(archive: Path, file: zipfile.ZipFile, top: str) -> list[tuple[zipfi
         raise LikenessError(f"{archive.name} holds {len(entries)} files, which no face pack does: it was not unpacked.")
     members: dict[str, tuple[zipfile.ZipInfo, PurePosixPath]] = {}
     for entry in entries:
-        path = PurePosixPath(entry.filename.replace("\\", "/"))
+        path = PurePosixPath(entry.orig_filename.replace("\\", "/"))  # `filename` ends at a NUL
         if fault := _fault(entry, path):
             raise LikenessError(f"{archive.name} holds {entry.filename[:100]!r}, which {fault}: it was not unpacked.")
         inner = path.relative_to(top) if path.parts[0] == top and len(path.parts) > 1 else path

@@ -20,6 +20,7 @@ KINDS = ("breaking", "soft", "signature_drift", "unresolvable", "unparseable")  
 # What it reports although it is right, by name, with the reason.
 EXPLAINED = {
     "comfy.clip_vision.__file__": "every module has it; the tool looks for definitions in the source",
+    "comfy.model_patcher.CoreModelPatcher": "of hosts with DynamicVRAM; ModelPatcher takes its place on older ones",
 }
 
 
@@ -58,12 +59,13 @@ def report_on(comfyui: Path) -> list[dict[str, Any]]:
 
 
 def unexplained(findings: list[dict[str, Any]]) -> list[str]:
-    """One line for each finding that `EXPLAINED` has no reason for."""
+    """One line for each finding that `EXPLAINED` has no reason for. Tests may use what only some hosts have: those of
+    other hosts leave them out."""
     return [
         f"{found['kind']}: {found.get('dotted', '')} {found['file']}:{found.get('line', '')} "
         f"{found.get('detail') or found.get('error') or ''}".strip()
         for found in findings
-        if found.get("dotted") not in EXPLAINED
+        if found.get("dotted") not in EXPLAINED and not found["file"].startswith("tests/")
     ]
 
 

@@ -485,3 +485,39 @@ def test_embeddings_that_do_not_belong_to_the_photos_are_refused(tmp_path, rows)
     save_file(tensors | {"embeddings.other": rows}, tmp_path / "bad.safetensors", metadata)
     with pytest.raises(LikenessError, match="damaged"):
         Identity.load(tmp_path / "bad.safetensors")
+
+
+# Nobody -------------------------------------------------------------------------------------------------------------
+
+
+def test_people_who_cancel_each_other_out_are_nobody():
+    with pytest.raises(LikenessError, match="cancel each other out"):
+        person([1, 0], [-1, 0])
+    with pytest.raises(LikenessError, match="negative or all zero"):
+        replace(person([1, 0], [0, 1]), weights=torch.tensor([1e-45, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("embeddings.", torch.ones(1, 4), "no recogniser"),
+        ("embeddings.other", torch.ones(1, 0), "no recogniser"),
+        ("photo_sizes", torch.full((1, 2), 2**62), "impossible size"),
+    ],
+)
+def test_impossible_parts_of_a_file_are_refused(tmp_path, key, value, words):
+    path = person([1, 0]).save(tmp_path / "p.safetensors")
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file(tensors | {key: value}, tmp_path / "bad.safetensors", metadata)
+    with pytest.raises(LikenessError, match=words):
+        Identity.load(tmp_path / "bad.safetensors")
+
+
+def test_the_first_recogniser_said_twice_counts_once(tmp_path):
+    path = person([1, 0]).save(tmp_path / "p.safetensors")
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file(tensors | {"embeddings.buffalo_l": torch.ones(1, 2)}, tmp_path / "twice.safetensors", metadata)
+    loaded = Identity.load(tmp_path / "twice.safetensors")
+    assert loaded.recognisers == ("buffalo_l",) and loaded.embeddings.tolist() == [[1, 0]]

@@ -313,3 +313,36 @@ def test_nothing_else_in_the_pack_opens_pictures():
             if isinstance(node, ast.Attribute) and node.attr == "open" and ast.unparse(node.value) in ("Image", "pil"):
                 opened.append(where)
     assert opened == ["faces/photos.py"]
+
+
+@pytest.mark.parametrize("alpha", [251, 254])
+def test_a_veil_that_nobody_sees_is_no_mask(tmp_path, alpha):
+    mask = np.zeros((20, 20), np.uint8)
+    mask[5:15, 5:15] = 255
+    rgba = np.dstack([mask, mask, mask, np.full_like(mask, alpha)])
+    assert np.array_equal(read_mask_file(saved(tmp_path / "a.mask.png", rgba)) > 127, mask > 127)
+
+
+@pytest.mark.parametrize("alpha", [100, 200])
+def test_a_veil_over_everything_says_nothing(tmp_path, alpha):
+    mask = np.zeros((20, 20), np.uint8)
+    mask[5:15, 5:15] = 255
+    rgba = np.dstack([mask, mask, mask, np.full_like(mask, alpha)])
+    with pytest.raises(LikenessError, match="equally transparent everywhere"):
+        read_mask_file(saved(tmp_path / "a.mask.png", rgba))
+
+
+def test_black_paint_under_a_veil_beside_opaque_white_is_two_masks(tmp_path):
+    mask = np.zeros((20, 20), np.uint8)
+    mask[5:15, 5:15] = 255
+    rgba = np.dstack([mask, mask, mask, np.where(mask > 0, 255, 200).astype(np.uint8)])
+    with pytest.raises(LikenessError, match="two masks"):
+        read_mask_file(saved(tmp_path / "a.mask.png", rgba))
+
+
+def test_a_picture_with_nothing_above_zero_is_not_read_as_black(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.full((20, 20), -0.5, np.float32)).save(tmp_path / "dark.tif")
+    with pytest.raises(LikenessError, match="nothing above zero"):
+        read_photo(tmp_path / "dark.tif")

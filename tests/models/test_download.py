@@ -642,6 +642,13 @@ def test_links_in_an_archive_are_refused(pack, tmp_path: Path):
         download(pack(archive({"a.onnx": b"a"}, link="passwd")), tmp_path)
 
 
+def test_a_member_whose_name_goes_on_after_a_nul_is_refused(pack, tmp_path: Path):
+    """zipfile cuts such a name at the NUL, so that another name would be kept than the one that is packed."""
+    body = archive({"a.onnx_evil": b"a"}).replace(b"a.onnx_evil", b"a.onnx\0evil")
+    with pytest.raises(LikenessError, match="cannot be kept"):
+        download(pack(body), tmp_path)
+
+
 def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(pack, tmp_path: Path):
     body = archive({"a.onnx": bytes(1 << 25)}, compression=zipfile.ZIP_DEFLATED)
     assert len(body) < 1 << 16
