@@ -28,7 +28,6 @@ from _graph import (
 EXIT = -20  # what the browser calls the place where a subgraph's outputs go
 BOUNDARY_WIDTH = 160
 NODE_WIDTH = 400
-OUTER_ID = 1  # of the one node
 
 
 @dataclass
@@ -89,7 +88,7 @@ class Blueprint(Graph):
         subgraph_id = self._uuid("subgraph")
         return {
             "revision": 0,
-            "last_node_id": OUTER_ID,
+            "last_node_id": _outer_id(inside),
             "last_link_id": 0,
             "nodes": [self._outer_node(subgraph_id, inside)],
             "links": [],
@@ -101,7 +100,7 @@ class Blueprint(Graph):
     def _outer_node(self, subgraph_id: str, inside: Workflow) -> dict[str, Any]:
         rows = len(self._inputs) * WIDGET_HEIGHT + len(self._outputs) * ROW_HEIGHT
         return {
-            "id": OUTER_ID,
+            "id": _outer_id(inside),
             "type": subgraph_id,
             "pos": [0, 0],
             "size": [NODE_WIDTH, rows + NODE_GAP],
@@ -149,7 +148,7 @@ class Blueprint(Graph):
             "version": 1,
             "state": {
                 "lastGroupId": len(inside["groups"]),
-                "lastNodeId": inside["last_node_id"],
+                "lastNodeId": _outer_id(inside),
                 "lastLinkId": len(inside["links"]),
                 "lastRerouteId": 0,
             },
@@ -201,6 +200,11 @@ class Blueprint(Graph):
     def _uuid(self, *parts: str) -> str:
         """An id that is the same every time the file is written."""
         return str(uuid.uuid5(uuid.NAMESPACE_OID, " ".join([self._registry_id, self.name, *parts])))
+
+
+def _outer_id(inside: Workflow) -> int:
+    """The id of the one node: the browser gives those inside new ones where they are the same."""
+    return inside["last_node_id"] + 1
 
 
 def _labelled(socket: _Socket) -> dict[str, str]:
