@@ -38,7 +38,7 @@ def test_adapter_files_load_as_adapters_for_sd15(models, file):
     from likeness.weights import families
 
     adapter = load(models / "ipadapter" / file)
-    assert adapter.family is families.SD15
+    assert adapter.needs.base is families.SD15
 
 
 def test_small_sdxl_checkpoint_is_recognised_by_the_host(files, tmp_path):
