@@ -584,7 +584,7 @@ def _plain_attention() -> Callable[..., Tensor]:
 
 def _sigma_window(injection: AttentionTerm, model_sampling: Any) -> tuple[float, float] | None:
     """(highest, lowest) sigma of the window, None when it is the whole run."""
-    if injection.scope.start <= 0 and injection.scope.end >= 1:
+    if injection.scope.whole_run:
         return None
     return float(model_sampling.percent_to_sigma(injection.scope.start)), float(
         model_sampling.percent_to_sigma(injection.scope.end)
