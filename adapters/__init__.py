@@ -14,9 +14,8 @@ from ..checks import first_not_finite
 from ..errors import LikenessError
 from ..weights.files import read_weights
 from . import others
-from .evidence import Evidence, Variant
 from .ip_adapter import SYSTEM as IP_ADAPTER
-from .ip_adapter import IPAdapter
+from .ip_adapter import Evidence, IPAdapter, Variant
 from .system import Adapter, Kind, Sureness, WeightFile, kind_of
 from .types import IdentityTokens, SiteWeight, SiteWeights
 

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from ..checks import EMPTY_MASK
 from ..weights.lora import LoraPair
-from .embeds import v_only
-from .types import IdentityTokens, KeyValueScaling, SiteWeight, SiteWeights
+from .types import IdentityTokens, KeyValueScaling, SiteWeight, SiteWeights, v_only
 
 
 class MaskResize(Enum):

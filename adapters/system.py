@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from ..errors import LikenessError
-from ..weights.families import Family
+from ..weights.families import Family, TransformerLayout
 from .effects import Effect, Scope
-from .site_weights import Layout
 
 if TYPE_CHECKING:
     from ..faces.identity import Identity
@@ -80,7 +79,7 @@ class Request:
     that recogniser is at hand.
     """
 
-    layout: Layout
+    layout: TransformerLayout
     attention: Mapping[int, str]
     strength: float = 1.0
     scope: Scope = field(default_factory=Scope)

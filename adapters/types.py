@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import LARGEST_FACTOR, check_number
+
 
 @dataclass(frozen=True)
 class SiteWeight:
@@ -20,12 +22,28 @@ class SiteWeight:
     strength: float
     swapped: bool = False
 
+    @classmethod
+    def of(cls, strength: float, swapped: bool) -> SiteWeight:
+        """A site with strength 0 is the same either way round."""
+        return cls(strength, swapped and strength != 0.0)
+
 
 # One entry per spatial transformer, in execution order (input, middle, output): ComfyUI's `transformer_index`.
 SiteWeights = tuple[SiteWeight, ...]
 
 # (keys, values, weight, channels) -> scaled keys and values. keys and values: (batch, n_tokens, channels).
 KeyValueScaling = Callable[[Tensor, Tensor, float, int], tuple[Tensor, Tensor]]
+
+
+def v_only(keys: Tensor, values: Tensor, weight: float, channels: int) -> tuple[Tensor, Tensor]:
+    """w · softmax(q Kᵀ) V: the official adapter."""
+    return keys, values * weight
+
+
+def scale(weights: SiteWeights, factor: float) -> SiteWeights:
+    """The same spread, `factor` times as strong."""
+    check_number(factor, "The factor", -LARGEST_FACTOR, LARGEST_FACTOR)
+    return tuple(SiteWeight.of(site.strength * factor, site.swapped) for site in weights)
 
 
 @dataclass(frozen=True)

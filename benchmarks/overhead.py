@@ -167,7 +167,7 @@ def our_variants(model: Any) -> dict[str, Any]:
     """name -> MODEL with our adapters."""
     from likeness.adapters import Evidence, build
     from likeness.adapters.effects import AttentionTerm, Scope
-    from likeness.adapters.embeds import join_tokens
+    from likeness.adapters.ip_adapter.embeds import join_tokens
     from likeness.adapters.types import IdentityTokens
     from likeness.injection.comfy import ManagedAdapter, apply_identity, sites_of
     from likeness.injection.plan import uniform

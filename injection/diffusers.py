@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.effects import AttentionTerm
-from ..adapters.ip_adapter import IPAdapter
+from ..adapters.ip_adapter.adapter import IPAdapter
 from ..weights.lora import merged
 from .attention import SiteTerm, add_identity, attend
 from .masks import resize_mask

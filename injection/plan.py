@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from ..adapters.effects import AttentionTerm
-from ..adapters.site_weights import Layout
 from ..adapters.types import IdentityTokens, SiteWeight, SiteWeights
 from ..errors import LikenessError
-from ..weights.families import OTHER, Family, of_host, of_sites
+from ..weights.families import OTHER, Family, TransformerLayout, of_host, of_sites
 from .attention import split_heads
 from .masks import combined
 from .sites import AttentionSite
@@ -169,7 +168,7 @@ def _describe(family: Family, shapes: Mapping[int, tuple[int, int]]) -> str:
     return f"a model with {details}" if family is OTHER else f"{family.title} ({details})"
 
 
-def layout_of(sites: Sequence[AttentionSite]) -> Layout:
+def layout_of(sites: Sequence[AttentionSite]) -> TransformerLayout:
     """Where the spatial transformers of a model sit, for weight types and layer weights."""
     blocks = {site.transformer: site.block for site in sites}
-    return Layout.of_blocks([blocks[index] for index in sorted(blocks)])
+    return TransformerLayout.of_blocks([blocks[index] for index in sorted(blocks)])

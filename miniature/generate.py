@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..adapters.effects import AttentionTerm
-from ..adapters.evidence import Evidence
-from ..adapters.ip_adapter import IPAdapter
+from ..adapters.ip_adapter.adapter import IPAdapter
+from ..adapters.ip_adapter.evidence import Evidence
 from ..adapters.types import IdentityTokens
 from ..errors import LikenessError
 from ..injection.diffusers import inject

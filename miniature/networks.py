@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapters import build
-from ..adapters.evidence import Evidence
+from ..adapters.ip_adapter.evidence import Evidence
 from ..adapters.types import IdentityTokens
 from ..faces.iresnet import IResNet
 from ..training.ip_adapter import fresh_faceid

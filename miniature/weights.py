@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..adapters import build
-from ..adapters.ip_adapter import IPAdapter
+from ..adapters.ip_adapter.adapter import IPAdapter
 from ..checks import first_not_finite
 from ..errors import LikenessError
 from ..faces.iresnet import IResNet

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..adapters.ip_adapter import IPAdapter
+from ..adapters.ip_adapter.adapter import IPAdapter
 from ..faces.analysis import FaceAnalysis
 from ..injection.diffusers import merged_lora
 from .backend import miniature_analysis, miniature_judge

@@ -199,16 +199,16 @@ class ApplyIdentity(Node):
         options: Any = None,
     ) -> io.NodeOutput:
         """Check, encode once, and hand over to the injection."""
-        from ..adapters.clip_vision import ComfyClipEncoder
         from ..adapters.effects import Scope
         from ..adapters.system import Request
         from ..injection import comfy as binding
         from ..injection.masks import as_mask
         from ..injection.plan import check_fit
+        from .adapter_socket import as_managed
         from .references import Options
 
         finite(strength=weight, start_at=start_at, end_at=end_at, lora_strength=lora_strength)
-        adapter, options = binding.as_managed(adapter), options or Options()
+        adapter, options = as_managed(adapter), options or Options()
         check_fit(adapter, binding.sites_of(model), binding.model_name(model), adapter.needs.base)
         layout, attention = binding.request_layout(model)
         mask = None if attn_mask is None else as_mask(attn_mask)
@@ -218,7 +218,7 @@ class ApplyIdentity(Node):
             strength=weight,
             scope=Scope(start_at, end_at, mask, options.mask_resize),
             identity=identity,
-            encoder=ComfyClipEncoder(clip_vision) if clip_vision is not None else None,
+            encoder=binding.ComfyClipEncoder(clip_vision) if clip_vision is not None else None,
             options=options.reference,
             weight_strength=lora_strength,
             seen_by=seen_by,

@@ -18,16 +18,17 @@ from comfy_api.latest import io
 
 from ..adapters.clip_vision import Unconditional
 from ..adapters.effects import MaskResize
-from ..adapters.embeds import CombineMode, EmbedsScaling
 from ..adapters.image_prep import to_rgb
-from ..adapters.reference import ReferenceOptions
-from ..adapters.site_weights import WeightType
+from ..adapters.ip_adapter.embeds import CombineMode, EmbedsScaling
+from ..adapters.ip_adapter.reference import ReferenceOptions
+from ..adapters.ip_adapter.weight_types import WeightType
 from ..errors import LikenessError, logger
 from ..faces import Choice, Identity, Provider, adopt_analysis, load_pack, to_photos
 from ..faces.found import Rule, find_faces, identity_of
-from ..injection.comfy import ManagedAdapter, apply_effects, as_managed, request_layout, sites_of
+from ..injection.comfy import ManagedAdapter, apply_effects, request_layout, sites_of
 from ..models_download import find_file, find_insightface_pack, select
 from ..weights.families import SD15, SDXL, of_text_width
+from .adapter_socket import as_managed
 from .adapters import CATEGORY, ApplyIdentity
 from .choices import choices, finite, member, must_exist
 from .node import Node

@@ -11,14 +11,14 @@ import torch
 from comfy_api.latest import io
 
 from ..adapters.clip_vision import (
-    ComfyClipEncoder,
     Unconditional,
     check_encoder,
     encode_images,
     encode_unconditional,
 )
 from ..adapters.effects import MaskResize
-from ..adapters.embeds import (
+from ..adapters.image_prep import Crop, ReferenceNoise, Resampling, add_noise, sharpen, to_rgb, to_square
+from ..adapters.ip_adapter.embeds import (
     CombineMode,
     EmbedsScaling,
     ImageEmbeds,
@@ -27,12 +27,12 @@ from ..adapters.embeds import (
     load_embeds,
     write_embeds,
 )
-from ..adapters.image_prep import Crop, ReferenceNoise, Resampling, add_noise, sharpen, to_rgb, to_square
-from ..adapters.reference import ReferenceOptions, check_reference_mask
-from ..adapters.schedules import FrameRange, Method, Timing, parse_weights, schedule
-from ..adapters.site_weights import WeightType
+from ..adapters.ip_adapter.reference import ReferenceOptions, check_reference_mask
+from ..adapters.ip_adapter.schedules import FrameRange, Method, Timing, parse_weights, schedule
+from ..adapters.ip_adapter.weight_types import WeightType
 from ..errors import LikenessError
-from ..injection.comfy import as_managed
+from ..injection.comfy import ComfyClipEncoder
+from .adapter_socket import as_managed
 from .choices import choices, finite, member, must_exist, named
 from .files import Shelf
 from .node import Node

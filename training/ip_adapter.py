@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.evidence import Evidence
-from ..adapters.ip_adapter import IPAdapter
+from ..adapters.ip_adapter.adapter import IPAdapter
+from ..adapters.ip_adapter.evidence import Evidence
 from ..injection.plan import check_fit
 from ..injection.sites import diffusers_layers, sites_of_diffusers_unet
 from ..weights.lora_files import slot_name

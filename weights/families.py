@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -150,3 +151,44 @@ def listed(families: Iterable[Family], last: str = "and") -> str:
     """Their titles in a sentence: 'SD1.5, SD2 and SDXL'."""
     *first, end = [family.title for family in families]
     return f"{', '.join(first)} {last} {end}" if first else end
+
+
+@dataclass(frozen=True)
+class TransformerLayout:
+    """Where a UNet keeps its spatial transformers: ComfyUI's block numbers, in execution order."""
+
+    inputs: tuple[int, ...]
+    has_middle: bool
+    outputs: tuple[int, ...]
+
+    @classmethod
+    def of_blocks(cls, blocks: Iterable[tuple[str, int]]) -> TransformerLayout:
+        """From ComfyUI's (name, number) of every spatial transformer, in execution order."""
+        blocks = list(blocks)
+        return cls(
+            inputs=tuple(number for name, number in blocks if name == "input"),
+            has_middle=any(name == "middle" for name, _ in blocks),
+            outputs=tuple(number for name, number in blocks if name == "output"),
+        )
+
+    @classmethod
+    def of_family(cls, family: Family) -> TransformerLayout:
+        """That of a family's full UNet."""
+        return cls(family.inputs, True, family.outputs)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """One name per transformer index, such as "input.8", "middle.0", "output.1"."""
+        return (
+            *(f"input.{number}" for number in self.inputs),
+            *(["middle.0"] if self.has_middle else []),
+            *(f"output.{number}" for number in self.outputs),
+        )
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """One part per transformer index: "input", "middle" or "output"."""
+        return tuple(name.partition(".")[0] for name in self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)

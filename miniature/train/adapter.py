@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...adapters import build
 from ...adapters.effects import AttentionTerm
-from ...adapters.evidence import Evidence
+from ...adapters.ip_adapter.evidence import Evidence
 from ...injection.diffusers import inject
 from ...injection.plan import Role, uniform
 from ...injection.sites import AttentionSite, sites_of_diffusers_unet

@@ -8,7 +8,6 @@ import torch
 
 from likeness.adapters.clip_vision import (
     PUBLISHED,
-    ComfyClipEncoder,
     EncoderSize,
     TransformersClipEncoder,
     Unconditional,
@@ -19,6 +18,7 @@ from likeness.adapters.clip_vision import (
     encode_unconditional,
 )
 from likeness.errors import LikenessError
+from likeness.injection.comfy import ComfyClipEncoder
 
 SMALL = {
     "model_type": "clip_vision_model",

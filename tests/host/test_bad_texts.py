@@ -78,7 +78,7 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="module")
 def graph(running_server):
     """Makes the graph of one node: whatever it needs before it, and a preview of its first output."""
-    from likeness.adapters.embeds import ImageEmbeds, save_embeds
+    from likeness.adapters.ip_adapter.embeds import ImageEmbeds, save_embeds
 
     client = running_server.client
     with Image.open(comfyui.REPOSITORY / "workflows" / "miniature_person.png") as picture:

@@ -80,7 +80,7 @@ def narrow_models(models: Path, known_faces, files):
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    from likeness.adapters.site_weights import SD15
+    from likeness.adapters.ip_adapter.weight_types import SD15
     from likeness.injection.plan import layout_of
     from likeness.injection.sites import sites_of_comfy_unet
 
@@ -277,7 +277,7 @@ def test_the_style_reference_is_shown_as_the_encoder_sees_it(server, execute):
 
 
 def test_saved_embeds_hold_both_references_and_decide_over_the_portrait(server, execute):
-    from likeness.adapters.embeds import load_embeds
+    from likeness.adapters.ip_adapter.embeds import load_embeds
 
     example = execute("saved_embeds")
     embeds = load_embeds(server.base / "models" / "likeness_embeds" / "reference.safetensors")

@@ -105,13 +105,13 @@ def same(a: Tensor, b: Tensor) -> bool:
 def count_sites(ours: Any, sampler: Sampler, model: Any, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Counter:
     """How often our function ran at every site during one sampling."""
     seen: Counter = Counter()
-    original = ours.SitePatch.__call__
+    original = ours.unet.SitePatch.__call__
 
     def counting(self, *args):
         seen[self.site.key] += 1
         return original(self, *args)
 
-    monkeypatch.setattr(ours.SitePatch, "__call__", counting)
+    monkeypatch.setattr(ours.unet.SitePatch, "__call__", counting)
     sampler(model, **options)
     return seen
 
@@ -224,14 +224,14 @@ def test_without_guidance_only_the_conditioned_half_matters(ours, sd15):
 def roles_of_calls(ours, monkeypatch) -> list[list[str]]:
     """Which half every chunk of every call was taken for, in the order of the calls."""
     seen: list[list[str]] = []
-    original = ours._Run.compose
+    original = ours.run._Run.compose
 
     def spy(self, options, evaluation, x):
         composed = original(self, options, evaluation, x)
-        seen.append([role.name for role in composed[ours.KEY].batch.roles])
+        seen.append([role.name for role in composed[ours.unet.KEY].batch.roles])
         return composed
 
-    monkeypatch.setattr(ours._Run, "compose", spy)
+    monkeypatch.setattr(ours.run._Run, "compose", spy)
     return seen
 
 
@@ -541,14 +541,14 @@ def test_self_attention_guidance_repeats_the_negative_in_context_windows(ours, s
 def batch_of(ours: Any, pictures: int = 1) -> Any:
     from likeness.injection.plan import Role
 
-    return ours._Batch((Role.UNCOND, Role.COND), (None, None), pictures, None, None, (16, 16), (0,))
+    return ours.run._Batch((Role.UNCOND, Role.COND), (None, None), pictures, None, None, (16, 16), (0,))
 
 
 def test_keys_values_and_masks_are_where_the_queries_are(ours, sd15):
     """MultiGPU CFG Split evaluates the chunks of one run on other devices; `meta` stands for one."""
     mask = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(0))
     base = sd15.model
-    run = ours._Run((injection(ours, base, mask=mask),), base.model, base.model.model_sampling, (16, 16))
+    run = ours.run._Run((injection(ours, base, mask=mask),), base.model, base.model.model_sampling, (16, 16))
     site = run.sites[0]
     for device in ("meta", "cpu", "meta"):
         q = torch.zeros(2, 16 * 16, site.width, device=device)
@@ -572,7 +572,7 @@ def test_threads_may_ask_one_run_at_once(ours, sd15):
         return found
 
     def run() -> Any:
-        return ours._Run((one,), base.model, base.model.model_sampling, (16, 16))
+        return ours.run._Run((one,), base.model, base.model.model_sampling, (16, 16))
 
     alone = everything(run(), "cpu")
     with ThreadPoolExecutor(8) as pool:
@@ -641,7 +641,7 @@ def first_site_difference(
 ) -> Tensor:
     """What our function adds at the first site of the first call: (batch, L)."""
     found: list[Tensor] = []
-    original = ours.SitePatch.__call__
+    original = ours.unet.SitePatch.__call__
 
     def spy(self, q, k, v, extra):
         out = original(self, q, k, v, extra)
@@ -649,9 +649,9 @@ def first_site_difference(
             found.append((out - self.base(q, k, v, extra)).abs().sum(-1).clone())
         return out
 
-    monkeypatch.setattr(ours.SitePatch, "__call__", spy)
+    monkeypatch.setattr(ours.unet.SitePatch, "__call__", spy)
     sampler(model, steps=1, **options)
-    monkeypatch.setattr(ours.SitePatch, "__call__", original)
+    monkeypatch.setattr(ours.unet.SitePatch, "__call__", original)
     return found[0]
 
 
@@ -805,13 +805,13 @@ def test_projections_are_forgotten_with_the_model_that_carried_them(ours, sd15):
     import gc
 
     gc.collect()
-    before = len(ours._projections)
+    before = len(ours.run._projections)
     model = ours.apply_identity(sd15.model, [injection(ours, sd15.model)])
     sd15(model, steps=1)
-    assert len(ours._projections) == before + 1
+    assert len(ours.run._projections) == before + 1
     del model
     gc.collect()
-    assert len(ours._projections) == before
+    assert len(ours.run._projections) == before
 
 
 def test_a_site_that_does_not_listen_is_not_projected(ours, sd15):
@@ -858,7 +858,7 @@ class SyncSpy(TorchDispatchMode):
 def synchronisations(ours: Any, sampler: Sampler, model: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What waits inside our part of each model call after the first, whose caches are then filled."""
     calls: list[list[str]] = []
-    compose, patch = ours._Run.compose, ours.SitePatch.__call__
+    compose, patch = ours.run._Run.compose, ours.unet.SitePatch.__call__
 
     def traced(function):
         def wrapper(*args):
@@ -871,8 +871,8 @@ def synchronisations(ours: Any, sampler: Sampler, model: Any, monkeypatch: pytes
 
         return wrapper
 
-    monkeypatch.setattr(ours._Run, "compose", traced(compose))
-    monkeypatch.setattr(ours.SitePatch, "__call__", traced(patch))
+    monkeypatch.setattr(ours.run._Run, "compose", traced(compose))
+    monkeypatch.setattr(ours.unet.SitePatch, "__call__", traced(patch))
     sampler(model, steps=4)
     return calls[1:]
 

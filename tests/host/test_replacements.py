@@ -215,7 +215,7 @@ def validate(host_nodes, object_info, tmp_path, monkeypatch):
     import execution
     import folder_paths
 
-    from likeness.adapters.embeds import ImageEmbeds, write_embeds
+    from likeness.adapters.ip_adapter.embeds import ImageEmbeds, write_embeds
     from likeness.nodes import LikenessExtension, references
 
     for node in asyncio.run(LikenessExtension().get_node_list()):

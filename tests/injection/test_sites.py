@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from likeness.adapters.site_weights import SD15, SDXL
+from likeness.adapters.ip_adapter.weight_types import SD15, SDXL
 from likeness.injection.plan import layout_of
 from likeness.injection.sites import sites_of_comfy_unet, sites_of_diffusers_unet
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from likeness.adapters import Evidence, IPAdapter, build
 from likeness.adapters.effects import AttentionTerm, MaskResize, Scope
-from likeness.adapters.ip_adapter import HEAD_WIDTH
+from likeness.adapters.ip_adapter.adapter import HEAD_WIDTH
 from likeness.adapters.networks import FaceIdPlusProjection, build_projection
 from likeness.adapters.types import IdentityTokens
 from likeness.injection.attention import SiteTerm, add_identity, attend, split_heads

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from likeness.adapters import clip_vision, image_prep, schedules
-from likeness.adapters import site_weights as sites
-from likeness.adapters.embeds import CombineMode, EmbedsScaling, combine
-from likeness.adapters.ip_adapter import HEAD_WIDTH
+from likeness.adapters import clip_vision, image_prep
+from likeness.adapters.ip_adapter import schedules
+from likeness.adapters.ip_adapter import weight_types as sites
+from likeness.adapters.ip_adapter.adapter import HEAD_WIDTH
+from likeness.adapters.ip_adapter.embeds import CombineMode, EmbedsScaling, combine
 from likeness.adapters.networks import build_projection
 from likeness.injection import masks
 from likeness.injection.attention import attend
+from likeness.weights.families import TransformerLayout
 
 harness = sys.modules["likeness_conformance"]
 
@@ -21,7 +23,7 @@ harness = sys.modules["likeness_conformance"]
 @harness.runs("ip_adapter", r"peer parity: weight types")
 def weight_types(case: Any) -> dict[str, torch.Tensor]:
     by_transformer = sorted(case.config["first_site"].items(), key=lambda item: int(item[0]))
-    layout = sites.Layout.of_blocks((name, number) for _, (_, (name, number, _)) in by_transformer)
+    layout = TransformerLayout.of_blocks((name, number) for _, (_, (name, number, _)) in by_transformer)
     cond, uncond, swap = [], [], []
     for name, options in case.config["rows"]:
         row = sites.site_weights(

@@ -20,7 +20,7 @@ from likeness import adapters
 from likeness.adapters.effects import PromptEdit, Scope
 from likeness.adapters.others import ANNOUNCED
 from likeness.adapters.system import Sureness, WeightFile
-from likeness.injection.prompt import edited
+from likeness.injection.comfy import edited
 
 comfyui = sys.modules["likeness_comfyui"]
 toy = comfyui.load_module("likeness_toy", comfyui.REPOSITORY / "tests" / "adapters" / "toy.py")

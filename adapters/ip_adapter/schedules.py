@@ -13,8 +13,8 @@ from enum import Enum
 
 import torch
 
-from ..checks import LARGEST_FACTOR
-from ..errors import LikenessError
+from ...checks import LARGEST_FACTOR
+from ...errors import LikenessError
 
 
 class Timing(Enum):

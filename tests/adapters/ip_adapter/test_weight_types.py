@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likeness.adapters.site_weights import (
+from likeness.adapters.ip_adapter.weight_types import (
     SD15,
     SDXL,
-    Layout,
+    TransformerLayout,
     WeightType,
     layer_weights,
     parse_layer_weights,
@@ -19,7 +19,7 @@ from likeness.adapters.site_weights import (
 )
 from likeness.errors import LikenessError
 
-PRUNED = Layout(inputs=(1, 2), has_middle=False, outputs=(3, 4, 5))
+PRUNED = TransformerLayout(inputs=(1, 2), has_middle=False, outputs=(3, 4, 5))
 LISTED = {
     WeightType.STYLE_TRANSFER,
     WeightType.COMPOSITION,
@@ -30,7 +30,7 @@ LISTED = {
     WeightType.COMPOSITION_PRECISE,
 }
 layouts = st.builds(
-    Layout,
+    TransformerLayout,
     inputs=st.integers(1, 6).map(lambda n: tuple(range(n))),
     has_middle=st.booleans(),
     outputs=st.integers(1, 6).map(lambda n: tuple(range(n))),
@@ -55,7 +55,7 @@ def test_layouts_name_every_transformer_in_execution_order():
 @pytest.mark.parametrize("layout", [SD15, SDXL, PRUNED])
 def test_a_layout_is_read_from_the_blocks_of_a_model(layout):
     blocks = [(part, int(name.partition(".")[2])) for part, name in zip(layout.parts, layout.names, strict=True)]
-    assert Layout.of_blocks(blocks) == layout
+    assert TransformerLayout.of_blocks(blocks) == layout
 
 
 @given(layouts, st.sampled_from(sorted(set(WeightType) - LISTED, key=str)), st.floats(-5, 5))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likeness.adapters.schedules import FrameRange, Method, Timing, curve, parse_weights, schedule
+from likeness.adapters.ip_adapter.schedules import FrameRange, Method, Timing, curve, parse_weights, schedule
 from likeness.errors import LikenessError
 
 timings = st.sampled_from([t for t in Timing if t is not Timing.CUSTOM])

@@ -22,14 +22,13 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ..errors import LikenessError
-from ..weights import families
-from ..weights.families import Family
-from ..weights.lora import LoraPair
-from ..weights.lora_files import read_slots
-from .effects import AttentionTerm, Effect, WeightDelta
-from .evidence import READS_EMBEDDING, READS_FEATURES, Evidence, Variant
-from .networks import (
+from ...errors import LikenessError
+from ...weights import families
+from ...weights.families import Family
+from ...weights.lora import LoraPair
+from ...weights.lora_files import read_slots
+from ..effects import AttentionTerm, Effect, WeightDelta
+from ..networks import (
     FaceIdPlusProjection,
     IdProjection,
     ImageProjection,
@@ -37,9 +36,10 @@ from .networks import (
     TokenwiseProjection,
     build_projection,
 )
+from ..system import Kind, Needs, Request, Sureness, WeightFile
+from ..types import IdentityTokens
+from .evidence import READS_EMBEDDING, READS_FEATURES, Evidence, Variant
 from .reference import ReferenceOptions, references, unused_inputs
-from .system import Kind, Needs, Request, Sureness, WeightFile
-from .types import IdentityTokens
 
 log = logging.getLogger("likeness")
 

@@ -11,61 +11,18 @@ pushed away by guidance. They therefore do nothing at cfg 1, and their strength 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
 
-from ..checks import LARGEST_FACTOR, check_number
-from ..errors import LikenessError
-from ..weights import families
-from ..weights.families import Family
-from .types import SiteWeight, SiteWeights
+from ...checks import LARGEST_FACTOR, check_number
+from ...errors import LikenessError
+from ...weights import families
+from ...weights.families import TransformerLayout
+from ..types import SiteWeight, SiteWeights, scale
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a UNet keeps its spatial transformers: ComfyUI's block numbers, in execution order."""
-
-    inputs: tuple[int, ...]
-    has_middle: bool
-    outputs: tuple[int, ...]
-
-    @classmethod
-    def of_blocks(cls, blocks: Iterable[tuple[str, int]]) -> Layout:
-        """From ComfyUI's (name, number) of every spatial transformer, in execution order."""
-        blocks = list(blocks)
-        return cls(
-            inputs=tuple(number for name, number in blocks if name == "input"),
-            has_middle=any(name == "middle" for name, _ in blocks),
-            outputs=tuple(number for name, number in blocks if name == "output"),
-        )
-
-    @classmethod
-    def of_family(cls, family: Family) -> Layout:
-        """That of a family's full UNet."""
-        return cls(family.inputs, True, family.outputs)
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """One name per transformer index, such as "input.8", "middle.0", "output.1"."""
-        return (
-            *(f"input.{number}" for number in self.inputs),
-            *(["middle.0"] if self.has_middle else []),
-            *(f"output.{number}" for number in self.outputs),
-        )
-
-    @cached_property
-    def parts(self) -> tuple[str, ...]:
-        """One part per transformer index: "input", "middle" or "output"."""
-        return tuple(name.partition(".")[0] for name in self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-SD15 = Layout.of_family(families.SD15)  # and SD2, which has the same
-SDXL = Layout.of_family(families.SDXL)
+SD15 = TransformerLayout.of_family(families.SD15)  # and SD2, which has the same
+SDXL = TransformerLayout.of_family(families.SDXL)
 
 
 class WeightType(Enum):
@@ -101,7 +58,7 @@ class _Roles:
         assert not (self.style & set(self.composition) or self.style & self.neutral)
 
 
-_ROLES: dict[Layout, _Roles] = {
+_ROLES: dict[TransformerLayout, _Roles] = {
     SD15: _Roles(frozenset({0, 1, 2, 3, *range(9, 16)}), {4: 0.25, 5: 1.0}, frozenset({6, 7, 8})),
     SDXL: _Roles(frozenset({6}), {3: 1.0}, frozenset({0, 1, 2, 4, 5, 7, 8, 9, 10})),
 }
@@ -121,13 +78,13 @@ class _Weights:
     composition_boost: float
 
 
-_Spread = Callable[[Layout, _Weights], SiteWeights]
+_Spread = Callable[[TransformerLayout, _Weights], SiteWeights]
 
 
 def _ease(curve: Callable[[float], float]) -> _Spread:
     """Weight times a curve of u = index / count in [0, 1)."""
 
-    def spread(layout: Layout, w: _Weights) -> SiteWeights:
+    def spread(layout: TransformerLayout, w: _Weights) -> SiteWeights:
         count = len(layout)
         return tuple(SiteWeight(w.main * (_FLOOR + (1 - _FLOOR) * curve(t / count))) for t in range(count))
 
@@ -137,17 +94,17 @@ def _ease(curve: Callable[[float], float]) -> _Spread:
 def _weak_in(*weak_parts: str) -> _Spread:
     """The full weight everywhere but in the parts named."""
 
-    def spread(layout: Layout, w: _Weights) -> SiteWeights:
+    def spread(layout: TransformerLayout, w: _Weights) -> SiteWeights:
         return tuple(SiteWeight(w.main * (_WEAK if part in weak_parts else 1.0)) for part in layout.parts)
 
     return spread
 
 
-def _linear(layout: Layout, w: _Weights) -> SiteWeights:
+def _linear(layout: TransformerLayout, w: _Weights) -> SiteWeights:
     return tuple(SiteWeight(w.main) for _ in range(len(layout)))
 
 
-def _roles_of(layout: Layout) -> _Roles:
+def _roles_of(layout: TransformerLayout) -> _Roles:
     if layout not in _ROLES:
         raise LikenessError(
             f"style and composition are known for SD1.5 and SDXL only, and this model has {len(layout)} attention "
@@ -156,49 +113,46 @@ def _roles_of(layout: Layout) -> _Roles:
     return _ROLES[layout]
 
 
-def _listed(layout: Layout, strengths: Mapping[int, float], swaps: Mapping[int, float] | None = None) -> SiteWeights:
+def _listed(
+    layout: TransformerLayout, strengths: Mapping[int, float], swaps: Mapping[int, float] | None = None
+) -> SiteWeights:
     """Named transformers get their strength, those in `swaps` theirs with the halves swapped, all others nothing."""
     swaps = swaps or {}
-    return tuple(_site(strengths.get(t, swaps.get(t, 0.0)), t in swaps) for t in range(len(layout)))
+    return tuple(SiteWeight.of(strengths.get(t, swaps.get(t, 0.0)), t in swaps) for t in range(len(layout)))
 
 
-def _site(strength: float, swapped: bool) -> SiteWeight:
-    """A silent site is silent either way round."""
-    return SiteWeight(strength, swapped and strength != 0.0)
-
-
-def _style(layout: Layout, w: _Weights) -> SiteWeights:
+def _style(layout: TransformerLayout, w: _Weights) -> SiteWeights:
     return _listed(layout, dict.fromkeys(_roles_of(layout).style, w.main))
 
 
-def _composition(layout: Layout, w: _Weights) -> SiteWeights:
+def _composition(layout: TransformerLayout, w: _Weights) -> SiteWeights:
     return _listed(layout, {t: share * w.main for t, share in _roles_of(layout).composition.items()})
 
 
-def _strong_style(layout: Layout, w: _Weights) -> SiteWeights:
+def _strong_style(layout: TransformerLayout, w: _Weights) -> SiteWeights:
     roles = _roles_of(layout)
     return _listed(layout, dict.fromkeys(roles.style | roles.neutral, w.main))
 
 
-def _style_and_composition(layout: Layout, w: _Weights) -> SiteWeights:
+def _style_and_composition(layout: TransformerLayout, w: _Weights) -> SiteWeights:
     roles = _roles_of(layout)
     composition = {t: share * w.composition for t, share in roles.composition.items()}
     return _listed(layout, dict.fromkeys(roles.style, w.main) | composition)
 
 
-def _strong_style_and_composition(layout: Layout, w: _Weights) -> SiteWeights:
+def _strong_style_and_composition(layout: TransformerLayout, w: _Weights) -> SiteWeights:
     roles = _roles_of(layout)
     style = dict.fromkeys(roles.style | roles.neutral, w.main)
     return _listed(layout, style | dict.fromkeys(roles.composition, w.composition))
 
 
-def _style_precise(layout: Layout, w: _Weights) -> SiteWeights:
+def _style_precise(layout: TransformerLayout, w: _Weights) -> SiteWeights:
     roles = _roles_of(layout)
     pushed_away = {t: share * w.style_boost for t, share in roles.composition.items()}
     return _listed(layout, dict.fromkeys(roles.style, w.main), pushed_away)
 
 
-def _composition_precise(layout: Layout, w: _Weights) -> SiteWeights:
+def _composition_precise(layout: TransformerLayout, w: _Weights) -> SiteWeights:
     roles = _roles_of(layout)
     pushed_away = dict.fromkeys(roles.style, w.composition_boost)
     pushed_away |= dict.fromkeys(roles.neutral, _FAINT * w.composition_boost)
@@ -227,7 +181,7 @@ _SPREADS: dict[WeightType, _Spread] = {
 
 def site_weights(
     kind: WeightType,
-    layout: Layout,
+    layout: TransformerLayout,
     weight: float,
     *,
     composition_weight: float | None = None,
@@ -252,14 +206,8 @@ def site_weights(
     return _SPREADS[kind](layout, weights)
 
 
-def scale(weights: SiteWeights, factor: float) -> SiteWeights:
-    """The same spread, `factor` times as strong."""
-    _finite(factor, "factor")
-    return tuple(_site(site.strength * factor, site.swapped) for site in weights)
-
-
 def style_and_composition(
-    layout: Layout, style_weight: float, composition_weight: float, *, expand_style: bool = False
+    layout: TransformerLayout, style_weight: float, composition_weight: float, *, expand_style: bool = False
 ) -> tuple[SiteWeights, SiteWeights]:
     """Site weights for two references at once: the first gives the style, the second the composition.
 
@@ -274,7 +222,7 @@ def style_and_composition(
     return style, composition
 
 
-def parse_layer_weights(text: str, layout: Layout) -> SiteWeights:
+def parse_layer_weights(text: str, layout: TransformerLayout) -> SiteWeights:
     """Layer weights written by hand: "3:2.5, 6:1" or "input.8:2.5, output.1:1"; what is not named hears nothing.
 
     Entries are separated by commas, semicolons or line breaks; blanks and a trailing comma are harmless. Indices count
@@ -298,7 +246,7 @@ def parse_layer_weights(text: str, layout: Layout) -> SiteWeights:
 def layer_weights(
     text: str,
     kind: WeightType,
-    layout: Layout,
+    layout: TransformerLayout,
     weight: float,
     *,
     composition_weight: float | None = None,
@@ -322,14 +270,14 @@ def layer_weights(
     if kind not in (WeightType.STYLE_TRANSFER_PRECISE, WeightType.COMPOSITION_PRECISE):
         return written
     model = site_weights(kind, layout, 1.0)
-    return tuple(_site(site.strength, like.swapped) for site, like in zip(written, model, strict=True))
+    return tuple(SiteWeight.of(site.strength, like.swapped) for site, like in zip(written, model, strict=True))
 
 
 def _entries(text: str) -> list[str]:
     return [entry.strip() for entry in text.replace(";", ",").replace("\n", ",").split(",") if entry.strip()]
 
 
-def _layer_index(where: str, entry: str, layout: Layout) -> int:
+def _layer_index(where: str, entry: str, layout: TransformerLayout) -> int:
     name = where.lower()
     if name == "middle":
         name = "middle.0"

@@ -1,254 +1,29 @@
-"""The ComfyUI binding: identities enter a MODEL by late binding.
-
-No replace patch is ever registered. Wrappers act at call time instead:
-
-    OUTER_SAMPLE      once per sampling run: what the run needs; keys and values are projected on the first run only
-    CALC_COND_BATCH   once per model evaluation: which windows are open, which half and area each conditioning is
-    APPLY_MODEL       once per batch of chunks: compose our term with whatever patch is on a site at that moment
-
-So packs compose in any order, the projection weights may leave the GPU while sampling, and a site costs two small
-products and no host synchronisation.
-"""
+"""One sampling run: what is constant during it, and what its evaluations and batches have in common."""
 
 from __future__ import annotations
 
-import inspect
-import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ..adapters import build
-from ..adapters.effects import AttentionTerm, Effect, PromptEdit, WeightDelta
-from ..adapters.site_weights import Layout, scale
-from ..adapters.system import Needs, Request
-from ..errors import LikenessError
-from ..weights.lora import LoraPair
-from .attention import SiteTerm, add_identity
-from .masks import crop_to_area, crop_to_lines, resize_mask, warn_aspect, warn_larger, warn_tile
-from .plan import KeysValues, Role, check_fit, fit_rows, layout_of, placed, project
-from .sites import AttentionSite, diffusers_layers, sites_of_comfy_unet
-
-log = logging.getLogger("likeness")
-
-KEY = "likeness"  # of our wrappers, of our entry in transformer_options, of our attachment
+from ...adapters.effects import AttentionTerm
+from ..attention import SiteTerm
+from ..masks import crop_to_area, crop_to_lines, resize_mask, warn_aspect, warn_larger, warn_tile
+from ..plan import KeysValues, Role, fit_rows, project
+from ..sites import AttentionSite, sites_of_comfy_unet
+from .managed import ManagedAdapter
+from .unet import KEY, SitePatch
 
 # Names under which the host's guiders keep their conditionings; every other name is an unconditioned half.
 _CONDITIONED = {"positive", "middle"}
 
 Area = tuple[int, int, int, int]  # height, width, y, x in latent pixels
 Size = tuple[int, int]  # height, width in latent pixels
-
-
-class ManagedAdapter:
-    """An adapter whose weights ComfyUI's memory manager loads, offloads and frees."""
-
-    def __init__(self, adapter: Any) -> None:
-        import comfy.model_management as mm
-        import comfy.model_patcher as patchers
-
-        device = mm.get_torch_device()
-        if mm.is_device_cpu(device):
-            adapter = adapter.float()  # half precision is slow or missing on CPUs
-        self.adapter = adapter  # a `system.Adapter` and a torch module
-        core = getattr(patchers, "CoreModelPatcher", patchers.ModelPatcher)  # newer hosts: shares a card with others
-        self.patcher = core(adapter, load_device=device, offload_device=mm.unet_offload_device())
-
-    @property
-    def name(self) -> str:
-        """The file's name, for messages."""
-        return self.adapter.name
-
-    @property
-    def needs(self) -> Needs:
-        """What it has to be given."""
-        return self.adapter.needs
-
-    @property
-    def site_shapes(self) -> Mapping[int, tuple[int, int]]:
-        """slot -> (width of the site, width of the text)"""
-        return self.adapter.site_shapes
-
-    def project(self, slot: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a site; see `effects.Projector`."""
-        return self.adapter.project(slot, tokens)
-
-    def effects(self, request: Request) -> tuple[Effect, ...]:
-        """The adapter's effects, made where ComfyUI computes; its attention terms are projected there as well."""
-        self.load()
-        with torch.no_grad():
-            found = self.adapter.effects(request)
-        return tuple(
-            replace(effect, projector=self)
-            if isinstance(effect, AttentionTerm) and effect.projector is self.adapter
-            else effect
-            for effect in found
-        )
-
-    def load(self) -> tuple[torch.device, torch.dtype]:
-        """Bring the weights to the compute device; returns it and their precision."""
-        import comfy.model_management as mm
-
-        mm.load_models_gpu([self.patcher])
-        weight = next(self.adapter.parameters())
-        return weight.device, weight.dtype
-
-
-def as_managed(value: Any) -> ManagedAdapter:
-    """Our own adapter, or what the IPADAPTER socket of the leading pack carries: weights in groups, in two forms.
-
-    Raises LikenessError for anything else.
-    """
-    if isinstance(value, ManagedAdapter):
-        return value
-    groups = value if isinstance(value, dict) else {}
-    if "ipadapter" in groups:
-        groups = (groups["ipadapter"] or {}).get("model") or {}
-    if not {"image_proj", "ip_adapter"} <= set(groups):
-        raise LikenessError("The adapter input holds no IP-Adapter: connect Load Identity Adapter.")
-    weights = {f"{group}.{key}": t for group in ("image_proj", "ip_adapter") for key, t in groups[group].items()}
-    name = "unnorm adapter" if groups.get("portraitunnorm") else "adapter from another pack"
-    return ManagedAdapter(build(weights, name, 2 if groups.get("faceidplusv2") else 1))
-
-
-def sites_of(model: Any) -> tuple[AttentionSite, ...]:
-    """The cross-attention sites of a MODEL; empty when it is no UNet."""
-    return sites_of_comfy_unet(model.model.diffusion_model)
-
-
-def model_name(model: Any) -> str:
-    """What the host takes the MODEL for, as in 'SDXL' or 'Flux'."""
-    return type(model.model.model_config).__name__
-
-
-class Applied(NamedTuple):
-    """A MODEL with effects in it. changed: how many of its weights; present: deltas that other nodes had put there."""
-
-    model: Any
-    changed: int
-    present: tuple[WeightDelta, ...]
-
-
-def apply_effects(model: Any, effects: Iterable[Effect]) -> Applied:
-    """A clone of the MODEL (ModelPatcher) in which these effects act. The given one is left as it is.
-
-    Prompt edits are passed over: they ride on a CONDITIONING and are applied there, by `prompt.edited`. Raises
-    LikenessError when an adapter does not fit the model.
-    """
-    patched, terms, changed, present = model.clone(), [], 0, []
-    for effect in effects:
-        match effect:
-            case AttentionTerm():
-                check_fit(effect.projector, sites_of(model), model_name(model))
-                terms.append(placed(effect))
-            case WeightDelta() if effect.why_never is not None:
-                pass
-            case WeightDelta():
-                if _has_elsewhere(patched, effect):
-                    present.append(effect)
-                else:
-                    changed += _add_delta(patched, effect)
-            case PromptEdit():
-                pass
-    acting = [term for term in terms if term.why_never is None]
-    if acting:
-        before = stack_of(model)
-        _attach(patched, IdentityStack((*(before.injections if before else ()), *acting)))
-    return Applied(patched, changed, tuple(present))
-
-
-def apply_identity(model: Any, injections: Iterable[AttentionTerm]) -> Any:
-    """`apply_effects` of attention terms alone; returns the MODEL."""
-    return apply_effects(model, injections).model
-
-
-def request_layout(model: Any) -> tuple[Layout, dict[int, str]]:
-    """What a `Request` says of a MODEL: where its transformers sit, and slot -> diffusers' path of every attention."""
-    sites = sites_of(model)
-    return layout_of(sites), diffusers_layers(sites)
-
-
-def _add_delta(model: Any, delta: WeightDelta) -> int:
-    """Add a change of weights to a MODEL, in place; returns the number of weights it changes.
-
-    One that the model already has is raised to the greater of both strengths, not added twice, so that several people
-    can use one adapter.
-    """
-    import comfy.lora
-
-    applied: dict[str, float] = dict(model.attachments.get(f"{KEY}_deltas", {}))
-    missing = delta.strength - applied.get(delta.id, 0.0)
-    if missing == 0 or (delta.id in applied and missing < 0):
-        return 0
-    lora, targets, full, names = {}, {}, {}, _weight_names(model)
-    for path, change in delta.changes.items():
-        if isinstance(change, LoraPair):
-            tensors = {"lora_up.weight": change.up, "lora_down.weight": change.down, "lora_mid.weight": change.mid}
-            lora |= {f"{path}.{name}": tensor for name, tensor in tensors.items() if tensor is not None}
-            if change.alpha:
-                lora[f"{path}.alpha"] = torch.tensor(change.alpha)
-            targets[path] = names[f"{path}.weight"]
-        else:
-            full[names[f"{path}.weight"]] = (change,)
-    patches = {**comfy.lora.load_lora(lora, targets), **full}
-    changed = model.add_patches(patches, missing)
-    model.attachments[f"{KEY}_deltas"] = {**applied, delta.id: delta.strength}
-    return len(changed)
-
-
-def _has_elsewhere(model: Any, delta: WeightDelta) -> bool:
-    """Whether another node has put this change onto the MODEL, as from the LoRA file published beside an adapter."""
-    if delta.id in model.attachments.get(f"{KEY}_deltas", {}):
-        return False
-    path, change = next(iter(delta.changes.items()))
-    if not isinstance(change, LoraPair):
-        return False
-    patches = model.patches.get(_weight_names(model)[f"{path}.weight"], [])
-    ups = [getattr(patch[1], "weights", [None])[0] for patch in patches]
-    return any(isinstance(up, Tensor) and torch.equal(up.to("cpu", change.up.dtype), change.up.cpu()) for up in ups)
-
-
-def _weight_names(model: Any) -> dict[str, str]:
-    """diffusers' name of a weight of the denoiser -> the host's, as `add_patches` takes it."""
-    import comfy.utils
-
-    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
-    return {theirs: f"diffusion_model.{ours}" for theirs, ours in names.items()}
-
-
-def stack_of(model: Any) -> IdentityStack | None:
-    """The identities a MODEL carries, None if it carries none."""
-    from comfy.patcher_extension import WrappersMP
-
-    wrappers = model.wrappers.get(WrappersMP.APPLY_MODEL, {}).get(KEY, [])
-    return wrappers[0].__self__ if wrappers else None
-
-
-def rescale(model: Any, factor: float) -> Any:
-    """A clone of the MODEL in which all identities have their strength multiplied by `factor`."""
-    patched, stack = model.clone(), stack_of(model)
-    if stack:
-        scaled = (replace(i, site_weights=scale(i.site_weights, factor)) for i in stack.injections)
-        _attach(patched, IdentityStack(tuple(scaled)))
-    return patched
-
-
-def _attach(model: Any, stack: IdentityStack) -> None:
-    from comfy.patcher_extension import WrappersMP
-
-    for kind, wrapper in (
-        (WrappersMP.OUTER_SAMPLE, stack.outer_sample),
-        (WrappersMP.CALC_COND_BATCH, stack.calc_cond_batch),
-        (WrappersMP.APPLY_MODEL, stack.apply_model),
-    ):
-        model.remove_wrappers_with_key(kind, KEY)
-        model.add_wrapper_with_key(kind, KEY, wrapper)
 
 
 class IdentityStack:
@@ -548,38 +323,6 @@ def _project_once(injection: AttentionTerm, sites: Sequence[AttentionSite], dtyp
         with torch.no_grad():
             known[key] = [part.to("cpu", dtype) for part in project(injection, sites, injection.tokens.to(*where))]
     return known[key]
-
-
-class SitePatch:
-    """What runs at one attention site: the function that was there, plus our terms. Called after to_q, to_k, to_v."""
-
-    def __init__(self, site: AttentionSite, base: Callable[..., Tensor] | None) -> None:
-        self.site = site
-        self.found = base
-        self.base = base or _plain_attention()
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
-        out = self.base(q, k, v, extra_options)
-        call: _Call = extra_options[KEY]
-        grid = tuple(extra_options["activations_shape"][-2:])
-        return add_identity(out, q, call.terms(self.site, q, grid))
-
-
-@cache
-def _plain_attention() -> Callable[..., Tensor]:
-    """The host's own attention, called the way its blocks call it."""
-    from comfy.ldm.modules.attention import optimized_attention
-
-    parameters = inspect.signature(optimized_attention).parameters.values()
-    passes_options = any(p.name == "transformer_options" or p.kind is p.VAR_KEYWORD for p in parameters)
-
-    def attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
-        extra = {"transformer_options": extra_options} if passes_options else {}
-        return optimized_attention(
-            q, k, v, extra_options["n_heads"], attn_precision=extra_options.get("attn_precision"), **extra
-        )
-
-    return attention
 
 
 def _sigma_window(injection: AttentionTerm, model_sampling: Any) -> tuple[float, float] | None:

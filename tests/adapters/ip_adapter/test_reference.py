@@ -13,10 +13,10 @@ from torch import Tensor
 
 from likeness.adapters import Evidence, IPAdapter, SiteWeight, build
 from likeness.adapters.clip_vision import PUBLISHED, ClipFeatures, EncoderSize, Unconditional
-from likeness.adapters.embeds import CombineMode, ImageEmbeds
 from likeness.adapters.image_prep import Crop, pixel_values
-from likeness.adapters.reference import Reference, ReferenceOptions, references, unused_inputs
-from likeness.adapters.site_weights import SD15, Layout, WeightType
+from likeness.adapters.ip_adapter.embeds import CombineMode, ImageEmbeds
+from likeness.adapters.ip_adapter.reference import Reference, ReferenceOptions, references, unused_inputs
+from likeness.adapters.ip_adapter.weight_types import SD15, TransformerLayout, WeightType
 from likeness.errors import LikenessError
 from likeness.faces import Identity
 from likeness.faces.similarity import unit
@@ -77,7 +77,7 @@ class Shown:
         self.evidence: list[Evidence] = []
         self.structure: list[float] = []
 
-    def __call__(self, weight: float = 1.0, layout: Layout = SD15, **options: Any) -> list[Reference]:
+    def __call__(self, weight: float = 1.0, layout: TransformerLayout = SD15, **options: Any) -> list[Reference]:
         self.evidence.clear()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self.adapter, "encode", partial(self._encode, self.adapter.encode))
@@ -634,7 +634,7 @@ def test_an_encoding_that_is_no_number_is_refused(show):
 
 @pytest.mark.parametrize("kind", [WeightType.STYLE_TRANSFER, WeightType.COMPOSITION_PRECISE])
 def test_style_on_an_unknown_layout_is_refused(show, kind):
-    text = sentence(show("plus"), layout=Layout((1,), True, (0,)), images=pictures(1), weight_type=kind)
+    text = sentence(show("plus"), layout=TransformerLayout((1,), True, (0,)), images=pictures(1), weight_type=kind)
     assert "SD1.5 and SDXL only" in text
 
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import LARGEST_FACTOR, all_finite, as_mask, check_number, require_painted
-from ..errors import LikenessError
-from ..faces.identity import Identity
-from .clip_vision import (
+from ...checks import LARGEST_FACTOR, all_finite, as_mask, check_number, require_painted
+from ...errors import LikenessError
+from ...faces.identity import Identity
+from ...weights.families import TransformerLayout
+from ..clip_vision import (
     PUBLISHED,
     ClipEncoder,
     ClipFeatures,
@@ -29,14 +30,14 @@ from .clip_vision import (
     encode_images,
     encode_unconditional,
 )
+from ..image_prep import CLIP_MEAN, Crop, mask_to_square, overlapping_tiles, share_overlaps, to_rgb
+from ..types import IdentityTokens, SiteWeights
 from .embeds import CombineMode, EmbedsScaling, ImageEmbeds, combine, combine_uncond, join_tokens, renormalised
 from .evidence import Evidence, Variant
-from .image_prep import CLIP_MEAN, Crop, mask_to_square, overlapping_tiles, share_overlaps, to_rgb
-from .site_weights import Layout, WeightType, layer_weights, style_and_composition
-from .types import IdentityTokens, SiteWeights
+from .weight_types import WeightType, layer_weights, style_and_composition
 
 if TYPE_CHECKING:
-    from .ip_adapter import IPAdapter
+    from .adapter import IPAdapter
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +117,7 @@ def references(
     identity: Identity | None,
     encoder: ClipEncoder | None,
     options: ReferenceOptions,
-    layout: Layout,
+    layout: TransformerLayout,
     weight: float,
 ) -> list[Reference]:
     """What is injected for one identity: usually one reference, more for style and composition, and for tiles.
@@ -170,7 +171,7 @@ def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def _spread(options: ReferenceOptions, layout: Layout, weight: float) -> SiteWeights:
+def _spread(options: ReferenceOptions, layout: TransformerLayout, weight: float) -> SiteWeights:
     return layer_weights(
         options.layer_weights,
         options.weight_type,

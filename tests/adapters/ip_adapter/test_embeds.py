@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likeness.adapters.embeds import (
+from likeness.adapters.ip_adapter.embeds import (
     CombineMode,
     EmbedsScaling,
     ImageEmbeds,

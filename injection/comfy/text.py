@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..adapters.effects import Effect, PromptEdit, PromptStates
+from ...adapters.effects import Effect, PromptEdit, PromptStates
 
 Conditioning = list[tuple[Any, dict[str, Any]]]  # ComfyUI's: (states (batch, n, dim), options) per entry
 

@@ -15,21 +15,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checks import LARGEST_FACTOR, all_finite, check_number
-from ..errors import LikenessError
-from ..storage import write_once
-from ..weights.files import read_content, read_weights
-from .types import KeyValueScaling
+from ...checks import LARGEST_FACTOR, all_finite, check_number
+from ...errors import LikenessError
+from ...storage import write_once
+from ...weights.files import read_content, read_weights
+from ..types import KeyValueScaling, v_only
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Scaling: (keys, values, weight, channels) -> (keys, values). Larger keys sharpen the softmax, smaller flatten it.
 
 _WIDEST = 1280  # channels of the widest layers of SD1.5 and SDXL; narrower ones are penalised in proportion
-
-
-def v_only(keys: Tensor, values: Tensor, weight: float, channels: int) -> tuple[Tensor, Tensor]:
-    """w · softmax(q Kᵀ) V: the official adapter."""
-    return keys, values * weight
 
 
 def k_and_v(keys: Tensor, values: Tensor, weight: float, channels: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,39 @@
+"""The ComfyUI binding: identities enter a MODEL by late binding.
+
+No replace patch is ever registered. Wrappers act at call time instead:
+
+    OUTER_SAMPLE      once per sampling run: what the run needs; keys and values are projected on the first run only
+    CALC_COND_BATCH   once per model evaluation: which windows are open, which half and area each conditioning is
+    APPLY_MODEL       once per batch of chunks: compose our term with whatever patch is on a site at that moment
+
+So packs compose in any order, the projection weights may leave the GPU while sampling, and a site costs two small
+products and no host synchronisation.
+"""
+
+from .apply import (
+    Applied,
+    apply_effects,
+    apply_identity,
+    model_name,
+    request_layout,
+    rescale,
+    sites_of,
+    stack_of,
+)
+from .encoders import ComfyClipEncoder
+from .managed import ManagedAdapter
+from .text import edited
+
+__all__ = [
+    "Applied",
+    "ComfyClipEncoder",
+    "ManagedAdapter",
+    "apply_effects",
+    "apply_identity",
+    "edited",
+    "model_name",
+    "request_layout",
+    "rescale",
+    "sites_of",
+    "stack_of",
+]

@@ -1,0 +1,102 @@
+"""Effects onto a MODEL: the given one is left as it is, a clone of it has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from ...adapters.effects import AttentionTerm, Effect, PromptEdit, WeightDelta
+from ...adapters.types import scale
+from ...weights.families import TransformerLayout
+from ..plan import check_fit, layout_of, placed
+from ..sites import AttentionSite, diffusers_layers, sites_of_comfy_unet
+from .run import IdentityStack
+from .unet import KEY
+from .weights import add_delta, has_elsewhere
+
+
+def sites_of(model: Any) -> tuple[AttentionSite, ...]:
+    """The cross-attention sites of a MODEL; empty when it is no UNet."""
+    return sites_of_comfy_unet(model.model.diffusion_model)
+
+
+def model_name(model: Any) -> str:
+    """What the host takes the MODEL for, as in 'SDXL' or 'Flux'."""
+    return type(model.model.model_config).__name__
+
+
+class Applied(NamedTuple):
+    """A MODEL with effects in it. changed: how many of its weights; present: deltas that other nodes had put there."""
+
+    model: Any
+    changed: int
+    present: tuple[WeightDelta, ...]
+
+
+def apply_effects(model: Any, effects: Iterable[Effect]) -> Applied:
+    """A clone of the MODEL (ModelPatcher) in which these effects act. The given one is left as it is.
+
+    Prompt edits are passed over: they ride on a CONDITIONING and are applied there, by `prompt.edited`. Raises
+    LikenessError when an adapter does not fit the model.
+    """
+    patched, terms, changed, present = model.clone(), [], 0, []
+    for effect in effects:
+        match effect:
+            case AttentionTerm():
+                check_fit(effect.projector, sites_of(model), model_name(model))
+                terms.append(placed(effect))
+            case WeightDelta() if effect.why_never is not None:
+                pass
+            case WeightDelta():
+                if has_elsewhere(patched, effect):
+                    present.append(effect)
+                else:
+                    changed += add_delta(patched, effect)
+            case PromptEdit():
+                pass
+    acting = [term for term in terms if term.why_never is None]
+    if acting:
+        before = stack_of(model)
+        _attach(patched, IdentityStack((*(before.injections if before else ()), *acting)))
+    return Applied(patched, changed, tuple(present))
+
+
+def apply_identity(model: Any, injections: Iterable[AttentionTerm]) -> Any:
+    """`apply_effects` of attention terms alone; returns the MODEL."""
+    return apply_effects(model, injections).model
+
+
+def request_layout(model: Any) -> tuple[TransformerLayout, dict[int, str]]:
+    """What a `Request` says of a MODEL: where its transformers sit, and slot -> diffusers' path of every attention."""
+    sites = sites_of(model)
+    return layout_of(sites), diffusers_layers(sites)
+
+
+def stack_of(model: Any) -> IdentityStack | None:
+    """The identities a MODEL carries, None if it carries none."""
+    from comfy.patcher_extension import WrappersMP
+
+    wrappers = model.wrappers.get(WrappersMP.APPLY_MODEL, {}).get(KEY, [])
+    return wrappers[0].__self__ if wrappers else None
+
+
+def rescale(model: Any, factor: float) -> Any:
+    """A clone of the MODEL in which all identities have their strength multiplied by `factor`."""
+    patched, stack = model.clone(), stack_of(model)
+    if stack:
+        scaled = (replace(i, site_weights=scale(i.site_weights, factor)) for i in stack.injections)
+        _attach(patched, IdentityStack(tuple(scaled)))
+    return patched
+
+
+def _attach(model: Any, stack: IdentityStack) -> None:
+    from comfy.patcher_extension import WrappersMP
+
+    for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, stack.outer_sample),
+        (WrappersMP.CALC_COND_BATCH, stack.calc_cond_batch),
+        (WrappersMP.APPLY_MODEL, stack.apply_model),
+    ):
+        model.remove_wrappers_with_key(kind, KEY)
+        model.add_wrapper_with_key(kind, KEY, wrapper)
