@@ -27,10 +27,10 @@ BAD = {
     "a second line": "a\nforged line",
 }
 HARMLESS = ("a terminal's command", "a second line")  # as long as they do not reach a log raw
-FROZEN: dict = json.loads((Path(__file__).parent / "frozen_schema.json").read_text())
+FROZEN = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "frozen_schema").glob("*.json")}
 TEXTS = [
     (node, name)
-    for node, said in FROZEN.items()
+    for node, said in sorted(FROZEN.items())
     for name, given in said["inputs"].items()
     if given["type"] in ("COMBO", "STRING")
     and node != "LikenessEncodeReference"  # needs an image encoder; its one choice is Prepare Reference's

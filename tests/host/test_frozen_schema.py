@@ -1,4 +1,4 @@
-"""What saved workflows rely on, against `frozen_schema.json`: ids, the order of widgets and outputs, types, defaults.
+"""What saved workflows rely on, against `frozen_schema/`: ids, the order of widgets and outputs, types, defaults.
 
 A workflow file names nodes and inputs by id, gives widget values by position, and links outputs by position; an API
 file gives the values it gives by id and leaves the rest to the defaults. Additions break nothing if they come last and
@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).resolve().parent
-FROZEN = HERE / "frozen_schema.json"
+FROZEN = HERE / "frozen_schema"
 COMMAND = "python tests/host/test_frozen_schema.py --freeze"
 MIGRATION = (
     "These changes break workflows that people have saved. Undo them; or leave the old id, place or value working (a "
@@ -37,6 +37,20 @@ Contract = dict[str, dict[str, Any]]
 def contract(info: dict[str, dict[str, Any]], graph_tool: Any) -> Contract:
     """What saved workflows rely on, of all our nodes in `/object_info`."""
     return {name: _node(info[name], graph_tool) for name in sorted(info) if name.startswith("Likeness")}
+
+
+def frozen_contract() -> Contract:
+    """What was frozen: a file for each node, so that two people who add two nodes write different files."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FROZEN.glob("*.json"))}
+
+
+def freeze(nodes: Contract) -> None:
+    """Write a file for each node, and take away those of nodes that are gone."""
+    FROZEN.mkdir(exist_ok=True)
+    for path in FROZEN.glob("*.json"):
+        path.unlink()
+    for name, node in nodes.items():
+        (FROZEN / f"{name}.json").write_text(json.dumps(node, indent=1) + "\n", encoding="utf-8", newline="\n")
 
 
 def _node(info: dict[str, Any], graph_tool: Any) -> dict[str, Any]:
@@ -109,7 +123,7 @@ def current(object_info) -> Contract:
 
 @pytest.fixture(scope="module")
 def frozen() -> Contract:
-    return json.loads(FROZEN.read_text())
+    return frozen_contract()
 
 
 def test_saved_workflows_still_mean_what_they_meant(frozen, current):
@@ -118,7 +132,7 @@ def test_saved_workflows_still_mean_what_they_meant(frozen, current):
 
 
 def test_everything_there_is_has_been_frozen(frozen, current):
-    assert not breaking_changes(current, frozen), f"there is something new: run `{COMMAND}` and commit the file"
+    assert not breaking_changes(current, frozen), f"there is something new: run `{COMMAND}` and commit the files"
 
 
 def _swap(values: list) -> None:
@@ -196,15 +210,15 @@ def _current_in_this_process(comfyui: ModuleType, host: Path) -> Contract:
 
 
 def main() -> None:
-    """Write `frozen_schema.json`, and say what that breaks."""
+    """Write `frozen_schema/`, and say what that breaks."""
     sys.path.append(str(HERE.parent))
     comfyui = import_module("comfyui")
     host = comfyui.find()
     if sys.argv[1:] != ["--freeze"] or host is None:
         sys.exit(f"{COMMAND} {comfyui.HOW_TO_GET_IT}")
     now = _current_in_this_process(comfyui, host)
-    broken = breaking_changes(json.loads(FROZEN.read_text()), now) if FROZEN.exists() else []
-    FROZEN.write_text(json.dumps(now, indent=1) + "\n")
+    broken = breaking_changes(frozen_contract(), now)
+    freeze(now)
     print(f"{FROZEN.name}: {len(now)} nodes.", *([MIGRATION, *broken] if broken else []), sep="\n")
 
 

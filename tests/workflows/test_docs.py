@@ -38,6 +38,39 @@ def schemas(host_nodes):
     return [node.GET_SCHEMA() for node in asyncio.run(LikenessExtension().get_node_list())]
 
 
+def test_tables_and_translations_are_what_docs_build_writes(build_docs):
+    stale = [path.name for path, text in build_docs.texts().items() if path.read_text(encoding="utf-8") != text]
+    assert not stale, "run `python docs/_build.py --no-host`"
+
+
+def test_every_part_is_in_a_document_and_in_each_of_its_languages(build_docs):
+    marks = {
+        (name, locale)
+        for document, locale in build_docs.DOCUMENTS.items()
+        for name in re.findall(r"<!-- (\w+): begin -->", (REPOSITORY / document).read_text(encoding="utf-8"))
+    }
+    parts = {path.relative_to(build_docs.PARTS) for path in build_docs.PARTS.rglob("*.*")}
+    assert {(part.parent.name, part.name.split(".")[1]) for part in parts} == marks
+    for folder in {part.parent for part in parts}:
+        names = {
+            locale: [part.name.split(".")[0] for part in sorted(parts) if part.match(f"{folder}/*.{locale}.md")]
+            for table, locale in marks
+            if table == folder.name
+        }
+        assert len({tuple(found) for found in names.values()}) == 1, names
+
+
+def test_marks_take_what_the_parts_say(build_docs, tmp_path, monkeypatch):
+    monkeypatch.setattr(build_docs, "PARTS", tmp_path)
+    (tmp_path / "methods").mkdir()
+    for name, row in (("010_a.en", "| a |"), ("020_b.en", "| b |"), ("010_a.zh", "| 甲 |")):
+        (tmp_path / "methods" / f"{name}.md").write_text(f"{row}\n", encoding="utf-8")
+    document = "before\n<!-- methods: begin -->\nold\n<!-- methods: end -->\nafter\n"
+    made = build_docs.with_parts(document, "en")
+    assert made == "before\n<!-- methods: begin -->\n| a |\n| b |\n<!-- methods: end -->\nafter\n"
+    assert build_docs.with_parts(made, "en") == made
+
+
 @pytest.fixture(scope="module")
 def translations() -> dict:
     return json.loads((REPOSITORY / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
