@@ -6,8 +6,19 @@ from dataclasses import dataclass
 
 from _blueprint import Blueprint
 from _graph import Node, Output
-from _graphs_people import SIDES, apply_each, halves
-from _pieces import SDXL, Start, files, find_person, load_adapter, load_analysis, prompt, sample
+from _pieces import (
+    SDXL,
+    SIDES,
+    Start,
+    apply_each,
+    files,
+    find_person,
+    halves,
+    load_adapter,
+    load_analysis,
+    prompt,
+    sample,
+)
 
 ADAPTER, PACK = "ip-adapter-faceid_sdxl", "buffalo_l"
 CATEGORY = "Likeness"

@@ -1,8 +1,8 @@
 """Writes the example workflows and the subgraph blueprints: `python workflows/_build.py` (needs the real ComfyUI, see
 `make comfyui`).
 
-Each function of the modules `_graphs_*.py` that `GRAPHS` lists describes one graph, each of `_blueprints.py` one
-blueprint; `_pieces.py` is what they share.
+Each module of `_graphs/` describes the graph of its name, each function of `_blueprints.py` one blueprint; `_pieces.py`
+is what they share, `_pieces_miniature.py` what graphs of the miniature world share.
 """
 
 from __future__ import annotations
@@ -15,10 +15,6 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-import _graphs_miniature as miniature
-import _graphs_people as people
-import _graphs_references as references
-import _graphs_training as training
 from _blueprint import Blueprint, write_blueprint
 from _blueprints import BLUEPRINTS, CATEGORY
 from _graph import Graph, ObjectInfo, write
@@ -28,29 +24,14 @@ REPOSITORY = HERE.parent
 SUBGRAPHS = REPOSITORY / "subgraphs"
 HOST_VERSION = "0.3.64"  # the version the files are made with; they open on any supported one
 
-GRAPHS: list[Callable[[Graph], None]] = [
-    people.portrait_faceid,
-    people.two_people,
-    people.save_identity,
-    people.saved_identity,
-    references.style_reference,
-    references.save_embeds,
-    references.saved_embeds,
-    references.batch_schedule,
-    people.face_keypoints,
-    miniature.identity_report,
-    training.portrait_dataset,
-    miniature.miniature_portrait,
-    training.train_textual_inversion,
-    training.train_dreambooth,
-    training.train_magicapture,
-]
+_NAMES = sorted(path.stem for path in (HERE / "_graphs").glob("*.py"))
+GRAPHS: dict[str, Callable[[Graph], None]] = {name: import_module(f"_graphs.{name}").describe for name in _NAMES}
 
 
-def describe(graph_function: Callable[[Graph], None], info: ObjectInfo) -> Graph:
-    """Run one of the functions of `GRAPHS`."""
+def describe(name: str, info: ObjectInfo) -> Graph:
+    """One of `GRAPHS`."""
     graph = Graph(info, version=_version(), host_version=HOST_VERSION)
-    graph_function(graph)
+    GRAPHS[name](graph)
     return graph
 
 
@@ -69,7 +50,7 @@ def _version() -> str:
 
 def write_all(info: ObjectInfo, folder: Path) -> list[Path]:
     """Write every graph into `folder`; returns the paths."""
-    return [path for function in GRAPHS for path in write(describe(function, info), info, folder, function.__name__)]
+    return [path for name in GRAPHS for path in write(describe(name, info), info, folder, name)]
 
 
 def write_blueprints(info: ObjectInfo, folder: Path) -> list[Path]:

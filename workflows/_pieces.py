@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
 from _graph import Graph, ModelFile, Node, Output
 
 PICTURE = 330  # room for a picture in a node
+SIDES = ("left", "right")
 
 
 @dataclass(frozen=True)
@@ -182,3 +184,31 @@ def files_note(graph: Graph, *remarks: str) -> None:
     lines += [f"| [{file.name}]({file.url}) | `{file.directory}` |" for file in needed]
     text_height = sum(30 + 24 * (len(remark) // 50) for remark in remarks)
     graph.note("\n".join(lines), width=440, height=260 + 40 * len(needed) + text_height)
+
+
+def halves(graph: Graph, width: int, height: int, seam: int) -> tuple[Node, Node]:
+    """Masks of the left and the right half of a picture, soft along the seam; they fit pictures of any size."""
+    nowhere = graph.node("SolidMask", title="The whole picture", value=0.0, width=width, height=height)
+    half = graph.node("SolidMask", title="Its left half", value=1.0, width=width // 2 + seam // 2, height=height)
+    soft = graph.node("FeatherMask", title="Soft towards the middle", mask=half[0], right=seam)
+    left = graph.node(
+        "MaskComposite", title="Mask of the left person", destination=nowhere[0], source=soft[0], operation="add"
+    )
+    return left, graph.node("InvertMask", title="Mask of the right person", mask=left[0])
+
+
+def apply_each(
+    graph: Graph, model: Output, adapter: Node, identities: Sequence[Node], masks: Sequence[Node], **asked: Output
+) -> Output:
+    """The model with every person in a place of their own. asked: further inputs of each Apply Identity."""
+    for side, identity, mask in zip(SIDES, identities, masks, strict=True):
+        model = graph.node(
+            "LikenessApplyIdentity",
+            title=f"Apply Identity: {side}",
+            model=model,
+            adapter=adapter["adapter"],
+            identity=identity["identity"],
+            attn_mask=mask[0],
+            **asked,
+        )["model"]
+    return model

@@ -1,0 +1,46 @@
+"""A drawn person and a style of drawing learned together, and that person in that style."""
+
+from __future__ import annotations
+
+from _graph import Graph
+from _pieces import MINIATURE, join, load_photo, show
+from _pieces_miniature import drawn_person, load_miniature, train, use_miniature
+
+
+def describe(graph: Graph) -> None:
+    person, analysis = drawn_person(graph)
+    with graph.group("2. Portraits in the style"):
+        photos = [load_photo(graph, f"Style {n}", f"miniature_style_{n}.png") for n in (1, 2)]
+        graph.next_column()
+        batch = join(graph, photos)
+        style = graph.node(
+            "LikenessPortraitDataset",
+            title="Portrait Dataset: style",
+            kind="style",
+            trigger_word="mystyle",
+            resolution=MINIATURE.side,
+            framing="largest square",
+            templates="a {} picture of a person",
+            image=batch,
+            face_analysis=analysis[0],
+        )
+        show(graph, "The face is no part of the style", style["preview"])
+    world = load_miniature(graph, first_group=3)
+    trained = train(
+        graph,
+        "MagiCapture",
+        world,
+        number=4,
+        person=person["dataset"],
+        style=style["dataset"],
+        name="drawn",
+        inversion_steps=300,
+        tuning_steps=300,
+        rank=8,
+        preview_every=100,
+        person_templates="a photo of a {} person",
+        style_templates="a {} picture of a person",
+        face_analysis=analysis[0],
+    )
+    text = "a embedding:drawn-style picture of a embedding:drawn-person person"
+    use_miniature(graph, world, trained, text, first_group=6)
