@@ -1,18 +1,18 @@
 """The contract of every identity adapter: one line in the registry, and a file to try, takes a system in.
 
-A system is listed in `adapters.SYSTEMS`; `SAMPLES` says how its file is written for the tiny MODEL of this folder and
-what it needs beside the identity. The toy system of the tests stands for one that uses every kind of effect.
+A system is listed in `adapters.SYSTEMS`; its module in `tests/helpers/contract/` says how its file is written for the
+tiny MODEL of this folder. The toy system of the tests stands for one that uses every kind of effect.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from helpers.contract import cases
 from likeness_host_adapters import official, person, same, sentence
 from safetensors.torch import save_file
 
@@ -25,26 +25,11 @@ from likeness.injection.comfy import edited
 comfyui = sys.modules["likeness_comfyui"]
 toy = comfyui.load_module("likeness_toy", comfyui.REPOSITORY / "tests" / "adapters" / "toy.py")
 SYSTEMS = {kind.title: kind for kind in (*adapters.SYSTEMS, toy.SYSTEM)}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """weights: of a file that fits the sites (shapes) of a MODEL. missing: a word of the sentence without identity."""
-
-    weights: Callable[[Any, int], dict[str, torch.Tensor]]
-    missing: str = "Identity from Photos"
-
-
-def faceid(shapes: Any, seed: int) -> dict[str, torch.Tensor]:
-    groups = official.groups(official.identity(shapes[0][1], seed=seed), shapes, with_lora=True, seed=seed)
-    return {f"{group}.{key}": value for group, tensors in groups.items() for key, value in tensors.items()}
-
-
-SAMPLES = {"IP-Adapter": Sample(faceid), "Toy": Sample(toy.weights)}
+CASES = cases()
 
 
 def test_every_system_is_in_the_contract():
-    assert SYSTEMS.keys() == SAMPLES.keys()
+    assert SYSTEMS.keys() == CASES.keys()
 
 
 @pytest.fixture(params=SYSTEMS, name="title")
@@ -60,7 +45,7 @@ def load(world, title) -> Callable[..., Any]:
 
     def make(seed: int = 0, shapes: Any = None) -> Any:
         name = f"{title} {seed} {len(shapes or world.shapes)}.safetensors"
-        weights = SAMPLES[title].weights(shapes or world.shapes, seed)
+        weights = CASES[title].weights(shapes or world.shapes, seed)
         save_file({key: value.contiguous() for key, value in weights.items()}, world.folder / "ipadapter" / name)
         return world.run("LikenessLoadIdentityAdapter", adapter_file=name)
 
@@ -101,7 +86,7 @@ def alone(world) -> Any:
 
 
 def test_a_file_is_recognised_by_its_own_system_alone(world, title):
-    file = WeightFile("x.safetensors", SAMPLES[title].weights(world.shapes, 0))
+    file = WeightFile("x.safetensors", CASES[title].weights(world.shapes, 0))
     sure = {kind.title: kind.recognise(file) for kind in (*SYSTEMS.values(), *ANNOUNCED)}
     assert {name for name, sureness in sure.items() if sureness is not Sureness.NO} == {title}
 
@@ -150,7 +135,7 @@ def test_another_family_is_refused_by_name(load, world):
 
 
 def test_what_is_missing_is_asked_for_in_one_sentence(load, world, title):
-    assert SAMPLES[title].missing in sentence(world.apply, load())
+    assert CASES[title].missing in sentence(world.apply, load())
 
 
 def test_nothing_is_kept_after_a_run(load, paint):

@@ -1,0 +1,30 @@
+"""What the contract of every identity adapter needs of a system: a module of this folder each, with its `CASE`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """title: of the system in the registry. weights: of a file that fits the sites (shapes) of a MODEL, from a seed.
+
+    missing: a word of the sentence that is said without an identity.
+    """
+
+    title: str
+    weights: Callable[[Any, int], dict[str, Tensor]]
+    missing: str = "Identity from Photos"
+
+
+def cases() -> dict[str, Case]:
+    """The case of every system, by title."""
+    names = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+    found = [import_module(f"{__name__}.{name}").CASE for name in names]
+    return {case.title: case for case in found}
