@@ -1,5 +1,5 @@
-"""Numbers and tensors as every edge takes them: a socket, a file, a command line. What is no number is refused there,
-because everything behind it computes on and paints something."""
+"""Numbers and tensors as every edge takes them: a socket, a file, a command line. What is not a number is
+refused there, because everything behind it computes on and paints something."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def as_mask(mask: Any, what: str) -> Tensor:
     if not mask.numel():
         raise LikenessError(f"{what} is empty, its shape is {shape}: connect one with at least a pixel.")
     if not all_finite(mask):
-        raise LikenessError(f"{what} holds values that are no numbers (NaN): check the node that makes it.")
+        raise LikenessError(f"{what} holds NaN: check the node that makes it.")
     return mask.float().clamp(0.0, 1.0)
 
 

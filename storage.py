@@ -163,7 +163,7 @@ def check_name(name: str, what: str) -> str:
 def name_fault(name: str) -> str:
     """Why some system cannot keep a file of this name, as the rest of a sentence; '' for a name that is safe."""
     if not name.strip(". "):
-        return "is no name"
+        return "is not a name"
     if any(0xD800 <= ord(letter) < 0xE000 for letter in name):
         return "holds bytes that are not text"
     if wrong := next((letter for letter in name if letter in _FORBIDDEN or not letter.isprintable()), ""):

@@ -91,7 +91,7 @@ class TransformersClipEncoder:
     def from_weights(cls, weights: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> ClipEncoder:
         """Build it from a state dict and, for sizes nobody published, a `config.json`.
 
-        Raises LikenessError when the weights are no CLIP image encoder or not complete.
+        Raises LikenessError when the weights are not a CLIP image encoder or not complete.
         """
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -122,7 +122,7 @@ class TransformersClipEncoder:
 def config_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """The transformers configuration of a published encoder, read from its weights.
 
-    Raises LikenessError when they are no CLIP image encoder, or one of a size nobody published.
+    Raises LikenessError when they are not a CLIP image encoder, or one of a size nobody published.
     """
     try:
         hidden, channels, patch, _ = weights["vision_model.embeddings.patch_embedding.weight"].shape
@@ -131,7 +131,7 @@ def config_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         embed = len(weights["visual_projection.weight"])
     except (KeyError, ValueError) as error:
         raise LikenessError(
-            "this file is no CLIP image encoder: choose one such as CLIP-ViT-H-14-laion2B-s32B-b79K."
+            "this file is not a CLIP image encoder: choose one such as CLIP-ViT-H-14-laion2B-s32B-b79K."
         ) from error
     size = EncoderSize(hidden, embed, round((positions - 1) ** 0.5) * patch)
     if size not in PUBLISHED.values():

@@ -51,7 +51,7 @@ def to_rgb(images: Tensor, name: str = "image") -> Tensor:
     """Any picture as (B, H, W, 3) float32 in 0..1: single pictures, grey ones, and ones with alpha.
 
     What is transparent is mid grey, as for everything that looks at faces: hidden colours are never encoded. Raises
-    LikenessError naming the input when it is empty, misshapen or holds values that are no numbers.
+    LikenessError naming the input when it is empty, misshapen or holds NaN.
     """
     if images.ndim == 2:
         images = images.unsqueeze(-1)
@@ -67,7 +67,7 @@ def to_rgb(images: Tensor, name: str = "image") -> Tensor:
     bad = ~images.isfinite().flatten(1).all(1)
     if bad.any():
         number = int(bad.nonzero()[0]) + 1
-        raise LikenessError(f"picture {number} of the {name} holds values that are no numbers (NaN): decode it again.")
+        raise LikenessError(f"picture {number} of the {name} holds NaN: decode it again.")
     images = images.clamp(0.0, 1.0)
     colours, alpha = images, None
     if images.shape[-1] in (2, 4):
@@ -242,7 +242,7 @@ def mean_tile_embeds(embeds: Tensor, tiles: int) -> Tensor:
 
 def merge_tile_embeds(embeds: Tensor, tiles: int) -> Tensor:
     """The same as ComfyUI_IPAdapter_plus does it: each embedding is taken for a square picture, and they are averaged
-    down side by side. This has no meaning, and widths that are no square (1280 of ViT-bigG) get the mean instead.
+    down side by side. This has no meaning, and widths that are not square (1280 of ViT-bigG) get the mean instead.
     """
     g = math.isqrt(embeds.shape[-1])
     if g * g != embeds.shape[-1]:

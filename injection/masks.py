@@ -28,7 +28,7 @@ _LATENT_PIXELS = 8  # a latent of SD1.5 or SDXL covers 8 x 8 pixels
 def as_mask(mask: Tensor) -> Tensor:
     """A ComfyUI MASK as (m, H, W) in 0..1, float32; (H, W) and (m, 1, H, W) are understood.
 
-    Raises LikenessError for an empty mask or one with values that are no numbers.
+    Raises LikenessError for an empty mask or one with NaN.
     """
     if mask.ndim == 2:
         mask = mask.unsqueeze(0)
@@ -40,7 +40,7 @@ def as_mask(mask: Tensor) -> Tensor:
         raise LikenessError(f"the mask is empty, its shape is {tuple(mask.shape)}: connect one with at least a pixel.")
     mask = mask.float()
     if mask.isnan().any():
-        raise LikenessError("the mask holds values that are no numbers (NaN): check the node that makes it.")
+        raise LikenessError("the mask holds NaN: check the node that makes it.")
     return mask.clamp(0.0, 1.0)
 
 

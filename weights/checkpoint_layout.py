@@ -259,7 +259,7 @@ def checkpoint_weights(unet: Any, vae: Weights, text_encoders: Sequence[Any], fa
 
 
 def _all_layers_of_sd2(state: Weights) -> Weights:
-    """SD2 hears the last layer but one, and diffusers' folders leave the last out: a file has it, here as a copy."""
+    """SD2 reads the last layer but one, and diffusers' folders leave the last out: a file has it, here as a copy."""
     last, spare = (f"encoder.layers.{layer}." for layer in (22, 23))
     cut = any(last in key for key in state) and not any(spare in key for key in state)
     return {**state, **{key.replace(last, spare): value for key, value in state.items() if cut and last in key}}

@@ -53,7 +53,9 @@ def read_embedding(content: Mapping[str, Any]) -> TokenEmbedding:
     if per_encoder:
         return TokenEmbedding(per_encoder)
     if len(named) != 1:
-        raise LikenessError(f"This file is no textual-inversion embedding ({len(named)} tensors): choose another file.")
+        raise LikenessError(
+            f"This file is not a textual-inversion embedding ({len(named)} tensors): choose another file."
+        )
     rows = _rows(next(iter(named.values())))
     return TokenEmbedding({text_encoder_of_width(rows.shape[1]).name: rows})
 
@@ -61,7 +63,7 @@ def read_embedding(content: Mapping[str, Any]) -> TokenEmbedding:
 def _rows(tensor: Tensor) -> Tensor:
     rows = tensor.detach().unsqueeze(0) if tensor.ndim == 1 else tensor.detach()
     if rows.ndim != 2 or not len(rows):
-        raise LikenessError(f"This file is no textual-inversion embedding (a tensor of {tuple(tensor.shape)}).")
+        raise LikenessError(f"This file is not a textual-inversion embedding (a tensor of {tuple(tensor.shape)}).")
     return rows
 
 
@@ -79,7 +81,7 @@ def load_embedding(path: Path | str) -> TokenEmbedding:
         raise LikenessError(f"The embedding {path.name} is missing: put it into {path.parent}.")
     content, _ = read_content(path)
     if not isinstance(content, dict):
-        raise LikenessError(f"{path.name} is no textual-inversion embedding: choose another file.")
+        raise LikenessError(f"{path.name} is not a textual-inversion embedding: choose another file.")
     try:
         return read_embedding(content)
     except LikenessError as error:

@@ -28,14 +28,14 @@ HEAD_WIDTH = 64  # of every CLIP, and of the UNets that have no fixed number of 
 class Family:
     """One family.
 
-    title: what users call it. host: ComfyUI's names of its configurations, for families that are no UNet.
+    title: what users call it. host: ComfyUI's names of its configurations, for families that are not a UNet.
 
     Its UNet: text_width: channels of the text. sites: cross-attention layers. site_width: channels of a site where all
     have the same, else None. inputs, outputs: ComfyUI's numbers of the blocks that hold spatial transformers; a middle
     one lies between them. heads: how many each attention has, None where they are `HEAD_WIDTH` wide.
 
     Its files: texts: prefix and kind of each text encoder in a checkpoint. text_skip: last layers of it that are not
-    heard. latent_side, latent_scale: of the pictures it was made for. kohya, modelspec: its names in metadata.
+    read. latent_side, latent_scale: of the pictures it was made for. kohya, modelspec: its names in metadata.
     """
 
     title: str

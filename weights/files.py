@@ -102,8 +102,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _flatten(tree: Any) -> dict[str, Tensor]:
-    """The tensors of nested dictionaries under dot-joined keys. A dictionary inside itself is no tree, nor is a tensor
-    that is larger than the bytes behind it."""
+    """The tensors of nested dictionaries under dot-joined keys.
+
+    A dictionary inside itself is not a tree, nor is a tensor that is larger than the bytes behind it.
+    """
     if not isinstance(tree, dict):
         raise ValueError("the file holds no dictionary of tensors")
     flat: dict[str, Tensor] = {}

@@ -181,7 +181,9 @@ def _pair(path: str, parts: Mapping[str, Tensor], strengths: _PeftStrengths) -> 
     alpha = strengths.by_path.get(path, strengths.alpha)
     if "alpha" in parts:
         if parts["alpha"].numel() != 1:
-            raise LikenessError(f"This LoRA file is damaged (the strength of {path} is no number): download it again.")
+            raise LikenessError(
+                f"This LoRA file is damaged (the strength of {path} is not a number): download it again."
+            )
         alpha = float(parts["alpha"])
     return LoraPair(down, up, alpha, parts.get("mid"))
 

@@ -201,7 +201,7 @@ class ImageEmbeds:
         for encoding in (self.cond, self.uncond):
             if encoding is not None and not all_finite(encoding, LARGEST_FACTOR**2):
                 raise LikenessError(
-                    "The encoding of the reference holds values that are no numbers or too large: check the pictures, "
+                    "The encoding of the reference holds values that are NaN or too large: check the pictures, "
                     "the weights and the CLIP vision model it was made with."
                 )
 
@@ -278,9 +278,9 @@ def _load_ipadpt(path: Path) -> ImageEmbeds:
 def _checked(embeds: Tensor, path: Path) -> Tensor:
     if embeds.ndim not in (2, 3) or 0 in embeds.shape or not embeds.is_floating_point():
         raise LikenessError(
-            f"'{path.name}' holds a tensor of shape {tuple(embeds.shape)}, which is no image embedding: "
+            f"'{path.name}' holds a tensor of shape {tuple(embeds.shape)}, which is not an image embedding: "
             "save the embeddings again."
         )
     if not all_finite(embeds, LARGEST_FACTOR**2):
-        raise LikenessError(f"{path.name!r} holds values that are no numbers or too large: save the embeddings again.")
+        raise LikenessError(f"{path.name!r} holds values that are NaN or too large: save the embeddings again.")
     return embeds

@@ -1,4 +1,4 @@
-"""From an identity, reference pictures and an artist's options to what is injected: tokens and where they are heard.
+"""From an identity, reference pictures and an artist's options to tokens, and which sites attend to them.
 
 The steps of one reference: choose what the adapter is shown (crops of the identity, pictures, or saved encodings),
 encode it with CLIP where the adapter reads CLIP, join the recogniser's embedding where it reads one, make tokens, and
@@ -94,7 +94,7 @@ _NUMBERS = {
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """One term of the decoupled attention: its tokens, where they are heard, and in which part of the picture."""
+    """One term of the decoupled attention: its tokens, which sites attend to them, and in which part of the picture."""
 
     tokens: IdentityTokens
     site_weights: SiteWeights

@@ -80,8 +80,10 @@ _CURVES: dict[Timing, Callable[[float], float]] = {
 
 
 def parse_weights(text: str) -> tuple[float, ...]:
-    """Weights written by hand, "1.0, 0.5" or one per line. Raises LikenessError naming the first that is no number, or
-    one that leaves the range of half precision at once."""
+    """Weights written by hand, "1.0, 0.5" or one per line.
+
+    Raises LikenessError naming the first that is not a number, or one that leaves the range of half precision at once.
+    """
     weights = []
     for entry in filter(None, (part.strip() for part in text.replace("\n", ",").split(","))):
         try:

@@ -1,4 +1,4 @@
-"""How strongly each spatial transformer of the UNet hears the reference: the weight types of IP-Adapter packs.
+"""How strongly each spatial transformer of the UNet attends to the reference: the weight types of IP-Adapter packs.
 
 A weight type is a small function from a network layout and a weight to one `SiteWeight` per spatial transformer, in
 execution order (input, middle, output). Names and numbers follow cubiq/ComfyUI_IPAdapter_plus@9d076a3, so that
@@ -191,7 +191,7 @@ def site_weights(
     """One `SiteWeight` per spatial transformer of `layout`.
 
     composition_weight, style_boost and composition_boost default to `weight`; they matter to the types that name them.
-    Raises LikenessError for a weight that is no number, and for style and composition types on an unknown layout.
+    Raises LikenessError for a weight that is not a number, and for style and composition types on an unknown layout.
     """
 
     def given(value: float | None, name: str) -> float:
@@ -211,19 +211,19 @@ def style_and_composition(
 ) -> tuple[SiteWeights, SiteWeights]:
     """Site weights for two references at once: the first gives the style, the second the composition.
 
-    No site hears both. `expand_style` lets the style into every site the composition does not use.
+    No site attends to both. `expand_style` lets the style into every site the composition does not use.
     """
     kind = WeightType.STRONG_STYLE_AND_COMPOSITION if expand_style else WeightType.STYLE_AND_COMPOSITION
     both = site_weights(kind, layout, style_weight, composition_weight=composition_weight)
     layout_sites = _roles_of(layout).composition
-    silent = SiteWeight(0.0)
-    style = tuple(silent if t in layout_sites else site for t, site in enumerate(both))
-    composition = tuple(site if t in layout_sites else silent for t, site in enumerate(both))
+    off = SiteWeight(0.0)
+    style = tuple(off if t in layout_sites else site for t, site in enumerate(both))
+    composition = tuple(site if t in layout_sites else off for t, site in enumerate(both))
     return style, composition
 
 
 def parse_layer_weights(text: str, layout: TransformerLayout) -> SiteWeights:
-    """Layer weights written by hand: "3:2.5, 6:1" or "input.8:2.5, output.1:1"; what is not named hears nothing.
+    """Layer weights written by hand: "3:2.5, 6:1" or "input.8:2.5, output.1:1"; a layer that is not named gets 0.
 
     Entries are separated by commas, semicolons or line breaks; blanks and a trailing comma are harmless. Indices count
     the spatial transformers in execution order. Raises LikenessError naming the first entry that cannot be understood.
@@ -235,7 +235,7 @@ def parse_layer_weights(text: str, layout: TransformerLayout) -> SiteWeights:
     for entry in entries:
         where, colon, value = (part.strip() for part in entry.partition(":"))
         if not colon:
-            raise LikenessError(f'layer weights: "{entry}" is no pair, write it as layer:strength, such as "6:1.0".')
+            raise LikenessError(f'layer weights: "{entry}" is not a pair, write it as layer:strength, such as "6:1.0".')
         index = _layer_index(where, entry, layout)
         if index in strengths:
             raise LikenessError(f'layer weights: "{entry}" names layer {index} a second time, keep one of the two.')

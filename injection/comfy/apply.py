@@ -17,7 +17,7 @@ from .weights import add_delta, has_elsewhere
 
 
 def sites_of(model: Any) -> tuple[AttentionSite, ...]:
-    """The cross-attention sites of a MODEL; empty when it is no UNet."""
+    """The cross-attention sites of a MODEL; empty when it is not a UNet."""
     return sites_of_comfy_unet(model.model.diffusion_model)
 
 

@@ -20,7 +20,7 @@ class ComfyClipEncoder:
         projection = getattr(getattr(model, "visual_projection", None), "weight", None)
         if projection is None:
             raise LikenessError(
-                f"the CLIP vision model is {type(model).__name__}, no CLIP image encoder: "
+                f"the CLIP vision model is {type(model).__name__}, which is not a CLIP image encoder: "
                 "load one such as CLIP-ViT-H-14 with Load CLIP Vision."
             )
         embed, hidden = projection.shape

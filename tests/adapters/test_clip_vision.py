@@ -138,7 +138,7 @@ def test_published_encoders_are_recognised_by_their_shapes(name, layers, interme
 
 
 def test_other_files_and_unknown_sizes_are_refused(weights):
-    with pytest.raises(LikenessError, match="no CLIP image encoder"):
+    with pytest.raises(LikenessError, match="not a CLIP image encoder"):
         config_of({"image_proj.latents": torch.ones(1)})
     with pytest.raises(LikenessError, match=r"config\.json"):
         config_of(weights)
@@ -169,7 +169,7 @@ def test_a_socket_with_another_kind_of_model_is_refused():
     dino = SimpleNamespace(model=SimpleNamespace(embeddings=None), image_size=518)
     siglip = SimpleNamespace(model=SimpleNamespace(visual_projection=lambda a: a), image_size=384)
     for clip in (dino, siglip, None):
-        with pytest.raises(LikenessError, match="no CLIP image encoder"):
+        with pytest.raises(LikenessError, match="not a CLIP image encoder"):
             ComfyClipEncoder(clip)
 
 

@@ -195,7 +195,7 @@ def test_a_region_tells_where_the_person_should_be(run, ann):
         ({"prompts": "a\nb"}, "2 prompts for 1 pictures"),
         ({"region": torch.zeros(1, 64, 64)}, "region'? is empty, .*Load Image gives an empty mask"),
         ({"region": torch.full((1, 64, 64), 0.4)}, "region'? is empty"),
-        ({"region": torch.full((1, 64, 64), float("nan"))}, "region'? holds values that are no numbers"),
+        ({"region": torch.full((1, 64, 64), float("nan"))}, "region'? holds NaN"),
         ({"region": torch.ones(3, 64, 64)}, "3 masks on 'region' for 1 pictures"),
         ({"images": torch.zeros(0, 64, 64, 3)}, "no picture to judge|input images is empty"),
         ({"clip": object()}, "CLIP-T needs"),

@@ -189,10 +189,10 @@ def test_a_pickle_with_code_is_refused_without_running_it(tmp_path, capsys):
     ("content", "says"),
     [
         ({"a": torch.ones(2, 3)}, "no single tensor"),
-        (torch.ones(3), "no image embedding"),
-        (torch.ones(0, 3), "no image embedding"),
-        (torch.ones(2, 3, dtype=torch.int64), "no image embedding"),
-        (torch.full((2, 3), math.nan), "no numbers"),
+        (torch.ones(3), "not an image embedding"),
+        (torch.ones(0, 3), "not an image embedding"),
+        (torch.ones(2, 3, dtype=torch.int64), "not an image embedding"),
+        (torch.full((2, 3), math.nan), "NaN"),
     ],
 )
 def test_ipadpt_files_with_something_else_are_refused(tmp_path, content, says):

@@ -552,7 +552,7 @@ def test_pictures_that_are_none_are_refused(show, bad):
     ("mask", "expected"),
     [
         (torch.ones(3, 8, 8), "3 reference masks for 1 reference pictures"),
-        (torch.full((1, 8, 8), torch.nan), "values that are no numbers"),
+        (torch.full((1, 8, 8), torch.nan), "NaN"),
         (torch.zeros(0, 8, 8), "empty, its shape is (0, 8, 8)"),
         (torch.ones(1, 8, 8, 3), "shape (1, 8, 8, 3)"),
         (torch.zeros(1, 64, 64), "Load Image gives an empty mask"),
@@ -626,7 +626,7 @@ def test_weights_of_pictures_that_are_no_numbers_are_refused(show, weight):
 
 
 def test_an_encoding_that_is_no_number_is_refused(show):
-    with pytest.raises(LikenessError, match="encoding of the reference holds values that are no numbers"):
+    with pytest.raises(LikenessError, match="encoding of the reference holds values that are NaN"):
         ImageEmbeds(torch.full((1, 5, 8), float("nan")))
     with pytest.raises(LikenessError, match="encoding of the reference"):
         ImageEmbeds(torch.zeros(1, 5, 8), torch.full((1, 5, 8), float("inf")))

@@ -132,7 +132,7 @@ def test_layer_text_accepts_negative_weights_and_the_middle_by_its_short_name():
         ("3:nan", "'3:nan' is not a number"),
         ("3:inf", "'3:inf' is not a number"),
         ("3:", "'3:' is not a number"),
-        ("3", '"3" is no pair'),
+        ("3", '"3" is not a pair'),
         ("3:1:2", "'3:1:2' is not a number"),
         (":1", '":1" names no layer'),
         ("3:1, input.8:2", '"input.8:2" names layer 3 a second time'),
