@@ -23,7 +23,7 @@ def identity(
     ),
     name: Annotated[str, typer.Option("--name", help="What to call the person; names the files too.")] = "person",
     faces: Annotated[str, typer.Option("--faces", help="A face pack such as buffalo_l, or mtcnn.")] = "auto",
-    sample: Annotated[bool, typer.Option("--sample", help="Use the pictures that come with insightface.")] = False,
+    sample: Annotated[bool, typer.Option("--sample", help="Use the photo that comes with the pack.")] = False,
 ) -> None:
     """Find the person in photos, save the identity, and show what was seen on a contact sheet.
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import LikenessError
+from .opencv import opencv
 
 # Keypoints are ordered: eye at image left, eye at image right, nose, mouth corner left, mouth corner right.
 ARCFACE_112 = np.array(  # deepinsight/insightface, 112 x 112
@@ -79,8 +80,7 @@ def robust_similarity_transform(source: np.ndarray, target: np.ndarray) -> np.nd
 
     OpenCV's estimator, because facexlib, GFPGAN and CodeFormer crop with it.
     """
-    import cv2
-
+    cv2 = opencv()
     matrix, _ = cv2.estimateAffinePartial2D(
         np.asarray(source, np.float64), np.asarray(target, np.float64), method=cv2.LMEDS
     )

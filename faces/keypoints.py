@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .opencv import opencv
+
 COLOURS_RGB = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
 NOSE = 2
 LIMBS = (0, 1, 3, 4)  # each joined to the nose, in this order
@@ -23,8 +25,7 @@ def draw_keypoints(faces: Sequence[np.ndarray], width: int, height: int) -> np.n
     The limbs of all faces lie below the dots of all faces; for one face the bytes are the official ones. Points
     outside the canvas are cut off.
     """
-    import cv2
-
+    cv2 = opencv()
     canvas = np.zeros((height, width, 3), np.uint8)
     for points in faces:
         for end in LIMBS:

@@ -20,6 +20,7 @@ from .analysis import INSIGHTFACE_LICENCE, FaceAnalysis
 from .detection import Detection, shrink_to
 from .onnx_file import Graph, read_graph
 from .onnx_session import Provider, open_session
+from .opencv import opencv
 from .recognition import TorchRecogniser, has_own_normalisation, load_recogniser_module, recogniser_name
 from .retinaface import RetinaFaceDetector
 from .scrfd import LAYOUTS, Scrfd
@@ -160,10 +161,8 @@ class YuNet:
 
     @cached_property
     def _network(self) -> Any:
-        import cv2
-
         nothing = np.zeros(0, np.uint8)
-        return cv2.FaceDetectorYN.create("onnx", self.model, nothing, (320, 320), 0.1, 0.3, 5000)
+        return opencv().FaceDetectorYN.create("onnx", self.model, nothing, (320, 320), 0.1, 0.3, 5000)
 
     def detect(self, image_bgr: np.ndarray, size: int | None = None) -> list[Detection]:
         """See `Detector.detect`."""
@@ -187,9 +186,7 @@ class SFace:
 
     @cached_property
     def _network(self) -> Any:
-        import cv2
-
-        return cv2.FaceRecognizerSF.create("onnx", self.model, np.zeros(0, np.uint8))
+        return opencv().FaceRecognizerSF.create("onnx", self.model, np.zeros(0, np.uint8))
 
     def embed(self, image_rgb: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
         """See `Recogniser.embed`."""
@@ -276,11 +273,19 @@ class LbpCascade:
     threshold: float = 0.5
     sizes: tuple[int, ...] = (1280,)
 
+    def open(self) -> None:
+        """Raise LikenessError where scikit-image is not installed."""
+        _ = self._cascade
+
     @cached_property
     def _cascade(self) -> Any:
-        from skimage.data import lbp_frontal_face_cascade_filename
-        from skimage.feature import Cascade
-
+        try:
+            from skimage.data import lbp_frontal_face_cascade_filename
+            from skimage.feature import Cascade
+        except ImportError:
+            raise LikenessError(
+                "The LBP cascade needs a package: pip install scikit-image, or choose another face analysis."
+            ) from None
         return Cascade(lbp_frontal_face_cascade_filename())
 
     def detect(self, image_bgr: np.ndarray, size: int | None = None) -> list[Detection]:
@@ -300,4 +305,6 @@ class LbpCascade:
 
 def load_lbp() -> FaceAnalysis:
     """The last resort: scikit-image's cascade, frontal faces, boxes only, never embeddings or alignment."""
-    return FaceAnalysis("LBP cascade (boxes only)", LbpCascade(), None, "scikit-image: BSD-3-Clause", True)
+    cascade = LbpCascade()
+    cascade.open()
+    return FaceAnalysis("LBP cascade (boxes only)", cascade, None, "scikit-image: BSD-3-Clause", True)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import LikenessError
 from .found import FoundFaces, preview
 from .identity import Identity
 from .photos import read_photo
@@ -16,6 +15,7 @@ from .photos import read_photo
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+SAMPLE = Path(__file__).with_name("sample.jpg")
 ROW = 256  # height of a row of the sheet in pixels
 
 
@@ -25,13 +25,8 @@ def read_photos(paths: Sequence[Path]) -> list[np.ndarray]:
 
 
 def sample_photos() -> list[np.ndarray]:
-    """The photograph that comes with insightface, (H, W, 3) uint8 RGB; six people."""
-    from insightface.data import get_image
-
-    photo = get_image("t1")
-    if photo is None:
-        raise LikenessError("insightface's sample photo is missing: name photos of your own.")
-    return [np.ascontiguousarray(photo[..., ::-1])]
+    """The photograph that comes with the pack, (H, W, 3) uint8 RGB: Eileen Collins (NASA, public domain)."""
+    return read_photos([SAMPLE])
 
 
 def contact_sheet(found: FoundFaces, identity: Identity) -> Image:

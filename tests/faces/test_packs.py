@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from likeness.errors import LikenessError
-from likeness.faces import Provider, load_lbp, load_opencv, load_pack
+from likeness.faces import Provider, draw_keypoints, load_lbp, load_mtcnn, load_opencv, load_pack
 from likeness.faces.onnx_file import read_graph
 from likeness.faces.onnx_session import open_session, provider_names
+from likeness.faces.opencv import opencv
 from likeness.faces.packs import Task, classify
 from likeness.faces.recognition import recogniser_name
 
@@ -171,6 +172,21 @@ def test_a_provider_that_is_not_there_falls_back_with_one_warning(caplog):
 
 
 # --- detectors from packages
+
+
+@pytest.mark.parametrize(
+    ("missing", "call", "said"),
+    [
+        ("cv2", lambda: draw_keypoints([], 8, 8), "OpenCV cannot be loaded .*: pip install opencv-python, or"),
+        ("skimage.feature", load_lbp, "LBP cascade needs a package: pip install scikit-image, or choose another"),
+        ("facenet_pytorch", load_mtcnn, "MTCNN needs a package: pip install --no-deps facenet-pytorch, or choose"),
+    ],
+)
+def test_a_package_that_is_not_there_is_asked_for_in_one_sentence(monkeypatch, missing, call, said):
+    opencv.cache_clear()
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(LikenessError, match=said):
+        call()
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:

@@ -22,7 +22,7 @@ else:
     import tomli as tomllib  # comes with pytest on Python 3.10
 
 ROOT = Path(models_download.__file__).parent
-FROM_THE_HOST = {"torch", "torchvision", "torchaudio", "numpy", "transformers", "pillow", "opencv-python", "spandrel"}
+FROM_THE_HOST = {"torch", "torchvision", "torchaudio", "numpy", "transformers", "pillow", "spandrel"}
 
 
 @pytest.fixture(scope="module")
