@@ -39,10 +39,13 @@ from likeness.evaluation.table import (
     summary,
     write_csv,
 )
-from likeness.miniature.backend import observe
-from likeness.miniature.people import SPLITS
-from likeness.miniature.study import PROMPTS, TABLE_PEOPLE, Sitter, measure, sitters
-from likeness.miniature.tuned import (
+from likeness.miniature.drawing.people import SPLITS
+from likeness.miniature.models.backend import observe
+from likeness.miniature.models.weights import ADAPTER_FILE, FOLDER
+from likeness.miniature.models.world import World, load_world, photos_of
+from likeness.miniature.models.world import wanted as place_of
+from likeness.miniature.study.measuring import PROMPTS, TABLE_PEOPLE, Subject, measure, subjects
+from likeness.miniature.study.tuned import (
     BATCH,
     REFERENCE_STYLE,
     SUBJECT,
@@ -52,10 +55,7 @@ from likeness.miniature.tuned import (
     learn,
     portraits_of,
 )
-from likeness.miniature.tuned import METHODS as TRAINED
-from likeness.miniature.weights import ADAPTER_FILE, FOLDER
-from likeness.miniature.world import World, load_world, photos_of
-from likeness.miniature.world import wanted as place_of
+from likeness.miniature.study.tuned import METHODS as TRAINED
 from likeness.training.dataset import DatasetKind
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
@@ -64,7 +64,7 @@ ABLATION = "ablation"
 TRAINED_PEOPLE, ABLATED_PEOPLE = 8, 8  # a trained method costs minutes for each
 STEPS = 600  # of every trained method; MagiCapture's phases share them
 Paint = Callable[[Sequence[str], Sequence[int]], Tensor]
-Prepare = Callable[[World, Sitter], Paint | Tuned]
+Prepare = Callable[[World, Subject], Paint | Tuned]
 
 
 @dataclass(frozen=True)
@@ -82,24 +82,24 @@ def _pictures(photos: np.ndarray) -> Tensor:
     return torch.from_numpy(photos).float() / 255
 
 
-def real_photo(world: World, sitter: Sitter) -> Paint:
+def real_photo(world: World, subject: Subject) -> Paint:
     """The ceiling: other photos of the person, which no prompt has asked for."""
-    return lambda prompts, seeds: _pictures(photos_of(_seed_of(sitter), len(prompts), first=20))
+    return lambda prompts, seeds: _pictures(photos_of(_seed_of(subject), len(prompts), first=20))
 
 
-def stranger(world: World, sitter: Sitter) -> Paint:
+def stranger(world: World, subject: Subject) -> Paint:
     """The floor: photos of somebody else."""
-    return lambda prompts, seeds: _pictures(photos_of(_seed_of(sitter) + 3000, len(prompts), first=20))
+    return lambda prompts, seeds: _pictures(photos_of(_seed_of(subject) + 3000, len(prompts), first=20))
 
 
-def pasted(world: World, sitter: Sitter) -> Paint:
+def pasted(world: World, subject: Subject) -> Paint:
     """What copying looks like: a photo that was given, as the result."""
     return lambda prompts, seeds: _pictures(
-        np.stack([sitter.given[i % len(sitter.given)] for i in range(len(prompts))])
+        np.stack([subject.given[i % len(subject.given)] for i in range(len(prompts))])
     )
 
 
-def no_adapter(world: World, sitter: Sitter) -> Paint:
+def no_adapter(world: World, subject: Subject) -> Paint:
     """The prompt alone."""
     return world.portraits
 
@@ -107,8 +107,8 @@ def no_adapter(world: World, sitter: Sitter) -> Paint:
 def faceid(photos: int, strength: float = 1.0) -> Prepare:
     """The FaceID adapter on that many photos."""
 
-    def prepare(world: World, sitter: Sitter) -> Paint:
-        few = Sitter(sitter.name, sitter.given[:photos], sitter.held_out, world)
+    def prepare(world: World, subject: Subject) -> Paint:
+        few = Subject(subject.name, subject.given[:photos], subject.held_out, world)
         embedding = few.identity.mean_embedding()[None]
         return lambda prompts, seeds: world.portraits(prompts, seeds, embedding, strength)
 
@@ -116,14 +116,14 @@ def faceid(photos: int, strength: float = 1.0) -> Prepare:
 
 
 @cache
-def taught(name: str, world: World, sitter: Sitter, **changes: Any) -> Tuned:
+def taught(name: str, world: World, subject: Subject, **changes: Any) -> Tuned:
     """What a method has learned from the photos given of a person: once, for the table and for the ablation."""
     lesson, word = TRAINED[name]
-    return learn(lesson(world, sitter.given, STEPS, **changes), world, word)
+    return learn(lesson(world, subject.given, STEPS, **changes), world, word)
 
 
-def _seed_of(sitter: Sitter) -> int:
-    return SPLITS["test"][int(sitter.name.removeprefix("person-"))]
+def _seed_of(subject: Subject) -> int:
+    return SPLITS["test"][int(subject.name.removeprefix("person-"))]
 
 
 def _megabytes(path: Path) -> float:
@@ -145,13 +145,13 @@ def methods() -> dict[str, Method]:
 
 
 def run(
-    everybody: Sequence[Sitter], prompts: Sequence[str], seeds: int, world: World, wanted: dict[str, Method]
+    everybody: Sequence[Subject], prompts: Sequence[str], seeds: int, world: World, wanted: dict[str, Method]
 ) -> list[Record]:
     """Every method for every person: the same prompts, and noise of its own for every person and seed."""
     records = []
     with tqdm(total=len(wanted) * len(everybody), unit="person") as bar:
-        for row, sitter in enumerate(everybody):
-            others = [other for other in everybody if other is not sitter]
+        for row, subject in enumerate(everybody):
+            others = [other for other in everybody if other is not subject]
             asked = [prompt for prompt in prompts for _ in range(seeds)]
             noise = [10_000 * row + number for number in range(len(asked))]
             # Another order for every person, so that a machine that grows warm favours no method.
@@ -160,12 +160,12 @@ def run(
                 bar.update()
                 if method.people is not None and row >= method.people:
                     continue
-                prepared = method.prepare(world, sitter)
+                prepared = method.prepare(world, subject)
                 paint = prepared.portraits if isinstance(prepared, Tuned) else prepared
                 began = time.monotonic()
                 pictures = paint(asked, noise)
                 seconds = (time.monotonic() - began) / len(asked) if method.generates else float("nan")
-                found = measure(world, str(name), sitter, pictures, asked, noise, others, seconds)
+                found = measure(world, str(name), subject, pictures, asked, noise, others, seconds)
                 records += [replace(record, measures={**record.measures, **cost_of(prepared)}) for record in found]
     return records
 
@@ -216,29 +216,29 @@ ABLATION_COLUMNS = {
 }
 
 
-def ablate(everybody: Sequence[Sitter], world: World, variants: dict[str, Variant]) -> list[Record]:
+def ablate(everybody: Sequence[Subject], world: World, variants: dict[str, Variant]) -> list[Record]:
     """Every variant for every person: composed prompts, two seeds each, and prompts that leave the place open."""
     records = []
     composed = [prompt for prompt in COMPOSED for _ in range(2)]
     unplaced = [prompt for prompt in OPEN for _ in range(8)]
-    for row, sitter in enumerate(tqdm(everybody, desc="ablation", unit="person")):
+    for row, subject in enumerate(tqdm(everybody, desc="ablation", unit="person")):
         seeds = [10_000 * row + 500 + number for number in range(len(composed))]
         unplaced_seeds = [10_000 * row + 600 + number for number in range(len(unplaced))]
         plain = world.portraits(composed, seeds)
-        shown = portraits_of(world, sitter.held_out, DatasetKind.PERSON, SUBJECT)
+        shown = portraits_of(world, subject.held_out, DatasetKind.PERSON, SUBJECT)
         for name, variant in variants.items():
-            tuned = taught("MagiCapture", world, sitter, **variant.changes)
+            tuned = taught("MagiCapture", world, subject, **variant.changes)
             attention = {"attention": attention_outside(tuned, shown)}
-            found = [measures | attention for measures in composed_measures(tuned, sitter, composed, seeds, plain)]
+            found = [measures | attention for measures in composed_measures(tuned, subject, composed, seeds, plain)]
             found += open_measures(tuned, unplaced, unplaced_seeds)
             pictures = zip([*composed, *unplaced], [*seeds, *unplaced_seeds], found, strict=True)
             for i, (prompt, seed, measures) in enumerate(pictures):
-                records.append(Record(name, sitter.name, prompt, seed, f"{name}/{sitter.name}-{i + 1}.png", measures))
+                records.append(Record(name, subject.name, prompt, seed, f"{name}/{subject.name}-{i + 1}.png", measures))
     return records
 
 
 def composed_measures(
-    tuned: Tuned, sitter: Sitter, prompts: Sequence[str], seeds: Sequence[int], plain: Tensor
+    tuned: Tuned, subject: Subject, prompts: Sequence[str], seeds: Sequence[int], plain: Tensor
 ) -> list[dict[str, float]]:
     """Of each picture in the reference style: likeness, style, the place that the prompt names, and both leaks.
 
@@ -246,7 +246,7 @@ def composed_measures(
     """
     world, styled = tuned.world, [in_style(prompt) for prompt in prompts]
     pictures, anyone = tuned.portraits(styled, seeds), tuned.portraits(styled, seeds, named=False)
-    likeness = score_sight(see(pictures, world.judge), sitter.judged).cosines
+    likeness = score_sight(see(pictures, world.judge), subject.judged).cosines
     leaks, of_word = (
         leak_pixels(pictures, without, face_regions(world, without, pictures)) for without in (plain, anyone)
     )
@@ -343,11 +343,11 @@ def main() -> None:
         parser.error(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(there)}")
     if options.quick:
         untrained = {name: method for name, method in known.items() if method.people is None}
-        records = run(sitters(world, TABLE_PEOPLE[:6]), PROMPTS[::2], 1, world, untrained)
+        records = run(subjects(world, TABLE_PEOPLE[:6]), PROMPTS[::2], 1, world, untrained)
         print(methods_table(records, BASE, facts_of(records)))
         return
     rows = options.rows or [*known, ABLATION]
-    everybody = sitters(world, TABLE_PEOPLE[: options.people])
+    everybody = subjects(world, TABLE_PEOPLE[: options.people])
     fresh = run(everybody, PROMPTS, 2, world, {name: known[name] for name in rows if name in known})
     variants = {name: variant for name, variant in ABLATIONS.items() if name in rows or ABLATION in rows}
     ablation = ablate(everybody[:ABLATED_PEOPLE], world, variants) if variants else []

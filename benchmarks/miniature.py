@@ -19,16 +19,16 @@ import numpy as np
 import torch
 
 from likeness.evaluation.identity import score_sight, see
-from likeness.miniature.captions import caption
-from likeness.miniature.corpus import Order, draw_corpus
-from likeness.miniature.networks import JUDGE_CROP, RECOGNISER_CROP
-from likeness.miniature.people import SPLITS
-from likeness.miniature.shots import Style, draw_shots
-from likeness.miniature.study import GIVEN, HELD_OUT, TABLE_PEOPLE, Sitter, sitters
+from likeness.miniature.drawing.captions import caption
+from likeness.miniature.drawing.people import SPLITS
+from likeness.miniature.drawing.shots import Style, draw_shots
+from likeness.miniature.models.networks import JUDGE_CROP, RECOGNISER_CROP
+from likeness.miniature.models.weights import FOLDER, load_judge, load_observer, load_recogniser
+from likeness.miniature.models.world import ATTRIBUTES, World, load_world, photos_of, wanted
+from likeness.miniature.study.measuring import GIVEN, HELD_OUT, TABLE_PEOPLE, Subject, subjects
+from likeness.miniature.train.corpus import Order, draw_corpus
 from likeness.miniature.train.observer import accuracy
 from likeness.miniature.train.recogniser import embed_corpus, verification
-from likeness.miniature.weights import FOLDER, load_judge, load_observer, load_recogniser
-from likeness.miniature.world import ATTRIBUTES, World, load_world, photos_of, wanted
 
 PROMPTS = (  # photographs: recognisers are brittle on drawings
     "a photo of a person wearing a red shirt in the forest",
@@ -75,8 +75,8 @@ def fidelity(world: World, pictures: torch.Tensor, prompts: Sequence[str]) -> di
 
 def adapter_figures(world: World, people: int, guidance: float, strength: float) -> dict:
     """Similarity to the right person and to the others, rank among all, by both recognisers; fidelity beside it."""
-    everybody = sitters(world, TABLE_PEOPLE[:people])
-    embeddings = torch.stack([sitter.identity.mean_embedding() for sitter in everybody])
+    everybody = subjects(world, TABLE_PEOPLE[:people])
+    embeddings = torch.stack([subject.identity.mean_embedding() for subject in everybody])
     embeddings = embeddings.repeat_interleave(len(PROMPTS), 0)
     prompts = list(PROMPTS) * people
     noise = list(range(len(prompts)))
@@ -91,13 +91,13 @@ def adapter_figures(world: World, people: int, guidance: float, strength: float)
     }
 
 
-def likeness(world: World, everybody: Sequence[Sitter], pictures: torch.Tensor) -> dict:
+def likeness(world: World, everybody: Sequence[Subject], pictures: torch.Tensor) -> dict:
     """By each recogniser: mean cosine to the right person and to the others, their gap, how often the right one is the
     nearest. pictures: as many of every person, one person after the other."""
     figures = {}
     for name, eye, known in (
-        ("recogniser", world.analysis, [sitter.conditioned for sitter in everybody]),
-        ("judge", world.judge, [sitter.judged for sitter in everybody]),
+        ("recogniser", world.analysis, [subject.conditioned for subject in everybody]),
+        ("judge", world.judge, [subject.judged for subject in everybody]),
     ):
         scores = [
             score_sight(see(mine, eye), known[row], [other.mean for other in known if other is not known[row]])

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from likeness.miniature.networks import build_tokenizer
+from likeness.miniature.models.networks import build_tokenizer
 from likeness.training.base_model import BaseModel, Codec, TextTower
 from likeness.training.config import Group, LoraSettings, RunSettings
 from likeness.training.engine import train

@@ -26,7 +26,7 @@ def calibrate_judge(
     from ..evaluation.study import folders, listed, not_used, pictures
 
     if people == "miniature":
-        from ..miniature import calibration
+        from ..miniature.study import calibration
 
         photos = calibration.people()
         weights = calibration.judge_weights() if judge == "miniature-judge" else ""

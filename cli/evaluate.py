@@ -88,7 +88,7 @@ def evaluate_folder(
     from ..evaluation.judging import Asked, evaluate, open_study
     from ..evaluation.report import headline
     from ..evaluation.table import read_csv
-    from ..miniature.calibration import calibration_of
+    from ..miniature.study.calibration import calibration_of
 
     study = open_study(folder, people, compare or (), by or ())
     given = Calibration.load(calibration) if calibration else None

@@ -16,7 +16,7 @@ def open_faces(name: str) -> FaceAnalysis:
     from ..faces import load_mtcnn, load_opencv, load_pack
 
     if name in ("miniature", "miniature-judge"):
-        from ..miniature.backend import miniature_analysis, miniature_judge
+        from ..miniature.models.backend import miniature_analysis, miniature_judge
 
         return miniature_analysis() if name == "miniature" else miniature_judge()
     here = list_insightface_packs()

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from likeness.miniature.study import DEMO_PEOPLE, sitters
-from likeness.miniature.world import World, load_world
+from likeness.miniature.models.world import World, load_world
+from likeness.miniature.study.measuring import DEMO_PEOPLE, subjects
 
 PICTURES = Path(__file__).parent / "pictures"
 PEOPLE = DEMO_PEOPLE[:8]
@@ -28,9 +28,9 @@ GAP = 6
 
 def rows_of(world: World) -> list[Tensor]:
     """Rows of pictures (people, H, W, 3), RGB 0..1."""
-    people = sitters(world, PEOPLE)
-    embeddings = torch.stack([sitter.identity.mean_embedding() for sitter in people])
-    photos = [torch.from_numpy(np.stack([sitter.given[i] for sitter in people])).float() / 255 for i in range(2)]
+    people = subjects(world, PEOPLE)
+    embeddings = torch.stack([subject.identity.mean_embedding() for subject in people])
+    photos = [torch.from_numpy(np.stack([subject.given[i] for subject in people])).float() / 255 for i in range(2)]
     seeds = range(len(people))
     made = [world.portraits(prompt, seeds, embeddings) for prompt in PROMPTS]
     return [*photos, world.portraits(PROMPTS[0], seeds), *made]

@@ -23,8 +23,8 @@ from ..faces.identity import Identity
 from ..faces.photo_list import photos_among
 from ..faces.sheet import read_photos
 from ..storage import check_folder, write_new, write_whole
-from .study import DEMO_PEOPLE, Sitter, measure, sitters
-from .world import World, load_world
+from .models.world import World, load_world
+from .study.measuring import DEMO_PEOPLE, Subject, measure, subjects
 
 PROMPTS = (
     "a photo of a person wearing a red shirt in the forest",
@@ -39,14 +39,14 @@ _OTHERS = range(DEMO_PEOPLE.stop, DEMO_PEOPLE.stop + 12)  # whom the likeness is
 Pictures = torch.Tensor  # (prompts, H, W, 3) RGB 0..1
 
 
-def somebody(world: World, number: int) -> Sitter:
+def somebody(world: World, number: int) -> Subject:
     """A person never drawn for training; LikenessError when there is none of that number."""
     if not 0 <= number < len(DEMO_PEOPLE):
         raise LikenessError(f"There is no person number {number}: choose one from 0 to {len(DEMO_PEOPLE) - 1}.")
-    return sitters(world, [DEMO_PEOPLE[number]])[0]
+    return subjects(world, [DEMO_PEOPLE[number]])[0]
 
 
-def sitter_of(world: World, folder: Path) -> Sitter:
+def subject_of(world: World, folder: Path) -> Subject:
     """The person of a folder's photos; LikenessError when there is no folder or no picture in it.
 
     The photos that are given are also those that judge: there are no others.
@@ -57,7 +57,7 @@ def sitter_of(world: World, folder: Path) -> Sitter:
     for sentence in found.not_used:
         print(f"not used: {sentence}")
     photos = read_photos(found.photos)
-    return Sitter(folder.resolve().name, photos, photos, world)
+    return Subject(folder.resolve().name, photos, photos, world)
 
 
 def paint(world: World, identity: Identity, seed: int) -> dict[str, Pictures]:
@@ -96,29 +96,29 @@ def run(photos: Path | None, out: Path, person: int, seed: int, comfyui: bool) -
     check_number(seed, "--seed", 0, 2**63)
     check_folder(out, "--out")
     world = load_world()
-    sitter = sitter_of(world, photos) if photos else somebody(world, person)
-    for remark in sitter.identity.outliers:
+    subject = subject_of(world, photos) if photos else somebody(world, person)
+    for remark in subject.identity.outliers:
         print(remark)
     if comfyui:
         from .demo_comfyui import paint_in_comfyui
 
-        made = paint_in_comfyui(sitter.given, PROMPTS, seed)
+        made = paint_in_comfyui(subject.given, PROMPTS, seed)
     else:
-        made = paint(world, sitter.identity, seed)
+        made = paint(world, subject.identity, seed)
     seeds = range(seed, seed + len(PROMPTS))
-    others = sitters(world, _OTHERS)
+    others = subjects(world, _OTHERS)
     records = [
         record
         for method, pictures in made.items()
-        for record in measure(world, method, sitter, pictures, PROMPTS, seeds, others)
+        for record in measure(world, method, subject, pictures, PROMPTS, seeds, others)
     ]
-    pictures = _save_pictures(out, sitter, made)
-    file = write_new(out, sitter.name, ".safetensors", sitter.identity.write)
+    pictures = _save_pictures(out, subject, made)
+    file = write_new(out, subject.name, ".safetensors", subject.identity.write)
     setting = Setting(
         title="From a few photos to portraits",
         judge=world.judge.name,
         reference=WITHOUT,
-        photos={sitter.name: [name for name in pictures if name.startswith("photos/")]},
+        photos={subject.name: [name for name in pictures if name.startswith("photos/")]},
         repeat=f"python -m likeness.miniature.demo --seed {seed}" + (f" --person {person}" if not photos else ""),
     )
     report(records, pictures, out, setting)
@@ -127,14 +127,14 @@ def run(photos: Path | None, out: Path, person: int, seed: int, comfyui: bool) -
     return records
 
 
-def _save_pictures(out: Path, sitter: Sitter, made: dict[str, Pictures]) -> dict[str, torch.Tensor]:
+def _save_pictures(out: Path, subject: Subject, made: dict[str, Pictures]) -> dict[str, torch.Tensor]:
     """Every photo and picture as PNG below `out`; what was saved, by name."""
     from PIL import Image
 
-    pictures = {f"photos/{i + 1}.png": photo for i, photo in enumerate(sitter.given)}
+    pictures = {f"photos/{i + 1}.png": photo for i, photo in enumerate(subject.given)}
     for method, images in made.items():
         pixels = (images.numpy() * 255 + 0.5).astype(np.uint8)
-        pictures |= {f"{method}/{sitter.name}-{i + 1}.png": picture for i, picture in enumerate(pixels)}
+        pictures |= {f"{method}/{subject.name}-{i + 1}.png": picture for i, picture in enumerate(pixels)}
     for name, picture in pictures.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         write_whole(out / name, partial(Image.fromarray(picture).save, format="png"))

@@ -41,7 +41,7 @@ def find_adapter(choice: str) -> Path:
         from ..models_download import find_file
 
         return find_file("ipadapter", choice)
-    from ..miniature.weights import ADAPTER_FILE
+    from ..miniature.models.weights import ADAPTER_FILE
 
     if not ADAPTER_FILE.is_file():
         raise LikenessError(

@@ -115,7 +115,7 @@ def _calibration(judge: FaceAnalysis) -> Calibration | None:
     """What was measured of the judge, where that comes with it."""
     if recogniser_of(judge).name != MINIATURE_JUDGE:
         return None
-    from ..miniature.calibration import calibration_of
+    from ..miniature.study.calibration import calibration_of
 
     return calibration_of(judge)
 

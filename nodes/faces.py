@@ -91,13 +91,13 @@ def _files(analysis: _BuiltIn) -> tuple[Path, Path]:
 
 
 def _open_miniature(provider: Provider) -> FaceAnalysis:
-    from ..miniature.backend import miniature_analysis
+    from ..miniature.models.backend import miniature_analysis
 
     return miniature_analysis()
 
 
 def _open_miniature_judge(provider: Provider) -> FaceAnalysis:
-    from ..miniature.backend import miniature_judge
+    from ..miniature.models.backend import miniature_judge
 
     return miniature_judge()
 

@@ -39,7 +39,7 @@ class LoadMiniature(Node):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        from ..miniature.comfy import load_clip, load_model, load_vae
+        from ..miniature.models.comfy import load_clip, load_model, load_vae
 
         return io.NodeOutput(load_model(), load_clip(), load_vae())
 

@@ -12,8 +12,8 @@ from typing import Annotated
 import torch
 import typer
 
-from ..latents import fit_codec, save_codec
-from ..weights import ADAPTER_FILE
+from ..models.latents import fit_codec, save_codec
+from ..models.weights import FOLDER
 from .stages import NEEDED, SIDE_BY_SIDE, TEAMWORK, Plan, Stage, at_once, draw, lane_of_stages, member_of_team
 
 
@@ -46,8 +46,7 @@ def train(
             meeting.unlink(missing_ok=True)
     if install:
         for file in plan.weights.glob("*.safetensors"):
-            target = ADAPTER_FILE.parent if file.name != "latents.safetensors" else ADAPTER_FILE.parent.parent
-            (target / file.name).write_bytes(file.read_bytes())
+            (FOLDER / file.name).write_bytes(file.read_bytes())
 
 
 if __name__ == "__main__":

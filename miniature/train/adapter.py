@@ -21,9 +21,9 @@ from ...training.ip_adapter import drop_images, fresh_faceid, make_trainable, of
 from ...training.loop import Average, Run, rows_of_step
 from ...training.muon import muon_and_adamw
 from ...training.team import Team
-from ..corpus import Corpus
-from ..latents import PatchCodec
-from ..networks import EMBEDDING
+from ..models.latents import PatchCodec
+from ..models.networks import EMBEDDING
+from .corpus import Corpus
 from .denoising import Denoising
 
 BATCH = 64

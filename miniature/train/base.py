@@ -18,9 +18,9 @@ from ...injection.sites import sites_of_diffusers_unet
 from ...training.loop import Average, Run, rows_of_step
 from ...training.muon import muon_and_adamw, split_parameters
 from ...training.team import Team
-from ..corpus import Corpus
-from ..latents import PatchCodec
-from ..networks import Scaffold, build_text_encoder, build_unet
+from ..models.latents import PatchCodec
+from ..models.networks import Scaffold, build_text_encoder, build_unet
+from .corpus import Corpus
 from .denoising import Denoising
 
 BATCH = 64

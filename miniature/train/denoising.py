@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ...training.objectives.reconstruction import masked_squared_error
-from ..captions import TEMPLATES, caption
-from ..corpus import Corpus
-from ..latents import PatchCodec
-from ..networks import build_tokenizer, noise_schedule
+from ..drawing.captions import TEMPLATES, caption
+from ..models.latents import PatchCodec
+from ..models.networks import build_tokenizer, noise_schedule
+from .corpus import Corpus
 
 
 class Captions:

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...training.loop import Average, Run, rows_of_step
-from ..backend import PRESENT
-from ..corpus import SIDE, Corpus
-from ..latents import PatchCodec
-from ..networks import QUESTIONS, Observer
-from ..shots import Colour, Shots
+from ..drawing.shots import Colour, Shots
+from ..models.backend import PRESENT
+from ..models.latents import PatchCodec
+from ..models.networks import QUESTIONS, Observer
+from .corpus import SIDE, Corpus
 from .recogniser import Augmentation, augment
 
 BATCH = 128

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ...faces.iresnet import IResNet
 from ...training.loop import Average, Run, rows_of_step
-from ..corpus import Corpus
-from ..crops import aligned_crops
-from ..latents import PatchCodec
-from ..people import KINDS, TRAITS
+from ..drawing.people import KINDS, TRAITS
+from ..models.crops import aligned_crops
+from ..models.latents import PatchCodec
+from .corpus import Corpus
 
 BATCH = 128
 LEARNING_RATE = 2e-3

@@ -19,12 +19,12 @@ from tqdm import tqdm
 from ...errors import LikenessError
 from ...training.loop import Run
 from ...training.team import Team, join_team
-from ..corpus import Corpus, Order, draw_corpus
-from ..latents import load_codec
-from ..networks import JUDGE_CROP, RECOGNISER_CROP, build_judge, build_recogniser
-from ..weights import ADAPTER_FILE, load_recogniser, load_text_encoder, load_unet, save_weights
+from ..models.latents import load_codec
+from ..models.networks import JUDGE_CROP, RECOGNISER_CROP, build_judge, build_recogniser
+from ..models.weights import ADAPTER_FILE, load_recogniser, load_text_encoder, load_unet, save_weights
 from .adapter import AdapterTraining
 from .base import BaseTraining
+from .corpus import Corpus, Order, draw_corpus
 from .observer import ObserverTraining, accuracy, admit
 from .recogniser import Augmentation, RecogniserTraining, embed_corpus, verification
 

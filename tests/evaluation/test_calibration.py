@@ -19,9 +19,10 @@ from likeness.evaluation.identity import Calibration, calibrate
 from likeness.evaluation.judging import evaluate, open_study
 from likeness.evaluation.portraits import judge_pictures
 from likeness.evaluation.table import read_csv
-from likeness.miniature import calibration, study
-from likeness.miniature.backend import miniature_judge
-from likeness.miniature.weights import FOLDER
+from likeness.miniature.models.backend import miniature_judge
+from likeness.miniature.models.weights import FOLDER
+from likeness.miniature.study.measuring import calibration
+from likeness.miniature.study.measuring import measuring as study
 
 RED, GREEN, PINK, ROSE = (1.0, 0.2, 0.2), (0.2, 1.0, 0.2), (1.0, 0.2, 0.4), (1.0, 0.3, 0.6)
 

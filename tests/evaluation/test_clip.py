@@ -14,7 +14,7 @@ from likeness.errors import LikenessError
 from likeness.evaluation.clip import FolderClip
 from likeness.evaluation.prompts import clip_t
 from likeness.evaluation.table import read_csv
-from likeness.miniature.networks import build_tokenizer
+from likeness.miniature.models.networks import build_tokenizer
 
 SIDE = 32
 

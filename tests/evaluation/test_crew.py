@@ -15,9 +15,9 @@ from likeness.errors import LikenessError
 from likeness.evaluation.crew import WORTH_A_WORKER, Crew
 from likeness.evaluation.journal import Journal, look_at
 from likeness.evaluation.judging import evaluate, open_study
-from likeness.miniature.backend import miniature_judge
-from likeness.miniature.people import SPLITS
-from likeness.miniature.world import photos_of
+from likeness.miniature.drawing.people import SPLITS
+from likeness.miniature.models.backend import miniature_judge
+from likeness.miniature.models.world import photos_of
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from PIL import Image
 from likeness.evaluation.crew import Crew
 from likeness.evaluation.judging import evaluate, open_study
 from likeness.evaluation.table import Record, of_method, pose_copied, read_csv
-from likeness.miniature.backend import miniature_judge
-from likeness.miniature.people import SPLITS
-from likeness.miniature.world import photos_of
+from likeness.miniature.drawing.people import SPLITS
+from likeness.miniature.models.backend import miniature_judge
+from likeness.miniature.models.world import photos_of
 
 PEOPLE, STRANGERS = range(6300, 6306), range(6400, 6406)
 

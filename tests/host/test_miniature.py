@@ -14,10 +14,10 @@ from likeness.adapters import load
 from likeness.errors import LikenessError
 from likeness.faces import Identity
 from likeness.injection.diffusers import merged_lora
-from likeness.miniature.generate import encode_prompts, generate_latents, identity_injection, pictures_of
-from likeness.miniature.latents import load_codec
-from likeness.miniature.networks import build_text_encoder, build_tokenizer, build_unet
-from likeness.miniature.weights import FOLDER, load_text_encoder, load_unet, save_weights
+from likeness.miniature.models.generate import encode_prompts, generate_latents, identity_injection, pictures_of
+from likeness.miniature.models.latents import load_codec
+from likeness.miniature.models.networks import build_text_encoder, build_tokenizer, build_unet
+from likeness.miniature.models.weights import FOLDER, load_text_encoder, load_unet, save_weights
 from likeness.training.ip_adapter import fresh_faceid
 
 PROMPT = "a photo of a smiling person wearing glasses and a red shirt in the snow"
@@ -44,7 +44,7 @@ def ours(folder):
 @pytest.fixture(scope="module")
 def theirs(host_nodes, folder):
     """In the host: MODEL, CLIP, VAE, loaded as the executor runs nodes."""
-    from likeness.miniature import comfy as host
+    from likeness.miniature.models import comfy as host
 
     with torch.inference_mode():
         return SimpleNamespace(model=host.load_model(folder), clip=host.load_clip(folder), vae=host.load_vae())
@@ -94,7 +94,7 @@ def test_latents_are_those_made_without_a_host(host_nodes, theirs, ours, cfg):
 @pytest.fixture
 def adapter_file(adapter_weights, tmp_path, monkeypatch) -> Path:
     """An untrained adapter where the pack keeps its own."""
-    from likeness.miniature import weights
+    from likeness.miniature.models import weights
 
     path = tmp_path / weights.ADAPTER_FILE.name
     save_weights(adapter_weights, path)
@@ -139,7 +139,7 @@ def test_the_adapter_wants_faces_seen_by_the_miniature(theirs, adapter_file):
 
 
 def test_an_adapter_that_is_not_there_is_explained(host_nodes, tmp_path, monkeypatch):
-    from likeness.miniature import weights
+    from likeness.miniature.models import weights
     from likeness.nodes.adapters import MINIATURE, LoadIdentityAdapter
 
     monkeypatch.setattr(weights, "ADAPTER_FILE", tmp_path / "gone.safetensors")
@@ -249,7 +249,7 @@ def test_weights_can_be_trained(theirs):
 
 
 def test_a_damaged_file_is_named(host_nodes, tmp_path):
-    from likeness.miniature import comfy as host
+    from likeness.miniature.models import comfy as host
 
     (tmp_path / "unet.safetensors").write_bytes(b"damaged")
     with pytest.raises(LikenessError, match=r"'unet\.safetensors'.*missing or damaged"):

@@ -221,7 +221,7 @@ def test_dreambooth_of_all_weights_gives_the_model_that_was_trained_and_a_checkp
 
 
 def test_all_weights_of_the_miniature_are_refused_before_its_class_pictures(nodes, places, monkeypatch):
-    from likeness.miniature import comfy as miniature
+    from likeness.miniature.models import comfy as miniature
     from likeness.nodes import training_methods
 
     monkeypatch.setattr(training_methods, "class_pictures", None)

@@ -11,7 +11,7 @@ from PIL import Image
 from likeness.errors import LikenessError
 from likeness.faces.sheet import sample_photos
 from likeness.miniature import demo, demo_comfyui
-from likeness.miniature.world import load_world, photos_of
+from likeness.miniature.models.world import load_world, photos_of
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +40,17 @@ def test_it_writes_a_sheet_a_report_the_pictures_and_the_identity(tmp_path, shor
 def test_photos_of_a_folder_are_the_person(tmp_path, world):
     for number, photo in enumerate(photos_of(9_005_002, 3)):
         Image.fromarray(photo).save(tmp_path / f"{number}.png")
-    sitter = demo.sitter_of(world, tmp_path)
-    assert len(sitter.identity) >= 2
-    assert sitter.name == tmp_path.name
+    subject = demo.subject_of(world, tmp_path)
+    assert len(subject.identity) >= 2
+    assert subject.name == tmp_path.name
 
 
 def test_a_folder_without_pictures_is_named(tmp_path, world):
     (tmp_path / "notes.txt").write_text("no picture")
     with pytest.raises(LikenessError, match="holds no pictures"):
-        demo.sitter_of(world, tmp_path)
+        demo.subject_of(world, tmp_path)
     with pytest.raises(LikenessError, match="is no folder"):
-        demo.sitter_of(world, tmp_path / "nowhere")
+        demo.subject_of(world, tmp_path / "nowhere")
 
 
 def test_a_person_that_does_not_exist_is_refused(world):
@@ -61,13 +61,13 @@ def test_a_person_that_does_not_exist_is_refused(world):
 def test_a_photo_from_outside_the_world_is_said_to_be_one(tmp_path, world):
     Image.fromarray(sample_photos()[0]).save(tmp_path / "people.jpg")
     with pytest.raises(LikenessError, match="miniature world"):
-        _ = demo.sitter_of(world, tmp_path).identity
+        _ = demo.subject_of(world, tmp_path).identity
 
 
 def test_a_photo_that_is_no_picture_is_named(tmp_path, world):
     (tmp_path / "broken.png").write_bytes(b"nothing")
     with pytest.raises(LikenessError, match=r"broken\.png"):
-        demo.sitter_of(world, tmp_path)
+        demo.subject_of(world, tmp_path)
 
 
 def test_the_shipped_graph_is_filled_with_all_photos_the_prompt_and_the_seed():

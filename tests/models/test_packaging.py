@@ -92,6 +92,15 @@ def test_graphs_are_package_data(project: dict[str, Any], folder: str):
     assert list((ROOT / folder).glob("*.json"))
 
 
+def test_every_room_and_folder_of_it_is_packaged(project: dict[str, Any]):
+    """Setuptools cannot find them by itself, because the root of the repository is the package."""
+    rooms = {path.parent.relative_to(ROOT).parts for path in ROOT.rglob("__init__.py")}
+    ignored = {"tests", "build", "dist", "demo", "runs"}
+    ours = {parts for parts in rooms if not parts or not (parts[0].startswith(".") or parts[0] in ignored)}
+    packages = project["tool"]["setuptools"]["packages"]
+    assert packages == sorted(".".join(("likeness", *parts)) for parts in ours)
+
+
 def test_the_script_of_the_project_exists(project: dict[str, Any]):
     assert project["project"]["scripts"] == {"likeness": "likeness.cli:main"}
 

@@ -62,7 +62,7 @@ def small_text_encoder(seed: int = 0, width: int = 24, projection: bool = False)
 
 @functools.cache
 def small_tokenizer() -> Any:
-    from likeness.miniature.networks import build_tokenizer
+    from likeness.miniature.models.networks import build_tokenizer
 
     return build_tokenizer()
 

@@ -447,9 +447,9 @@ def test_the_mask_of_a_large_photo_takes_little_memory():
 
 
 def test_the_ellipse_fits_drawn_faces():
-    people = pytest.importorskip("likeness.miniature.people")
-    from likeness.miniature.renderer import render
-    from likeness.miniature.shots import draw_shots
+    people = pytest.importorskip("likeness.miniature.drawing.people")
+    from likeness.miniature.drawing.renderer import render
+    from likeness.miniature.drawing.shots import draw_shots
 
     drawn = render(people.split_people("test", 12), draw_shots(range(12)), size=128)
     overlaps = []

@@ -26,7 +26,7 @@ FAMILIES = pytest.mark.parametrize("family", families.TRAINABLE, ids=lambda fami
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    from likeness.miniature.networks import build_tokenizer
+    from likeness.miniature.models.networks import build_tokenizer
 
     return build_tokenizer()
 
