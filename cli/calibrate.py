@@ -21,9 +21,9 @@ def calibrate_judge(
     judge: Annotated[str, typer.Option("--judge", help="The face analysis to measure.")] = "sface",
 ) -> None:
     """Measure a judge on photos of known people: what is usual for one person, and what passes for another."""
+    from ..evaluation.cache import read_picture
     from ..evaluation.identity import calibrate
-    from ..evaluation.journal import read_picture
-    from ..evaluation.study import folders, listed, not_used, pictures
+    from ..evaluation.sources.study import folders, listed, not_used, pictures
 
     if people == "miniature":
         from ..miniature.study import calibration

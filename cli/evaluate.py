@@ -83,9 +83,9 @@ def evaluate_folder(
     from tqdm import tqdm
 
     from ..evaluation.clip import FolderClip
-    from ..evaluation.crew import Crew
     from ..evaluation.identity import Calibration
     from ..evaluation.judging import Asked, evaluate, open_study
+    from ..evaluation.pool import Pool
     from ..evaluation.report import headline
     from ..evaluation.table import read_csv
     from ..miniature.study.calibration import calibration_of
@@ -96,12 +96,12 @@ def evaluate_folder(
     measured = given or calibration_of(eyes)
     asked = Asked(FolderClip(clip), word, noun) if clip else None
     with (
-        Crew(eyes, partial(opening.open_faces, judge), workers) as crew,
+        Pool(eyes, partial(opening.open_faces, judge), workers) as pool,
         tqdm(total=len(study.files), desc="judged", unit="picture", leave=False) as bar,
     ):
         path = evaluate(
             study,
-            crew,
+            pool,
             out or folder / "report",
             reference=baseline,
             conditioners=conditioner or [],

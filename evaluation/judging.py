@@ -13,15 +13,15 @@ import torch
 from ..errors import LikenessError
 from ..faces import Face
 from ..storage import check_folder
+from .cache import NamedClip, SightCache
 from .copying import expression, mean_copy, pose
-from .crew import Crew
-from .folders import survey
 from .identity import Calibration, IdentityScores, References, Sight, check_judge, recogniser_of, score_sight
-from .journal import Journal, NamedClip
-from .manifest import is_run, survey_run
+from .pool import Pool
 from .prompts import plain_text
 from .report import Setting, report
-from .study import Study, joined
+from .sources.folders import survey
+from .sources.manifest import is_run, survey_run
+from .sources.study import Study, joined
 from .table import EXPRESSION, GIVEN_POSE, POSE, Record
 
 ACCEPT_RATE = 1e-3
@@ -55,18 +55,18 @@ class Asked:
 
 def measure(
     study: Study,
-    journal: Journal,
+    cache: SightCache,
     calibration: Calibration | None = None,
     after_each: Callable[[], object] = lambda: None,
     asked: Asked | None = None,
 ) -> list[Record]:
     """A record for each result; `after_each` is called for every one of the study's files."""
-    journal.look(study.files, after_each)
-    given = {person: journal.see(photos) for person, photos in study.given.items()}
+    cache.look(study.files, after_each)
+    given = {person: cache.see(photos) for person, photos in study.given.items()}
     blind = sorted(person for person, sight in given.items() if not bool(sight.found.any()))
     if blind:
         raise LikenessError(
-            f"The judge {journal.crew.judge.name} finds no face in the photos of {', '.join(blind)}: give clearer "
+            f"The judge {cache.pool.judge.name} finds no face in the photos of {', '.join(blind)}: give clearer "
             "photos, or choose another judge."
         )
     people = {person: _references(sight) for person, sight in given.items()}
@@ -74,16 +74,16 @@ def measure(
     for person, references in people.items():
         results = [result for result in study.results if result.person == person]
         paths = [result.path for result in results]
-        sight = journal.see(paths)
+        sight = cache.see(paths)
         strangers = [other.mean for name, other in people.items() if name != person]
         scores = score_sight(sight, references, strangers, calibration)
-        held_out = journal.see(study.held_out.get(person, ()))
+        held_out = cache.see(study.held_out.get(person, ()))
         columns = _likeness(scores, references, held_out.embeddings[held_out.found], calibration)
-        columns |= _looks(sight, given[person]) | _picture(journal, paths)
-        columns["face_ssim"] = journal.pasted(paths, study.given[person])
+        columns |= _looks(sight, given[person]) | _picture(cache, paths)
+        columns["face_ssim"] = cache.pasted(paths, study.given[person])
         if asked is not None:
             said = [study.texts.get(result.prompt, result.prompt) for result in results]
-            columns["clip_t"] = journal.obeyed(
+            columns["clip_t"] = cache.obeyed(
                 paths, [plain_text(text, asked.word, asked.noun) for text in said], asked.clip
             )
         records += [
@@ -101,10 +101,10 @@ def measure(
     return records
 
 
-def _unused_photos(study: Study, journal: Journal) -> list[str]:
+def _unused_photos(study: Study, cache: SightCache) -> list[str]:
     """A warning that names the photos of people with which nothing is compared, and why."""
     photos = [path for paths in (*study.given.values(), *study.held_out.values()) for path in paths]
-    lost = [(path, seen.reason) for path, seen in zip(photos, journal.of(photos), strict=True) if seen.face is None]
+    lost = [(path, seen.reason) for path, seen in zip(photos, cache.of(photos), strict=True) if seen.face is None]
     if not lost:
         return []
     named = "; ".join(f"{study.name(path)} ({why.rstrip('.')})" for path, why in lost[:MOST_NAMED])
@@ -159,15 +159,15 @@ def _of_points(face: Face | None, measured: Callable[[np.ndarray], np.ndarray], 
     return np.full(width, np.nan) if face is None or face.keypoints is None else measured(face.keypoints)
 
 
-def _picture(journal: Journal, paths: Sequence[Path]) -> Columns:
+def _picture(cache: SightCache, paths: Sequence[Path]) -> Columns:
     """What can be said of a picture without knowing whom it should show."""
-    seen = journal.of(paths)
+    seen = cache.of(paths)
     return {name: [getattr(one, name) for one in seen] for name in ("faces", "sane", "sharpness")}
 
 
 def evaluate(
     study: Study,
-    crew: Crew,
+    pool: Pool,
     out: Path,
     *,
     reference: str | None = None,
@@ -185,7 +185,7 @@ def evaluate(
     that a `method.json` names; with `asked`, prompts are read too. LikenessError when the judge is
     one of them, unless that is allowed.
     """
-    judge = crew.judge
+    judge = pool.judge
     warnings = check_judge(judge, {*conditioners, *study.conditioners}, allow_same_recogniser)
     methods = sorted({result.method for result in study.results})
     if reference is not None and reference not in methods:
@@ -196,8 +196,8 @@ def evaluate(
             f"The calibration was measured on {calibration.recogniser}, and the judge is {name}: choose the other one."
         )
     check_folder(out, "The report's folder")
-    journal = Journal(out / f"seen-{re.sub(r'[^A-Za-z0-9]+', '-', f'{judge.name}-{name}')}.jsonl", crew)
-    records = measure(study, journal, calibration, after_each, asked)
+    cache = SightCache(out / f"seen-{re.sub(r'[^A-Za-z0-9]+', '-', f'{judge.name}-{name}')}.jsonl", pool)
+    records = measure(study, cache, calibration, after_each, asked)
     records.sort(key=lambda record: record.method != reference)  # the reference comes first
     setting = Setting(
         title=title,
@@ -207,7 +207,7 @@ def evaluate(
         reference=reference,
         photos={person: [study.name(path) for path in paths] for person, paths in study.given.items()},
         facts=study.facts,
-        warnings=(*warnings, *study.warnings, *_unused_photos(study, journal)),
+        warnings=(*warnings, *study.warnings, *_unused_photos(study, cache)),
         repeat=repeat,
     )
     return report(records, study, out, setting)

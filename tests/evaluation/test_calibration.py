@@ -14,15 +14,14 @@ from typer.testing import CliRunner
 from likeness import cli
 from likeness.cli import opening
 from likeness.errors import LikenessError
-from likeness.evaluation.crew import Crew
 from likeness.evaluation.identity import Calibration, calibrate
 from likeness.evaluation.judging import evaluate, open_study
+from likeness.evaluation.pool import Pool
 from likeness.evaluation.portraits import judge_pictures
 from likeness.evaluation.table import read_csv
 from likeness.miniature.models.backend import miniature_judge
 from likeness.miniature.models.weights import FOLDER
-from likeness.miniature.study.measuring import calibration
-from likeness.miniature.study.measuring import measuring as study
+from likeness.miniature.study import calibration, measuring
 
 RED, GREEN, PINK, ROSE = (1.0, 0.2, 0.2), (0.2, 1.0, 0.2), (1.0, 0.2, 0.4), (1.0, 0.3, 0.6)
 
@@ -112,7 +111,7 @@ def test_a_place_that_is_taken_is_told_before_anything_is_measured(tmp_path):
 
 
 def test_nobody_of_the_calibration_is_in_a_study():
-    studied = {*study.TABLE_PEOPLE, *study.TUNING_PEOPLE, *study.DEMO_PEOPLE}
+    studied = {*measuring.TABLE_PEOPLE, *measuring.TUNING_PEOPLE, *measuring.DEMO_PEOPLE}
     assert not studied & set(calibration.PEOPLE)
 
 
@@ -154,7 +153,7 @@ def test_a_judge_that_brings_its_calibration_needs_no_file(folder, judge, colour
 def test_nodes_and_command_give_the_same_percent(folder, judge, colours, identify, genuine):
     measured = calibrate(judge, {"a": colours.of(RED, PINK), "b": colours.of(GREEN)})
     measured = None if genuine is None else replace(measured, genuine=genuine)
-    path = evaluate(open_study(folder), Crew(judge), folder / "report", calibration=measured)
+    path = evaluate(open_study(folder), Pool(judge), folder / "report", calibration=measured)
     (record,) = (one for one in read_csv(path.parent / "records.csv") if one.person == "ann")
     verdict = judge_pictures(colours.of(ROSE), [identify("ann", RED)], judge, calibration=measured)
     assert record.value("percent") == pytest.approx(verdict.percents[0], abs=0.5)

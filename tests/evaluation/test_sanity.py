@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from likeness.evaluation.crew import Crew
 from likeness.evaluation.judging import evaluate, open_study
+from likeness.evaluation.pool import Pool
 from likeness.evaluation.table import Record, of_method, pose_copied, read_csv
 from likeness.miniature.drawing.people import SPLITS
 from likeness.miniature.models.backend import miniature_judge
@@ -37,7 +37,7 @@ def records(tmp_path_factory) -> list[Record]:
             _save(folder / f"results/real/{person}/photo-{seed}.png", real[seed])
             _save(folder / f"results/stranger/{person}/photo-{seed}.png", strange[seed])
             _save(folder / f"results/pasted/{person}/photo-{seed}.png", given, (0, 2 * len(given))[seed])
-    path = evaluate(open_study(folder), Crew(miniature_judge()), folder / "report", reference="stranger")
+    path = evaluate(open_study(folder), Pool(miniature_judge()), folder / "report", reference="stranger")
     return read_csv(path.parent / "records.csv")
 
 

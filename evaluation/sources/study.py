@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from ..errors import LikenessError
-from ..faces.photo_list import PhotoList, list_photos, names_of, shown
-from .journal import read_picture
-from .table import Facts
+from ...errors import LikenessError
+from ...faces.photo_list import PhotoList, list_photos, names_of, shown
+from ..cache import read_picture
+from ..table import Facts
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import torch
 from ..errors import LikenessError
 from ..faces import Face, FaceAnalysis, read_photo
 from .copying import face_ssim
-from .crew import Crew
 from .identity import Sight, recogniser_of, see_photos
+from .pool import Pool
 from .prompts import ImageTextEncoder, clip_t
 from .quality import sane, sharpness
 from .similarity import aligned_faces
@@ -44,15 +44,15 @@ class Seen:
     sharpness: float  # of the face; NaN without one
 
 
-class Journal:
-    """Looks at files through a crew and writes down what was seen; a later run reads it. To be made again at will.
+class SightCache:
+    """Looks at files through a pool and writes down what was seen; a later run reads it. To be made again at will.
 
     A file is looked at again where its line was cut off by a crash, was changed by somebody, or comes from an older
     reader of pictures.
     """
 
-    def __init__(self, path: Path, crew: Crew):
-        self.path, self.crew = path, crew
+    def __init__(self, path: Path, pool: Pool):
+        self.path, self.pool = path, pool
         self.looked = 0  # in this run
         self._keys: dict[Path, str] = {}
         self._seen: dict[str, Seen] = {}
@@ -77,7 +77,7 @@ class Journal:
             fresh = {key: same[0] for key, same in twins.items() if key not in self._seen}
             for _ in range(sum(len(same) for key, same in twins.items() if key in self._seen)):
                 after_each()
-            for key, record in zip(fresh, self.crew.map(look_at, list(fresh.values())), strict=True):
+            for key, record in zip(fresh, self.pool.map(look_at, list(fresh.values())), strict=True):
                 self._write({"sha256": key, **record})
                 self.looked += 1
                 for _ in twins[key]:
@@ -106,7 +106,7 @@ class Journal:
             pair, place = (self._key(path), among), self._place(path)
             if place is not None and given and pair not in self._pasted:
                 fresh[pair] = place, given
-        for (key, _), value in zip(fresh, self.crew.map(paste, list(fresh.values())), strict=True):
+        for (key, _), value in zip(fresh, self.pool.map(paste, list(fresh.values())), strict=True):
             self._write({"sha256": key, "among": among, "face_ssim": value})
         return [self._pasted.get((self._key(path), among), float("nan")) for path in paths]
 
@@ -164,7 +164,7 @@ class Journal:
             self._pasted[key, str(record["among"])] = float(record["face_ssim"])
             return
         self._seen[key] = Seen(
-            face=_face(record, recogniser_of(self.crew.judge).name),
+            face=_face(record, recogniser_of(self.pool.judge).name),
             reason=str(record["reason"]),
             faces=int(record["faces"]),
             sane=float(record["sane"]),

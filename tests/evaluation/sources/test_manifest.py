@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from likeness.errors import LikenessError
-from likeness.evaluation.crew import Crew
 from likeness.evaluation.judging import evaluate, open_study
-from likeness.evaluation.manifest import is_run, survey_run
+from likeness.evaluation.pool import Pool
+from likeness.evaluation.sources.manifest import is_run, survey_run
 from likeness.evaluation.table import methods_of, read_csv
 
 PEOPLE = {"ann": (255, 60, 60), "bob": (60, 255, 60)}
@@ -90,7 +90,7 @@ def test_a_manifest_is_read_as_methods_people_prompts_and_seeds(run, tmp_path):
 
 def test_a_run_is_judged_and_reported_with_its_times(run, tmp_path, judge):
     study = open_study(run, tmp_path / "people")
-    path = evaluate(study, Crew(judge), run / "report", reference="Apply Identity.strength=0.0")
+    path = evaluate(study, Pool(judge), run / "report", reference="Apply Identity.strength=0.0")
     records = read_csv(path.parent / "records.csv")
     assert methods_of(records) == ["Apply Identity.strength=0.0", "Apply Identity.strength=0.8"]
     assert [record.value("found") for record in records] == [0.0] * 4 + [1.0] * 4
@@ -190,7 +190,7 @@ def test_runs_and_folders_are_compared_in_one_report(run, rows, tmp_path, judge)
     methods = {result.method for result in study.results}
     strengths = {f"{name}: Apply Identity.strength={value}" for name in ("june", "july") for value in (0.0, 0.8)}
     assert methods == {*strengths, "pencil"}
-    path = evaluate(study, Crew(judge), tmp_path / "report")
+    path = evaluate(study, Pool(judge), tmp_path / "report")
     records = read_csv(path.parent / "records.csv")
     assert len({record.image for record in records}) == 18
     assert {record.image.split("/")[0] for record in records} == {"images", "july", "sketches"}

@@ -27,7 +27,7 @@ WORTH_A_WORKER = 200  # pictures; a process needs seconds to start
 _judge: FaceAnalysis | None = None  # in a worker, opened once
 
 
-class Crew:
+class Pool:
     """A judge, and the processes that may share its work. To be used in a `with` block, which ends the processes.
 
     `open_judge` opens the judge in every worker; it must be found by its name there (no lambda, no local function).
@@ -45,15 +45,15 @@ class Crew:
             raise LikenessError(f"{workers} workers cannot look at pictures: choose 1 to {MOST_WORKERS}.")
         self.judge = judge
         self._open, self._workers = open_judge, workers
-        self._pool: ProcessPoolExecutor | None = None
+        self._executor: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+            self._executor = None
 
     def map(self, work: Callable[[FaceAnalysis, Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
         """`work(judge, task)` for every task, in order. LikenessError when a worker has died."""
@@ -72,9 +72,9 @@ class Crew:
 
     def _shared(self, tasks: int) -> ProcessPoolExecutor | None:
         """The workers, started when there is enough for them to do; None while there is not."""
-        if self._pool is None and self._open is not None and (workers := self._wanted(tasks)) > 1:
-            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (self._open,))
-        return self._pool
+        if self._executor is None and self._open is not None and (workers := self._wanted(tasks)) > 1:
+            self._executor = ProcessPoolExecutor(workers, get_context("spawn"), _start, (self._open,))
+        return self._executor
 
     def _wanted(self, tasks: int) -> int:
         if not tasks:

@@ -10,11 +10,11 @@ from PIL import Image
 
 from likeness.errors import LikenessError
 from likeness.evaluation import judging
-from likeness.evaluation.crew import Crew
-from likeness.evaluation.folders import survey
+from likeness.evaluation.cache import SightCache, read_picture
 from likeness.evaluation.identity import calibrate
-from likeness.evaluation.journal import Journal, read_picture
 from likeness.evaluation.judging import measure
+from likeness.evaluation.pool import Pool
+from likeness.evaluation.sources.folders import survey
 from likeness.evaluation.table import read_csv, write_csv
 
 RED, GREEN, BLUE, PINK, BLACK = (255, 60, 60), (60, 255, 60), (60, 60, 255), (255, 60, 120), (0, 0, 0)
@@ -27,7 +27,7 @@ def _put(path: Path, colour: tuple[int, ...]) -> None:
 
 
 def evaluate(folder: Path, judge, out: Path, **options) -> Path:
-    return judging.evaluate(survey(folder), Crew(judge), out, **options)
+    return judging.evaluate(survey(folder), Pool(judge), out, **options)
 
 
 @pytest.fixture
@@ -103,8 +103,8 @@ def test_a_study_is_judged_and_reported(folder, judge, tmp_path):
 def test_a_second_run_looks_at_nothing_again_and_writes_the_same_bytes(folder, judge, tmp_path):
     out = tmp_path / "report"
     before = {p.name: p.read_bytes() for p in evaluate(folder, judge, out, reference="base").parent.iterdir()}
-    (journal,) = out.glob("seen-*.jsonl")
-    again = Journal(journal, Crew(judge))
+    (cache,) = out.glob("seen-*.jsonl")
+    again = SightCache(cache, Pool(judge))
     records = measure(survey(folder), again)
     assert again.looked == 0 and len(records) == 24
     evaluate(folder, judge, out, reference="base")
@@ -120,16 +120,16 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder, judge, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure(survey(folder), Journal(path, Crew(judge)), after_each=stop)
+        measure(survey(folder), SightCache(path, Pool(judge)), after_each=stop)
     path.write_text(path.read_text()[:-40])  # a crash in the middle of a line
-    second = Journal(path, Crew(judge))
+    second = SightCache(path, Pool(judge))
     records = measure(survey(folder), second)
-    fresh = Journal(tmp_path / "fresh.jsonl", Crew(judge))
+    fresh = SightCache(tmp_path / "fresh.jsonl", Pool(judge))
     whole = measure(survey(folder), fresh)
     files = [write_csv(rows, tmp_path / name) for rows, name in ((records, "1.csv"), (whole, "2.csv"))]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert 0 < second.looked < fresh.looked
-    third = Journal(path, Crew(judge))
+    third = SightCache(path, Pool(judge))
     measure(survey(folder), third)
     assert third.looked == 0, "what was looked at after the crash can be read"
 
@@ -146,14 +146,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder, judge, tmp_path):
         lambda line: re.sub(rb'"embedding": "[^"]*"', b'"embedding": "AADAfwAAwH8AAMB/"', line),  # three NaN
     ],
 )
-def test_a_changed_line_of_the_journal_is_looked_at_again_and_stops_nothing(folder, judge, tmp_path, damage):
+def test_a_changed_line_of_the_cache_is_looked_at_again_and_stops_nothing(folder, judge, tmp_path, damage):
     path = tmp_path / "seen.jsonl"
-    measure(survey(folder), Journal(path, Crew(judge)))
-    files = [write_csv(measure(survey(folder), Journal(path, Crew(judge))), tmp_path / "1.csv")]
+    measure(survey(folder), SightCache(path, Pool(judge)))
+    files = [write_csv(measure(survey(folder), SightCache(path, Pool(judge))), tmp_path / "1.csv")]
     lines = path.read_bytes().splitlines()
     number = next(number for number, line in enumerate(lines) if b'"embedding"' in line)
     path.write_bytes(b"\n".join([*lines[:number], damage(lines[number]), *lines[number + 1 :]]) + b"\n")
-    again = Journal(path, Crew(judge))
+    again = SightCache(path, Pool(judge))
     files.append(write_csv(measure(survey(folder), again), tmp_path / "2.csv"))
     assert again.looked == 1 and files[0].read_bytes() == files[1].read_bytes()
 

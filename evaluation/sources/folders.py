@@ -19,10 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import LikenessError
-from ..faces.photo_list import names_of, shown
+from ...errors import LikenessError
+from ...faces.photo_list import names_of, shown
+from ..table import Facts
 from .study import Result, Study, folders, listed, not_used, of_people
-from .table import Facts
 
 _NAME = re.compile(r"(?P<prompt>.*?)[-_ ]?(?P<seed>\d{1,18})")
 

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from ..errors import LikenessError
-from ..faces.photos import PICTURE_SUFFIXES
+from ...errors import LikenessError
+from ...faces.photos import PICTURE_SUFFIXES
 from .study import Result, Study, of_people
 
 MANIFEST, JOURNAL, RECORD = "manifest.csv", "journal.sqlite", "run.json"
