@@ -56,7 +56,7 @@ from likeness.miniature.study.tuned import (
     portraits_of,
 )
 from likeness.miniature.study.tuned import METHODS as TRAINED
-from likeness.training.dataset import DatasetKind
+from likeness.training.data.dataset import DatasetKind
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
 BASE = "no adapter"

@@ -31,17 +31,17 @@ import torch
 from torch import Tensor, nn
 
 from likeness.miniature.models.networks import build_tokenizer
-from likeness.training.base_model import BaseModel, Codec, TextTower
+from likeness.training.base.lora import Reach
+from likeness.training.base.model import BaseModel, Codec, TextTower
+from likeness.training.base.noise import NoiseSchedule
 from likeness.training.config import Group, LoraSettings, RunSettings
+from likeness.training.data.examples import Example
+from likeness.training.data.portraits import Portrait
 from likeness.training.engine import train
-from likeness.training.examples import Example
-from likeness.training.lora import Reach
-from likeness.training.noise import NoiseSchedule
 from likeness.training.objectives.attention_refocusing import attention_refocusing
 from likeness.training.objectives.identity import Decoder, arcface_measure, identity
 from likeness.training.objectives.magicapture import Kind, regions
 from likeness.training.objectives.reconstruction import masked_reconstruction, soft_mask
-from likeness.training.portraits import Portrait
 from likeness.training.probe import sites_by_grid
 from likeness.training.recipe import Recipe
 from likeness.training.recipes.denoising import Mask

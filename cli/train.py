@@ -15,7 +15,7 @@ from . import opening
 def train(config: Annotated[Path, typer.Argument(help="A TOML file; see docs/training.md.")]) -> None:
     """Train a word, a LoRA or a whole model on photos. Stopped with Ctrl-C, the same command goes on."""
     from ..miniature.models.base_model import base_model
-    from ..training.base_files import load_base
+    from ..training.base.files import load_base
     from ..training.command import Openers, read_configuration, run
 
     configuration = read_configuration(config)

@@ -17,8 +17,8 @@ from ..errors import LikenessError, logger
 from ..faces import FaceParser, adopt_analysis, load_parser, to_photos
 from ..faces.identity import OUTLIER_COSINE, Identity
 from ..storage import check_folder
-from ..training.captions import parse_templates
-from ..training.dataset import (
+from ..training.data.captions import parse_templates
+from ..training.data.dataset import (
     LEAST_SHARPNESS,
     SMALLEST_FACE,
     Dataset,
@@ -29,9 +29,9 @@ from ..training.dataset import (
     build_dataset,
     fingerprint,
 )
-from ..training.dataset_folder import NOTICE, is_dataset, load_dataset, place_for, safe_name, save_dataset
-from ..training.dataset_sheet import sheet
-from ..training.photo_files import Photo, PhotoFolder, files_below, read_folder
+from ..training.data.folder import NOTICE, is_dataset, load_dataset, place_for, safe_name, save_dataset
+from ..training.data.photo_files import Photo, PhotoFolder, files_below, read_folder
+from ..training.data.sheet import sheet
 from .choices import choices, finite, member, must_exist, named, readable
 from .node import Node
 from .progress import counter

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LikenessError
-from ..training.base_model import BaseModel, Codec, Posterior, TextTower
-from ..training.noise import NoiseSchedule, Prediction
+from ..training.base.model import BaseModel, Codec, Posterior, TextTower
+from ..training.base.noise import NoiseSchedule, Prediction
 from ..training.objectives.identity import Decoder
 from ..weights.checkpoint_layout import from_original, load_text_encoder, unet_names
 from ..weights.families import TEXT_ENCODERS, TRAINABLE, listed

@@ -13,9 +13,9 @@ from comfy_api.latest import io, ui
 
 from ..errors import LikenessError
 from ..faces.photo_list import names_of
-from ..training.captions import composed, fill, parse_templates, person_templates, style_templates
-from ..training.dataset import Dataset, DatasetKind
-from ..training.names import prompt_stem
+from ..training.data.captions import composed, fill, parse_templates, person_templates, style_templates
+from ..training.data.dataset import Dataset, DatasetKind
+from ..training.data.names import prompt_stem
 from .choices import finite, must_exist, named, readable
 from .files import Shelf
 from .node import Node

@@ -12,13 +12,13 @@ import torch
 from pydantic import ValidationError
 
 from ..errors import LikenessError
-from ..training.base_model import BaseModel
-from ..training.captions import renamed
+from ..training.base.lora import Reach, load_lora
+from ..training.base.model import BaseModel
 from ..training.config import LoraSettings, Precision, RunSettings, Settings
-from ..training.dataset import Dataset
-from ..training.examples import Example
-from ..training.lora import Reach, load_lora
-from ..training.portraits import portraits
+from ..training.data.captions import renamed
+from ..training.data.dataset import Dataset
+from ..training.data.examples import Example
+from ..training.data.portraits import portraits
 from ..training.recipe import Recipe
 from ..training.recipes.denoising import Mask
 from ..training.recipes.dreambooth import (

@@ -23,9 +23,9 @@ from ..errors import LikenessError, logger
 from ..faces import FrozenRecogniser, adopt_analysis, load_recogniser_module, read_photo
 from ..locks import locked, sweep, temporary_folder
 from ..storage import check_folder, check_name, free_names, set_aside, write_whole
-from ..training.base_model import BaseModel
+from ..training.base.model import BaseModel
 from ..training.config import Precision, RunSettings, Settings, network_dtype
-from ..training.dataset import Dataset
+from ..training.data.dataset import Dataset
 from ..training.engine import RUN_IN, Watch, make_accelerator, train
 from ..training.export import TrainingRecord, store
 from ..training.objectives.identity import Measure, arcface_measure

@@ -37,19 +37,19 @@ from ..faces.photo_list import names_of
 from ..locks import locked
 from ..storage import check_folder, check_name
 from ..weights.embedding_files import load_embedding
-from .base_model import BaseModel
-from .captions import parse_templates
+from .base.lora import load_lora
+from .base.model import BaseModel
 from .config import LoraSettings, RunSettings, Settings, network_dtype, optimiser_class
 from .config_file import read_toml
-from .dataset import LARGEST_RESOLUTION, Dataset, DatasetKind, build_dataset
-from .dataset import Settings as DatasetSettings
-from .dataset_folder import is_dataset, load_dataset
+from .data.captions import parse_templates
+from .data.dataset import LARGEST_RESOLUTION, Dataset, DatasetKind, build_dataset
+from .data.dataset import Settings as DatasetSettings
+from .data.folder import is_dataset, load_dataset
+from .data.photo_files import read_folder
+from .data.portraits import portraits
 from .engine import RUN_IN, Watch, make_accelerator, train
 from .export import TrainingRecord
-from .lora import load_lora
 from .objectives.identity import Measure, arcface_measure
-from .photo_files import read_folder
-from .portraits import portraits
 from .recipe import Recipe
 from .recipes.dreambooth import (
     DreamBoothSettings,
@@ -351,7 +351,7 @@ def _keeper(folder: Path) -> Callable[..., None]:
     def keep(phase: str, step: int, pictures: Any) -> None:
         from PIL import Image
 
-        from .portraits import as_uint8
+        from .data.portraits import as_uint8
 
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import LikenessError
 from ..weights.lora import LoraPair
-from .lora import Reach, add_lora, continue_lora, lora_parameters, lora_targets
+from .base.lora import Reach, add_lora, continue_lora, lora_parameters, lora_targets
 
 # What no training could use is refused before it begins; a hang or full memory would be the answer otherwise.
 MOST_STEPS = 1_000_000

@@ -22,15 +22,15 @@ from ..device_errors import is_out_of_memory, lacks_precision
 from ..errors import LikenessError
 from ..locks import locked, sweep, temporary_folder
 from ..storage import PART, check_folder
-from .base_model import BaseModel, Conditioning, Posterior
+from .base.model import BaseModel, Conditioning, Posterior
+from .cache import Shelf
 from .config import Group, Precision, RunSettings, make_optimiser, network_dtype
 from .loop import Average, Run
-from .losses import LossLog
+from .loss_log import LossLog
 from .previews import sample_pictures
 from .probe import AttentionProbe
 from .recipe import Listening, Objective, Pass, Phase, Recipe, Sample, generator, seed_of
 from .run_record import RunRecord, read_record, steps_done
-from .shelf import Shelf
 
 RUN_IN = "The run in"  # as messages call a folder
 CACHE = "cache-"  # folders of what is computed once, gone when the training ends

@@ -24,8 +24,8 @@ from ..weights.embedding_files import TokenEmbedding, embedding_tensors
 from ..weights.families import SD2, SDXL, Family
 from ..weights.lora import LoraPair
 from ..weights.lora_files import SDXL_TEXT_1, SDXL_TEXT_2, TEXT, kohya_text_names, kohya_unet_names, kohya_weights
-from .names import prompt_stem
-from .noise import Prediction
+from .base.noise import Prediction
+from .data.names import prompt_stem
 
 SUFFIX = ".safetensors"
 

@@ -17,7 +17,7 @@ from ..adapters.ip_adapter.evidence import Evidence
 from ..injection.plan import check_fit
 from ..injection.sites import diffusers_layers, sites_of_diffusers_unet
 from ..weights.lora_files import slot_name
-from .lora import ADAPTER, add_lora, fill_lora, trained_pairs
+from .base.lora import ADAPTER, add_lora, fill_lora, trained_pairs
 
 
 def fresh_faceid(

@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from .base_model import BaseModel
-from .noise import Prediction
+from .base.model import BaseModel
+from .base.noise import Prediction
 
 
 @torch.no_grad()

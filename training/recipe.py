@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ..injection.sites import AttentionSite
+from .base.noise import NoiseSchedule
 from .config import Group, Settings
-from .examples import Example
+from .data.examples import Example
 from .export import TrainingRecord
-from .noise import NoiseSchedule
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,8 +22,8 @@ import torch
 from ..errors import LikenessError
 from ..storage import write_whole
 from .config import RunSettings, Seen, Settings
-from .dataset import Dataset
-from .losses import LOSSES
+from .data.dataset import Dataset
+from .loss_log import LOSSES
 
 RECORD, FORMAT = "run.json", 2
 STATE = "state.pt"  # in the folder of each phase

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...training.base_model import BaseModel, Codec, TextTower
+from ...training.base.model import BaseModel, Codec, TextTower
 from .latents import PatchCodec, load_codec
 from .networks import build_tokenizer, noise_schedule
 from .weights import FOLDER, load_text_encoder, load_unet

@@ -22,7 +22,7 @@ from ...errors import LikenessError
 from ...injection.diffusers import inject
 from ...injection.plan import Role, uniform
 from ...injection.sites import sites_of_diffusers_unet
-from ...training.noise import NoiseSchedule
+from ...training.base.noise import NoiseSchedule
 from ..drawing.captions import check_prompt
 from .latents import PatchCodec
 from .networks import LATENT_CHANNELS, LATENT_SIZE, noise_schedule

@@ -12,8 +12,8 @@ from ...adapters import build
 from ...adapters.ip_adapter.evidence import Evidence
 from ...adapters.types import IdentityTokens
 from ...faces.iresnet import IResNet
+from ...training.base.noise import NoiseSchedule, Prediction
 from ...training.ip_adapter import fresh_faceid
-from ...training.noise import NoiseSchedule, Prediction
 from ..drawing.people import KINDS, TRAITS
 from ..drawing.shots import Clothing, Colour, Expression, Scene, Style
 

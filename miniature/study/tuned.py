@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 from ...evaluation.people import leak_attention
-from ...training.base_model import BaseModel
-from ...training.captions import composed
+from ...training.base.model import BaseModel
 from ...training.config import RunSettings
-from ...training.dataset import DatasetKind, Framing, Settings, Unfit, build_dataset
+from ...training.data.captions import composed
+from ...training.data.dataset import DatasetKind, Framing, Settings, Unfit, build_dataset
+from ...training.data.examples import Example
+from ...training.data.photo_files import Photo
+from ...training.data.portraits import Portrait, portraits
 from ...training.engine import train
-from ...training.examples import Example
 from ...training.export import TrainingRecord
-from ...training.photo_files import Photo
-from ...training.portraits import Portrait, portraits
 from ...training.probe import AttentionProbe, sites_at
 from ...training.recipe import Recipe
 from ...training.recipes.dreambooth import DreamBoothSettings, dreambooth

@@ -14,7 +14,7 @@ from PIL import Image
 from likeness.errors import LikenessError
 from likeness.faces import FaceAnalysis, load_pack
 from likeness.faces.detection import Detection
-from likeness.training.dataset import Dataset, DatasetKind
+from likeness.training.data.dataset import Dataset, DatasetKind
 
 NODE = "LikenessPortraitDataset"
 INPUTS = [  # in the order of saved workflows, which must never change; new ones go to the end

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from likeness.errors import LikenessError
-from likeness.training.dataset import Dataset, DatasetKind, Sample
+from likeness.training.data.dataset import Dataset, DatasetKind, Sample
 from likeness.weights.checkpoint_layout import unet_names
 
 SIDE = 64
@@ -96,7 +96,7 @@ def trained_network(monkeypatch):
 def test_choices_are_those_of_the_enumerations_that_are_imported_late(nodes):
     from likeness.nodes import training, training_methods
     from likeness.nodes.choices import choices
-    from likeness.training.lora import Reach
+    from likeness.training.base.lora import Reach
     from likeness.training.recipes.denoising import Mask
     from likeness.training.recipes.textual_inversion import Tether
 

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from likeness.training.names import prompt_stem
+from likeness.training.data.names import prompt_stem
 
 NAMES = (
     "anna",

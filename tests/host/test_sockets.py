@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from likeness.errors import LikenessError
-from likeness.training.vocabulary import NewToken, Vocabulary
+from likeness.training.base.vocabulary import NewToken, Vocabulary
 from likeness.weights.checkpoint_layout import unet_names
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from likeness.training import export
+from likeness.training.base.lora import Reach, lora_targets
 from likeness.training.export import TrainingRecord
-from likeness.training.lora import Reach, lora_targets
 from likeness.weights import checkpoint_layout as layout
 from likeness.weights import families
 from likeness.weights.embedding_files import TokenEmbedding

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from likeness.training.base_model import BaseModel, Codec, TextTower
-from likeness.training.examples import Example
-from likeness.training.noise import NoiseSchedule, Prediction
+from likeness.training.base.model import BaseModel, Codec, TextTower
+from likeness.training.base.noise import NoiseSchedule, Prediction
+from likeness.training.data.examples import Example
 
 
 def small_unet(seed: int = 0, **overrides: Any) -> Any:

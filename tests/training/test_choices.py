@@ -14,18 +14,18 @@ import torch
 
 from likeness.errors import LikenessError
 from likeness.faces.recognition import FrozenRecogniser
-from likeness.training.base_model import BaseModel
+from likeness.training.base.lora import Reach, lora_targets
+from likeness.training.base.model import BaseModel
+from likeness.training.base.noise import Prediction
 from likeness.training.command import Configuration, DataSettings, Openers
 from likeness.training.command import run as run_command
 from likeness.training.config import LoraSettings, Optimiser, Precision, RunSettings, Schedule
+from likeness.training.data.examples import Example
+from likeness.training.data.portraits import Portrait
 from likeness.training.engine import Watch, make_accelerator, train
-from likeness.training.examples import Example
 from likeness.training.export import TrainingRecord
-from likeness.training.lora import Reach, lora_targets
-from likeness.training.losses import read_losses
-from likeness.training.noise import Prediction
+from likeness.training.loss_log import read_losses
 from likeness.training.objectives.identity import arcface_measure
-from likeness.training.portraits import Portrait
 from likeness.training.recipe import Recipe
 from likeness.training.recipes import dreambooth as dreambooth_module
 from likeness.training.recipes.denoising import Mask

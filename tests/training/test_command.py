@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from likeness.errors import LikenessError
 from likeness.training import command
 from likeness.training.command import Openers, read_configuration, run, stopping
-from likeness.training.dataset import DatasetKind, Settings, build_dataset
-from likeness.training.dataset_folder import save_dataset
+from likeness.training.data.dataset import DatasetKind, Settings, build_dataset
+from likeness.training.data.folder import save_dataset
+from likeness.training.data.photo_files import read_folder
 from likeness.training.engine import Watch
-from likeness.training.losses import read_losses
-from likeness.training.photo_files import read_folder
+from likeness.training.loss_log import read_losses
 from likeness.weights.embedding_files import load_embedding
 
 CONFIGURATION = """

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from likeness.errors import LikenessError
+from likeness.training.base.noise import NoiseSchedule, Prediction
 from likeness.training.config import Optimiser, RunSettings, Schedule, make_optimiser
 from likeness.training.engine import Watch, train
-from likeness.training.losses import loss_picture, read_losses
-from likeness.training.noise import NoiseSchedule, Prediction
+from likeness.training.loss_log import loss_picture, read_losses
 from likeness.training.recipe import Objective, Recipe, epochs, generator, uniform_timesteps
 from likeness.training.recipes.dreambooth import DreamBoothSettings, dreambooth
 from likeness.training.recipes.textual_inversion import TextualInversionSettings, textual_inversion

@@ -16,8 +16,16 @@ from safetensors.torch import load_file, save_file
 
 from likeness.errors import LikenessError
 from likeness.training import export
+from likeness.training.base.lora import (
+    Reach,
+    add_lora,
+    continue_lora,
+    fill_lora,
+    load_lora,
+    lora_targets,
+    trained_pairs,
+)
 from likeness.training.export import TrainingRecord
-from likeness.training.lora import Reach, add_lora, continue_lora, fill_lora, load_lora, lora_targets, trained_pairs
 from likeness.weights import checkpoint_layout as layout
 from likeness.weights import families, lora_files
 from likeness.weights.embedding_files import TokenEmbedding, load_embedding, read_embedding

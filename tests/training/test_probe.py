@@ -10,7 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from likeness.errors import LikenessError
-from likeness.training.lora import Reach, add_lora, lora_targets
+from likeness.training.base.lora import Reach, add_lora, lora_targets
 from likeness.training.probe import AttentionProbe, columns_of, refocusing_grid, sites_at, sites_by_grid
 
 POSITIONS = torch.tensor([[3, 5], [2, 7]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..noise import Prediction
+from ..base.noise import Prediction
 
 CAP = 1000.0  # of the ratio in the weights of sd-scripts: the first timesteps would dominate otherwise
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import LikenessError
 from ..config import Seen
-from ..examples import Example
+from ..data.examples import Example
 from ..objectives.reconstruction import masked_reconstruction, masked_squared_error, soft_mask, squared_error
 from ..objectives.snr_weighting import min_snr
 from ..recipe import Pass, Sample

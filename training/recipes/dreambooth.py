@@ -22,11 +22,11 @@ from ...errors import LikenessError
 from ...faces import read_photo
 from ...storage import set_aside, write_whole
 from ...weights.lora import LoraPair
-from ..base_model import BaseModel
+from ..base.lora import StartLora, load_lora, trained_pairs
+from ..base.model import BaseModel
 from ..config import Group, LoraSettings, Moment, Rate, Schedule, Seen, Settings, Steps, Weight
-from ..examples import Example
+from ..data.examples import Example
 from ..export import TrainingRecord, save_checkpoint, save_lora
-from ..lora import StartLora, load_lora, trained_pairs
 from ..objectives.prior_preservation import PriorPreservation, prior_preservation
 from ..objectives.snr_weighting import min_snr
 from ..previews import sample_pictures

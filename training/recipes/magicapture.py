@@ -29,19 +29,19 @@ from torch import Tensor
 
 from ...errors import LikenessError
 from ...weights.embedding_files import TokenEmbedding
-from ..base_model import BaseModel
-from ..captions import composed, fill, parse_templates, person_templates, style_templates
+from ..base.lora import Reach, StartLora, trained_pairs
+from ..base.model import BaseModel
+from ..base.vocabulary import NewToken, Vocabulary
 from ..config import Group, LoraSettings, Moment, Rate, Schedule, Seen, Settings, Weight
+from ..data.captions import composed, fill, parse_templates, person_templates, style_templates
+from ..data.portraits import Detect, Portrait, as_uint8
 from ..export import TrainingRecord, save_embedding, save_lora
-from ..lora import Reach, StartLora, trained_pairs
 from ..objectives.attention_refocusing import attention_refocusing, attention_refocusing_per_map
 from ..objectives.identity import Decoder, Likeness, Measure, below_cap, identity_of_latents
 from ..objectives.magicapture import Kind, positions, reconstruction_weight, regions
 from ..objectives.reconstruction import masked_reconstruction, soft_mask
-from ..portraits import Detect, Portrait, as_uint8
 from ..probe import Grid, sites_at
 from ..recipe import Listening, Objective, Pass, Phase, Recipe, Sample, epochs, generator, uniform_timesteps
-from ..vocabulary import NewToken, Vocabulary
 from . import prompts
 from .denoising import Mask, require_masks
 from .textual_inversion import Tether, hold

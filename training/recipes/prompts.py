@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import LikenessError
-from ..captions import check_captions, fill, parse_templates
-from ..examples import Example
+from ..data.captions import check_captions, fill, parse_templates
+from ..data.examples import Example
 from ..recipe import Sample, epochs
 
 Prompts = Callable[[Example, torch.Generator], str]

@@ -17,14 +17,14 @@ from pydantic import Field
 from torch import Tensor
 
 from ...weights.embedding_files import TokenEmbedding
-from ..base_model import BaseModel
-from ..captions import person_templates
+from ..base.model import BaseModel
+from ..base.vocabulary import NewToken, Vocabulary
 from ..config import Group, Moment, Rate, Schedule, Seen, Settings, Steps
-from ..examples import Example
+from ..data.captions import person_templates
+from ..data.examples import Example
 from ..export import TrainingRecord, save_embedding
 from ..objectives.token_embeddings import norm_decay, std_retraction
 from ..recipe import Objective, Phase, Recipe, uniform_timesteps
-from ..vocabulary import NewToken, Vocabulary
 from . import prompts
 from .denoising import Mask, denoising_losses, require_masks, seen_by
 

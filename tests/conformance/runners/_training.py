@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from likeness.training.noise import NoiseSchedule, Prediction
+from likeness.training.base.noise import NoiseSchedule, Prediction
 from likeness.weights.checkpoint_layout import load_text_encoder
 
 

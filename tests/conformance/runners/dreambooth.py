@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from likeness.training.examples import Example
+from likeness.training.data.examples import Example
 from likeness.training.objectives import reconstruction, snr_weighting
 from likeness.training.recipe import Pass, Sample
 from likeness.training.recipes import dreambooth as recipe

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from likeness.faces.align import arcface_template, differentiable_crop, similarity_transform
 from likeness.faces.recognition import FrozenRecogniser
-from likeness.training.examples import Example
-from likeness.training.lora import add_lora, fill_lora
-from likeness.training.masks import face_mask
-from likeness.training.noise import NoiseSchedule
+from likeness.training.base.lora import add_lora, fill_lora
+from likeness.training.base.noise import NoiseSchedule
+from likeness.training.data.examples import Example
+from likeness.training.data.masks import face_mask
 from likeness.training.objectives import magicapture, reconstruction
 from likeness.training.objectives.attention_refocusing import attention_refocusing
 from likeness.training.objectives.identity import Decoder, Likeness, arcface_measure

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from likeness.training.base.placeholders import PlaceholderEmbedding
 from likeness.training.objectives import token_embeddings
-from likeness.training.placeholders import PlaceholderEmbedding
 from likeness.weights.embedding_files import TokenEmbedding, embedding_tensors, load_embedding, read_embedding
 
 harness = sys.modules["likeness_conformance"]

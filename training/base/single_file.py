@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import LikenessError
-from ..models_download import model_roots
-from ..weights.checkpoint_layout import (
+from ...errors import LikenessError
+from ...models_download import model_roots
+from ...weights.checkpoint_layout import (
     UNET,
     VAE,
     below,
@@ -29,8 +29,8 @@ from ..weights.checkpoint_layout import (
     vae_names,
     with_text_model,
 )
-from ..weights.families import CLIP_G, CLIP_L, HEAD_WIDTH, SD2, SDXL, TRAINABLE, Family, listed, of_checkpoint
-from .base_model import BaseModel, Codec, TextTower
+from ...weights.families import CLIP_G, CLIP_L, HEAD_WIDTH, SD2, SDXL, TRAINABLE, Family, listed, of_checkpoint
+from .model import BaseModel, Codec, TextTower
 from .noise import NoiseSchedule
 
 SUPPORTED = f"training works with full checkpoints of {listed(TRAINABLE)}"

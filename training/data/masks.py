@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import LikenessError
-from ..faces.parsing import EARS, FACE, part_mask
-from .objectives.reconstruction import FLOOR
+from ...errors import LikenessError
+from ...faces.parsing import EARS, FACE, part_mask
+from ..objectives.reconstruction import FLOOR
 
 FACE_PARTS = FACE | EARS
 

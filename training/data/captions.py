@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from ..errors import LikenessError
+from ...errors import LikenessError
 from .names import check_word
 
 SLOT = "{}"

@@ -12,12 +12,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from likeness.errors import LikenessError
-from likeness.training import base_files, single_file
-from likeness.training.base_model import BaseModel, Codec, TextTower
+from likeness.training.base import files as base_files
+from likeness.training.base import single_file
+from likeness.training.base.model import BaseModel, Codec, TextTower
+from likeness.training.base.noise import NoiseSchedule, Prediction
+from likeness.training.base.single_file import find_tokenizer, load_single_file, unet_config
 from likeness.training.command import Openers, read_configuration, run
 from likeness.training.export import TrainingRecord, save_checkpoint
-from likeness.training.noise import NoiseSchedule, Prediction
-from likeness.training.single_file import find_tokenizer, load_single_file, unet_config
 from likeness.weights import families
 from likeness.weights.checkpoint_layout import to_original, unet_names
 

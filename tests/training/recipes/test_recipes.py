@@ -12,17 +12,17 @@ from safetensors.torch import load_file
 
 from likeness.errors import LikenessError
 from likeness.faces.recognition import FrozenRecogniser
-from likeness.training.base_model import Codec
+from likeness.training.base.lora import Reach, load_lora
+from likeness.training.base.model import Codec
+from likeness.training.base.noise import Prediction
 from likeness.training.config import LoraSettings, Precision, RunSettings
+from likeness.training.data.examples import Example
+from likeness.training.data.portraits import Portrait
 from likeness.training.engine import train
-from likeness.training.examples import Example
 from likeness.training.export import TrainingRecord
-from likeness.training.lora import Reach, load_lora
-from likeness.training.losses import read_losses
-from likeness.training.noise import Prediction
+from likeness.training.loss_log import read_losses
 from likeness.training.objectives.identity import Measure, arcface_measure
 from likeness.training.objectives.magicapture import Kind
-from likeness.training.portraits import Portrait
 from likeness.training.recipes.denoising import Mask
 from likeness.training.recipes.dreambooth import DreamBoothSettings, class_pictures, class_size, dreambooth, start_of
 from likeness.training.recipes.magicapture import (

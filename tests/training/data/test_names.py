@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from likeness.errors import LikenessError
 from likeness.storage import name_fault
-from likeness.training.captions import check_trigger
-from likeness.training.dataset import DatasetKind, Settings
+from likeness.training.data.captions import check_trigger
+from likeness.training.data.dataset import DatasetKind, Settings
+from likeness.training.data.names import prompt_stem
 from likeness.training.export import write_safetensors
-from likeness.training.names import prompt_stem
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from likeness.errors import LikenessError
 from likeness.faces.align import ARCFACE_112
-from likeness.training.noise import NoiseSchedule, Prediction
+from likeness.training.base.noise import NoiseSchedule, Prediction
 from likeness.training.objectives import magicapture, snr_weighting, token_embeddings
 from likeness.training.objectives.attention_refocusing import attention_refocusing, attention_refocusing_per_map
 from likeness.training.objectives.identity import (

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import LikenessError
-from ..faces import Choice, Face, FaceAnalysis, FaceParser, Identity, cosine_similarity, order_faces, parse_face
-from ..faces.align import clip_box
-from ..faces.analysis import SMALLEST_PHOTO
-from ..faces.identity import OUTLIER_COSINE
-from ..faces.parsing import part_mask
-from ..faces.photo_list import names_of
+from ...errors import LikenessError
+from ...faces import Choice, Face, FaceAnalysis, FaceParser, Identity, cosine_similarity, order_faces, parse_face
+from ...faces.align import clip_box
+from ...faces.analysis import SMALLEST_PHOTO
+from ...faces.identity import OUTLIER_COSINE
+from ...faces.parsing import part_mask
+from ...faces.photo_list import names_of
 from .captions import SLOT, check_captions, check_trigger, fill, person_templates, renamed, style_templates
 from .examples import Example
 from .masks import FACE_PARTS

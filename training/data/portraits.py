@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..objectives.identity import Measure
 from .dataset import Dataset, Sample
 from .examples import Example
-from .objectives.identity import Measure
 
 MIRRORED = (1, 0, 2, 4, 3)  # eyes and mouth corners change sides in the mirror
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from likeness.training.losses import LossLog, loss_picture, read_losses
+from likeness.training.loss_log import LossLog, loss_picture, read_losses
 
 NAMES = ["instance", "prior"]
 ROWS = [("tuning", step, {"instance": 0.25 * step, "prior": 0.5, "total": 1.0}) for step in range(1, 5)]

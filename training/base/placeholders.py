@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import LikenessError
+from ...errors import LikenessError
 
 
 class PlaceholderEmbedding(nn.Module):

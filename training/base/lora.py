@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import LikenessError
-from ..weights.files import read_weights
-from ..weights.lora import LoraPair, check_fits
-from ..weights.lora_files import SDXL_TEXT_1, SDXL_TEXT_2, TEXT, UNET, read_lora, text_spellings, unet_spellings
+from ...errors import LikenessError
+from ...weights.files import read_weights
+from ...weights.lora import LoraPair, check_fits
+from ...weights.lora_files import SDXL_TEXT_1, SDXL_TEXT_2, TEXT, UNET, read_lora, text_spellings, unet_spellings
 
 ADAPTER = "likeness"  # peft's name for our layers
 

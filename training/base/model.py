@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import LikenessError
-from ..weights.checkpoint_layout import vae_weights
-from ..weights.families import CLIP_L, SDXL, Family, of_text_encoders
-from .loop import first_broken
+from ...errors import LikenessError
+from ...weights.checkpoint_layout import vae_weights
+from ...weights.families import CLIP_L, SDXL, Family, of_text_encoders
+from ..loop import first_broken
+from ..objectives.identity import Decoder
 from .noise import NoiseSchedule
-from .objectives.identity import Decoder
 from .prompt_tokens import chunks_of, groups_of
 
 

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import LikenessError
-from ..faces.photo_list import MASK, PhotoList, holds_photos, list_photos, names_of, nothing_in, shown
-from ..faces.photos import PICTURE_SUFFIXES, PhotoFile, read_mask_file, read_photo_file
+from ...errors import LikenessError
+from ...faces.photo_list import MASK, PhotoList, holds_photos, list_photos, names_of, nothing_in, shown
+from ...faces.photos import PICTURE_SUFFIXES, PhotoFile, read_mask_file, read_photo_file
 
 CAPTION_SUFFIX, MASK_SUFFIX = ".txt", f"{MASK}.png"  # as datasets are written
 CAPTION_SUFFIXES = (CAPTION_SUFFIX, ".caption")  # the first that is there counts

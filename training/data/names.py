@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from ..errors import LikenessError
-from ..storage import name_fault
+from ...errors import LikenessError
+from ...storage import name_fault
 
 LONGEST_STEM = 199  # bytes, so that a number and a suffix still fit
 _WORDS_ONLY = re.compile(r"[()\[\]{}|\\:\x00-\x1f\x7f\ud800-\udfff]")

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import LikenessError
-from ..faces.photo_list import list_photos, names_of, shown
-from ..locks import owned, sweep
-from ..storage import check_name, free_names, write_whole
+from ...errors import LikenessError
+from ...faces.photo_list import list_photos, names_of, shown
+from ...locks import owned, sweep
+from ...storage import check_name, free_names, write_whole
 from .captions import check_captions, check_trigger, fill
 from .dataset import Dataset, DatasetKind, Sample
 from .names import check_phrase

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import LikenessError
-from ..weights.embedding_files import TokenEmbedding
-from ..weights.families import CLIP_L
-from .base_model import BaseModel, TextTower
-from .objectives.token_embeddings import CLIP_L_NORM
+from ...errors import LikenessError
+from ...weights.embedding_files import TokenEmbedding
+from ...weights.families import CLIP_L
+from ..objectives.token_embeddings import CLIP_L_NORM
+from .model import BaseModel, TextTower
 from .placeholders import PlaceholderEmbedding
 
 

@@ -9,16 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likeness.training.base_model import Conditioning
+from likeness.training.base.model import Conditioning
+from likeness.training.base.prompt_tokens import TORN, chunks_of, groups_of
+from likeness.training.base.vocabulary import NewToken, Vocabulary
 from likeness.training.config import RunSettings
+from likeness.training.data.portraits import Portrait
 from likeness.training.engine import train
-from likeness.training.losses import read_losses
-from likeness.training.portraits import Portrait
-from likeness.training.prompt_tokens import TORN, chunks_of, groups_of
+from likeness.training.loss_log import read_losses
 from likeness.training.recipes.dreambooth import DreamBoothSettings, dreambooth
 from likeness.training.recipes.magicapture import MagiCaptureSettings, magicapture
 from likeness.training.recipes.textual_inversion import TextualInversionSettings, textual_inversion
-from likeness.training.vocabulary import NewToken, Vocabulary
 
 LONG = "a photo of a person wearing a red hat and a blue shirt on the beach " * 8
 WORD = "<anna>"

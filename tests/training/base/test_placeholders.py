@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from likeness.errors import LikenessError
-from likeness.training.placeholders import PlaceholderEmbedding
-from likeness.training.vocabulary import NewToken, Vocabulary
+from likeness.training.base.placeholders import PlaceholderEmbedding
+from likeness.training.base.vocabulary import NewToken, Vocabulary
 
 
 def test_words_read_the_table_and_placeholders_their_rows():

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import LikenessError
-from ..weights.families import TRAINABLE, listed, text_encoder_of_width
-from .base_model import BaseModel, Codec, TextTower
+from ...errors import LikenessError
+from ...weights.families import TRAINABLE, listed, text_encoder_of_width
+from .model import BaseModel, Codec, TextTower
 from .noise import NoiseSchedule
 from .single_file import load_single_file
 

@@ -15,9 +15,9 @@ from likeness.errors import LikenessError
 from likeness.faces import FaceAnalysis, build_identity
 from likeness.faces.detection import Detection
 from likeness.faces.face import Face
-from likeness.training.captions import parse_templates, person_templates, renamed, style_templates
 from likeness.training.config import Settings as MethodSettings
-from likeness.training.dataset import (
+from likeness.training.data.captions import parse_templates, person_templates, renamed, style_templates
+from likeness.training.data.dataset import (
     DatasetKind,
     Frame,
     Framing,
@@ -28,9 +28,9 @@ from likeness.training.dataset import (
     fingerprint,
     frame_of,
 )
-from likeness.training.dataset_sheet import sheet
-from likeness.training.photo_files import Photo
-from likeness.training.photo_quality import Looks, sharpness
+from likeness.training.data.photo_files import Photo
+from likeness.training.data.photo_quality import Looks, sharpness
+from likeness.training.data.sheet import sheet
 from likeness.training.run_record import digest_of
 
 FIVE = np.array([(0.3, 0.35), (0.7, 0.35), (0.5, 0.55), (0.35, 0.75), (0.65, 0.75)], np.float32)

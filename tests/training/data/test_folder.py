@@ -19,10 +19,11 @@ from PIL import Image
 from likeness.errors import LikenessError
 from likeness.faces import photos
 from likeness.locks import owned
-from likeness.training import dataset_folder, photo_files
-from likeness.training.dataset import Dataset, DatasetKind, Sample
-from likeness.training.dataset_folder import load_dataset, place_for, save_dataset
-from likeness.training.photo_files import read_caption, read_folder, read_mask, read_picture
+from likeness.training.data import folder as dataset_folder
+from likeness.training.data import photo_files
+from likeness.training.data.dataset import Dataset, DatasetKind, Sample
+from likeness.training.data.folder import load_dataset, place_for, save_dataset
+from likeness.training.data.photo_files import read_caption, read_folder, read_mask, read_picture
 
 
 def ramp(height=24, width=32):

@@ -1,0 +1,1 @@
+"""Photos made ready for training: found, judged, cropped, masked and captioned; and how the engine gets them."""
