@@ -40,7 +40,7 @@ from likeness.training.data.portraits import Portrait
 from likeness.training.engine import train
 from likeness.training.objectives.attention_refocusing import attention_refocusing
 from likeness.training.objectives.identity import Decoder, arcface_measure, identity
-from likeness.training.objectives.magicapture import Kind, regions
+from likeness.training.objectives.magicapture import ShotKind, regions
 from likeness.training.objectives.reconstruction import masked_reconstruction, soft_mask
 from likeness.training.probe import sites_by_grid
 from likeness.training.recipe import Recipe
@@ -231,8 +231,8 @@ def stand_in() -> nn.Module:
 class BothOnly(Shots):
     """Composed prompts, the dearest samples."""
 
-    def items(self) -> list[tuple[Kind, int, int]]:
-        return [(Kind.BOTH, 0, 0)]
+    def items(self) -> list[tuple[ShotKind, int, int]]:
+        return [(ShotKind.BOTH, 0, 0)]
 
 
 def magicapture_ours(base: BaseModel, steps: int) -> Recipe:
@@ -292,7 +292,7 @@ def magicapture_official(base: BaseModel) -> Variant:
             prediction = unet(base.schedule.add_noise(latents, noise, t), t, text).sample
             cross = [m for m in kept if m.shape[1:] == (grid[0] * grid[1], 77)]
             maps = [m[:, :, [4, 9]].transpose(1, 2).unsqueeze(0) for m in cross]
-            refocus = attention_refocusing(maps, regions(Kind.BOTH, mask, 1, 1), grid).sum()
+            refocus = attention_refocusing(maps, regions(ShotKind.BOTH, mask, 1, 1), grid).sum()
             z_t = base.schedule.add_noise(latents, noise, t_id)
             z0 = base.schedule.estimate_z0(z_t, unet(z_t, t_id, text).sample, t_id)
             picture = Decoder.of(base.codec.module).picture(z0)

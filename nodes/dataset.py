@@ -23,8 +23,8 @@ from ..training.data.dataset import (
     SMALLEST_FACE,
     Dataset,
     DatasetKind,
+    DatasetSettings,
     Framing,
-    Settings,
     Unfit,
     build_dataset,
     fingerprint,
@@ -326,7 +326,7 @@ class PortraitDataset(Node):
                 )
             dataset = load_dataset(place)
         else:
-            settings = Settings(
+            settings = DatasetSettings(
                 kind=member(DatasetKind, kind, "kind"),
                 trigger=trigger_word,
                 class_word=class_word.strip() or "person",
@@ -365,7 +365,7 @@ def _photos(place: Path | None, image: torch.Tensor | None) -> PhotoFolder:
 
 
 def _make(
-    settings: Settings,
+    settings: DatasetSettings,
     place: Path | None,
     image: torch.Tensor | None,
     face_analysis: Any,

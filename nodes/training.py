@@ -275,7 +275,7 @@ class TrainTextualInversion(Node):
         readable(name=name, start_words=start_words, sample_prompts=sample_prompts)
         finite(learning_rate=learning_rate)
         dataset = _dataset(dataset, "dataset")
-        prompts = _sample_prompts(sample_prompts, dataset.samples[0].caption, dataset.trigger)
+        prompts = _sample_prompts(sample_prompts, dataset.pictures[0].caption, dataset.trigger)
         run = methods.run_settings(
             seed, batch_size, precision, gradient_checkpointing, save_every, preview_every, prompts
         )
@@ -397,7 +397,7 @@ class TrainDreamBooth(Node):
         readable(name=name, sample_prompts=sample_prompts)
         finite(learning_rate=learning_rate, prior_weight=prior_weight)
         dataset = _dataset(dataset, "dataset")
-        prompts = _sample_prompts(sample_prompts, dataset.samples[0].caption, dataset.trigger)
+        prompts = _sample_prompts(sample_prompts, dataset.pictures[0].caption, dataset.trigger)
         run = methods.run_settings(
             seed, batch_size, precision, gradient_checkpointing, save_every, preview_every, prompts
         )
@@ -549,7 +549,7 @@ class TrainMagiCapture(Node):
 
 def _unread_captions(*datasets: Dataset) -> str:
     """A line about captions that MagiCapture does not read, where there are any."""
-    names = [sample.name for dataset in datasets for sample in dataset.samples if sample.is_captioned]
+    names = [sample.name for dataset in datasets for sample in dataset.pictures if sample.is_captioned]
     return f"\nnot used: the captions of {names_of(names)}, because the templates are what it says" if names else ""
 
 

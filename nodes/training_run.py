@@ -26,7 +26,7 @@ from ..storage import check_folder, check_name, free_names, set_aside, write_who
 from ..training.base.model import BaseModel
 from ..training.config import Precision, RunSettings, Settings, network_dtype
 from ..training.data.dataset import Dataset
-from ..training.engine import RUN_IN, Watch, make_accelerator, train
+from ..training.engine import RUN_IN, Callbacks, make_accelerator, train
 from ..training.export import TrainingRecord, store
 from ..training.objectives.identity import Measure, arcface_measure
 from ..training.previews import sample_pictures
@@ -84,7 +84,7 @@ class Job:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the sample pictures."""
-        height, width = self.datasets[0].samples[0].pixels.shape[:2]
+        height, width = self.datasets[0].pictures[0].pixels.shape[:2]
         return height, width
 
 
@@ -153,7 +153,7 @@ def _train(job: Job, base: BaseModel, folder: Path, record: RunRecord, accelerat
             log.info("[likeness] Trained %s: %s", job.name, ", ".join(name for _, name in published))
 
 
-def _watch(folder: Path) -> Watch:
+def _watch(folder: Path) -> Callbacks:
     """Progress bar, preview and cancel of the host."""
     import comfy.model_management as host
     from comfy.utils import ProgressBar
@@ -170,7 +170,7 @@ def _watch(folder: Path) -> Watch:
             places.mkdir(exist_ok=True)
             shown[0].save(places / f"{phase}_{step:06d}.png")
 
-    return Watch(progress, preview, host.processing_interrupted)
+    return Callbacks(progress, preview, host.processing_interrupted)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import LikenessError
 
 
-class Shelf:
+class TensorCache:
     """Keeps small dictionaries of tensors on the CPU: in memory up to a limit, the rest in files of a folder."""
 
     def __init__(self, folder: Path, megabytes: int, enabled: bool = True) -> None:

@@ -42,12 +42,11 @@ from .base.model import BaseModel
 from .config import LoraSettings, RunSettings, Settings, network_dtype, optimiser_class
 from .config_file import read_toml
 from .data.captions import parse_templates
-from .data.dataset import LARGEST_RESOLUTION, Dataset, DatasetKind, build_dataset
-from .data.dataset import Settings as DatasetSettings
+from .data.dataset import LARGEST_RESOLUTION, Dataset, DatasetKind, DatasetSettings, build_dataset
 from .data.folder import is_dataset, load_dataset
 from .data.photo_files import read_folder
 from .data.portraits import portraits
-from .engine import RUN_IN, Watch, make_accelerator, train
+from .engine import RUN_IN, Callbacks, make_accelerator, train
 from .export import TrainingRecord
 from .objectives.identity import Measure, arcface_measure
 from .recipe import Recipe
@@ -60,7 +59,7 @@ from .recipes.dreambooth import (
     require_vae,
     start_of,
 )
-from .recipes.magicapture import Layout, MagiCaptureSettings, magicapture
+from .recipes.magicapture import FaceLayout, MagiCaptureSettings, magicapture
 from .recipes.textual_inversion import TextualInversionSettings, textual_inversion
 from .run_record import digest_of, digest_of_file, is_complete
 
@@ -110,7 +109,7 @@ def read_configuration(file: Path) -> Configuration:
         ) from error
 
 
-def run(configuration: Configuration, openers: Openers, watch: Watch | None = None) -> list[Path]:
+def run(configuration: Configuration, openers: Openers, watch: Callbacks | None = None) -> list[Path]:
     """Train what a configuration says; returns the results' paths, none when the run was stopped."""
     settings, output = configuration.run, configuration.output
     accelerator = make_accelerator(settings)
@@ -131,7 +130,7 @@ def run(configuration: Configuration, openers: Openers, watch: Watch | None = No
             _say("Stopped before the first step; the same command goes on from there.")
             return []
         progress = stack.enter_context(_progress(accelerator.is_main_process))
-        watch = watch or Watch(progress, _keeper(output / "previews"), stopped)
+        watch = watch or Callbacks(progress, _keeper(output / "previews"), stopped)
         result = train(base, recipe, settings, output, watch, accelerator, data, fingerprint)
         if not result.complete:
             _say(f"Stopped after {result.steps} steps; the same command goes on from there.")
@@ -191,7 +190,7 @@ def recipe_of(
         person = _dataset(data.person, DatasetKind.PERSON, chosen.subject, data, analysis, captions=False)
         style = _dataset(data.style, DatasetKind.STYLE, chosen.style, data, analysis, captions=False)
         people, styles = portraits(person, measure, device), portraits(style, measure, device)
-        detect = (lambda photo: _keypoints(analysis, photo)) if chosen.layout is Layout.DETECTED else None
+        detect = (lambda photo: _keypoints(analysis, photo)) if chosen.layout is FaceLayout.DETECTED else None
         files = {chosen.subject: data.person_word, chosen.style: data.style_word}
         start = {word: load_embedding(file) for word, file in files.items() if file is not None}
         if measure is not None:
@@ -252,7 +251,7 @@ def _dataset(
         raise LikenessError(f"There is no folder '{folder}': write where the photos are into the configuration.")
     if is_dataset(folder):
         dataset = load_dataset(folder)
-        unread = [] if captions else [sample.name for sample in dataset.samples if sample.is_captioned]
+        unread = [] if captions else [sample.name for sample in dataset.pictures if sample.is_captioned]
         if unread:
             print(f"This training does not read captions, such as those of {names_of(unread)}.")
     else:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from enum import Enum, Flag, auto
 from typing import Annotated, Any, ClassVar
 
+import pydantic
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import nn
 
 from ..errors import LikenessError
@@ -33,7 +34,7 @@ class Seen(Flag):
     KEYPOINTS = auto()
 
 
-class Settings(BaseModel):
+class Settings(pydantic.BaseModel):
     """Base of all settings: unknown names and impossible values are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -83,7 +84,7 @@ class Optimiser(Enum):
     PRODIGY = "prodigy"  # with prodigyopt
 
 
-class Schedule(Enum):
+class RateSchedule(Enum):
     CONSTANT = "constant"
     LINEAR = "linear"  # to 0
     COSINE = "cosine"  # to 0
@@ -95,9 +96,9 @@ class Schedule(Enum):
         def factor(step: int) -> float:
             progress = min(1.0, (step + ahead) / steps)
             rising = min(1.0, (step + 1) / warm_up) if warm_up else 1.0
-            if self is Schedule.LINEAR:
+            if self is RateSchedule.LINEAR:
                 return rising * (1 - progress)
-            return rising * (0.5 + 0.5 * math.cos(math.pi * progress) if self is Schedule.COSINE else 1.0)
+            return rising * (0.5 + 0.5 * math.cos(math.pi * progress) if self is RateSchedule.COSINE else 1.0)
 
         return factor
 

@@ -23,7 +23,7 @@ from ..errors import LikenessError
 from ..locks import locked, sweep, temporary_folder
 from ..storage import PART, check_folder
 from .base.model import BaseModel, Conditioning, Posterior
-from .cache import Shelf
+from .cache import TensorCache
 from .config import Group, Precision, RunSettings, make_optimiser, network_dtype
 from .loop import Average, Run
 from .loss_log import LossLog
@@ -41,7 +41,7 @@ LEAST_SCALE = 1e-4  # of float16's losses: below it, every step has been skipped
 
 
 @dataclass(frozen=True)
-class Watch:
+class Callbacks:
     """The outside of a training. progress: steps done, steps in all, losses by name. preview: called with the phase's
     name, the step and pictures (n, 3, H, W) 0..1. cancelled: asked before every step; the state is kept."""
 
@@ -51,7 +51,7 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Result:
+class TrainingResult:
     """How a training ended: complete or cancelled, after how many of its steps, and where its losses lie."""
 
     complete: bool
@@ -67,11 +67,11 @@ def train(
     recipe: Recipe,
     settings: RunSettings,
     folder: Path,
-    watch: Watch | None = None,
+    watch: Callbacks | None = None,
     accelerator: Any = None,
     data: str = "",
     fingerprint: str = "",
-) -> Result:
+) -> TrainingResult:
     """Run a recipe in a run folder, from its beginning or from where it stopped there.
 
     The base's modules become the trained ones. The folder gets the settings, the state of every phase, the losses as
@@ -85,7 +85,7 @@ def train(
         raise LikenessError(f"The phase '{empty.name}' has {empty.steps} steps: give it at least one.")
     for phase in recipe.phases:
         _check_sizes(phase, settings.batch)
-    watch = watch or Watch()
+    watch = watch or Callbacks()
     accelerator = accelerator or make_accelerator(settings)
     total, before, complete = sum(phase.steps for phase in recipe.phases), 0, True
     with ExitStack() as stack:
@@ -104,9 +104,9 @@ def train(
         names = list(dict.fromkeys(objective.name for phase in recipe.phases for objective in phase.objectives))
         log = LossLog(folder, names, accelerator.is_main_process)
         cache = stack.enter_context(temporary_folder(folder, CACHE))
-        latents = Shelf(cache / "latents", settings.cache_megabytes, settings.cache_latents)
+        latents = TensorCache(cache / "latents", settings.cache_megabytes, settings.cache_latents)
         for number, phase in enumerate(recipe.phases):
-            texts = Shelf(cache / f"texts-{number}", settings.cache_megabytes, settings.cache_text)
+            texts = TensorCache(cache / f"texts-{number}", settings.cache_megabytes, settings.cache_text)
             worker = _Worker(base, phase, settings, accelerator, latents, texts)
             reporter = _Reporter(worker, watch, log, before, total)
             run = worker.open(folder / f"{number + 1}-{phase.name}")
@@ -131,7 +131,7 @@ def train(
                 break
             worker.keep_average()
         log.draw()
-    return Result(complete, before, log.file)
+    return TrainingResult(complete, before, log.file)
 
 
 def _check_sizes(phase: Phase, batch: int) -> None:
@@ -187,7 +187,7 @@ def _own_chances() -> Iterator[None]:
         yield
 
 
-def _agreed(accelerator: Any, watch: Watch) -> bool:
+def _agreed(accelerator: Any, watch: Callbacks) -> bool:
     """Whether any process was told to stop."""
     stop = watch.cancelled()
     if accelerator.num_processes == 1:
@@ -265,7 +265,13 @@ class _Worker:
     """One phase at work in one process."""
 
     def __init__(
-        self, base: BaseModel, phase: Phase, settings: RunSettings, accelerator: Any, latents: Shelf, texts: Shelf
+        self,
+        base: BaseModel,
+        phase: Phase,
+        settings: RunSettings,
+        accelerator: Any,
+        latents: TensorCache,
+        texts: TensorCache,
     ) -> None:
         self.base, self.phase, self.settings, self.accelerator = base, phase, settings, accelerator
         self._latents, self._texts = latents, texts
@@ -439,7 +445,7 @@ class _Reporter:
     """Tells the log and the watch of every step."""
 
     worker: _Worker
-    watch: Watch
+    watch: Callbacks
     log: LossLog
     before: int
     total: int

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import csv
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import LikenessError
+from ..errors import LikenessError, logger
 from ..storage import set_aside, write_new, write_whole
 
 if TYPE_CHECKING:
     from PIL import Image
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 Row = dict[str, str]
 LOSSES, LOSSES_PICTURE = "losses.csv", "losses.png"
 

@@ -112,7 +112,7 @@ def read_record(folder: Path, method: type[Settings]) -> RunRecord | None:
 def digest_of(datasets: Sequence[Dataset], method: Settings, *also: str) -> str:
     """Tells data apart by what a method sees of it. also: digests of whatever else decides over the result."""
     digest = hashlib.sha256(repr(also).encode())
-    for sample in (sample for dataset in datasets for sample in dataset.samples):
+    for sample in (sample for dataset in datasets for sample in dataset.pictures):
         said = sample.caption if Seen.CAPTIONS in method.sees else ""
         digest.update(repr((said, sample.original_size, sample.crop, sample.pixels.shape)).encode())
         mask = sample.mask if Seen.MASKS in method.sees else None

@@ -23,7 +23,7 @@ from ...evaluation.people import leak_attention
 from ...training.base.model import BaseModel
 from ...training.config import RunSettings
 from ...training.data.captions import composed
-from ...training.data.dataset import DatasetKind, Framing, Settings, Unfit, build_dataset
+from ...training.data.dataset import DatasetKind, DatasetSettings, Framing, Unfit, build_dataset
 from ...training.data.examples import Example
 from ...training.data.photo_files import Photo
 from ...training.data.portraits import Portrait, portraits
@@ -96,7 +96,7 @@ def learn(lesson: Lesson, world: World, word: str, seed: int = 0) -> Tuned:
 
 def portraits_of(world: World, photos: Sequence[np.ndarray], kind: DatasetKind, trigger: str) -> list[Portrait]:
     """Photos (H, W, 3) uint8 as the recipes take them: with face masks, keypoints and embeddings."""
-    settings = Settings(
+    settings = DatasetSettings(
         kind, trigger, resolution=PHOTO_SIZE, framing=Framing.WHOLE, unfit=Unfit.KEEP, smallest_face=16,
         templates=("a photo of a {} person",),
     )  # fmt: skip

@@ -139,9 +139,9 @@ def test_real_photographs_become_a_dataset_with_a_preview_and_a_report(node, pla
     Image.fromarray(np.flipud(photos["astronaut"]).copy()).save(folder / "upside down.png")
     dataset, preview, report = run(node, folder="photos", face_analysis=analysis, resolution=256, outlier_threshold=-1)
     assert isinstance(dataset, Dataset) and dataset.kind is DatasetKind.PERSON
-    assert [sample.name for sample in dataset.samples] == ["astronaut.png", "six people.png"]
+    assert [sample.name for sample in dataset.pictures] == ["astronaut.png", "six people.png"]
     dataset.require_masks()
-    for sample, example in zip(dataset.samples, dataset.examples(), strict=True):
+    for sample, example in zip(dataset.pictures, dataset.examples(), strict=True):
         assert example.size == (256, 256) and "ohwx person" in example.caption
         assert sample.keypoints is not None
     assert preview.ndim == 4 and preview.shape[0] == 1 and float(preview.min()) >= 0 and float(preview.max()) <= 1
@@ -159,10 +159,10 @@ def test_a_batch_of_any_channels_and_a_folder_of_mixed_sizes_and_modes_go_togeth
     dataset, _, report = run(
         node, folder="mixed", image=batch(noise(9), noise(10)), face_analysis=MIDDLE, smallest_face=40
     )
-    assert {sample.name for sample in dataset.samples} == {
+    assert {sample.name for sample in dataset.pictures} == {
         *("image 1", "image 2", "0.png", "1.png", "grey.jpg", "sixteen.png", "alpha.png", "palette.png")
     }
-    assert {sample.pixels.shape for sample in dataset.samples} == {(128, 128, 3)}
+    assert {sample.pixels.shape for sample in dataset.pictures} == {(128, 128, 3)}
     assert "alpha.png: used; its transparent parts were put on grey" in report
     for channels in (1, 4):
         image = torch.rand(1, 90, 70, channels).repeat_interleave(2, 1).repeat_interleave(2, 2)
@@ -171,10 +171,10 @@ def test_a_batch_of_any_channels_and_a_folder_of_mixed_sizes_and_modes_go_togeth
 
 def test_a_style_needs_no_face(node, places):
     dataset, _, _ = run(node, kind="style", image=batch(noise(1), noise(2)))
-    assert all(sample.mask is None and "in the style of ohwx" in sample.caption for sample in dataset.samples)
+    assert all(sample.mask is None and "in the style of ohwx" in sample.caption for sample in dataset.pictures)
     black = noise(3)
     black[60:100, 50:80] = 0
-    [sample] = run(node, kind="style", image=batch(black), face_analysis=MIDDLE)[0].samples
+    [sample] = run(node, kind="style", image=batch(black), face_analysis=MIDDLE)[0].pictures
     assert sample.mask is not None and not sample.mask.any()
 
 
@@ -182,7 +182,7 @@ def test_templates_are_the_users_words(node, places):
     dataset, _, _ = run(
         node, image=batch(noise(1), noise(2)), face_analysis=MIDDLE, templates="a photo of {}\n\n{} in a photo"
     )
-    assert [sample.caption for sample in dataset.samples] == ["a photo of ohwx", "ohwx in a photo"]
+    assert [sample.caption for sample in dataset.pictures] == ["a photo of ohwx", "ohwx in a photo"]
 
 
 # --- saved, edited, read back
@@ -199,10 +199,10 @@ def test_what_is_saved_is_edited_and_read_back_and_never_written_again(node, pla
     (saved / "003_2.png").unlink()
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in saved.iterdir()}
     again, _, _ = run(node, **inputs)
-    assert [sample.caption for sample in again.samples] == ["ohwx laughs", first.samples[1].caption]
-    assert again.samples[1].mask.min() == 255
+    assert [sample.caption for sample in again.pictures] == ["ohwx laughs", first.pictures[1].caption]
+    assert again.pictures[1].mask.min() == 255
     named, _, _ = run(node, folder=str(saved))
-    assert [sample.caption for sample in named.samples] == [sample.caption for sample in again.samples]
+    assert [sample.caption for sample in named.pictures] == [sample.caption for sample in again.pictures]
     other, _, _ = run(node, **inputs, class_word="woman")
     assert other.folder == "anna_2" and len(other) == 3
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in saved.iterdir()} == before
@@ -305,8 +305,8 @@ def test_what_lies_in_the_folder_and_is_not_used_is_said(node, places, caplog):
     (folder / "2_ohwx" / "0.png").unlink()
     before = node.fingerprint_inputs(folder="anna")
     dataset, _, report = run(node, folder="anna", face_analysis=MIDDLE, save_as="anna")
-    assert [(sample.name, sample.repeats) for sample in dataset.samples][-1] == ("2_ohwx/0.gif", 2)
-    assert dataset.samples[0].caption == "ohwx in the rain" and dataset.samples[0].is_captioned
+    assert [(sample.name, sample.repeats) for sample in dataset.pictures][-1] == ("2_ohwx/0.gif", 2)
+    assert dataset.pictures[0].caption == "ohwx in the rain" and dataset.pictures[0].is_captioned
     for sentence in ("x.txt: not used, because no picture", "raw.cr2: raw files of cameras", "words in the names"):
         assert sentence in report and sentence in caplog.text
         assert sentence in run(node, folder="anna", face_analysis=MIDDLE, save_as="anna")[2], "read back, too"

@@ -573,7 +573,7 @@ def test_an_analysis_without_gradient_is_refused(host_nodes):
 def shown_from(folder: Path) -> dict:
     """Three photos with masks in a new folder of the host's input, as the node that reads them."""
     folder.mkdir()
-    for number, sample in enumerate(dataset(count=3).samples):
+    for number, sample in enumerate(dataset(count=3).pictures):
         Image.fromarray(sample.pixels).save(folder / f"{number}.png")
         Image.fromarray(sample.mask).save(folder / f"{number}.mask.png")  # type: ignore[arg-type]
     return {

@@ -19,10 +19,10 @@ from likeness.training.base.model import BaseModel
 from likeness.training.base.noise import Prediction
 from likeness.training.command import Configuration, DataSettings, Openers
 from likeness.training.command import run as run_command
-from likeness.training.config import LoraSettings, Optimiser, Precision, RunSettings, Schedule
+from likeness.training.config import LoraSettings, Optimiser, Precision, RateSchedule, RunSettings
 from likeness.training.data.examples import Example
 from likeness.training.data.portraits import Portrait
-from likeness.training.engine import Watch, make_accelerator, train
+from likeness.training.engine import Callbacks, make_accelerator, train
 from likeness.training.export import TrainingRecord
 from likeness.training.loss_log import read_losses
 from likeness.training.objectives.identity import arcface_measure
@@ -37,8 +37,8 @@ from likeness.training.recipes.dreambooth import (
     require_trainable,
 )
 from likeness.training.recipes.magicapture import (
+    FaceLayout,
     IdentityPass,
-    Layout,
     MagiCaptureSettings,
     Refocusing,
     magicapture,
@@ -71,7 +71,7 @@ DREAMBOOTH = {
     "dropout": [0.0, 0.5],
     "prior_weight": [0.0, 1.0],
     "class_pictures": [0, 2],
-    "schedule": list(Schedule),
+    "schedule": list(RateSchedule),
     "warm_up": [0, 5],
 }
 INVERSION = {
@@ -79,7 +79,7 @@ INVERSION = {
     "start": ["person", ""],
     "tether": list(Tether),
     "clip": [None, 1.0],
-    "schedule": list(Schedule),
+    "schedule": list(RateSchedule),
     "warm_up": [0, 5],
 }
 MAGICAPTURE = {
@@ -90,7 +90,7 @@ MAGICAPTURE = {
     "compose": FLAG,
     "refocusing": list(Refocusing),
     "identity_pass": list(IdentityPass),
-    "layout": list(Layout),
+    "layout": list(FaceLayout),
     "decode_whole": FLAG,
     "decode_margin": [0, 4],
     "map_division": [1, 2, 3],
@@ -147,7 +147,7 @@ def _trained_or_refused(make: Callable[[BaseModel], Recipe], base: BaseModel, ru
     try:
         accelerator = make_accelerator(run, cpu=True)
         recipe = make(base)
-        watch = Watch(progress=lambda done, steps, losses: begun.append(done))
+        watch = Callbacks(progress=lambda done, steps, losses: begun.append(done))
         result = train(base, recipe, run, folder / "run", watch, accelerator)
     except LikenessError as error:
         assert not begun, f"refused after {begun} steps: {error}"

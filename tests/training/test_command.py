@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from likeness.errors import LikenessError
 from likeness.training import command
 from likeness.training.command import Openers, read_configuration, run, stopping
-from likeness.training.data.dataset import DatasetKind, Settings, build_dataset
+from likeness.training.data.dataset import DatasetKind, DatasetSettings, build_dataset
 from likeness.training.data.folder import save_dataset
 from likeness.training.data.photo_files import read_folder
-from likeness.training.engine import Watch
+from likeness.training.engine import Callbacks
 from likeness.training.loss_log import read_losses
 from likeness.weights.embedding_files import load_embedding
 
@@ -124,7 +124,9 @@ def test_captions_that_are_not_wanted_are_not_read_and_that_is_said(make_base, f
 
 
 def test_a_dataset_of_another_trigger_word_is_renamed(make_base, folder, monkeypatch, capsys):
-    made = build_dataset(read_folder(folder / "photos").photos, Settings(DatasetKind.PERSON, "ohwx", resolution=64))
+    made = build_dataset(
+        read_folder(folder / "photos").photos, DatasetSettings(DatasetKind.PERSON, "ohwx", resolution=64)
+    )
     place = save_dataset(made, folder / "saved")
     (place / "001_one.txt").write_text("OHWX in the rain")
     captions = said(monkeypatch, "textual_inversion")
@@ -177,7 +179,7 @@ def test_masks_that_nobody_looks_at_and_more_steps_start_nothing_anew(make_base,
     (folder / "photos" / "two.mask.png").rename(folder / "photos" / "zwei.mask.png")
     file = configuration(folder, "textual_inversion", 'token = "<anna>"\nsteps = 3')
     steps = []
-    watch = Watch(progress=lambda done, total, losses: steps.append(done))
+    watch = Callbacks(progress=lambda done, total, losses: steps.append(done))
     (result,) = run(read_configuration(file), openers(make_base), watch)
     assert steps == [2, 3] and result.name == "anna_2.safetensors"
 

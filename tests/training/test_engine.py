@@ -17,8 +17,8 @@ import torch
 
 from likeness.errors import LikenessError
 from likeness.training.base.noise import NoiseSchedule, Prediction
-from likeness.training.config import Optimiser, RunSettings, Schedule, make_optimiser
-from likeness.training.engine import Watch, train
+from likeness.training.config import Optimiser, RateSchedule, RunSettings, make_optimiser
+from likeness.training.engine import Callbacks, train
 from likeness.training.loss_log import loss_picture, read_losses
 from likeness.training.recipe import Objective, Recipe, epochs, generator, uniform_timesteps
 from likeness.training.recipes.dreambooth import DreamBoothSettings, dreambooth
@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 
 def lora_recipe(base: Any, photos: Any, steps: int = 4, **options: Any) -> Recipe:
     settings = DreamBoothSettings(
-        steps=steps, prior_weight=0, flip=0.5, text_encoder=True, schedule=Schedule.LINEAR, **options
+        steps=steps, prior_weight=0, flip=0.5, text_encoder=True, schedule=RateSchedule.LINEAR, **options
     )
     return dreambooth(base, photos, settings)
 
@@ -71,7 +71,7 @@ def test_a_cancelled_run_goes_on_bit_for_bit(make_base, photos, tmp_path, after)
     unbroken = make_base()
     whole = train(unbroken, two_phases(unbroken, photos), settings, tmp_path / "unbroken")
     cut = make_base()
-    result = train(cut, two_phases(cut, photos), settings, tmp_path / "cut", Watch(cancelled=Stop(after)))
+    result = train(cut, two_phases(cut, photos), settings, tmp_path / "cut", Callbacks(cancelled=Stop(after)))
     assert not result.complete and result.steps == after
     resumed = make_base()
     torch.rand(5)  # whatever else the process did in the meantime
@@ -101,7 +101,7 @@ def test_the_weights_left_are_the_moving_average(make_base, photos, tmp_path):
         return groups
 
     recipe = replace(recipe, phases=[replace(recipe.phases[0], begin=began)])
-    train(plain, recipe, RunSettings(), tmp_path / "plain", Watch(progress=remember))
+    train(plain, recipe, RunSettings(), tmp_path / "plain", Callbacks(progress=remember))
     train(averaged, lora_recipe(averaged, photos), RunSettings(ema=0.3), tmp_path / "averaged")
     found = weights(averaged)
     assert found.keys() == expected[-1].keys()
@@ -113,7 +113,7 @@ def test_the_weights_left_are_the_moving_average(make_base, photos, tmp_path):
 def test_rows_after_the_last_saved_step_are_forgotten(make_base, photos, tmp_path):
     base = make_base()
     recipe = lora_recipe(base, photos)
-    train(base, recipe, RunSettings(), tmp_path, Watch(cancelled=Stop(2)))
+    train(base, recipe, RunSettings(), tmp_path, Callbacks(cancelled=Stop(2)))
     with (tmp_path / "losses.csv").open("a") as file:
         file.write("tuning,3,1.0,1.0\n")  # a crash between a row and a save
     base = make_base()
@@ -125,7 +125,7 @@ def test_a_finished_run_is_taken_up_without_a_step(make_base, photos, tmp_path):
     first, second = make_base(), make_base()
     train(first, two_phases(first, photos), RunSettings(), tmp_path)
     steps = []
-    watch = Watch(progress=lambda done, total, losses: steps.append(done))
+    watch = Callbacks(progress=lambda done, total, losses: steps.append(done))
     assert train(second, two_phases(second, photos), RunSettings(), tmp_path, watch).complete
     assert steps == []
     assert_same(weights(first), weights(second))
@@ -195,7 +195,7 @@ def test_bfloat16_keeps_what_is_trained_in_single_precision(base, photos, tmp_pa
 
 def test_previews_come_with_the_learned_words(base, photos, tmp_path):
     seen = []
-    watch = Watch(preview=lambda phase, step, pictures: seen.append((phase, step, tuple(pictures.shape))))
+    watch = Callbacks(preview=lambda phase, step, pictures: seen.append((phase, step, tuple(pictures.shape))))
     settings = RunSettings(preview_every=2, preview_prompts=("a photo of <me> person",))
     recipe = textual_inversion(base, photos, TextualInversionSettings(token="<me>", steps=2))
     train(base, recipe, settings, tmp_path, watch)
@@ -226,7 +226,7 @@ def saved(folder: Path) -> dict[str, Any]:
 def test_a_resumed_half_precision_run_goes_on_with_its_loss_scale(make_base, photos, tmp_path):
     unbroken, cut, resumed = make_base(), make_base(), make_base()
     train(unbroken, lora_recipe(unbroken, photos, 7), RunSettings(), tmp_path / "a", accelerator=with_scaler())
-    stop = Watch(cancelled=Stop(5))
+    stop = Callbacks(cancelled=Stop(5))
     train(cut, lora_recipe(cut, photos, 7), RunSettings(), tmp_path / "b", stop, accelerator=with_scaler())
     half_way = saved(tmp_path / "b")["scaler"]
     assert half_way["scale"] == 2.0**12 and half_way["_growth_tracker"] == 1
@@ -238,7 +238,7 @@ def test_a_resumed_half_precision_run_goes_on_with_its_loss_scale(make_base, pho
 
 def test_a_state_without_a_loss_scale_is_taken_up_too(make_base, photos, tmp_path):
     base, other = make_base(), make_base()
-    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(2)))
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Callbacks(cancelled=Stop(2)))
     assert "scaler" not in saved(tmp_path)
     assert train(other, lora_recipe(other, photos), RunSettings(), tmp_path, accelerator=with_scaler()).complete
 
@@ -290,7 +290,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(ma
     base, good = make_base(), make_base()
     with pytest.raises(LikenessError, match="at step 2"):
         train(base, breaking(lora_recipe(base, photos), 2), RunSettings(), tmp_path / "broken")
-    train(good, lora_recipe(good, photos), RunSettings(), tmp_path / "good", Watch(cancelled=Stop(2)))
+    train(good, lora_recipe(good, photos), RunSettings(), tmp_path / "good", Callbacks(cancelled=Stop(2)))
     broken, expected = (
         torch.load(tmp_path / name / "1-tuning" / "state.pt", weights_only=True) for name in ("broken", "good")
     )
@@ -344,7 +344,7 @@ def test_averages_and_optimisers_that_are_no_numbers_are_not_saved_either(base, 
 def test_a_saved_state_that_is_no_number_is_not_taken_up(make_base, photos, tmp_path):
     """Older versions wrote such."""
     base, again = make_base(), make_base()
-    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(2)))
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Callbacks(cancelled=Stop(2)))
     file = tmp_path / "1-tuning" / "state.pt"
     state = saved(tmp_path)
     next(iter(state["modules"]["trained"].values())).view(-1)[0] = float("nan")
@@ -398,7 +398,7 @@ def test_gradients_that_are_no_numbers_stop_the_run_though_the_loss_is_one(base,
 
 def test_a_full_disk_keeps_the_losses_that_were_written(make_base, photos, tmp_path, monkeypatch):
     base, other = make_base(), make_base()
-    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(2)))
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Callbacks(cancelled=Stop(2)))
     before = (tmp_path / "losses.csv").read_bytes()
     write = Path.open
 
@@ -420,7 +420,7 @@ def test_a_base_model_that_is_not_all_numbers_is_refused_before_a_step(base, pho
     with torch.no_grad():
         list(module.parameters())[-1].view(-1)[-1] = float("nan")
     steps = []
-    watch = Watch(progress=lambda done, total, losses: steps.append(done))
+    watch = Callbacks(progress=lambda done, total, losses: steps.append(done))
     with pytest.raises(LikenessError, match=rf"The base model's {part} holds values that are not numbers \("):
         train(base, lora_recipe(base, photos), RunSettings(), tmp_path, watch)
     assert steps == []
@@ -443,7 +443,7 @@ def test_one_photo_is_enough(base, photos, tmp_path):
 
 def test_a_full_disk_is_named_and_the_old_state_survives(make_base, photos, tmp_path, monkeypatch):
     base = make_base()
-    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(2)))
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Callbacks(cancelled=Stop(2)))
     before = (tmp_path / "1-tuning" / "state.pt").read_bytes()
 
     def full(*_: Any) -> None:
@@ -458,7 +458,7 @@ def test_a_full_disk_is_named_and_the_old_state_survives(make_base, photos, tmp_
 
 def test_a_run_goes_on_with_its_own_base_model_only(make_base, photos, tmp_path):
     base, other = make_base(), make_base()
-    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(1)))
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Callbacks(cancelled=Stop(1)))
     with torch.no_grad():
         other.unet.conv_in.weight += 1
     family = make_base(sdxl=True)
@@ -470,7 +470,7 @@ def test_a_run_goes_on_with_its_own_base_model_only(make_base, photos, tmp_path)
 @pytest.mark.parametrize("what", ["text encoder", "VAE", "layers left out", "prediction", "schedule"])
 def test_the_rest_of_the_base_model_tells_runs_apart_too(make_base, photos, tmp_path, what):
     base, other = make_base(), make_base()
-    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(1)))
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Callbacks(cancelled=Stop(1)))
     with torch.no_grad():
         if what == "text encoder":
             next(iter(other.text[0].encoder.parameters())).add_(1)
@@ -488,7 +488,7 @@ def test_the_rest_of_the_base_model_tells_runs_apart_too(make_base, photos, tmp_
 
 def test_a_disk_that_is_full_when_a_run_is_taken_up_leaves_it_whole(make_base, photos, tmp_path, monkeypatch):
     base, again, third = make_base(), make_base(), make_base()
-    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(1)))
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Callbacks(cancelled=Stop(1)))
     before = (tmp_path / "run.json").read_text()
 
     def full(path: Path, text: str, **_: Any) -> None:
@@ -507,7 +507,7 @@ def test_a_disk_that_is_full_when_a_run_is_taken_up_leaves_it_whole(make_base, p
 
 def test_a_row_of_losses_that_was_cut_is_forgotten(make_base, photos, tmp_path):
     base, again = make_base(), make_base()
-    train(base, lora_recipe(base, photos), RunSettings(save_every=1), tmp_path, Watch(cancelled=Stop(2)))
+    train(base, lora_recipe(base, photos), RunSettings(save_every=1), tmp_path, Callbacks(cancelled=Stop(2)))
     table = tmp_path / "losses.csv"
     table.write_text(table.read_text() + "tuning,")
     assert train(again, lora_recipe(again, photos), RunSettings(), tmp_path).complete
@@ -517,7 +517,7 @@ def test_a_row_of_losses_that_was_cut_is_forgotten(make_base, photos, tmp_path):
 
 def test_a_run_goes_on_with_its_own_settings_only(make_base, photos, tmp_path):
     base, other, third = make_base(), make_base(), make_base()
-    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(1)))
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Callbacks(cancelled=Stop(1)))
     with pytest.raises(LikenessError, match=r"other settings \(flip\): resume it with the same ones, or choose"):
         recipe = dreambooth(other, photos, lora_recipe(other, photos).settings.model_copy(update={"flip": 0.25}))
         train(other, recipe, RunSettings(), tmp_path)
@@ -536,7 +536,7 @@ def test_what_has_no_effect_on_the_weights_may_change(make_base, photos, tmp_pat
     base, again = make_base(), make_base()
     train(base, recipe(base), RunSettings(), tmp_path)
     steps = []
-    watch = Watch(progress=lambda done, total, losses: steps.append(done))
+    watch = Callbacks(progress=lambda done, total, losses: steps.append(done))
     other = recipe(again, class_prompt="a photo of a dog", class_pictures=3, text_learning_rate=0.5, text_until=1)
     assert train(again, other, RunSettings(save_every=7, preview_prompts=("a dog",)), tmp_path, watch).complete
     assert steps == []
@@ -551,7 +551,7 @@ def test_a_finished_run_is_prolonged_to_what_an_unbroken_one_is(make_base, photo
     train(unbroken, recipe(unbroken, 5), RunSettings(ema=0.9), tmp_path / "unbroken")
     train(short, recipe(short, 3), RunSettings(ema=0.9), tmp_path / "run")
     steps = []
-    watch = Watch(progress=lambda done, total, losses: steps.append(done))
+    watch = Callbacks(progress=lambda done, total, losses: steps.append(done))
     train(longer, recipe(longer, 5), RunSettings(ema=0.9), tmp_path / "run", watch)
     assert steps == [4, 5]
     assert_same(weights(longer), weights(unbroken))
@@ -588,7 +588,7 @@ def test_a_phase_is_prolonged_until_a_later_one_has_learned_from_it(change, done
 
 def test_two_trainings_do_not_meet_in_one_folder(make_base, photos, tmp_path):
     base = make_base()
-    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(2)))
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Callbacks(cancelled=Stop(2)))
     code = "import pathlib, sys; from likeness import locks; held = locks.locked(pathlib.Path(sys.argv[1]), '');"
     code += "held.__enter__(); print('held', flush=True); sys.stdin.read()"
     command, pipe = [sys.executable, "-c", code, str(tmp_path)], subprocess.PIPE
@@ -615,7 +615,7 @@ def test_caches_of_killed_trainings_are_cleared_away(base, photos, tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "[" * 50_000, '{"format": 2, "method": []}', "\x00", "null"])
 def test_a_damaged_record_of_a_run_is_one_sentence(make_base, photos, tmp_path, content):
     base, again = make_base(), make_base()
-    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(2)))
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Callbacks(cancelled=Stop(2)))
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(LikenessError, match=r"run\.json', which says what .* is damaged: choose a new folder, or move"):
         train(again, lora_recipe(again, photos), RunSettings(), tmp_path)
@@ -625,7 +625,7 @@ def test_a_damaged_record_of_a_run_is_one_sentence(make_base, photos, tmp_path, 
 
 def test_a_damaged_state_is_named(make_base, photos, tmp_path):
     base, other = make_base(), make_base()
-    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Watch(cancelled=Stop(1)))
+    train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Callbacks(cancelled=Stop(1)))
     state = tmp_path / "1-tuning" / "state.pt"
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(LikenessError, match="not the state of this training"):
@@ -677,14 +677,16 @@ def test_timesteps_stay_below_their_cap_and_reach_it():
 
 
 def test_schedules():
-    linear, ahead = Schedule.LINEAR.factor(4), Schedule.LINEAR.factor(4, ahead=1)
+    linear, ahead = RateSchedule.LINEAR.factor(4), RateSchedule.LINEAR.factor(4, ahead=1)
     assert [linear(n) for n in range(4)] == [1, 0.75, 0.5, 0.25] and [ahead(n) for n in range(4)] == [
         0.75,
         0.5,
         0.25,
         0,
     ]
-    assert Schedule.CONSTANT.factor(4, warm_up=2)(0) == 0.5 and Schedule.COSINE.factor(4)(2) == pytest.approx(0.5)
+    assert RateSchedule.CONSTANT.factor(4, warm_up=2)(0) == 0.5 and RateSchedule.COSINE.factor(4)(2) == pytest.approx(
+        0.5
+    )
 
 
 def test_losses_are_drawn_whatever_they_are():

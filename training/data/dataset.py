@@ -68,7 +68,7 @@ class Unfit(Enum):
 
 
 @dataclass(frozen=True)
-class Settings:
+class DatasetSettings:
     """How photos become a dataset. templates: with `{}` for the trigger; empty: the built-in ones."""
 
     kind: DatasetKind
@@ -106,7 +106,7 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class DatasetPicture:
     """One picture to train on. Coordinates are its own pixels."""
 
     name: str
@@ -148,41 +148,41 @@ class Dataset:
     kind: DatasetKind
     trigger: str
     class_word: str
-    samples: tuple[Sample, ...]
+    pictures: tuple[DatasetPicture, ...]
     left_out: tuple[LeftOut, ...] = ()
     remarks: tuple[str, ...] = ()  # about the whole
     folder: str | None = None  # where it lies on disk
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.pictures)
 
     def examples(self) -> list[Example]:
         """Every picture as the engine takes it, once for each of its repeats."""
-        return [example for sample in self.samples for example in [sample.example()] * sample.repeats]
+        return [example for picture in self.pictures for example in [picture.example()] * picture.repeats]
 
     def called(self, word: str) -> Dataset:
         """The same pictures with another word in the trigger's place."""
         if word == self.trigger:
             return self
-        samples = (replace(sample, caption=renamed(sample.caption, self.trigger, word)) for sample in self.samples)
-        return replace(self, trigger=word, samples=tuple(samples))
+        pictures = (replace(picture, caption=renamed(picture.caption, self.trigger, word)) for picture in self.pictures)
+        return replace(self, trigger=word, pictures=tuple(pictures))
 
     def digest(self) -> str:
         """Tells datasets apart by what a training sees of them: pictures, masks, captions, words."""
         digest = hashlib.sha256(repr((self.kind, self.trigger, self.class_word)).encode())
-        for sample in self.samples:
-            digest.update(repr((sample.caption, sample.original_size, sample.crop, sample.pixels.shape)).encode())
-            digest.update(np.ascontiguousarray(sample.pixels).data)
-            if sample.mask is not None:
-                digest.update(np.ascontiguousarray(sample.mask).data)
-            if sample.repeats > 1:
-                digest.update(repr(sample.repeats).encode())
+        for picture in self.pictures:
+            digest.update(repr((picture.caption, picture.original_size, picture.crop, picture.pixels.shape)).encode())
+            digest.update(np.ascontiguousarray(picture.pixels).data)
+            if picture.mask is not None:
+                digest.update(np.ascontiguousarray(picture.mask).data)
+            if picture.repeats > 1:
+                digest.update(repr(picture.repeats).encode())
         return digest.hexdigest()
 
     def require_masks(self) -> None:
         """LikenessError naming the pictures without a mask (for a person: without a white pixel in it)."""
         person = self.kind is DatasetKind.PERSON
-        lacking = [s.name for s in self.samples if s.mask is None or (person and not s.shows_face)]
+        lacking = [s.name for s in self.pictures if s.mask is None or (person and not s.shows_face)]
         if lacking:
             raise LikenessError(
                 f"{names_of(lacking)} has no face mask, which this training needs: connect a face analysis to "
@@ -191,13 +191,14 @@ class Dataset:
 
     def report(self) -> str:
         """What was found, line by line."""
+        count = len(self.pictures)
         lines = [
-            f"{len(self.samples)} picture{'s' if len(self.samples) != 1 else ''} of a {self.kind.value}, trigger word "
+            f"{count} picture{'s' if count != 1 else ''} of a {self.kind.value}, trigger word "
             f"'{self.trigger}'" + (f", in {self.folder}" if self.folder else ""),
             *self.remarks,
         ]
-        for sample in self.samples:
-            lines.append(f"{sample.name}: {'; '.join(['used', *sample.remarks])}")
+        for picture in self.pictures:
+            lines.append(f"{picture.name}: {'; '.join(['used', *picture.remarks])}")
         lines += [f"{photo.name}: left out, because {'; '.join(photo.reasons)}" for photo in self.left_out]
         return "\n".join(lines)
 
@@ -221,7 +222,7 @@ class Finding:
 
 
 def look_at(
-    photo: Photo, number: int, settings: Settings, analysis: FaceAnalysis | None, reference: Tensor | None
+    photo: Photo, number: int, settings: DatasetSettings, analysis: FaceAnalysis | None, reference: Tensor | None
 ) -> Finding:
     """Find the meant face of a photo and judge the photo by itself. reference: (D,), whom to look for."""
     pixels, mask, face, others = photo.pixels, photo.mask, None, []
@@ -246,7 +247,7 @@ def look_at(
     return finding
 
 
-def _about_the_face(finding: Finding, mask: np.ndarray | None, settings: Settings) -> Iterator[str]:
+def _about_the_face(finding: Finding, mask: np.ndarray | None, settings: DatasetSettings) -> Iterator[str]:
     """What is wrong with a person's face, in the photo and in what is left of it once it is cropped and scaled."""
     if finding.face is None:
         yield "no face was found in it"
@@ -310,7 +311,7 @@ def _cosine(one: Finding, other: Finding) -> float | None:
     return float(cosine_similarity(torch.from_numpy(a)[None], torch.from_numpy(b)[None])[0, 0])
 
 
-def judge_people(findings: Sequence[Finding], settings: Settings, reference: Tensor | None, who: str) -> None:
+def judge_people(findings: Sequence[Finding], settings: DatasetSettings, reference: Tensor | None, who: str) -> None:
     """Mark photos of somebody else: unlike the reference, or unlike the photo that is most like all others.
 
     Raises LikenessError when half of the photos or more are strangers to the rest, because then nobody can tell who is
@@ -372,7 +373,7 @@ class Frame:
         return moved.astype(np.float32)
 
 
-def frame_of(size: tuple[int, int], face: Face | None, settings: Settings) -> Frame:
+def frame_of(size: tuple[int, int], face: Face | None, settings: DatasetSettings) -> Frame:
     """The part of a photo of `size` (H, W) to train on; always inside the photo."""
     height, width = size
     centre = (height / 2, width / 2)
@@ -465,7 +466,7 @@ def _mask_of_face(finding: Finding, face: Face, parser: FaceParser | None) -> np
 
 def build_dataset(
     photos: Sequence[Photo],
-    settings: Settings,
+    settings: DatasetSettings,
     analysis: FaceAnalysis | None = None,
     parser: FaceParser | None = None,
     identity: Identity | None = None,
@@ -501,27 +502,27 @@ def build_dataset(
             f"{len(refused) + len(unreadable)} of {len(photos) + len(unreadable)} pictures are unfit for training "
             f"({'. '.join([*refused, *unreadable])}): replace them, or let Portrait Dataset leave them out."
         )
-    samples, left_out = [], []
+    pictures, left_out = [], []
     for finding in findings:
         pixels = finding.photo.pixels  # kept while the photo is worked on
         if finding.problems and settings.unfit is not Unfit.KEEP:
             left_out.append(LeftOut(finding.photo.name, finding.frame.cut(pixels), tuple(finding.problems)))
         else:
             mask = mask_of(finding, settings.kind, parser, analysis is not None)
-            samples.append(_sample(finding, pixels, mask, settings, len(samples)))
+            pictures.append(_picture(finding, pixels, mask, settings, len(pictures)))
         after_each()
-    if not samples:
+    if not pictures:
         raise LikenessError(
             f"None of the {len(photos)} pictures is fit for training ({'. '.join(refused)}): use other photos."
         )
-    check_captions([(sample.name, sample.caption) for sample in samples], settings.trigger)
+    check_captions([(picture.name, picture.caption) for picture in pictures], settings.trigger)
     return Dataset(
         kind=settings.kind,
         trigger=settings.trigger,
         class_word=settings.class_word,
-        samples=tuple(samples),
+        pictures=tuple(pictures),
         left_out=tuple(left_out),
-        remarks=(*_about_the_whole(samples), *unreadable, *notes),
+        remarks=(*_about_the_whole(pictures), *unreadable, *notes),
     )
 
 
@@ -538,12 +539,14 @@ def _reference(identity: Identity | None, analysis: FaceAnalysis | None) -> Tens
     return identity.mean_embedding()
 
 
-def _sample(finding: Finding, pixels: np.ndarray, mask: np.ndarray | None, settings: Settings, number: int) -> Sample:
+def _picture(
+    finding: Finding, pixels: np.ndarray, mask: np.ndarray | None, settings: DatasetSettings, number: int
+) -> DatasetPicture:
     photo, face, frame = finding.photo, finding.face, finding.frame
     remarks = [*(f"unfit but kept: {problem}" for problem in finding.problems), *finding.remarks]
     remarks += _about_the_crop(finding, frame, settings)
     down, across = frame.scale
-    return Sample(
+    return DatasetPicture(
         name=photo.name,
         pixels=frame.cut(pixels),
         mask=None if mask is None else frame.cut(mask),
@@ -557,7 +560,7 @@ def _sample(finding: Finding, pixels: np.ndarray, mask: np.ndarray | None, setti
     )
 
 
-def _about_the_crop(finding: Finding, frame: Frame, settings: Settings) -> list[str]:
+def _about_the_crop(finding: Finding, frame: Frame, settings: DatasetSettings) -> list[str]:
     remarks = [f"shown {finding.photo.repeats} times as often as others"] if finding.photo.repeats > 1 else []
     if (enlarged := max(frame.scale)) > ENLARGED:
         remarks.append(f"enlarged {enlarged:.1f} times: a larger photo shows more detail")
@@ -581,15 +584,15 @@ def _is_inside(face: Face, frame: Frame) -> bool:
     return bool(frame.left <= x < frame.left + frame.width and frame.top <= y < frame.top + frame.height)
 
 
-def _about_the_whole(samples: Sequence[Sample]) -> list[str]:
-    if len(samples) > 1:
+def _about_the_whole(pictures: Sequence[DatasetPicture]) -> list[str]:
+    if len(pictures) > 1:
         return []
     return ["There is one picture only: training will repeat its pose and background. Four to ten are better."]
 
 
 def fingerprint(
     photos: Sequence[Photo],
-    settings: Settings,
+    settings: DatasetSettings,
     analysis: FaceAnalysis | None = None,
     parser: FaceParser | None = None,
     identity: Identity | None = None,

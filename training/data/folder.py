@@ -28,7 +28,7 @@ from ...faces.photo_list import list_photos, names_of, shown
 from ...locks import owned, sweep
 from ...storage import check_name, free_names, write_whole
 from .captions import check_captions, check_trigger, fill
-from .dataset import Dataset, DatasetKind, Sample
+from .dataset import Dataset, DatasetKind, DatasetPicture
 from .names import check_phrase
 from .photo_files import CAPTION_SUFFIX, MASK_SUFFIX, MOST_REPEATS, read_caption, read_mask, read_picture
 
@@ -81,18 +81,18 @@ def save_dataset(dataset: Dataset, folder: Path, made_from: str = "") -> Path:
 
     if os.path.lexists(folder):
         raise LikenessError(f"The folder '{folder.name}' exists already: choose another name.")
-    stems = [f"{number:03d}_{_plain(sample.name)}" for number, sample in enumerate(dataset.samples, 1)]
+    stems = [f"{number:03d}_{_plain(picture.name)}" for number, picture in enumerate(dataset.pictures, 1)]
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         sweep(folder.parent, UNFINISHED)
         temporary = Path(tempfile.mkdtemp(prefix=owned(UNFINISHED), dir=folder.parent))
-        for stem, sample in zip(stems, dataset.samples, strict=True):
-            write_whole(temporary / f"{stem}.png", partial(Image.fromarray(sample.pixels).save, format="png"))
-            write_whole(temporary / f"{stem}{CAPTION_SUFFIX}", partial(_write_text, sample.caption + "\n"))
-            if sample.mask is not None:
+        for stem, picture in zip(stems, dataset.pictures, strict=True):
+            write_whole(temporary / f"{stem}.png", partial(Image.fromarray(picture.pixels).save, format="png"))
+            write_whole(temporary / f"{stem}{CAPTION_SUFFIX}", partial(_write_text, picture.caption + "\n"))
+            if picture.mask is not None:
                 write_whole(
-                    temporary / f"{stem}{MASK_SUFFIX}", partial(Image.fromarray(sample.mask).save, format="png")
+                    temporary / f"{stem}{MASK_SUFFIX}", partial(Image.fromarray(picture.mask).save, format="png")
                 )
         index = {
             "format": FORMAT,
@@ -103,7 +103,7 @@ def save_dataset(dataset: Dataset, folder: Path, made_from: str = "") -> Path:
             "trigger": dataset.trigger,
             "class word": dataset.class_word,
             "left out": [{"photo": Path(p.name).name, "reasons": list(p.reasons)} for p in dataset.left_out],
-            "samples": [_record(stem, sample) for stem, sample in zip(stems, dataset.samples, strict=True)],
+            "samples": [_record(stem, picture) for stem, picture in zip(stems, dataset.pictures, strict=True)],
         }
         write_whole(temporary / INDEX, partial(_write_text, json.dumps(index, ensure_ascii=False, indent=1)))
         temporary.chmod(0o755)
@@ -128,18 +128,18 @@ def _plain(name: str) -> str:
     return stem[:40] or "photo"
 
 
-def _record(stem: str, sample: Sample) -> dict[str, Any]:
+def _record(stem: str, picture: DatasetPicture) -> dict[str, Any]:
     return {
         "name": stem,
-        "photo": Path(sample.name).name,
-        "caption": sample.caption,
-        "size": list(sample.pixels.shape[:2]),
-        "original size": list(sample.original_size),
-        "crop": list(sample.crop),
-        "keypoints": None if sample.keypoints is None else sample.keypoints.tolist(),
-        "remarks": list(sample.remarks),
-        "repeats": sample.repeats,
-        "captioned": sample.is_captioned,
+        "photo": Path(picture.name).name,
+        "caption": picture.caption,
+        "size": list(picture.pixels.shape[:2]),
+        "original size": list(picture.original_size),
+        "crop": list(picture.crop),
+        "keypoints": None if picture.keypoints is None else picture.keypoints.tolist(),
+        "remarks": list(picture.remarks),
+        "repeats": picture.repeats,
+        "captioned": picture.is_captioned,
     }
 
 
@@ -152,27 +152,27 @@ def load_dataset(folder: Path) -> Dataset:
     not fit each other.
     """
     index = _read_index(folder)
-    samples, remarks = [], list(index.remarks)
+    pictures, remarks = [], list(index.remarks)
     there = list_photos(folder)
-    for record in index.samples:
+    for record in index.pictures:
         path = folder / f"{record.name}.png"
         if path not in there.photos:
             remarks.append(f"{path.name} was deleted and is not used")
             continue
-        samples.append(_read_sample(path, record, index.trigger))
-    known = {f"{record.name}.png" for record in index.samples}
+        pictures.append(_read_sample(path, record, index.trigger))
+    known = {f"{record.name}.png" for record in index.pictures}
     added = [path.name for path in there.photos if path.name not in known]
     if added:
         remarks.append(f"{names_of(added)} was put here later and is not used: make a new dataset with it")
     remarks += there.not_used
-    if not samples:
+    if not pictures:
         raise LikenessError(f"The dataset '{folder.name}' has no pictures any more: make it again under a new name.")
-    check_captions([(sample.name, sample.caption) for sample in samples], index.trigger)
+    check_captions([(picture.name, picture.caption) for picture in pictures], index.trigger)
     return Dataset(
         kind=index.kind,
         trigger=index.trigger,
         class_word=index.class_word,
-        samples=tuple(samples),
+        pictures=tuple(pictures),
         remarks=tuple(remarks),
         folder=folder.name,
     )
@@ -200,7 +200,7 @@ class _Index:
     kind: DatasetKind
     trigger: str
     class_word: str
-    samples: tuple[_Record, ...]
+    pictures: tuple[_Record, ...]
     remarks: tuple[str, ...]
 
 
@@ -285,7 +285,7 @@ def _pair(value: Any) -> tuple[int, int]:
     return _whole(first), _whole(second)
 
 
-def _read_sample(path: Path, record: _Record, trigger: str) -> Sample:
+def _read_sample(path: Path, record: _Record, trigger: str) -> DatasetPicture:
     pixels, _ = read_picture(path)
     height, width = pixels.shape[:2]
     if height % 8 or width % 8:
@@ -293,7 +293,7 @@ def _read_sample(path: Path, record: _Record, trigger: str) -> Sample:
             f"{path.name} now has {width}x{height} pixels: keep the sides of a dataset's pictures multiples of 8."
         )
     caption, mask = read_caption(path.with_suffix(CAPTION_SUFFIX)) or record.caption, path.with_suffix(MASK_SUFFIX)
-    return Sample(
+    return DatasetPicture(
         name=path.name,
         pixels=pixels,
         mask=read_mask(mask, (height, width)) if mask.is_file() else None,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..objectives.identity import Measure
-from .dataset import Dataset, Sample
+from .dataset import Dataset, DatasetPicture
 from .examples import Example
 
 MIRRORED = (1, 0, 2, 4, 3)  # eyes and mouth corners change sides in the mirror
@@ -37,10 +37,10 @@ class Portrait:
 
 def portraits(dataset: Dataset, measure: Measure | None = None, device: torch.device | str = "cpu") -> list[Portrait]:
     """A dataset's pictures, their faces measured (on `device`) as the identity loss will. Once, before a training."""
-    return [p for sample in dataset.samples for p in [_portrait(sample, measure, device)] * sample.repeats]
+    return [p for sample in dataset.pictures for p in [_portrait(sample, measure, device)] * sample.repeats]
 
 
-def _portrait(sample: Sample, measure: Measure | None, device: torch.device | str) -> Portrait:
+def _portrait(sample: DatasetPicture, measure: Measure | None, device: torch.device | str) -> Portrait:
     example = sample.example()
     if sample.keypoints is None:
         return Portrait(example)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .dataset import Dataset, LeftOut, Sample
+from .dataset import Dataset, DatasetPicture, LeftOut
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,7 +22,7 @@ def sheet(dataset: Dataset) -> np.ndarray:
     """(height, width, 3) uint8: two columns of photo | photo with the mask's outside dimmed | caption and verdict."""
     from PIL import Image
 
-    rows: list[Sample | LeftOut] = [*dataset.samples, *dataset.left_out]
+    rows: list[DatasetPicture | LeftOut] = [*dataset.pictures, *dataset.left_out]
     hidden = max(0, len(rows) - MOST_ROWS)
     rows = rows[:MOST_ROWS]
     columns = 1 if len(rows) < 4 else 2
@@ -36,12 +36,12 @@ def sheet(dataset: Dataset) -> np.ndarray:
     return np.array(page)
 
 
-def _cell(row: Sample | LeftOut, width: int, height: int) -> Image:
+def _cell(row: DatasetPicture | LeftOut, width: int, height: int) -> Image:
     from PIL import Image
 
     cell = Image.new("RGB", (width, height), "white")
     cell.paste(_fitted(row.pixels), (MARGIN, MARGIN))
-    if isinstance(row, Sample):
+    if isinstance(row, DatasetPicture):
         shown = row.pixels if row.mask is None else _masked(row.pixels, row.mask)
         cell.paste(_fitted(shown), (CELL + 2 * MARGIN, MARGIN))
         verdict = [(remark, WARNED) for remark in row.remarks]

@@ -70,7 +70,7 @@ def identity(pictures: Tensor, keypoints: Tensor, embeddings: Tensor, measure: M
 
 
 @dataclass(frozen=True)
-class Window:
+class FaceWindow:
     """A part of the latents, in cells: rows top..bottom, columns left..right, ends not included."""
 
     top: int
@@ -83,7 +83,7 @@ class Window:
         return latents[..., self.top : self.bottom, self.left : self.right]
 
 
-def face_window(keypoints: Tensor, latent_size: tuple[int, int], scale: int, margin: int = 4) -> Window:
+def face_window(keypoints: Tensor, latent_size: tuple[int, int], scale: int, margin: int = 4) -> FaceWindow:
     """The latent cells that the recogniser's crop of this face is decoded from, and `margin` more on every side.
 
     scale: pixels per latent cell. What a decoder computes from the whole picture (its norms, its middle attention)
@@ -95,7 +95,7 @@ def face_window(keypoints: Tensor, latent_size: tuple[int, int], scale: int, mar
     (left, top), (right, bottom) = np.floor(cells.min(0)) - margin, np.ceil(cells.max(0)) + 1 + margin
     rows, columns = latent_size
     top, left = int(np.clip(top, 0, rows - 1)), int(np.clip(left, 0, columns - 1))
-    return Window(top, int(np.clip(bottom, top + 1, rows)), left, int(np.clip(right, left + 1, columns)))
+    return FaceWindow(top, int(np.clip(bottom, top + 1, rows)), left, int(np.clip(right, left + 1, columns)))
 
 
 def identity_of_latents(

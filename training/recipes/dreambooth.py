@@ -8,7 +8,6 @@ whole denoiser and, if wanted, the text encoders; or a LoRA in them.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,13 +17,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ...errors import LikenessError
+from ...errors import LikenessError, logger
 from ...faces import read_photo
 from ...storage import set_aside, write_whole
 from ...weights.lora import LoraPair
 from ..base.lora import StartLora, load_lora, trained_pairs
 from ..base.model import BaseModel
-from ..config import Group, LoraSettings, Moment, Rate, Schedule, Seen, Settings, Steps, Weight
+from ..config import Group, LoraSettings, Moment, Rate, RateSchedule, Seen, Settings, Steps, Weight
 from ..data.examples import Example
 from ..export import TrainingRecord, save_checkpoint, save_lora
 from ..objectives.prior_preservation import PriorPreservation, prior_preservation
@@ -37,7 +36,7 @@ from .denoising import Mask, denoising_losses, require_masks, seen_by
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 class DreamBoothSettings(Settings):
@@ -58,7 +57,7 @@ class DreamBoothSettings(Settings):
     steps: Steps = 500
     learning_rate: Rate = 1e-4
     text_learning_rate: Rate | None = Field(default=None, description="None: that of the denoiser.")
-    schedule: Schedule = Schedule.CONSTANT
+    schedule: RateSchedule = RateSchedule.CONSTANT
     warm_up: Moment = 0
     weight_decay: float = Field(default=1e-2, ge=0, le=1)
     clip: float = Field(default=1.0, gt=0, le=1e6)

@@ -32,13 +32,13 @@ from ...weights.embedding_files import TokenEmbedding
 from ..base.lora import Reach, StartLora, trained_pairs
 from ..base.model import BaseModel
 from ..base.vocabulary import NewToken, Vocabulary
-from ..config import Group, LoraSettings, Moment, Rate, Schedule, Seen, Settings, Weight
+from ..config import Group, LoraSettings, Moment, Rate, RateSchedule, Seen, Settings, Weight
 from ..data.captions import composed, fill, parse_templates, person_templates, style_templates
 from ..data.portraits import Detect, Portrait, as_uint8
 from ..export import TrainingRecord, save_embedding, save_lora
 from ..objectives.attention_refocusing import attention_refocusing, attention_refocusing_per_map
 from ..objectives.identity import Decoder, Likeness, Measure, below_cap, identity_of_latents
-from ..objectives.magicapture import Kind, positions, reconstruction_weight, regions
+from ..objectives.magicapture import ShotKind, positions, reconstruction_weight, regions
 from ..objectives.reconstruction import masked_reconstruction, soft_mask
 from ..probe import Grid, sites_at
 from ..recipe import Listening, Objective, Pass, Phase, Recipe, Sample, epochs, generator, uniform_timesteps
@@ -61,7 +61,7 @@ class IdentityPass(Enum):
     SEPARATE = "separate"  # one of its own, at another timestep
 
 
-class Layout(Enum):
+class FaceLayout(Enum):
     """Where L_id takes the face to be."""
 
     REFERENCE = "reference"  # where it is in the training photo
@@ -104,7 +104,7 @@ class MagiCaptureSettings(Settings):
         default=4, ge=1, le=64, description="Latent sides divided by this give the attention maps' grid."
     )
     identity_pass: IdentityPass = IdentityPass.SHARED
-    layout: Layout = Layout.REFERENCE
+    layout: FaceLayout = FaceLayout.REFERENCE
     decode_margin: int = Field(default=4, ge=0, le=256, description="Latent cells decoded around the face.")
     decode_whole: bool = Field(default=False, description="Decode the whole picture instead.")
     flip: float = Field(default=0.5, ge=0, le=1)
@@ -133,7 +133,7 @@ class MagiCaptureSettings(Settings):
 class Shot:
     """What one sample shows. mask: (1, h, w), where its reconstruction counts. likeness: who should be where."""
 
-    kind: Kind
+    kind: ShotKind
     mask: Tensor
     likeness: Likeness | None
 
@@ -167,7 +167,7 @@ def magicapture(
     ]
     vocabulary = Vocabulary(base, tokens, seed)
     words = Words(base, vocabulary, settings)
-    draw = partial(Shots, people, styles, settings, size, seed)
+    draw = partial(ShotStream, people, styles, settings, size, seed)
     reconstruction = Objective("reconstruction", partial(reconstruct, lambda_style=settings.lambda_style))
 
     inversion = Phase(
@@ -176,7 +176,7 @@ def magicapture(
         begin=lambda: [Group("rows", vocabulary.rows, settings.inversion_rate)],
         streams=[draw(pairs=False)],
         objectives=[reconstruction],
-        factor=Schedule.LINEAR.factor(settings.inversion_steps, ahead=1),
+        factor=RateSchedule.LINEAR.factor(settings.inversion_steps, ahead=1),
         timestep=uniform_timesteps(len(base.schedule)),
         after_step=partial(hold, vocabulary, Tether.NORM),
     )
@@ -210,7 +210,7 @@ def magicapture(
         begin=tuned,
         streams=[draw(pairs=settings.compose)],
         objectives=objectives,
-        factor=Schedule.LINEAR.factor(settings.tuning_steps, ahead=1),
+        factor=RateSchedule.LINEAR.factor(settings.tuning_steps, ahead=1),
         timestep=uniform_timesteps(round(settings.noise_share * len(base.schedule))),
         clip=settings.clip,
         listening=listening,
@@ -232,7 +232,7 @@ def magicapture(
 
 
 @dataclass(frozen=True)
-class Shots:
+class ShotStream:
     """The stream of photos and composed prompts.
 
     Items are the person's photos, repeated to about as many as the style's, the style's photos, and half as many random
@@ -251,38 +251,38 @@ class Shots:
         """Which style photos show a face: only there can the person's be."""
         return [j for j, portrait in enumerate(self.styles) if portrait.example.shows_face]
 
-    def items(self) -> list[tuple[Kind, int, int]]:
+    def items(self) -> list[tuple[ShotKind, int, int]]:
         """Kind, which person's photo, which style photo."""
         persons, styles = len(self.people), len(self.styles)
-        singles = [(Kind.INSTANCE, i, 0) for i in range(persons)] * max(1, styles // persons)
-        singles += [(Kind.STYLE, 0, j) for j in range(styles)]
+        singles = [(ShotKind.INSTANCE, i, 0) for i in range(persons)] * max(1, styles // persons)
+        singles += [(ShotKind.STYLE, 0, j) for j in range(styles)]
         faces = self._faces
         pairs = torch.randperm(persons * len(faces), generator=generator(self.seed, "pairs"))
         composed = [divmod(pair, len(faces)) for pair in pairs[: len(singles) // 2].tolist() if self.pairs]
-        return singles + [(Kind.BOTH, i, faces[j]) for i, j in composed]
+        return singles + [(ShotKind.BOTH, i, faces[j]) for i, j in composed]
 
     def __call__(self, n: int, random: torch.Generator) -> Sample:
         items, settings = self.items(), self.settings
         kind, i, j = items[epochs(len(items), self.seed, n)]
         person, style = self.people[i], self.styles[j]
-        shown = person if kind is Kind.INSTANCE else style
+        shown = person if kind is ShotKind.INSTANCE else style
         prompt = self._prompt(kind, random)
         flipped = prompts.happens(settings.flip, random)
         face = shown.example.face_mask
         assert face is not None
-        counts = face if kind is Kind.INSTANCE else 1 - face
+        counts = face if kind is ShotKind.INSTANCE else 1 - face
         mask = soft_mask(counts.unsqueeze(0), self.size, settings.mask_temperature)[0]
         likeness, keypoints = None, shown.keypoints_as_shown(flipped)
         if kind.shows_person and keypoints is not None and person.embedding is not None:
             likeness = Likeness(keypoints, person.embedding)
         return Sample(shown.example, prompt, flipped, Shot(kind, mask.flip(-1) if flipped else mask, likeness))
 
-    def _prompt(self, kind: Kind, random: torch.Generator) -> str:
+    def _prompt(self, kind: ShotKind, random: torch.Generator) -> str:
         settings = self.settings
-        if kind is Kind.STYLE:
+        if kind is ShotKind.STYLE:
             return fill(prompts.choose(settings.style_templates, random), settings.style)
         template = prompts.choose(settings.person_templates, random)
-        return fill(composed(template, settings.style) if kind is Kind.BOTH else template, settings.subject)
+        return fill(composed(template, settings.style) if kind is ShotKind.BOTH else template, settings.subject)
 
 
 @dataclass(frozen=True)
@@ -293,10 +293,10 @@ class Words:
     vocabulary: Vocabulary
     settings: MagiCaptureSettings
 
-    def of(self, kind: Kind) -> list[int]:
+    def of(self, kind: ShotKind) -> list[int]:
         """The ids of the learned words in prompts of a kind, the subject's before the style's."""
         subject, style = self.vocabulary.ids(self.settings.subject), self.vocabulary.ids(self.settings.style)
-        return {Kind.INSTANCE: subject, Kind.STYLE: style, Kind.BOTH: subject + style}[kind]
+        return {ShotKind.INSTANCE: subject, ShotKind.STYLE: style, ShotKind.BOTH: subject + style}[kind]
 
     def positions(self, samples: Sequence[Sample]) -> Tensor:
         """(batch, tokens); where a prompt has fewer words than another, 0 fills its row."""
@@ -339,7 +339,7 @@ def resemble(
     """L_id of the samples that show the person, at timesteps below the cap; 0 for the others."""
     look = found.again() if settings.identity_pass is IdentityPass.SEPARATE else found
     z0, likenesses = look.z0_estimate, [sample.about.likeness for sample in look.samples]
-    if settings.layout is Layout.DETECTED:
+    if settings.layout is FaceLayout.DETECTED:
         assert detect is not None
         likenesses = [_detected(detect, decoder, z0[i : i + 1], each) for i, each in enumerate(likenesses)]
     likenesses = [each and Likeness(each.keypoints, each.embedding.to(z0.device)) for each in likenesses]
@@ -384,6 +384,6 @@ def _check(
             "No face was found in any photo of the person: use photos that show the face larger, or set the identity "
             "loss's weight to 0."
         )
-    if settings.layout is Layout.DETECTED and detect is None:
+    if settings.layout is FaceLayout.DETECTED and detect is None:
         raise LikenessError("A detected layout needs a face detector: load one, or use the reference layout.")
     return height // scale, width // scale

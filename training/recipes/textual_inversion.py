@@ -19,7 +19,7 @@ from torch import Tensor
 from ...weights.embedding_files import TokenEmbedding
 from ..base.model import BaseModel
 from ..base.vocabulary import NewToken, Vocabulary
-from ..config import Group, Moment, Rate, Schedule, Seen, Settings, Steps
+from ..config import Group, Moment, Rate, RateSchedule, Seen, Settings, Steps
 from ..data.captions import person_templates
 from ..data.examples import Example
 from ..export import TrainingRecord, save_embedding
@@ -47,7 +47,7 @@ class TextualInversionSettings(Settings):
     start: str = Field(default="person", description="Words to start from, in turn; empty: chance.")
     steps: Steps = 3000
     learning_rate: Rate = 5e-4
-    schedule: Schedule = Schedule.CONSTANT
+    schedule: RateSchedule = RateSchedule.CONSTANT
     warm_up: Moment = 0
     weight_decay: float = Field(default=1e-2, ge=0, le=1)
     clip: float | None = Field(default=None, gt=0, le=1e6, description="Of the learned rows' gradient alone.")

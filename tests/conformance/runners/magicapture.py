@@ -18,7 +18,7 @@ from likeness.training.data.masks import face_mask
 from likeness.training.objectives import magicapture, reconstruction
 from likeness.training.objectives.attention_refocusing import attention_refocusing
 from likeness.training.objectives.identity import Decoder, Likeness, arcface_measure
-from likeness.training.objectives.magicapture import Kind
+from likeness.training.objectives.magicapture import ShotKind
 from likeness.training.probe import AttentionProbe, columns_of, sites_at
 from likeness.training.recipe import Pass, Sample
 from likeness.training.recipes import magicapture as recipe
@@ -39,17 +39,17 @@ def masked_reconstruction(case: Any) -> dict[str, Tensor]:
     prediction = given["pred"].requires_grad_()
     target = common.schedule_of(config).target(given["latents"], given["noise"], given["timesteps"])
     mask = reconstruction.soft_mask(given["mask"], target.shape[-2:], config["mask_temperature"])
-    weight = magicapture.reconstruction_weight(Kind(config["kind"]), config["progress"], config["lambda_style"])
+    weight = magicapture.reconstruction_weight(ShotKind(config["kind"]), config["progress"], config["lambda_style"])
     loss = weight * reconstruction.masked_reconstruction(prediction, target, mask).mean()
     return common.scaled(case, {"loss": loss, "grad_pred": torch.autograd.grad(loss, prediction)[0]})
 
 
 def wanted(case: Any, subject: list[int], style: list[int]) -> tuple[Tensor, Tensor]:
     """Positions and regions of the tokens in a case's prompt."""
-    config, given, kind = case.config, case.inputs, Kind(case.config["kind"])
+    config, given, kind = case.config, case.inputs, ShotKind(case.config["kind"])
     size = tuple(given["latent_hw"].tolist()) if "latent_hw" in given else given["latents"].shape[-2:]
     mask = reconstruction.soft_mask(given["mask"], size, config["mask_temperature"])
-    ids = {Kind.INSTANCE: subject, Kind.STYLE: style, Kind.BOTH: subject + style}[kind]
+    ids = {ShotKind.INSTANCE: subject, ShotKind.STYLE: style, ShotKind.BOTH: subject + style}[kind]
     regions = magicapture.regions(kind, mask, len(subject), len(style))
     return magicapture.positions(given["input_ids"], ids), regions
 
@@ -207,7 +207,7 @@ def vae_of(case: Any) -> Any:
 
 @harness.runs("magicapture", r"tuning_step")
 def tuning_step(case: Any) -> dict[str, Tensor]:
-    given, config, kind = case.inputs, case.config, Kind(case.config["kind"])
+    given, config, kind = case.inputs, case.config, ShotKind(case.config["kind"])
     schedule = NoiseSchedule.scaled_linear()
     unet, file = common.unet_of(case), case.weights_below("lora.unet:")
     order = config["lora_index_to_module"]

@@ -19,9 +19,9 @@ from likeness.training.config import Settings as MethodSettings
 from likeness.training.data.captions import parse_templates, person_templates, renamed, style_templates
 from likeness.training.data.dataset import (
     DatasetKind,
+    DatasetSettings,
     Frame,
     Framing,
-    Settings,
     Unfit,
     build_dataset,
     ellipse_mask,
@@ -74,7 +74,7 @@ def photo(seed=0, size=(200, 160), faces=((ANNA, (40, 50, 80)),), name=None, **r
 
 
 def person(**changes):
-    return replace(Settings(DatasetKind.PERSON, "ohwx", resolution=64), **changes)
+    return replace(DatasetSettings(DatasetKind.PERSON, "ohwx", resolution=64), **changes)
 
 
 def build(photos, analysis=ANALYSIS, parser=None, identity=None, **changes):
@@ -102,10 +102,10 @@ def test_every_size_of_photo_becomes_an_example_on_the_grid(height, width, resol
     faces = ((ANNA, (width // 8, height // 8, 66)),) if has_face else ()
     made = build_dataset(
         [photo(size=(height, width), faces=faces)],
-        Settings(kind, "ohwx", resolution=resolution, framing=framing, unfit=Unfit.KEEP),
+        DatasetSettings(kind, "ohwx", resolution=resolution, framing=framing, unfit=Unfit.KEEP),
         ANALYSIS,
     )
-    [example], [sample] = made.examples(), made.samples
+    [example], [sample] = made.examples(), made.pictures
     assert example.pixels.shape[0] == 3 and example.pixels.shape[1] % 8 == example.pixels.shape[2] % 8 == 0
     assert (
         example.pixels.dtype == torch.float32 and -1 <= float(example.pixels.min()) < float(example.pixels.max()) <= 1
@@ -139,7 +139,7 @@ def test_frames_stay_inside_the_photo_even_when_the_face_does_not(height, width,
 
 
 def test_the_face_is_where_its_keypoints_say_after_cropping():
-    [sample] = build([photo(faces=((ANNA, (40, 50, 80)),))], resolution=128).samples
+    [sample] = build([photo(faces=((ANNA, (40, 50, 80)),))], resolution=128).pictures
     assert sample.keypoints is not None
     for x, y in np.round(sample.keypoints[[0, 1, 3, 4]]).astype(int):
         assert np.abs(sample.pixels[y, x].astype(int) - ANNA).max() < 12
@@ -147,7 +147,7 @@ def test_the_face_is_where_its_keypoints_say_after_cropping():
 
 def test_head_and_shoulders_is_closer_than_the_largest_square_and_keeps_the_proportions():
     wide = photo(size=(400, 600), faces=((ANNA, (400, 40, 64)),))
-    by_framing = {framing: build([wide], framing=framing, resolution=192).samples[0] for framing in Framing}
+    by_framing = {framing: build([wide], framing=framing, resolution=192).pictures[0] for framing in Framing}
     shares = {framing: (sample.pixels == ANNA).all(-1).mean() for framing, sample in by_framing.items()}
     assert shares[Framing.HEAD] > 2 * shares[Framing.SQUARE] > 0
     assert by_framing[Framing.WHOLE].pixels.shape[:2] == (128, 256)  # about 192², in 2:3, on a grid of 64
@@ -156,14 +156,14 @@ def test_head_and_shoulders_is_closer_than_the_largest_square_and_keeps_the_prop
 
 def test_crop_ids_are_those_of_the_scaled_photo():
     assert Frame(100, 40, 256, 256, (512, 512)).scale == (2.0, 2.0)
-    [sample] = build([photo(size=(128, 320), faces=((ANNA, (200, 20, 70)),))], framing=Framing.SQUARE).samples
+    [sample] = build([photo(size=(128, 320), faces=((ANNA, (200, 20, 70)),))], framing=Framing.SQUARE).pictures
     assert sample.original_size == (128, 320)
     assert sample.crop == (0, round((235 - 64) / 2))
 
 
 def test_captions_differ_and_all_hold_the_trigger_and_the_class_word():
     made = build([photo(seed) for seed in range(4)], class_word="woman", unfit=Unfit.KEEP)
-    captions = [sample.caption for sample in made.samples]
+    captions = [sample.caption for sample in made.pictures]
     assert len(set(captions)) == 4
     assert all("ohwx woman" in caption for caption in captions)
     assert len(set(person_templates("man"))) >= 8 and len(set(style_templates("man"))) >= 5
@@ -172,7 +172,7 @@ def test_captions_differ_and_all_hold_the_trigger_and_the_class_word():
 def test_own_templates_and_own_captions_come_first():
     two = [photo(1), photo(2, caption="{} in the rain")]
     made = build(two, templates=parse_templates("\n  a photo of a {}  person\n"), unfit=Unfit.KEEP)
-    assert [s.caption for s in made.samples] == ["a photo of a ohwx person", "ohwx in the rain"]
+    assert [s.caption for s in made.pictures] == ["a photo of a ohwx person", "ohwx in the rain"]
 
 
 # --- whose face
@@ -182,7 +182,7 @@ def test_the_largest_face_is_taken_without_an_identity_and_the_meant_one_with_it
     both = photo(size=(200, 300), faces=((ANNA, (10, 50, 70)), (BORIS, (180, 50, 100))))
     largest, meant = build([both]), build([both], identity=identity_of(ANNA))
     for made, colour in ((largest, BORIS), (meant, ANNA)):
-        [sample] = made.samples
+        [sample] = made.pictures
         assert sample.mask is not None
         assert np.abs(np.median(sample.pixels[sample.mask > 127], 0) - colour).max() < 12
     assert "somebody else" not in largest.report()  # cropped away
@@ -191,9 +191,9 @@ def test_the_largest_face_is_taken_without_an_identity_and_the_meant_one_with_it
 
 def test_a_style_is_nobodys_face_so_all_faces_are_masked():
     both = photo(size=(200, 300), faces=((ANNA, (10, 50, 70)), (BORIS, (180, 50, 100))))
-    style = Settings(DatasetKind.STYLE, "ohwx", resolution=192, framing=Framing.WHOLE)
-    [of_style] = build_dataset([both], style, ANALYSIS).samples
-    [of_person] = build_dataset([both], replace(style, kind=DatasetKind.PERSON), ANALYSIS).samples
+    style = DatasetSettings(DatasetKind.STYLE, "ohwx", resolution=192, framing=Framing.WHOLE)
+    [of_style] = build_dataset([both], style, ANALYSIS).pictures
+    [of_person] = build_dataset([both], replace(style, kind=DatasetKind.PERSON), ANALYSIS).pictures
     assert of_style.mask is not None and of_person.mask is not None
     left, right = np.array_split(of_style.mask > 127, 2, axis=1)
     assert left.any() and right.any()
@@ -243,9 +243,9 @@ def test_a_mask_is_judged_by_what_is_left_of_it():
     made = build([photo(1), one])
     assert [left.reasons for left in made.left_out] == [("its mask lies outside of the crop around its face",)]
     build([photo(mask=np.zeros((200, 160), np.uint8))])  # nothing was painted, and nothing is lost
-    grey = replace(made.samples[0], mask=np.full_like(made.samples[0].mask, 100))
+    grey = replace(made.pictures[0], mask=np.full_like(made.pictures[0].mask, 100))
     with pytest.raises(LikenessError, match=r"1\.png has no face mask"):
-        replace(made, samples=(grey,)).require_masks()
+        replace(made, pictures=(grey,)).require_masks()
 
 
 def test_repeats_are_shown_more_often_and_are_part_of_what_it_is_made_of():
@@ -255,7 +255,7 @@ def test_repeats_are_shown_more_often_and_are_part_of_what_it_is_made_of():
     assert "0.png: used; shown 3 times as often as others" in made.report()
     assert fingerprint(two, person()) != fingerprint([photo(0), photo(1)], person())
     assert [example.name for example in made.examples()] == ["0.png"] * 3 + ["1.png"]
-    once = replace(made, samples=tuple(replace(sample, repeats=1) for sample in made.samples))
+    once = replace(made, pictures=tuple(replace(sample, repeats=1) for sample in made.pictures))
     assert digest_of([made], MethodSettings()) != digest_of([once], MethodSettings()), (
         "a run with others is another run"
     )
@@ -264,7 +264,7 @@ def test_repeats_are_shown_more_often_and_are_part_of_what_it_is_made_of():
 @pytest.mark.parametrize("sentence", bad_photos())
 def test_an_unfit_photo_is_left_out_with_its_reason(sentence):
     made = build([photo(0), bad_photos()[sentence]])
-    assert [sample.name for sample in made.samples] == ["0.png"]
+    assert [sample.name for sample in made.pictures] == ["0.png"]
     [left_out] = made.left_out
     name, _, reason = sentence.partition(": ")
     assert left_out.name == name and reason in "; ".join(left_out.reasons)
@@ -296,7 +296,7 @@ def test_a_picture_that_cannot_be_read_is_reported_or_stops():
 def test_somebody_else_among_several_photos_is_left_out():
     three = [photo(seed, faces=((colour, (40, 50, 80)),)) for seed, colour in enumerate((ANNA, ANNA, BORIS))]
     made = build(three)
-    assert [sample.name for sample in made.samples] == ["0.png", "1.png"]
+    assert [sample.name for sample in made.pictures] == ["0.png", "1.png"]
     assert "does not look like the others (cosine -1.00)" in made.report()
 
 
@@ -330,12 +330,12 @@ def test_a_person_needs_somebody_to_look_for_faces_or_masks():
     mask[50:130, 40:120] = 255
     made = build([photo(mask=mask)], analysis=None)
     made.require_masks()
-    assert made.samples[0].keypoints is None
-    assert 0.05 < (made.samples[0].mask > 127).mean() < 0.5  # type: ignore[operator] - framed around the mask
+    assert made.pictures[0].keypoints is None
+    assert 0.05 < (made.pictures[0].mask > 127).mean() < 0.5  # type: ignore[operator] - framed around the mask
 
 
 def test_a_style_without_an_analysis_has_no_masks_and_says_so_when_they_are_needed():
-    made = build_dataset([photo(), photo(1)], Settings(DatasetKind.STYLE, "ohwx", resolution=64))
+    made = build_dataset([photo(), photo(1)], DatasetSettings(DatasetKind.STYLE, "ohwx", resolution=64))
     assert [example.face_mask for example in made.examples()] == [None, None]
     with pytest.raises(LikenessError, match="has no face mask, which this training needs"):
         made.require_masks()
@@ -479,9 +479,9 @@ def test_a_parser_makes_the_mask_and_an_ellipse_stands_in_where_it_sees_nothing(
 
     parsed, ellipse = (build([photo()], parser=OneParser(part), resolution=128) for part in (Part.SKIN, Part.HAIR))  # type: ignore[arg-type]
     plain = build([photo()], resolution=128)
-    assert np.array_equal(ellipse.samples[0].mask, plain.samples[0].mask)  # type: ignore[arg-type]
+    assert np.array_equal(ellipse.pictures[0].mask, plain.pictures[0].mask)  # type: ignore[arg-type]
     assert "its mask is an ellipse" in ellipse.report()
-    assert not np.array_equal(parsed.samples[0].mask, plain.samples[0].mask)  # type: ignore[arg-type]
+    assert not np.array_equal(parsed.pictures[0].mask, plain.pictures[0].mask)  # type: ignore[arg-type]
 
 
 # --- looking at it, and knowing it again
@@ -493,7 +493,7 @@ def test_the_sheet_shows_every_picture_with_its_verdict():
     assert page.dtype == np.uint8 and page.ndim == 3
     smaller = sheet(replace(made, left_out=()))
     assert page.shape != smaller.shape  # the photo that was left out is on it
-    unmasked = replace(made, samples=tuple(replace(sample, mask=None) for sample in made.samples))
+    unmasked = replace(made, pictures=tuple(replace(sample, mask=None) for sample in made.pictures))
     assert not np.array_equal(sheet(unmasked), page)
     assert sheet(build([photo(seed) for seed in range(70)], unfit=Unfit.KEEP)).shape[0] < 8000
 

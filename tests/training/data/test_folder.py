@@ -21,7 +21,7 @@ from likeness.faces import photos
 from likeness.locks import owned
 from likeness.training.data import folder as dataset_folder
 from likeness.training.data import photo_files
-from likeness.training.data.dataset import Dataset, DatasetKind, Sample
+from likeness.training.data.dataset import Dataset, DatasetKind, DatasetPicture
 from likeness.training.data.folder import load_dataset, place_for, save_dataset
 from likeness.training.data.photo_files import read_caption, read_folder, read_mask, read_picture
 
@@ -259,7 +259,7 @@ def test_photos_are_read_when_they_are_wanted_and_not_kept(tmp_path, monkeypatch
 def dataset(count=2, **changes):
     def sample(number):
         rng = np.random.default_rng(number)
-        return Sample(
+        return DatasetPicture(
             name=f"Anna (am Meer) {number}.jpg",
             pixels=rng.integers(0, 256, (16, 24, 3), np.uint8),
             mask=rng.integers(0, 256, (16, 24), np.uint8),
@@ -270,9 +270,9 @@ def dataset(count=2, **changes):
             remarks=("enlarged",),
         )
 
-    samples = tuple(sample(number) for number in range(count))
+    pictures = tuple(sample(number) for number in range(count))
     fields = {"kind": DatasetKind.PERSON, "trigger": "ohwx", "class_word": "person"} | changes
-    return Dataset(samples=samples, **fields)
+    return Dataset(pictures=pictures, **fields)
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def saved(tmp_path):
 def test_what_is_written_is_read_back(saved):
     before, after = dataset(), load_dataset(saved)
     assert (after.kind, after.trigger, after.class_word) == (DatasetKind.PERSON, "ohwx", "person")
-    for one, other in zip(before.samples, after.samples, strict=True):
+    for one, other in zip(before.pictures, after.pictures, strict=True):
         assert np.array_equal(one.pixels, other.pixels) and np.array_equal(one.mask, other.mask)  # type: ignore[arg-type]
         assert (one.caption, one.original_size, one.crop) == (other.caption, other.original_size, other.crop)
         assert np.array_equal(one.keypoints, other.keypoints)  # type: ignore[arg-type]
@@ -307,7 +307,7 @@ def test_what_the_user_edits_is_what_is_read(saved):
     Image.fromarray(np.full((16, 24), 255, np.uint8)).save(picture.with_suffix(".mask.png"))
     second.with_suffix(".txt").unlink()
     second.with_suffix(".mask.png").unlink()
-    first_sample, second_sample = load_dataset(saved).samples
+    first_sample, second_sample = load_dataset(saved).pictures
     assert first_sample.caption == "ohwx laughing" and first_sample.mask is not None and first_sample.mask.min() == 255
     assert second_sample.caption == "a photo of a ohwx person, 1" and second_sample.mask is None
     with pytest.raises(LikenessError, match=r"002_Anna_am_Meer_1\.png has no face mask"):
@@ -323,7 +323,7 @@ def test_a_picture_that_was_cropped_loses_its_keypoints_only(saved):
     picture = saved / "001_Anna_am_Meer_0.png"
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture)
     picture.with_suffix(".mask.png").unlink()
-    sample = load_dataset(saved).samples[0]
+    sample = load_dataset(saved).pictures[0]
     assert sample.keypoints is None
     Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(picture)
     with pytest.raises(LikenessError, match="keep the sides of a dataset's pictures multiples of 8"):
@@ -496,17 +496,17 @@ def test_any_value_anywhere_in_the_index_is_set_aside_or_one_sentence(saved):
 
 
 def test_repeats_and_own_captions_are_kept(tmp_path):
-    [first, second] = dataset().samples
-    whole = replace(dataset(), samples=(replace(first, repeats=3), replace(second, is_captioned=True)))
+    [first, second] = dataset().pictures
+    whole = replace(dataset(), pictures=(replace(first, repeats=3), replace(second, is_captioned=True)))
     folder = save_dataset(whole, tmp_path / "anna")
     loaded = load_dataset(folder)
-    assert [sample.repeats for sample in loaded.samples] == [3, 1]
-    assert [sample.is_captioned for sample in loaded.samples] == [False, True]
+    assert [sample.repeats for sample in loaded.pictures] == [3, 1]
+    assert [sample.is_captioned for sample in loaded.pictures] == [False, True]
     one, again, _, other = loaded.examples()
     assert one is again and one is not other, "what is computed of it is computed once"
-    assert loaded.digest() != replace(loaded, samples=dataset().samples).digest()
+    assert loaded.digest() != replace(loaded, pictures=dataset().pictures).digest()
     (folder / "001_Anna_am_Meer_0.txt").write_text("{} laughs")
-    assert load_dataset(folder).samples[0].is_captioned
+    assert load_dataset(folder).pictures[0].is_captioned
 
 
 def test_no_path_of_the_users_machine_is_written(saved):

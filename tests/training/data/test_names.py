@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from likeness.errors import LikenessError
 from likeness.storage import name_fault
 from likeness.training.data.captions import check_trigger
-from likeness.training.data.dataset import DatasetKind, Settings
+from likeness.training.data.dataset import DatasetKind, DatasetSettings
 from likeness.training.data.names import prompt_stem
 from likeness.training.export import write_safetensors
 
@@ -66,6 +66,6 @@ def test_usual_trigger_words_pass(word):
 
 
 def test_a_class_word_may_be_several_words_but_no_weight():
-    assert Settings(DatasetKind.PERSON, "ohwx", "young woman").class_word == "young woman"
+    assert DatasetSettings(DatasetKind.PERSON, "ohwx", "young woman").class_word == "young woman"
     with pytest.raises(LikenessError, match=r"The class word '\(woman:1.3\)' holds '\('"):
-        Settings(DatasetKind.PERSON, "ohwx", "(woman:1.3)")
+        DatasetSettings(DatasetKind.PERSON, "ohwx", "(woman:1.3)")

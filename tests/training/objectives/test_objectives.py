@@ -22,7 +22,7 @@ from likeness.training.objectives.identity import (
     identity,
     identity_of_latents,
 )
-from likeness.training.objectives.magicapture import Kind
+from likeness.training.objectives.magicapture import ShotKind
 from likeness.training.objectives.prior_preservation import prior_preservation
 from likeness.training.objectives.reconstruction import (
     masked_reconstruction,
@@ -209,9 +209,9 @@ def test_a_batch_of_maps_gives_the_losses_of_its_samples():
 
 def test_the_subject_belongs_in_the_face_and_the_style_around_it():
     mask = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
-    subject, style = magicapture.regions(Kind.BOTH, mask, 1, 1)[0]
+    subject, style = magicapture.regions(ShotKind.BOTH, mask, 1, 1)[0]
     assert subject.flatten().tolist() == [1, 0] and style.flatten().tolist() == [0, 1]
-    assert magicapture.regions(Kind.INSTANCE, mask, 3, 1).shape == (1, 3, 1, 2)
+    assert magicapture.regions(ShotKind.INSTANCE, mask, 3, 1).shape == (1, 3, 1, 2)
 
 
 def test_a_prompt_without_its_token_is_an_error_in_words():

@@ -22,15 +22,15 @@ from likeness.training.engine import train
 from likeness.training.export import TrainingRecord
 from likeness.training.loss_log import read_losses
 from likeness.training.objectives.identity import Measure, arcface_measure
-from likeness.training.objectives.magicapture import Kind
+from likeness.training.objectives.magicapture import ShotKind
 from likeness.training.recipes.denoising import Mask
 from likeness.training.recipes.dreambooth import DreamBoothSettings, class_pictures, class_size, dreambooth, start_of
 from likeness.training.recipes.magicapture import (
+    FaceLayout,
     IdentityPass,
-    Layout,
     MagiCaptureSettings,
     Refocusing,
-    Shots,
+    ShotStream,
     magicapture,
 )
 from likeness.training.recipes.textual_inversion import Tether, TextualInversionSettings, textual_inversion
@@ -238,7 +238,7 @@ def test_refocusing_alone_trains_the_lora(base, make_photo, tmp_path, checkpoint
 
 @pytest.mark.parametrize(
     "options",
-    [{"identity_pass": IdentityPass.SEPARATE}, {"layout": Layout.DETECTED}, {"decode_whole": True}],
+    [{"identity_pass": IdentityPass.SEPARATE}, {"layout": FaceLayout.DETECTED}, {"decode_whole": True}],
     ids=["separate pass", "detected", "whole picture"],
 )
 def test_the_identity_loss_can_go_the_official_ways(base, make_photo, tmp_path, options):
@@ -424,11 +424,11 @@ def test_a_style_photo_without_a_face_is_learned_from_but_never_composed_with(ba
     people, styles = portraits(make_photo, 1), [Portrait(faceless), Portrait(make_photo(2))]
     settings = MagiCaptureSettings(lambda_id=0, map_division=2)
     assert magicapture(base, people, styles, settings).phases
-    items = Shots(people, styles, settings, (16, 16), seed=0, pairs=True).items()
-    assert {j for kind, _, j in items if kind is Kind.STYLE} == {0, 1}
-    assert [j for kind, _, j in items if kind is Kind.BOTH] == [1]
-    alone = Shots(people, styles[:1], settings, (16, 16), seed=0, pairs=True).items()
-    assert all(kind is not Kind.BOTH for kind, _, _ in alone)
+    items = ShotStream(people, styles, settings, (16, 16), seed=0, pairs=True).items()
+    assert {j for kind, _, j in items if kind is ShotKind.STYLE} == {0, 1}
+    assert [j for kind, _, j in items if kind is ShotKind.BOTH] == [1]
+    alone = ShotStream(people, styles[:1], settings, (16, 16), seed=0, pairs=True).items()
+    assert all(kind is not ShotKind.BOTH for kind, _, _ in alone)
 
 
 def test_a_person_without_a_face_is_refused_where_a_style_is_not(base, make_photo):
