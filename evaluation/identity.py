@@ -353,19 +353,9 @@ class IdentityScores:
         return _mean(self.cosines)
 
     @property
-    def id_found(self) -> float:
-        """Mean cosine over the pictures with a face."""
-        return _mean(self.cosines[self.sight.found])
-
-    @property
     def rank1(self) -> float:
         """Share of pictures whose nearest person of the gallery is the right one."""
         return _mean((self.ranks == 1).float())
-
-    @property
-    def mean_average_precision(self) -> float:
-        """mAP; with one right entry in the gallery a picture's average precision is 1 / rank."""
-        return _mean(1 / self.ranks.float())
 
     def accepted(self, threshold: float) -> torch.Tensor:
         """Which pictures count as the person from this cosine on: (n,) bool, False without a face."""

@@ -29,11 +29,6 @@ class Matching:
         """The least well kept person: a method that gets one of two right must not average to good."""
         return min(self.cosines, default=float("nan"))
 
-    @property
-    def id_mean(self) -> float:
-        """The mean over people."""
-        return float(np.mean(self.cosines)) if self.cosines else float("nan")
-
 
 def match(faces: torch.Tensor, references: torch.Tensor) -> Matching:
     """The assignment of faces to people with the greatest sum of cosines (Hungarian method); NaN counts as -1."""
@@ -53,11 +48,6 @@ def _cosines(faces: torch.Tensor, references: torch.Tensor) -> np.ndarray:
     if not len(faces) or not len(references):
         return np.zeros((len(faces), len(references)))
     return np.nan_to_num(cosine_similarity(faces, references).double().numpy(), nan=-1.0)
-
-
-def count_ok(faces: torch.Tensor, asked: int) -> float:
-    """1 when the picture shows as many faces as were asked for, else 0."""
-    return float(len(faces) == asked)
 
 
 def confusion(faces: torch.Tensor, references: torch.Tensor, matching: Matching | None = None) -> float:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from enum import Enum
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import LikenessError
+from ..errors import LikenessError, logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 class Provider(Enum):

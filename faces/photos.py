@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import stat
 import warnings
@@ -13,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..errors import LikenessError
+from ..errors import LikenessError, logger
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 GREY = 0.5  # behind transparent pixels
 _SUFFIXES = "png apng jpg jpeg jpe jfif mpo webp bmp tif tiff gif avif heic heif hif"
 PICTURE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())

@@ -201,8 +201,8 @@ class ApplyIdentity(Node):
         """Check, encode once, and hand over to the injection."""
         from ..adapters.effects import Scope
         from ..adapters.system import Request
+        from ..checks import as_mask
         from ..injection import comfy as binding
-        from ..injection.masks import as_mask
         from ..injection.plan import check_fit
         from .adapter_socket import as_managed
         from .references import Options
@@ -211,7 +211,7 @@ class ApplyIdentity(Node):
         adapter, options = as_managed(adapter), options or Options()
         check_fit(adapter, binding.sites_of(model), binding.model_name(model), adapter.needs.base)
         layout, attention = binding.request_layout(model)
-        mask = None if attn_mask is None else as_mask(attn_mask)
+        mask = None if attn_mask is None else as_mask(attn_mask, "The mask 'attn_mask'")
         request = Request(
             layout=layout,
             attention=attention,
