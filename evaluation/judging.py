@@ -39,7 +39,7 @@ def open_study(folder: Path, people: Path | None = None, compare: Sequence[Path]
             raise LikenessError(f"There is no folder {place}: name one with results/<method>/<person>/, or a batch's.")
         photos = people or next((one / "people" for one in (place, folder) if (one / "people").is_dir()), None)
         if by and not is_run(place):
-            raise LikenessError(f"{place} is no run of a batch, so it has no columns: leave --by out.")
+            raise LikenessError(f"{place} is not the run of a batch, so it has no columns: leave --by out.")
         studies.append(survey_run(place, photos, by) if is_run(place) else survey(place, photos))
     return joined(studies) if compare else studies[0]
 

@@ -1,4 +1,4 @@
-"""A batch of portraits judged for the artist who made them: which keep the person, best first, on one picture."""
+"""A batch of portraits judged for the user who made them: which keep the person, best first, on one picture."""
 
 from __future__ import annotations
 

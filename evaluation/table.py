@@ -132,7 +132,7 @@ def _number(text: str) -> float:
     """A measure; what is not defined is not written."""
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is no measure")
+        raise ValueError(f"{text} is not a measure")
     return value
 
 

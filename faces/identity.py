@@ -201,7 +201,7 @@ class Identity:
                 "save the identity again."
             ) from None
         if metadata.get("format") != FILE_KIND:
-            raise LikenessError(f"The file {path.name!r} is no identity: choose one that Save Identity wrote.")
+            raise LikenessError(f"The file {path.name!r} is not an identity: choose one that Save Identity wrote.")
         damaged = LikenessError(f"The identity file {path.name!r} is damaged: save the identity again.")
         try:
             version = int(metadata.get("version", ""))

@@ -221,7 +221,7 @@ def read_graph(path: Path | str, weights: bool = True) -> Graph:
     reader = _Reader()
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
-            raise ValueError("it is no file")
+            raise ValueError("it is not a file")
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped when the last view of it is gone
         for number, value in reader.fields(memoryview(mapped)):

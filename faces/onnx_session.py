@@ -14,7 +14,7 @@ log = logger(__name__)
 
 
 class Provider(Enum):
-    """Where face models run. The processor is fast enough for single pictures and takes no graphics memory."""
+    """Where face models run. The CPU is fast enough for single pictures and takes no GPU memory."""
 
     AUTO = "auto"
     CPU = "CPU"
@@ -38,11 +38,11 @@ _AUTOMATIC = (Provider.CUDA, Provider.ROCM, Provider.DIRECTML, Provider.OPENVINO
 
 
 def provider_names(wanted: Provider, available: Sequence[str]) -> list[str]:
-    """onnxruntime's names for a choice, best first and the processor last; warns once when the choice is missing."""
+    """onnxruntime's names for a choice, best first and the CPU last; warns once when the choice is missing."""
     choices = _AUTOMATIC if wanted is Provider.AUTO else (wanted,)
     names = [name for choice in choices for name in _RUNTIME_NAMES[choice] if name in available]
     if not names and wanted is not Provider.AUTO:
-        _warn(f"onnxruntime has no {wanted.value} provider here (it has {', '.join(available)}): using the processor.")
+        _warn(f"onnxruntime has no {wanted.value} provider here (it has {', '.join(available)}): using the CPU.")
     return [*(name for name in names if name != _CPU), _CPU]
 
 

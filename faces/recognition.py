@@ -76,7 +76,7 @@ def load_recogniser_module(path: Path | str) -> FrozenRecogniser:
     if is_ir_se(weights):
         return FrozenRecogniser(ir_se(weights), "ir_se50")
     raise LikenessError(
-        f"The file {path.name} is no face recogniser: choose an iresnet (.onnx, .pth) or IR-SE50 weights (.pth)."
+        f"The file {path.name} is not a face recogniser: choose an iresnet (.onnx, .pth) or IR-SE50 weights (.pth)."
     )
 
 

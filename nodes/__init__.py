@@ -1,4 +1,4 @@
-"""What an artist sees. Imported by the host only, because node classes derive from the host's."""
+"""What a user sees. Imported by the host only, because node classes derive from the host's."""
 
 from __future__ import annotations
 

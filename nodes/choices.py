@@ -18,7 +18,7 @@ _BROKEN = re.compile("[\0\ud800-\udfff]")
 
 
 def choices(kind: type[Enum]) -> list[str]:
-    """What an artist can choose, in order of definition."""
+    """What a user can choose, in order of definition."""
     return [str(item.value) for item in kind]
 
 
@@ -30,11 +30,13 @@ def member(kind: type[E], value: str, name: str) -> E:
         for item in kind:
             if str(item.value).casefold() == str(value).casefold():
                 return item
-        raise LikenessError(f"{value!r} is no choice for {name}: choose one of {', '.join(choices(kind))}.") from None
+        raise LikenessError(
+            f"{value!r} is not a choice for {name}: choose one of {', '.join(choices(kind))}."
+        ) from None
 
 
 def finite(**numbers: float) -> None:
-    """LikenessError naming the first input that is no number. Widgets give none, but linked inputs may."""
+    """LikenessError naming the first input that is not a finite number. Widgets give none, but linked inputs may."""
     for name, value in numbers.items():
         if not math.isfinite(value):
             raise LikenessError(f"The input {name} is {value!r}: enter a number such as 1.0.")
@@ -44,7 +46,7 @@ def readable(**texts: str) -> None:
     """LikenessError naming the first text that no file and no tokenizer can hold: half a character, or NUL."""
     for name, value in texts.items():
         if broken := _BROKEN.search(value):
-            raise LikenessError(f"The input {name} holds {broken[0]!r}, which is no character: type the text again.")
+            raise LikenessError(f"The input {name} holds {broken[0]!r}, which is not a character: type the text again.")
 
 
 def named(value: Any, name: str) -> str:

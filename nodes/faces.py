@@ -157,8 +157,8 @@ class LoadFaceAnalysis(Node):
                     options=choices(Provider),
                     default=Provider.AUTO.value,
                     tooltip=(
-                        "Where the .onnx files run. auto takes the graphics card if onnxruntime can use it. CPU takes "
-                        "no graphics memory and is fast enough for single photos."
+                        "Where the .onnx files run. auto takes the GPU if onnxruntime can use it. CPU takes "
+                        "no GPU memory and is fast enough for single photos."
                     ),
                 ),
             ],

@@ -114,7 +114,7 @@ class IPAdapterOptions(Node):
                     "layer_weights",
                     default="",
                     tooltip='Strength per layer by hand, such as "3:2.5, 6:1" or "input.8:2.5, output.1:1". What is '
-                    "not named hears nothing. Empty: the weight type decides.",
+                    "not named gets nothing. Empty: the weight type decides.",
                 ),
                 io.Combo.Input(
                     "crop",

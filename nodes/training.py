@@ -71,7 +71,7 @@ def _rate(default: float, tooltip: str) -> Any:
 
 def _run_inputs() -> list[Any]:
     return [
-        io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="The same seed trains the same on a processor."),
+        io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="The same seed trains the same on a CPU."),
         io.String.Input(
             "sample_prompts",
             default="",
@@ -95,7 +95,7 @@ def _run_inputs() -> list[Any]:
                 "precision",
                 options=PRECISIONS,
                 default=PRECISIONS[0],
-                tooltip="Of the frozen weights. auto: bfloat16 on newer graphics cards, float32 on a processor.",
+                tooltip="Of the frozen weights. auto: bfloat16 on newer GPUs, float32 on a CPU.",
             )
         ),
         advanced(

@@ -1,4 +1,4 @@
-"""The methods behind the Train nodes: a recipe's settings from what an artist chooses, and the recipe itself."""
+"""The methods behind the Train nodes: a recipe's settings from what a user chooses, and the recipe itself."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Job:
 
 
 def run_job(job: Job) -> Outcome:
-    """Train, or find that it was done. Raises the host's interruption when the artist cancels; the state is kept."""
+    """Train, or find that it was done. Raises the host's interruption when the user cancels; the state is kept."""
     import comfy.model_management as host
 
     check_name(job.name, "The name")
@@ -395,7 +395,7 @@ def _vae_for_checkpoints(module: Any) -> Callable[[], Mapping[str, Tensor]] | No
 
 
 def automatic_precision() -> Precision:
-    """bfloat16 where the graphics card has it, float16 on others, float32 on a processor."""
+    """bfloat16 where the GPU has it, float16 on others, float32 on a CPU."""
     import comfy.model_management as host
 
     device = host.get_torch_device()

@@ -31,7 +31,7 @@ VENV = REPOSITORY / ".venv"  # of the first host, or of none
 BROUGHT = REPOSITORY / ".comfyui"
 LOGS = REPOSITORY / "build" / "tests"
 
-# What ComfyUI brings to an artist's environment, and the pack therefore never asks for. The trio is consistent: a newer
+# What ComfyUI brings to a user's environment, and the pack therefore never asks for. The trio is consistent: a newer
 # torch with the last torchaudio breaks `import transformers`.
 HOST_BRINGS = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "transformers"]
 # Pictures of the host's own examples, 430 MB: a server without them says so and starts.
@@ -155,7 +155,7 @@ def unpack(archive: Path, folder: str, into: Path) -> None:
                 continue
             parts = member.name[len(folder) + 1 :].split("/")
             if ".." in parts or "" in parts or not (member.isreg() or member.isdir()):
-                raise ValueError(f"{archive.name} holds {member.name!r}, which is no plain file of its own folder")
+                raise ValueError(f"{archive.name} holds {member.name!r}, which is not a plain file of its own folder")
             target = into.joinpath(*parts)
             if member.isdir():
                 target.mkdir(parents=True, exist_ok=True)

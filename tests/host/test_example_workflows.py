@@ -114,7 +114,7 @@ def of_kind(prompt, kind: str) -> list[str]:
 
 
 def is_file(choice: str) -> bool:
-    """Whether a choice is a file of the artist, and not one that comes with the pack."""
+    """Whether a choice is a file of the user, and not one that comes with the pack."""
     return choice.endswith((".bin", ".safetensors"))
 
 

@@ -111,7 +111,7 @@ def somebody(recogniser: str = "miniature") -> Identity:
 
 
 def apply_identity(model: Any, identity: Identity, weight: float = 0.8) -> tuple[Any, str]:
-    """Through our own nodes, as an artist has them."""
+    """Through our own nodes, as a user has them."""
     from likeness.nodes.adapters import MINIATURE, ApplyIdentity, LoadIdentityAdapter
 
     with torch.inference_mode():

@@ -535,8 +535,8 @@ def test_mistakes_are_said_before_anything_is_loaded(nodes, sockets, places):
     person, mc = dataset(), nodes["MagiCapture"]
     for node, inputs, sentence in (
         (nodes["DreamBooth"], {"dataset": "x"}, "'dataset' holds a str: connect Portrait Dataset"),
-        (nodes["DreamBooth"], {"dataset": person, "layers": "all"}, "'all' is no choice for layers"),
-        (nodes["DreamBooth"], {"dataset": person, "tuned": "all"}, "'all' is no choice for tuned"),
+        (nodes["DreamBooth"], {"dataset": person, "layers": "all"}, "'all' is not a choice for layers"),
+        (nodes["DreamBooth"], {"dataset": person, "tuned": "all"}, "'all' is not a choice for tuned"),
         (nodes["DreamBooth"], {"dataset": person, "learning_rate": float("nan")}, "learning_rate is nan"),
         (nodes["DreamBooth"], {"dataset": person, "learning_rate": 0.0}, "learning_rate cannot be 0"),
         (nodes["DreamBooth"], {"dataset": person, "name": "../x"}, "The name '../x' holds '/'"),

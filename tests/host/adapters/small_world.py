@@ -120,7 +120,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def sentence(call: Any, *arguments: Any, **inputs: Any) -> str:
-    """What an artist reads: a single line that ends."""
+    """What a user reads: a single line that ends."""
     with pytest.raises(LikenessError) as error:
         call(*arguments, **inputs)
     text = str(error.value)
