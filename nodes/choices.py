@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from inspect import Parameter, Signature
 from typing import Any, TypeVar
@@ -24,15 +24,15 @@ def choices(kind: type[Enum]) -> list[str]:
 
 def member(kind: type[E], value: str, name: str) -> E:
     """The choice with this value, in capitals or not; LikenessError naming the input when there is none."""
-    try:
-        return kind(value)
-    except ValueError:
-        for item in kind:
-            if str(item.value).casefold() == str(value).casefold():
-                return item
-        raise LikenessError(
-            f"{value!r} is not a choice for {name}: choose one of {', '.join(choices(kind))}."
-        ) from None
+    return list(kind)[choices(kind).index(one_of(choices(kind), value, name))]
+
+
+def one_of(options: Sequence[str], value: Any, name: str) -> str:
+    """The choice with this value, in capitals or not; LikenessError naming the input when there is none."""
+    alike = [option for option in options if option.casefold() == str(value).casefold()]
+    if alike:
+        return value if value in alike else alike[0]
+    raise LikenessError(f"{value!r} is not a choice for {name}: choose one of {', '.join(options)}.")
 
 
 def finite(**numbers: float) -> None:

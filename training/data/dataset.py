@@ -50,6 +50,10 @@ class DatasetKind(Enum):
     PERSON = "person"
     STYLE = "style"  # portraits of anybody; the mask tells the face from the style
 
+    def templates(self, class_word: str) -> tuple[str, ...]:
+        """The built-in sentences about such pictures."""
+        return person_templates(class_word) if self is DatasetKind.PERSON else style_templates(class_word)
+
 
 class Framing(Enum):
     """Which part of a photo is used."""
@@ -97,8 +101,7 @@ class DatasetSettings:
 
     def template(self, number: int) -> str:
         """The template of the picture with this number."""
-        built_in = person_templates if self.kind is DatasetKind.PERSON else style_templates
-        templates = self.templates or built_in(self.class_word)
+        templates = self.templates or self.kind.templates(self.class_word)
         return templates[number % len(templates)]
 
 
