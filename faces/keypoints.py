@@ -1,15 +1,20 @@
 """Five keypoints as the picture InstantID's control network was trained on.
 
-Wang et al., "InstantID", 2024; drawing as in instantX-research/InstantID. Sizes are in absolute pixels there: draw at
-the size of the picture to be made, never resize the drawing.
+Wang et al., "InstantID", 2024; drawing and canvas as in instantX-research/InstantID. Sizes are in absolute pixels there:
+draw at the size of the picture to be made, never resize the drawing.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from ..checks import check_number
+from ..errors import LikenessError
 from .opencv import opencv
 
 COLOURS_RGB = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
@@ -17,6 +22,8 @@ NOSE = 2
 LIMBS = (0, 1, 3, 4)  # each joined to the nose, in this order
 HALF_WIDTH, RADIUS = 4, 10
 LIMB_BRIGHTNESS = 0.6
+_MIRRORED = (1, 0, 2, 4, 3)  # which point of a face is which of its mirror image
+LARGEST_COORDINATE = 100_000  # pixels
 
 
 def draw_keypoints(faces: Sequence[np.ndarray], width: int, height: int) -> np.ndarray:
@@ -46,3 +53,65 @@ def draw_keypoints(faces: Sequence[np.ndarray], width: int, height: int) -> np.n
         for (x, y), colour in zip(points, COLOURS_RGB, strict=True):
             cv2.circle(canvas, (int(x), int(y)), RADIUS, colour, -1)
     return canvas
+
+
+def canvas_size(
+    width: int, height: int, long_side: int = 1280, short_side: int = 1024, multiple: int = 64
+) -> tuple[int, int]:
+    """(width, height) that the official code gives a photo of this size: the long side becomes `long_side`, whatever
+    the short one, and both are brought down to a multiple."""
+    ratio = short_side / min(width, height)
+    width, height = round(ratio * width), round(ratio * height)
+    ratio = long_side / max(width, height)
+    return round(ratio * width) // multiple * multiple, round(ratio * height) // multiple * multiple
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How keypoints are moved on their canvas: mirrored, turned and scaled about the middle of the face, then shifted.
+
+    move: shares of the canvas, to the right and down. degrees: clockwise.
+    """
+
+    move: tuple[float, float] = (0.0, 0.0)
+    scale: float = 1.0
+    degrees: float = 0.0
+    mirror: bool = False
+
+    def __call__(self, points: np.ndarray, width: int, height: int) -> np.ndarray:
+        """(5, 2) pixels of a canvas -> (5, 2); the very same where nothing is changed."""
+        if self == Pose():
+            return points
+        middle = points.mean(0)
+        away = points - middle
+        if self.mirror:  # what lies on the image's left is the left eye again
+            away = (away * (-1, 1))[list(_MIRRORED)]
+        turn = math.radians(self.degrees)
+        rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+        moved = middle + np.array(self.move) * (width, height) + self.scale * (away @ rotation)
+        return moved.astype(np.float32)
+
+
+def write_points(faces: Sequence[np.ndarray]) -> str:
+    """Keypoints as text that can be edited: five "x,y" in a line for each face, in pixels."""
+    return "\n".join(" ".join(f"{x:.1f},{y:.1f}" for x, y in points) for points in faces)
+
+
+def read_points(text: str) -> list[np.ndarray]:
+    """The faces of a text as `write_points` writes it, each (5, 2). LikenessError naming the line that is none."""
+    faces = []
+    for number, line in enumerate(filter(str.strip, text.splitlines()), 1):
+        numbers = re.split(r"[,;\s]+", line.strip(" \t,;"))
+        try:
+            points = np.array([float(value) for value in numbers], np.float32)
+        except ValueError:
+            points = np.zeros(0)
+        if len(points) != 10:
+            raise LikenessError(
+                f"Line {number} of the points, {line[:60]!r}, is not a face: write five pairs such as 190,210 for image-"
+                "left eye, right eye, nose, left and right corner of the mouth."
+            )
+        for value in points.tolist():
+            check_number(value, f"A coordinate in line {number} of the points", -LARGEST_COORDINATE, LARGEST_COORDINATE)
+        faces.append(points.reshape(5, 2))
+    return faces

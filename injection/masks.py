@@ -54,6 +54,8 @@ def resize_mask(mask: Tensor, size: tuple[int, int], how: MaskResize = MaskResiz
     wide = mask.float().unsqueeze(1)
     if how is MaskResize.AREA:
         resized = F.adaptive_avg_pool2d(wide, size)
+    elif how is MaskResize.NEAREST:
+        resized = F.interpolate(wide, size=size, mode=how.value)
     else:
         resized = F.interpolate(wide, size=size, mode=how.value, align_corners=False)
     return resized.squeeze(1).to(mask.dtype)
