@@ -133,7 +133,8 @@ class InstantID(nn.Module):
 
     @torch.no_grad()
     def encode(self, embedding: Tensor, noise: float = 0.0) -> IdentityTokens:
-        """Tokens of a raw embedding (1, n, id_dim), n photos, and of none: each (1, 16, width of the text), on the CPU."""
+        """Tokens of a raw embedding (1, n, id_dim) of n photos, and of none; each (1, 16, width of the text), on the
+        CPU."""
         embedding = embedding.to(self.image_proj.latents.device, torch.float32)
         nobody = torch.zeros_like(embedding) + noise * _noise_of(embedding) if noise else torch.zeros_like(embedding)
         tokens = IdentityTokens(self.image_proj(embedding), self.image_proj(nobody))

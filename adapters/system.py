@@ -106,34 +106,10 @@ class Request:
 
         LikenessError when there is none, when it has no such embeddings, or when its own cannot be read.
         """
-        name, recogniser, identity = adapter.name, adapter.needs.recogniser, self.identity
-        assert recogniser is not None
-        if identity is None:
-            raise LikenessError(
-                f"The adapter {name!r} needs an identity: connect Identity from Photos or Load Identity."
-            )
-        if not any_recogniser:
+        identity, recogniser = self.identity, adapter.needs.recogniser
+        if identity is not None and recogniser is not None and not any_recogniser:
             identity = self.seen_by(identity, recogniser)
-        if recogniser in identity.recognisers:
-            identity = identity.as_seen_by(recogniser)
-        if not identity.has_embeddings:
-            raise LikenessError(
-                f"The adapter {name!r} reads a face embedding, and the identity {identity.name!r} has none: make it "
-                f"with a face analysis that has a recogniser, for this adapter {recogniser}."
-            )
-        if (found := identity.embeddings.shape[1]) != width:
-            raise LikenessError(
-                f"The adapter {name!r} reads embeddings of {width} numbers, but the recogniser "
-                f"{identity.recogniser!r} of the identity {identity.name!r} makes {found}: make it with {recogniser}."
-            )
-        if identity.recogniser != recogniser and not any_recogniser:
-            raise LikenessError(
-                f"The adapter {name!r} was trained on the recogniser {recogniser}, but the identity "
-                f"{identity.name!r} was made with {identity.recogniser}, whose embeddings mean another face: install "
-                f"{recogniser} (the identity is then seen again from its own crops), make it with {recogniser}, or "
-                "allow any recogniser in the adapter's options."
-            )
-        return identity
+        return require_person(adapter, identity, width, any_recogniser)
 
 
 class Adapter(Protocol):
@@ -203,3 +179,34 @@ def kind_of(file: WeightFile, kinds: Iterable[Kind]) -> Kind | None:
             f"move it to the folder that tells ({homes})."
         )
     return likely[0]
+
+
+def require_person(adapter: Adapter, identity: Identity | None, width: int, any_recogniser: bool = False) -> Identity:
+    """The identity, with the embeddings of the adapter's recogniser in front; `width` numbers each.
+
+    LikenessError when there is none, when it has no embeddings, or when the adapter cannot read those it has.
+    """
+    name, recogniser = adapter.name, adapter.needs.recogniser
+    assert recogniser is not None
+    if identity is None:
+        raise LikenessError(f"The adapter {name!r} needs an identity: connect Identity from Photos or Load Identity.")
+    if recogniser in identity.recognisers:
+        identity = identity.as_seen_by(recogniser)
+    if not identity.has_embeddings:
+        raise LikenessError(
+            f"The adapter {name!r} reads a face embedding, and the identity {identity.name!r} has none: make it with a "
+            f"face analysis that has a recogniser, for this adapter {recogniser}."
+        )
+    if (found := identity.embeddings.shape[1]) != width:
+        raise LikenessError(
+            f"The adapter {name!r} reads embeddings of {width} numbers, but the recogniser {identity.recogniser!r} of "
+            f"the identity {identity.name!r} makes {found}: make it with {recogniser}."
+        )
+    if identity.recogniser != recogniser and not any_recogniser:
+        raise LikenessError(
+            f"The adapter {name!r} was trained on the recogniser {recogniser}, but the identity {identity.name!r} was "
+            f"made with {identity.recogniser}, whose embeddings mean another face: install {recogniser} (the identity "
+            f"is then seen again from its own crops), make it with {recogniser}, or allow any recogniser in the "
+            "adapter's options."
+        )
+    return identity

@@ -1,7 +1,7 @@
 """Five keypoints as the picture InstantID's control network was trained on.
 
-Wang et al., "InstantID", 2024; drawing and canvas as in instantX-research/InstantID. Sizes are in absolute pixels there:
-draw at the size of the picture to be made, never resize the drawing.
+Wang et al., "InstantID", 2024; drawing and canvas as in instantX-research/InstantID. Sizes are in absolute pixels
+there: draw at the size of the picture to be made, never resize the drawing.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def read_points(text: str) -> list[np.ndarray]:
             points = np.zeros(0)
         if len(points) != 10:
             raise LikenessError(
-                f"Line {number} of the points, {line[:60]!r}, is not a face: write five pairs such as 190,210 for image-"
-                "left eye, right eye, nose, left and right corner of the mouth."
+                f"Line {number} of the points, {line[:60]!r}, is not a face: write five pairs such as 190,210 for the "
+                "eye at the left of the image, the other eye, the nose, and the left and right corner of the mouth."
             )
         for value in points.tolist():
             check_number(value, f"A coordinate in line {number} of the points", -LARGEST_COORDINATE, LARGEST_COORDINATE)

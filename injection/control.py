@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..adapters.effects import Scope
-from .masks import crop_to_area, resize_mask
-from .plan import fit_rows
+from .masks import resize_mask
+from .plan import fit_rows, take_rows
 
 _ROUNDING = 1e-9  # of a share of steps
 
@@ -26,28 +26,18 @@ def open_at_step(scope: Scope, step: int, steps: int) -> bool:
 
 
 def residual_mask(
-    scope: Scope,
-    size: tuple[int, int],
-    pictures: int,
-    areas: Sequence[tuple[int, int, int, int] | None] = (None,),
-    full_size: tuple[int, int] | None = None,
+    scope: Scope, size: tuple[int, int], images: int, chunks: int, rows: Sequence[int] | None = None
 ) -> Tensor | None:
-    """Factors for residuals (chunks·pictures, c, h, w) of this size, (1 | chunks·pictures, 1, h, w); None for 1.
+    """Factors for residuals (chunks·images, c, h, w) of this size, (1 | chunks·images, 1, h, w); None for 1.
 
-    areas: of each chunk, ComfyUI's (height, width, y, x) of the whole picture, whose `full_size` is in latents.
+    rows: which images of the whole batch a chunk holds, None for all.
     """
     if scope.mask is None and scope.image_weights is None:
         return None
-    chunks = []
-    for area in areas:
-        factors = torch.ones(1, 1, 1, 1)
-        if scope.mask is not None:
-            mask = scope.mask if area is None or full_size is None else crop_to_area(scope.mask, area, full_size)
-            factors = resize_mask(mask, size, scope.mask_resize).unsqueeze(1)
-        if scope.image_weights is not None:
-            weights = torch.tensor(scope.image_weights).view(-1, 1, 1, 1)
-            factors = fit_rows(factors, pictures) * fit_rows(weights, pictures)
-        chunks.append(factors)
-    if len(chunks) == 1 and len(chunks[0]) == 1:
-        return chunks[0]
-    return torch.cat([fit_rows(chunk, pictures) for chunk in chunks])
+    factors = torch.ones(1, 1, 1, 1)
+    if scope.mask is not None:
+        factors = take_rows(resize_mask(scope.mask, size, scope.mask_resize).unsqueeze(1), rows)
+    if scope.image_weights is not None:
+        weights = take_rows(torch.tensor(scope.image_weights).view(-1, 1, 1, 1), rows)
+        factors = fit_rows(factors, images) * fit_rows(weights, images)
+    return factors if len(factors) == 1 else fit_rows(factors, images).repeat(chunks, 1, 1, 1)

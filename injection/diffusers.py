@@ -1,7 +1,7 @@
 """The diffusers binding: identities enter a UNet2DConditionModel through attention processors.
 
-`inject` and `eject` are a pair; `control_residuals` is what a ControlNet with a context of its own adds. The mathematics
-is that of `attention` and `control`, the same as in ComfyUI.
+`inject` and `eject` are a pair; `control_residuals` is what a ControlNet with a context of its own adds. The
+mathematics is that of `attention` and `control`, the same as in ComfyUI.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def control_residuals(
 
 def _within(control: ControlContext, residual: Tensor, images: int, chunks: int) -> Tensor:
     height, width = residual.shape[-2:]
-    mask = residual_mask(control.scope, (height, width), images, (None,) * chunks)
+    mask = residual_mask(control.scope, (height, width), images, chunks)
     return residual if mask is None else residual * mask.to(residual)
 
 

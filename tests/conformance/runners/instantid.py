@@ -125,7 +125,9 @@ class Networks:
             given = {"added_cond_kwargs": self.added, "step": step, "steps": steps}
             found = control_residuals(self.net, self.control, sample, timestep, self.picture, **given)
             if found is not None:
-                residuals = dict(zip(("down_block_additional_residuals", "mid_block_additional_residual"), found))
+                residuals = dict(
+                    zip(("down_block_additional_residuals", "mid_block_additional_residual"), found, strict=True)
+                )
         return self.unet(
             sample, timestep, encoder_hidden_states=self.text, added_cond_kwargs=self.added, **residuals
         ).sample

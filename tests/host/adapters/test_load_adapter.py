@@ -19,7 +19,7 @@ def test_the_list_shows_what_lies_in_the_folder(world):
 def test_an_empty_folder_is_explained(world, monkeypatch, tmp_path):
     import folder_paths
 
-    from likeness.nodes.adapters import MINIATURE, NO_FILES
+    from likeness.nodes.adapter_files import MINIATURE, NO_FILES
 
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "ipadapter", ([str(tmp_path)], {".bin"}))
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
