@@ -164,10 +164,11 @@ def controlled(
 
 def text_width(net: Any) -> int | None:
     """Channels of the text that a ControlNet of the host reads; None when it reads none."""
-    for name, module in getattr(net, "control_model", torch.nn.Identity()).named_modules():
-        if name.endswith("attn2.to_k"):
-            return int(getattr(module, "in_features", module.weight.shape[1]))
-    return None
+    network = getattr(net, "control_model", None)
+    if not isinstance(network, torch.nn.Module):
+        return None
+    layers: dict[str, Any] = dict(network.named_modules())
+    return next((int(layers[name].in_features) for name in layers if name.endswith("attn2.to_k")), None)
 
 
 def added(before: Residuals, found: Residuals) -> Residuals:
