@@ -92,26 +92,78 @@ class Pose:
         return moved.astype(np.float32)
 
 
-def write_points(faces: Sequence[np.ndarray]) -> str:
-    """Keypoints as text that can be edited: five "x,y" in a line for each face, in pixels."""
-    return "\n".join(" ".join(f"{x:.1f},{y:.1f}" for x, y in points) for points in faces)
+@dataclass(frozen=True)
+class Canvas:
+    """The size of a keypoint image. A side of 0 follows the other in the photo's proportions; both 0 take the photo's
+    size, brought to `long_side` as the official code does it where that is not 0."""
+
+    width: int = 0
+    height: int = 0
+    long_side: int = 0
+
+    def of(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the canvas for a photo of this size."""
+        if self.width and self.height:
+            return self.width, self.height
+        if self.width:
+            return self.width, max(1, round(self.width * height / width))
+        if self.height:
+            return max(1, round(self.height * width / height)), self.height
+        return canvas_size(width, height, self.long_side) if self.long_side else (width, height)
 
 
-def read_points(text: str) -> list[np.ndarray]:
-    """The faces of a text as `write_points` writes it, each (5, 2). LikenessError naming the line that is none."""
-    faces = []
-    for number, line in enumerate(filter(str.strip, text.splitlines()), 1):
-        numbers = re.split(r"[,;\s]+", line.strip(" \t,;"))
-        try:
-            points = np.array([float(value) for value in numbers], np.float32)
-        except ValueError:
-            points = np.zeros(0)
-        if len(points) != 10:
-            raise LikenessError(
-                f"Line {number} of the points, {line[:60]!r}, is not a face: write five pairs such as 190,210 for the "
-                "eye at the left of the image, the other eye, the nose, and the left and right corner of the mouth."
-            )
-        for value in points.tolist():
-            check_number(value, f"A coordinate in line {number} of the points", -LARGEST_COORDINATE, LARGEST_COORDINATE)
-        faces.append(points.reshape(5, 2))
-    return faces
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """Keypoints on a canvas of this size, one (5, 2) in its pixels for each face."""
+
+    faces: list[np.ndarray]
+    width: int
+    height: int
+
+    @classmethod
+    def fitted(cls, faces: Sequence[np.ndarray], photo: tuple[int, int], canvas: Canvas) -> Drawing:
+        """Of keypoints in a photo of this (width, height), fitted into the canvas, centred and not stretched."""
+        size, extent = np.array(canvas.of(*photo)), np.array(photo)
+        scale = (size / extent).min()
+        moved = [points * scale + (size - extent * scale) / 2 for points in faces]
+        return cls(moved, int(size[0]), int(size[1]))
+
+    def posed(self, pose: Pose) -> Drawing:
+        """The same faces, moved."""
+        return Drawing([pose(points, self.width, self.height) for points in self.faces], self.width, self.height)
+
+    def image(self) -> np.ndarray:
+        """(height, width, 3) uint8 RGB"""
+        return draw_keypoints(self.faces, self.width, self.height)
+
+
+def write_points(images: Sequence[Sequence[np.ndarray]]) -> str:
+    """Keypoints as text that can be edited: five "x,y" in a line for each face, a blank line between two images."""
+    return "\n\n".join("\n".join(" ".join(f"{x:.3f},{y:.3f}" for x, y in face) for face in faces) for faces in images)
+
+
+def read_points(text: str) -> list[list[np.ndarray]]:
+    """The faces of each image of a text as `write_points` writes it. LikenessError naming the line that is none."""
+    images: list[list[np.ndarray]] = [[]]
+    for number, line in enumerate(text.strip().splitlines(), 1):
+        if line.strip():
+            images[-1].append(_read_face(line, number))
+        elif images[-1]:
+            images.append([])
+    return images if images[0] else []
+
+
+def _read_face(line: str, number: int) -> np.ndarray:
+    numbers = re.split(r"[,;\s]+", line.strip(" \t,;"))
+    try:
+        points = [float(value) for value in numbers]
+    except ValueError:
+        points = []
+    if len(points) != 10:
+        raise LikenessError(
+            f"Line {number} of the points, {line[:60]!r}, is not a face: write five pairs such as 190,210 for the eye "
+            "at the left of the image, the other eye, the nose, and the left and right corner of the mouth."
+        )
+    for value in points:
+        check_number(value, f"A coordinate in line {number} of the points", -LARGEST_COORDINATE, LARGEST_COORDINATE)
+    return np.array(points, np.float32).reshape(5, 2)
