@@ -178,7 +178,7 @@ def recognise(file: WeightFile) -> Sureness:
     if "instantid" in name:
         return Sureness.YES
     if file.shape("image_proj.proj_out.weight") != (families.SDXL.text_width, latents[2]):
-        return Sureness.NO
+        return Sureness.POSSIBLE if "instantid" in file.parents else Sureness.NO  # of a model that is not published
     return Sureness.YES if name in ("ip-adapter.bin", "ip-adapter.safetensors") else Sureness.POSSIBLE
 
 
