@@ -29,8 +29,10 @@ def control_each(
     net: Node,
     people: Sequence[tuple[str | None, Node, Node]],
     masks: Sequence[Node] = (),
+    **asked: Output,
 ) -> dict[str, Output]:
-    """The prompts with a net for each person. people: (title, identity, keypoints); masks: one for each, or none."""
+    """The prompts with a net for each person. people: (title, identity, keypoints); masks: one for each, or none. asked: further inputs
+    of every Identity ControlNet."""
     positive, negative = start.positive[0], start.negative[0]
     for number, (title, identity, drawn) in enumerate(people):
         control = graph.node(
@@ -44,6 +46,7 @@ def control_each(
             image=drawn["image"],
             strength=STRENGTH,
             **({"attn_mask": masks[number][0]} if masks else {}),
+            **asked,
         )
         positive, negative = control[0], control[1]
     return {"positive": positive, "negative": negative}

@@ -33,19 +33,21 @@ def describe(graph: Graph) -> None:
     with graph.group("3. Model and adapter"):
         checkpoint = load_checkpoint(graph, SDXL)
         adapter = load_adapter(graph, "instantid/ip-adapter")
+        options = graph.node("LikenessInstantIDOptions", noise=0.2)
         model = graph.node(
             "LikenessApplyIdentity",
             model=checkpoint["MODEL"],
             adapter=adapter["adapter"],
             identity=identity["identity"],
             weight=STRENGTH,
+            options=options["options"],
         )
     text = "watercolour portrait of a person in a garden, soft colours"
     start = prompt(graph, 4, SDXL, checkpoint["CLIP"], text, size=(896, 1152))
     with graph.group("5. IdentityNet"):
         net = load_net(graph)
         drawn = keypoints(graph, posed, start, identity=identity["identity"])
-        controlled = control_each(graph, start, adapter, net, [(None, identity, drawn)])
+        controlled = control_each(graph, start, adapter, net, [(None, identity, drawn)], options=options["options"])
         graph.next_column()
         show(graph, "Where the face will be", drawn["image"])
     sample_and_save(graph, "6. Portrait", SDXL, checkpoint["VAE"], model["model"], start, **controlled)
@@ -54,5 +56,6 @@ def describe(graph: Graph) -> None:
         "Who it is comes from the first photo, where the face is and how it is turned from the second. Its keypoints "
         "fit any size: the photo is centred and never stretched. Where it shows no face, the person's own keypoints "
         "stand in.",
+        "**InstantID Options** takes away burnt colours; it goes to both halves.",
         "Other ControlNets (depth, pose) may go before or after **Identity ControlNet**: they keep reading the text.",
     )
