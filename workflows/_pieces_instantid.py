@@ -31,8 +31,8 @@ def control_each(
     masks: Sequence[Node] = (),
     **asked: Output,
 ) -> dict[str, Output]:
-    """The prompts with a net for each person. people: (title, identity, keypoints); masks: one for each, or none. asked: further inputs
-    of every Identity ControlNet."""
+    """The prompts with a net for each person. people: (title, identity, keypoints); masks: one for each, or none.
+    asked: further inputs of every Identity ControlNet."""
     positive, negative = start.positive[0], start.negative[0]
     for number, (title, identity, drawn) in enumerate(people):
         control = graph.node(
