@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -58,9 +59,8 @@ def on_prompts(model: Any, positive: Any, negative: Any, recipes: Any) -> dict[s
         prompts = controlled({Role.COND: positive, Role.UNCOND: negative}, net, picture, effect)
         return model, prompts[Role.COND], prompts[Role.UNCOND]
 
-    from nodes import ControlNetApplyAdvanced  # type: ignore[import-not-found]
-
-    hosts = ControlNetApplyAdvanced().apply_controlnet(positive, negative, net, picture, 0.8, 0.0, 1.0)
+    node = import_module("nodes").ControlNetApplyAdvanced()  # of the host
+    hosts = node.apply_controlnet(positive, negative, net, picture, 0.8, 0.0, 1.0)
     return {"ControlNet alone": (model, *hosts), "IdentityNet": ours(), "IdentityNet + mask": ours(mask=mask)}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -64,9 +66,8 @@ def control(world, adapter):
 
 def host_control(on: Any, net: Net, strength: float = 1.0) -> Any:
     """The host's own Apply ControlNet."""
-    from nodes import ControlNetApplyAdvanced
-
-    return ControlNetApplyAdvanced().apply_controlnet(*on, net.control, keypoints(), strength, 0.0, 1.0)
+    node = import_module("nodes").ControlNetApplyAdvanced()
+    return node.apply_controlnet(*on, net.control, keypoints(), strength, 0.0, 1.0)
 
 
 def paint(world: Any, on: Any, model: Any = None, **options: Any) -> Tensor:
@@ -269,6 +270,26 @@ def test_both_halves_are_one_call(world, control, net):
     own = net()
     paint(world, control(own), steps=3)
     assert [len(context) for context in own.contexts] == [2, 2, 2]
+
+
+def test_twenty_runs_in_a_row_keep_nothing(world, control, net, adapter):
+    own = net()
+    own.contexts = Forgetful()
+    model, _ = world.apply(adapter, who())
+    on = control(own, attn_mask=torch.rand(1, 8, 8), start_at=0.1)
+    alive = []
+    for _ in range(20):
+        paint(world, on, model, steps=1)
+        gc.collect()
+        alive.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
+    assert alive[-1] == alive[2], "the first runs fill the caches"
+
+
+class Forgetful(list):
+    """Takes everything and keeps nothing."""
+
+    def append(self, _: Tensor) -> None:
+        """Not kept."""
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
