@@ -596,11 +596,11 @@ class FaceKeypoints(Node):
                 "stretched."
             ),
             inputs=[
+                side("width", "height"),
+                side("height", "width"),
                 FacesSocket.Input(
                     "faces", optional=True, tooltip="From Find Faces, with a detector that gives keypoints."
                 ),
-                side("width", "height"),
-                side("height", "width"),
                 IdentitySocket.Input(
                     "identity",
                     optional=True,

@@ -238,6 +238,15 @@ def test_adapter_and_net_work_alone_and_together(world, control, net, adapter, p
     assert all(not same(a, b) for i, a in enumerate(pictures) for b in pictures[:i])
 
 
+def test_a_context_window_takes_the_masks_of_its_own_images(world, control, net):
+    own, masks = net(), torch.stack([torch.zeros(8, 8), torch.ones(8, 8), torch.zeros(8, 8)])
+    ours = control(own, attn_mask=masks)[0][0][1]["control"]
+    residual = torch.ones(2, 1, 4, 4)
+    for window, expected in (({}, [0.0, 1.0]), ({"ad_params": {"sub_idxs": [1, 2]}}, [1.0, 0.0])):
+        rows = import_module("likeness.injection.comfy.control")._rows(window, 2)
+        assert ours._within(residual, 2, 1, rows)[:, 0, 0, 0].tolist() == expected
+
+
 # What the host asks of a ControlNet -----------------------------------------------------------------------------------
 
 
@@ -264,6 +273,15 @@ def test_the_halves_share_one_object_and_the_host_sees_all_models_of_the_chain(w
     other = ours.copy()
     assert other is not ours and other.net is not ours.net and other.key == ours.key
     assert other.net.control_model is ours.net.control_model
+
+
+@pytest.mark.host(since="0.23")
+def test_another_card_gets_weights_of_its_own(world, control, net):
+    ours, card = control(net(), start_at=0.1)[0][0][1]["control"], torch.device("cpu")
+    clone = ours.deepclone_multigpu(card, autoregister=True)
+    assert ours.get_instance_for_device(card) is clone and clone.scope is ours.scope and clone.key == ours.key
+    assert clone.net.control_model is not ours.net.control_model
+    assert torch.equal(clone.net.cond_hint_original, ours.net.cond_hint_original)
 
 
 def test_both_halves_are_one_call(world, control, net):
