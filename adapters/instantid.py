@@ -135,9 +135,9 @@ class InstantID(nn.Module):
     def encode(self, embedding: Tensor, noise: float = 0.0) -> IdentityTokens:
         """Tokens of a raw embedding (1, n, id_dim) of n photos, and of none; each (1, 16, width of the text), on the
         CPU."""
-        embedding = embedding.to(self.image_proj.latents.device, torch.float32)
-        nobody = torch.zeros_like(embedding) + noise * _noise_of(embedding) if noise else torch.zeros_like(embedding)
-        tokens = IdentityTokens(self.image_proj(embedding), self.image_proj(nobody))
+        nobody = noise * _noise_of(embedding.cpu()) if noise else torch.zeros_like(embedding)
+        device = self.image_proj.latents.device
+        tokens = IdentityTokens(*(self.image_proj(e.to(device, torch.float32)) for e in (embedding, nobody)))
         return tokens.to("cpu", torch.float32)
 
     def project(self, slot: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +159,7 @@ def face_embedding(person: Identity, photos: Photos = Photos.MEAN) -> Tensor:
 def _noise_of(embedding: Tensor) -> Tensor:
     """Uniform noise in [0, 1) of a seed that belongs to the face, from a generator of its own."""
     seed = int(embedding.sum()) % _SEEDS
-    return torch.rand(embedding.shape, generator=torch.Generator().manual_seed(seed)).to(embedding)
+    return torch.rand(embedding.shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
