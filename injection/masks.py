@@ -22,7 +22,7 @@ from ..errors import LikenessError
 log = logging.getLogger("likeness")
 
 _ASPECT_TOLERANCE = 0.02  # a mask may be this much wider or narrower than the picture without a word
-_LATENT_PIXELS = 8  # a latent of SD1.5 or SDXL covers 8 x 8 pixels
+LATENT_PIXELS = 8  # a latent of SD1.5 or SDXL covers 8 x 8 pixels
 
 
 def as_mask(mask: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def warn_aspect(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> Non
 
 @lru_cache(maxsize=256)
 def _warn_once(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> None:
-    height, width = (side * _LATENT_PIXELS for side in latent_size)
+    height, width = (side * LATENT_PIXELS for side in latent_size)
     log.warning(
         "The mask is %d x %d but the picture %d x %d (width x height), so the mask is stretched: "
         "draw it in the picture's proportions.",
@@ -144,7 +144,7 @@ def _warn_once(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> None
 def warn_larger(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> None:
     """One warning per size of mask when it is larger than the picture: it may be meant for a picture of which this is a
     tile. Sizes are (height, width)."""
-    height, width = (side * _LATENT_PIXELS for side in latent_size)
+    height, width = (side * LATENT_PIXELS for side in latent_size)
     if mask_size[0] > height and mask_size[1] > width:
         _warn_larger_once(mask_size, (height, width))
 

@@ -46,6 +46,7 @@ from ..faces.found import (
 )
 from ..faces.identity import OUTLIER_COSINE
 from ..faces.keypoints import Canvas, Drawing, Pose, read_points, write_points
+from ..injection.masks import LATENT_PIXELS
 from .choices import choices, finite, member, must_exist, named, readable
 from .files import Shelf
 from .node import Node
@@ -59,7 +60,6 @@ IDENTITIES = Shelf("likeness_identities", fallback="likeness", what="The identit
 NO_IDENTITY = "(no identity saved yet)"
 BIOMETRIC = "The file holds biometric data of a person: share it only with that person's consent."
 MOST_IDENTITIES = 4
-LATENT_PIXELS = 8  # a latent of SD1.5 or SDXL covers 8 x 8 of them
 
 
 class Outliers(Enum):

@@ -36,6 +36,16 @@ def resampler(case: Any) -> dict[str, Tensor]:
     return {"tokens": torch.cat([r.cond for r in rows]), "uncond_tokens": torch.cat([r.uncond for r in rows])}
 
 
+def region_of(case: Any) -> Tensor | None:
+    """(1, H, W) in 0..1: the case's mask, which may be a picture."""
+    mask = next((value for name, value in case.inputs.items() if name.endswith("mask")), None)
+    if mask is None:
+        return None
+    mask = mask[..., 0] if mask.ndim == 3 and mask.shape[-1] == 3 else mask.reshape(-1, *mask.shape[-2:])
+    mask = mask.reshape(-1, *mask.shape[-2:])
+    return mask / 255 if mask.dtype is torch.uint8 or mask.max() > 1 else mask
+
+
 @harness.runs("instantid", r"attention")
 def attention(case: Any) -> dict[str, Tensor]:
     """softmax(q Kᵀ) V + scale · mask · softmax(q K'ᵀ) V', then the layer's own projection."""
@@ -48,8 +58,7 @@ def attention(case: Any) -> dict[str, Tensor]:
     q, text, tokens = linear("attn.to_q", given["hidden_states"]), given["text_context"], given["ip_tokens"]
     keys, values = linear("ip.to_k_ip", tokens), config["scale"] * linear("ip.to_v_ip", tokens)
     mask = None
-    if "region_mask" in given:
-        region = given["region_mask"].reshape(-1, *given["region_mask"].shape[-2:])
+    if (region := region_of(case)) is not None:
         grid = (config["height"], config["width"])
         mask = resize_mask(region, grid, MaskResize.NEAREST).flatten(1).unsqueeze(-1)
     out = attend(q, linear("attn.to_k", text), linear("attn.to_v", text), heads)
@@ -81,9 +90,7 @@ def adapter_of(case: Any) -> InstantID:
 
 def scope_of(case: Any, control: bool = False) -> Scope:
     """Where the case's region lets the person in; the adapter and IdentityNet bring it to their size differently."""
-    mask = case.inputs.get("region_mask")
-    if mask is not None:
-        mask = mask.reshape(-1, *mask.shape[-2:])
+    mask = region_of(case)
     window = case.config.get("controlnet", {}) if control else {}
     resize = MaskResize.BILINEAR if control else MaskResize.NEAREST
     return Scope(window.get("start", 0.0), window.get("end", 1.0), mask, resize)
