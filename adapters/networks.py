@@ -6,6 +6,7 @@ IP-Adapter (arXiv 2308.06721) and its FaceID variants use four of them; the Perc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -170,6 +171,30 @@ class FaceIdPlusProjection(IdProjection):
         x = super().forward(id_embeds)
         y = self.perceiver_resampler.resample(x, features)
         return x + structure * y if shortcut else y
+
+
+class KeyValueProjection(nn.Module):
+    """`to_k_ip` and `to_v_ip` of one site: the second pair of keys and values of decoupled cross-attention."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.to_k_ip = nn.Linear(dim, width, bias=False)
+        self.to_v_ip = nn.Linear(dim, width, bias=False)
+
+
+def build_key_values(weights: Mapping[str, Tensor]) -> nn.ModuleDict:
+    """One `KeyValueProjection` per slot of the official weights, loaded and in eval mode.
+
+    weights: keys `<slot>.to_{k,v}_ip.weight`. Raises KeyError, RuntimeError, TypeError or ValueError when one of a pair
+    is missing, or a key is none of these.
+    """
+    slots = sorted({int(key.split(".")[0]) for key in weights})
+    modules = nn.ModuleDict()
+    with torch.device("meta"):
+        for slot in slots:
+            modules[str(slot)] = KeyValueProjection(*weights[f"{slot}.to_k_ip.weight"].shape)
+    modules.load_state_dict(weights, strict=True, assign=True)
+    return modules.requires_grad_(False).eval()
 
 
 def build_projection(weights: dict[str, Tensor], head_width: int) -> nn.Module:

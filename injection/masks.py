@@ -19,7 +19,7 @@ from ..errors import logger
 log = logger("likeness")
 
 _ASPECT_TOLERANCE = 0.02  # a mask may be this much wider or narrower than the picture without a word
-_LATENT_PIXELS = 8  # a latent of SD1.5 or SDXL covers 8 x 8 pixels
+LATENT_PIXELS = 8  # a latent of SD1.5 or SDXL covers 8 x 8 pixels
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int], how: MaskResize = MaskResize.AREA) -> Tensor:
@@ -27,6 +27,8 @@ def resize_mask(mask: Tensor, size: tuple[int, int], how: MaskResize = MaskResiz
     wide = mask.float().unsqueeze(1)
     if how is MaskResize.AREA:
         resized = F.adaptive_avg_pool2d(wide, size)
+    elif how is MaskResize.NEAREST:
+        resized = F.interpolate(wide, size=size, mode=how.value)
     else:
         resized = F.interpolate(wide, size=size, mode=how.value, align_corners=False)
     return resized.squeeze(1).to(mask.dtype)
@@ -88,7 +90,7 @@ def warn_aspect(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> Non
 
 @lru_cache(maxsize=256)
 def _warn_once(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> None:
-    height, width = (side * _LATENT_PIXELS for side in latent_size)
+    height, width = (side * LATENT_PIXELS for side in latent_size)
     log.warning(
         "The mask is %d x %d but the picture %d x %d (width x height), so the mask is stretched: "
         "draw it in the picture's proportions.",
@@ -99,7 +101,7 @@ def _warn_once(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> None
 def warn_larger(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> None:
     """One warning per size of mask when it is larger than the picture: it may be meant for a picture of which this is a
     tile. Sizes are (height, width)."""
-    height, width = (side * _LATENT_PIXELS for side in latent_size)
+    height, width = (side * LATENT_PIXELS for side in latent_size)
     if mask_size[0] > height and mask_size[1] > width:
         _warn_larger_once(mask_size, (height, width))
 

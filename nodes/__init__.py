@@ -16,13 +16,14 @@ class LikenessExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .. import models_download
-        from . import adapters, dataset, evaluation, faces, ipadapter_plus, miniature, references, training
+        from . import adapters, control, dataset, evaluation, faces, ipadapter_plus, miniature, references, training
         from .inputs import checked
 
         models_download.register_folders()
         nodes = [
             *faces.NODES,
             *adapters.NODES,
+            *control.NODES,
             *references.NODES,
             *ipadapter_plus.NODES,
             *dataset.NODES,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -10,6 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..errors import LikenessError, logger
+from .adapter_files import adapter_choices, find_adapter, folder_of
 from .choices import finite, must_exist, named
 from .node import Node
 from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema
@@ -25,54 +25,43 @@ if TYPE_CHECKING:
 log = logger("likeness")
 
 CATEGORY = "likeness/adapters"
-NO_FILES = "(no file in models/ipadapter)"
-MINIATURE = "miniature FaceID (in this pack)"
+BY_CONTENT = "by content"
 _PLUS_VERSIONS = {"by file name": None, "1": 1, "2": 2}
 
 
-def find_adapter(choice: str) -> Path:
-    """The file of this choice; LikenessError that says how to get it when it is not there."""
-    if choice == NO_FILES:
-        raise LikenessError(
-            "There is no adapter in models/ipadapter: get one with `likeness models get "
-            "ip-adapter-faceid_sd15.bin`, or put one there and reload the page."
-        )
-    if choice != MINIATURE:
-        from ..models_download import find_file
+def _title(choice: str) -> str | None:
+    """The system of a choice, None for the one that the content tells. LikenessError for what is no choice."""
+    from ..adapters import SYSTEMS
 
-        return find_file("ipadapter", choice)
-    from ..miniature.models.weights import ADAPTER_FILE
-
-    if not ADAPTER_FILE.is_file():
-        raise LikenessError(
-            "The adapter of the miniature world is missing: restore the folder miniature/weights from the "
-            "repository, or retrain it with `python -m likeness.miniature.train`."
-        )
-    return ADAPTER_FILE
+    titles = [kind.title for kind in SYSTEMS]
+    if choice not in (BY_CONTENT, *titles):
+        raise LikenessError(f"The system {choice!r} does not exist: choose one of {', '.join([BY_CONTENT, *titles])}.")
+    return None if choice == BY_CONTENT else choice
 
 
-@must_exist(adapter_file=find_adapter)
+@must_exist(adapter_file=find_adapter, system=_title)
 class LoadIdentityAdapter(Node):
-    """A file of `models/ipadapter` as a LIKENESS_ADAPTER."""
+    """A file of `models/ipadapter`, or of another system's folder, as a LIKENESS_ADAPTER."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from ..models_download import list_files
+        from ..adapters import SYSTEMS
 
         return schema(
             node_id="LikenessLoadIdentityAdapter",
             display_name="Load Identity Adapter",
             category=CATEGORY,
-            description="Loads any IP-Adapter file, FaceID variants included. What it is, and which base model it was "
-            "made for, is read from the file itself, so it may have any name.",
-            search_aliases=["IPAdapter Model Loader", "FaceID", "IP-Adapter"],
+            description="Loads an identity adapter: any IP-Adapter file, FaceID variants included, or that of another "
+            "system. What it is, and which base model it was made for, is read from the file itself, so it may have "
+            "any name.",
+            search_aliases=["IPAdapter Model Loader", "FaceID", "IP-Adapter", "InstantID"],
             inputs=[
                 io.Combo.Input(
                     "adapter_file",
-                    options=[*(list_files("ipadapter") or [NO_FILES]), MINIATURE],
-                    tooltip="A file in models/ipadapter (or a folder that extra_model_paths.yaml adds), .safetensors "
-                    "or .bin. FaceID files bring their own LoRA; no second file is needed. The last choice is for "
-                    "Load Miniature and needs no download.",
+                    options=adapter_choices(),
+                    tooltip="A file in models/ipadapter, or in a system's own folder such as models/instantid, "
+                    ".safetensors or .bin; folders that extra_model_paths.yaml adds count. FaceID files bring their "
+                    "own LoRA; no second file is needed. The last choice is for Load Miniature and needs no download.",
                 ),
                 advanced(
                     io.Combo.Input(
@@ -82,21 +71,33 @@ class LoadIdentityAdapter(Node):
                         tooltip="Only for FaceID-Plus, whose versions 1 and 2 cannot be told apart by their content.",
                     )
                 ),
+                advanced(
+                    io.Combo.Input(
+                        "system",
+                        options=[BY_CONTENT, *(kind.title for kind in SYSTEMS)],
+                        default=BY_CONTENT,
+                        optional=True,
+                        tooltip="Only for files that can be of two systems: InstantID's adapter and FaceID Portrait "
+                        "(raw embedding) have the same content. By content also minds the file's name and folder.",
+                    )
+                ),
             ],
             outputs=[AdapterSocket.Output(display_name="adapter", tooltip="For Apply Identity.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, adapter_file: str | None, plus_version: str = "by file name") -> Any:
+    def fingerprint_inputs(
+        cls, adapter_file: str | None, plus_version: str = "by file name", system: str = BY_CONTENT
+    ) -> Any:
         """The file's time and size, so that a file replaced on disk is read again."""
         try:
             stat = find_adapter(named(adapter_file, "adapter_file")).stat()
         except (LikenessError, OSError):
-            return (adapter_file, plus_version)
-        return (adapter_file, plus_version, stat.st_mtime_ns, stat.st_size)
+            return (adapter_file, plus_version, system)
+        return (adapter_file, plus_version, system, stat.st_mtime_ns, stat.st_size)
 
     @classmethod
-    def execute(cls, adapter_file: str, plus_version: str = "by file name") -> io.NodeOutput:
+    def execute(cls, adapter_file: str, plus_version: str = "by file name", system: str = BY_CONTENT) -> io.NodeOutput:
         """Read the file and put its weights into the care of the memory manager."""
         from ..adapters import load
         from ..injection.comfy import ManagedAdapter
@@ -104,7 +105,7 @@ class LoadIdentityAdapter(Node):
         if plus_version not in _PLUS_VERSIONS:
             raise LikenessError(f"The plus version {plus_version!r} does not exist: choose one from the list.")
         path = find_adapter(named(adapter_file, "adapter_file"))
-        adapter = load(path, _PLUS_VERSIONS[plus_version])
+        adapter = load(path, _PLUS_VERSIONS[plus_version], _title(named(system, "system")), folder_of(adapter_file))
         log.info("[likeness] %s: %s for %s", adapter_file, adapter.title, adapter.needs.base.title)
         return io.NodeOutput(ManagedAdapter(adapter))
 
@@ -257,10 +258,10 @@ def seen_by(identity: Identity, recogniser: str) -> Identity:
 
 def _report(adapter: Any, request: Request, effects: Sequence[Effect], applied: Applied, sites: Any) -> str:
     """One line that answers 'why does it have no effect?'."""
-    from ..adapters.effects import AttentionTerm, PromptEdit
+    from ..adapters.effects import AttentionTerm, WeightDelta
 
     who = repr(request.identity.name) if request.identity is not None else "the reference"
-    reasons = [effect.why_never for effect in effects if not isinstance(effect, PromptEdit)]
+    reasons = [effect.why_never for effect in effects if isinstance(effect, AttentionTerm | WeightDelta)]
     if all(reasons):
         return f"{adapter.name}: {who} has no effect, because {reasons[0]}."
     terms = [effect for effect in effects if isinstance(effect, AttentionTerm)]

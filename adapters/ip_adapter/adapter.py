@@ -32,8 +32,10 @@ from ..networks import (
     FaceIdPlusProjection,
     IdProjection,
     ImageProjection,
+    KeyValueProjection,
     Resampler,
     TokenwiseProjection,
+    build_key_values,
     build_projection,
 )
 from ..system import Kind, Needs, Request, Sureness, WeightFile
@@ -47,15 +49,6 @@ ID_DIM = 512  # of every recogniser that published FaceID files were trained on
 _CLIP_WIDTHS = (1024, 1280, 1664)  # of the hidden states of ViT-L/14, ViT-H/14 and ViT-bigG/14
 HEAD_WIDTH = 64  # of the attention in all published image projections
 PORTRAIT_TOKENS = 16  # per photo; the other variants that read an embedding use 4
-
-
-class KeyValueProjection(nn.Module):
-    """`to_k_ip` and `to_v_ip` of one site."""
-
-    def __init__(self, width: int, dim: int) -> None:
-        super().__init__()
-        self.to_k_ip = nn.Linear(dim, width, bias=False)
-        self.to_v_ip = nn.Linear(dim, width, bias=False)
 
 
 class IPAdapter(nn.Module):
@@ -81,7 +74,13 @@ class IPAdapter(nn.Module):
                 f"'{name}' is not a complete IP-Adapter file (its image projection does not fit together): "
                 "download it again, or choose another file."
             ) from error
-        self.ip_adapter = _key_value_projections(parts.key_values, name)
+        try:
+            self.ip_adapter = build_key_values(parts.key_values)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise LikenessError(
+                f"'{name}' is not a complete IP-Adapter file (keys or values of a layer are missing): download it "
+                "again."
+            ) from error
         self._lora = parts.lora
         self.variant = _variant_of(self.image_proj, name, plus_version)
         out_dim = _token_width(self.image_proj)
@@ -100,8 +99,7 @@ class IPAdapter(nn.Module):
     @property
     def base(self) -> Family:
         """The family of base models the file was trained for; one whose model was pruned is of its text's family."""
-        family = families.of_sites(list(self.site_shapes.values()))
-        return families.of_text_width(self.dim) if family is families.OTHER else family
+        return families.of_adapter(list(self.site_shapes.values()))
 
     @property
     def recogniser(self) -> str:
@@ -182,7 +180,7 @@ class IPAdapter(nn.Module):
 
     def effects(self, request: Request) -> tuple[Effect, ...]:
         """See `system.Adapter`: one attention term for each reference, and the LoRA of FaceID files."""
-        options = request.options or ReferenceOptions()
+        options = request.options_of(ReferenceOptions, "IP-Adapter Options")
         identity = request.identity
         if identity is not None and self.needs_embedding and not options.any_recogniser:
             identity = request.seen_by(identity, self.recogniser)
@@ -204,7 +202,7 @@ class IPAdapter(nn.Module):
 
     def notes(self, request: Request) -> list[str]:
         """See `system.Adapter`."""
-        unused = unused_inputs(self, request.options or ReferenceOptions())
+        unused = unused_inputs(self, request.options_of(ReferenceOptions, "IP-Adapter Options"))
         if not unused:
             return []
         return [f"This adapter reads no pictures, so these options do nothing: {', '.join(unused)}."]
@@ -334,21 +332,6 @@ def _split(weights: Mapping[str, Tensor], name: str) -> _Parts:
 
 def _other_half(lora_key: str) -> str:
     return lora_key.replace(".down.", ".up.") if ".down." in lora_key else lora_key.replace(".up.", ".down.")
-
-
-def _key_value_projections(weights: dict[str, Tensor], name: str) -> nn.ModuleDict:
-    slots = sorted({int(key.split(".")[0]) for key in weights})
-    modules = nn.ModuleDict()
-    try:
-        with torch.device("meta"):
-            for slot in slots:
-                modules[str(slot)] = KeyValueProjection(*weights[f"{slot}.to_k_ip.weight"].shape)
-        modules.load_state_dict(weights, strict=True, assign=True)
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise LikenessError(
-            f"'{name}' is not a complete IP-Adapter file (keys or values of a layer are missing): download it again."
-        ) from error
-    return modules.requires_grad_(False).eval()
 
 
 def _token_width(projection: nn.Module) -> int:

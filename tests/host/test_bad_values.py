@@ -119,6 +119,9 @@ class Bench:
             "CLIP": recipes.tiny_clip(),
             "VAE": recipes.tiny_vae(),
             "CLIP_VISION": world.clip_vision,
+            "CONDITIONING": world.text[0],
+            "CONTROL_NET": recipes.controlnet(recipes.SD15_TINY),
+            "LATENT": {"samples": torch.zeros(1, 4, 8, 8)},
             "IMAGE": self.picture,
             "MASK": torch.ones(1, 64, 60),
             "IDENTITY": self.person,
@@ -141,6 +144,11 @@ class Bench:
             "LikenessLoadIdentityAdapter": {"adapter_file": world.file("plus")},
             "LikenessApplyIdentity": {"identity": self.person, "clip_vision": world.clip_vision},
             "LikenessScaleIdentities": {"model": patched},
+            "LikenessIdentityControlNet": {
+                "adapter": world.adapter("instantid"),
+                "identity": replace(self.person, recogniser="antelopev2"),
+            },
+            "LikenessFaceKeypoints": {"faces": judged[0]},
             "LikenessPortraitDataset": {
                 "image": self.picture,
                 "face_analysis": self.colour.BY_COLOUR,

@@ -21,13 +21,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-WORKFLOWS = sys.modules["likeness_comfyui"].REPOSITORY / "workflows"
+comfyui = sys.modules["likeness_comfyui"]
+WORKFLOWS = comfyui.REPOSITORY / "workflows"
+official = comfyui.load_module("likeness_official", comfyui.REPOSITORY / "tests" / "adapters" / "official.py")
 NAMES = sorted(path.name.removesuffix(".api.json") for path in (WORKFLOWS / "api").glob("*.api.json"))
 MINIATURE = "miniature_portrait"  # the one that brings its own models, and its own size
 REPORT = "identity_report"  # as well
 
 CHECKPOINT = "narrow_sd15.safetensors"
 FACEID, PLUS = "narrow_faceid.bin", "narrow_plus.safetensors"
+INSTANTID, IDENTITYNET = "ip-adapter.bin", "instantid_controlnet.safetensors"  # under their own names
 ENCODER = "vit_l.safetensors"
 ENCODER_WIDTH = 1024
 SIDE, STEPS, FRAMES = 64, 1, 2
@@ -95,6 +98,13 @@ def narrow_models(models: Path, known_faces, files):
         files.write_adapter(models / "ipadapter" / FACEID, cut_to(sites, files.faceid_sd15(rank=16))),
         files.write_adapter(models / "ipadapter" / PLUS, cut_to(sites, files.plus_sd15(encoder=ENCODER_WIDTH))),
     ]
+    shapes = [(site.width, site.context_dim) for site in sites]
+    written += [
+        official.write(
+            models / "instantid" / INSTANTID, official.groups(official.resampler(768, features=512), shapes)
+        ),
+        files.write_controlnet(models / "controlnet" / IDENTITYNET, config),
+    ]
     files.write_checkpoint(written[0], config, clip=True)
     write_encoder(written[1], files)
     pack = models / "insightface" / "models" / "antelopev2"
@@ -113,9 +123,9 @@ def of_kind(prompt, kind: str) -> list[str]:
     return [number for number, node in prompt.items() if node["class_type"] == kind]
 
 
-def is_file(choice: str) -> bool:
-    """Whether a choice is a file of the user, and not one that comes with the pack."""
-    return choice.endswith((".bin", ".safetensors"))
+def is_of_ipadapter(choice: str) -> bool:
+    """Whether a choice is a file of models/ipadapter, and neither another system's nor one that comes with the pack."""
+    return choice.endswith((".bin", ".safetensors")) and "/" not in choice
 
 
 def small(prompt):
@@ -135,7 +145,7 @@ def small(prompt):
     prompt = copy.deepcopy(prompt)
     for node in prompt.values():
         node["inputs"].update(replaced.get(node["class_type"], {}))
-        if node["class_type"] == "LikenessLoadIdentityAdapter" and is_file(node["inputs"]["adapter_file"]):
+        if node["class_type"] == "LikenessLoadIdentityAdapter" and is_of_ipadapter(node["inputs"]["adapter_file"]):
             node["inputs"]["adapter_file"] = FACEID if "faceid" in node["inputs"]["adapter_file"] else PLUS
     return prompt
 
@@ -306,3 +316,39 @@ def test_face_keypoints_lie_on_the_face_at_the_size_of_the_picture(server, execu
     scale = 1024 / face.photo.shape[0]
     for x, y in face.keypoints * scale:
         assert drawn[round(float(y)), round(float(x))].max() > 60
+
+
+def without(example: Example, kind: str, name: str) -> dict:
+    """The change of a graph that takes out the strength `name` of every node of a kind."""
+    return {(number, name): 0.0 for number in of_kind(example.prompt, kind)}
+
+
+@pytest.mark.parametrize("name", ["instantid", "instantid_pose", "instantid_two_people"])
+def test_both_halves_of_instantid_decide_over_the_portrait(server, execute, name):
+    example = execute(name)
+    [portrait] = example.pictures("SaveImage")
+    adapter_off = without(example, "LikenessApplyIdentity", "weight")
+    net_off = without(example, "LikenessIdentityControlNet", "strength")
+    [net_alone], [adapter_alone], [neither] = (
+        execute(name, off).pictures("SaveImage") for off in (adapter_off, net_off, adapter_off | net_off)
+    )
+    assert differ(portrait, net_alone) and differ(portrait, adapter_alone) and differ(net_alone, neither)
+
+
+def test_instantid_takes_who_it_is_from_one_photo_and_the_pose_from_the_other(server, execute):
+    example = execute("instantid_pose")
+    *_, drawn = example.pictures("PreviewImage")
+    assert drawn.shape == (SIDE, SIDE, 3), "the size of the latent"
+    person, pose = (
+        next(n for n in of_kind(example.prompt, "LoadImage") if example.prompt[n]["inputs"]["image"] == name)
+        for name in ("person.jpg", "pose.jpg")
+    )
+    *_, same = execute("instantid_pose", {(person, "image"): "person_right.jpg"}).pictures("PreviewImage")
+    *_, other = execute("instantid_pose", {(pose, "image"): "person_right.jpg"}).pictures("PreviewImage")
+    assert np.array_equal(same, drawn) and differ(other, drawn)
+
+
+def test_instantid_s_two_people_have_their_own_places(server, execute):
+    *_, left, right = execute("instantid_two_people").pictures("PreviewImage")
+    places = [np.argwhere(picture.max(axis=-1) > 0)[:, 1].mean() for picture in (left, right)]
+    assert places[0] < SIDE / 2 < places[1]

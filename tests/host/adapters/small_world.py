@@ -30,10 +30,10 @@ class World:
 
     def __init__(self, recipes: Any, folder: Path) -> None:
         from likeness.injection.comfy import sites_of
-        from likeness.nodes import adapters, references
+        from likeness.nodes import adapters, control, references
 
         self.recipes, self.folder = recipes, folder
-        self.classes = {cls.GET_SCHEMA().node_id: cls for cls in [*adapters.NODES, *references.NODES]}
+        self.classes = {cls.GET_SCHEMA().node_id: cls for cls in [*adapters.NODES, *control.NODES, *references.NODES]}
         self.model = recipes.tiny_sd15()
         self.sites = sites_of(self.model)
         self.shapes = [(site.width, site.context_dim) for site in self.sites]
@@ -60,6 +60,7 @@ class World:
             "portrait": lambda: official.identity(dim, 16, seed=seed),
             "plus": lambda: official.resampler(dim, dim=64, depth=1, tokens=4, seed=seed),
             "base": lambda: official.pooled(dim, seed=seed),
+            "instantid": lambda: official.resampler(dim, features=512, dim=64, depth=1, seed=seed),
         }[kind]()
         return official.groups(projection, shapes, with_lora=kind.startswith("faceid"), seed=seed)
 
