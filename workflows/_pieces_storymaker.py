@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from _graph import Graph, Node, Output
 from _pieces import SDXL, files, find_person, load_adapter, load_checkpoint, load_encoder, show
@@ -33,7 +34,7 @@ def character(
 ) -> tuple[Node, Node]:
     """One person of a photo: the identity, and the node that adds face and body to the characters before."""
     _, identity = find_person(graph, analysis, photo["IMAGE"], name=name)
-    linked = {} if before is None else {"options": before["options"]}
+    linked: dict[str, Any] = {} if before is None else {"options": before["options"]}
     linked |= {} if clothes is None else {"clothes": clothes["IMAGE"]}
     needed = () if clothes else files("mask-rcnn")
     node = graph.node(
