@@ -102,8 +102,8 @@ class IdentityControlNet(Node):
         """Check, encode once, and put the net onto both prompts."""
         from ..adapters.effects import ControlContext, Scope
         from ..adapters.system import Request
+        from ..checks import as_mask
         from ..injection.comfy.control import controlled
-        from ..injection.masks import as_mask
         from ..injection.plan import Role
         from ..weights.families import TransformerLayout
         from .adapter_socket import as_managed
@@ -120,7 +120,7 @@ class IdentityControlNet(Node):
                 "The input keypoints is a black picture, which shows no face: connect Face Keypoints of a photo with a "
                 "face."
             )
-        mask = None if attn_mask is None else as_mask(attn_mask)
+        mask = None if attn_mask is None else as_mask(attn_mask, "The mask")
         request = Request(
             layout=TransformerLayout.of_blocks([]),
             attention={},
