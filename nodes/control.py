@@ -120,7 +120,7 @@ class IdentityControlNet(Node):
                 "The input keypoints is a black picture, which shows no face: connect Face Keypoints of a photo with a "
                 "face."
             )
-        mask = None if attn_mask is None else as_mask(attn_mask, "The mask")
+        mask = None if attn_mask is None else as_mask(attn_mask, "The mask 'attn_mask'")
         request = Request(
             layout=TransformerLayout.of_blocks([]),
             attention={},
