@@ -247,7 +247,7 @@ def test_files_that_do_not_parse_19_parts_are_refused(tmp_path):
     with pytest.raises(LikenessError, match="knows 11 parts, not 19"):
         load_parser(tmp_path / "eleven.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "x.pth")
-    with pytest.raises(LikenessError, match="no face parser"):
+    with pytest.raises(LikenessError, match="not a face parser"):
         load_parser(tmp_path / "x.pth")
 
 
