@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from enum import Enum
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import LikenessError
 from ..faces.identity import Identity
 from ..weights import families
+from ..weights.checkpoint_layout import below
 from .effects import AttentionTerm, ControlContext, Effect
-from .networks import PerceiverSizes, Resampler, build_key_values
+from .networks import KeyValueSites, PerceiverSizes, Resampler, build_key_values
 from .system import Kind, Needs, Request, Sureness, WeightFile
 from .types import IdentityTokens, SiteWeight
 
@@ -59,7 +60,7 @@ class InstantIDOptions:
     any_recogniser: bool = False
 
 
-class InstantID(nn.Module):
+class InstantID(KeyValueSites):
     """A loaded `ip-adapter.bin`. Frozen, in eval mode; `state_dict()` has exactly the official keys.
 
     The Resampler computes in float32 whatever the file's precision, because its norms drift in half precision.
@@ -67,13 +68,12 @@ class InstantID(nn.Module):
 
     title = "InstantID"
     image_proj: Resampler
-    ip_adapter: nn.ModuleDict
 
     def __init__(self, weights: Mapping[str, Tensor], name: str, head_width: int = HEAD_WIDTH) -> None:
         """weights: official keys, flat. Raises LikenessError that says what of them is missing or does not fit."""
         super().__init__()
         self.name = name
-        groups = {group: _below(weights, f"{group}.") for group in _GROUPS}
+        groups = {group: below(weights, f"{group}.") for group in _GROUPS}
         try:
             sizes = PerceiverSizes.of(groups["image_proj"], head_width)
             with torch.device("meta"):
@@ -99,16 +99,6 @@ class InstantID(nn.Module):
     def id_dim(self) -> int:
         """Numbers of the embedding it reads."""
         return self.image_proj.proj_in.in_features
-
-    @property
-    def site_shapes(self) -> dict[int, tuple[int, int]]:
-        """slot -> (width of the site, width of the text), as the file has them."""
-        return {int(slot): tuple(kv.to_k_ip.weight.shape) for slot, kv in self.ip_adapter.items()}  # type: ignore[misc]
-
-    @property
-    def base(self) -> families.Family:
-        """The family of base models the file was trained for: SDXL, for all that is published."""
-        return families.of_adapter(list(self.site_shapes.values()))
 
     @property
     def needs(self) -> Needs:
@@ -140,12 +130,6 @@ class InstantID(nn.Module):
         tokens = IdentityTokens(*(self.image_proj(e.to(device, torch.float32)) for e in (embedding, nobody)))
         return tokens.to("cpu", torch.float32)
 
-    def project(self, slot: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a site: (rows, n_tokens, dim) -> two (rows, n_tokens, width)."""
-        site = self.ip_adapter[str(slot)]
-        tokens = tokens.to(site.to_k_ip.weight.dtype)  # type: ignore[union-attr]
-        return site.to_k_ip(tokens), site.to_v_ip(tokens)  # type: ignore[operator]
-
 
 def face_embedding(person: Identity, photos: Photos = Photos.MEAN) -> Tensor:
     """What the Resampler reads of a person: (1, n, id_dim), raw, n = 1 for the mean of the photos."""
@@ -160,10 +144,6 @@ def _noise_of(embedding: Tensor) -> Tensor:
     """Uniform noise in [0, 1) of a seed that belongs to the face, from a generator of its own."""
     seed = int(embedding.sum()) % _SEEDS
     return torch.rand(embedding.shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
 
 
 # Files ----------------------------------------------------------------------------------------------------------------

@@ -12,19 +12,15 @@ is taken from the file's name or metadata, or from the caller.
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import LikenessError
+from ...errors import LikenessError, logger
 from ...weights import families
-from ...weights.families import Family
 from ...weights.lora import LoraPair
 from ...weights.lora_files import read_slots
 from ..effects import AttentionTerm, Effect, WeightDelta
@@ -33,17 +29,19 @@ from ..networks import (
     IdProjection,
     ImageProjection,
     KeyValueProjection,
+    KeyValueSites,
     Resampler,
     TokenwiseProjection,
     build_key_values,
     build_projection,
 )
+from ..slot_lora import digest, slot_delta
 from ..system import Kind, Needs, Request, Sureness, WeightFile
 from ..types import IdentityTokens
 from .evidence import READS_EMBEDDING, READS_FEATURES, Evidence, Variant
 from .reference import ReferenceOptions, references, unused_inputs
 
-log = logging.getLogger("likeness")
+log = logger("likeness")
 
 ID_DIM = 512  # of every recogniser that published FaceID files were trained on
 _CLIP_WIDTHS = (1024, 1280, 1664)  # of the hidden states of ViT-L/14, ViT-H/14 and ViT-bigG/14
@@ -55,7 +53,7 @@ HEAD_WIDTH = 64  # of the attention in all published image projections
 PORTRAIT_TOKENS = 16  # per photo; the other variants that read an embedding use 4
 
 
-class IPAdapter(nn.Module):
+class IPAdapter(KeyValueSites):
     """A loaded IP-Adapter file: its image projection and its key and value projections. Frozen, in eval mode.
 
     `state_dict()` has exactly the official keys. The LoRA of FaceID files is kept beside the modules (`lora_pairs`),
@@ -63,7 +61,6 @@ class IPAdapter(nn.Module):
     """
 
     image_proj: nn.Module
-    ip_adapter: nn.ModuleDict
 
     def __init__(self, weights: Mapping[str, Tensor], name: str, plus_version: int | None = None) -> None:
         """weights: official keys, flat (see `official_layout`). plus_version: 1 or 2 for FaceID-Plus, None to tell
@@ -99,11 +96,6 @@ class IPAdapter(nn.Module):
     def dim(self) -> int:
         """Width of the image tokens, which is the text width of the base model."""
         return next(iter(self._projections())).to_k_ip.weight.shape[1]
-
-    @property
-    def base(self) -> Family:
-        """The family of base models the file was trained for; one whose model was pruned is of its text's family."""
-        return families.of_adapter(list(self.site_shapes.values()))
 
     @property
     def recogniser(self) -> str:
@@ -159,11 +151,6 @@ class IPAdapter(nn.Module):
         if isinstance(projection, Resampler) and self.needs_features:
             return projection.proj_in.in_features
         return None
-
-    @property
-    def site_shapes(self) -> dict[int, tuple[int, int]]:
-        """slot -> (width of the site, width of the text), as the file has them."""
-        return {int(slot): tuple(kv.to_k_ip.weight.shape) for slot, kv in self.ip_adapter.items()}  # type: ignore[misc]
 
     @property
     def title(self) -> str:
@@ -244,11 +231,6 @@ class IPAdapter(nn.Module):
             uncond = torch.zeros_like(features)
         return IdentityTokens(network(features), network(uncond))
 
-    def project(self, slot: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a site: (rows, n_tokens, dim) -> two (rows, n_tokens, width)."""
-        site = self.ip_adapter[str(slot)]
-        return site.to_k_ip(tokens), site.to_v_ip(tokens)  # type: ignore[operator]
-
     def lora_pairs(self) -> dict[tuple[int, str], LoraPair]:
         """(slot, layer) -> the LoRA of FaceID files. Even slots are self-attention, odd slots cross-attention."""
         return read_slots(self._lora)
@@ -256,18 +238,12 @@ class IPAdapter(nn.Module):
     def lora(self, attention: Mapping[int, str], strength: float = 1.0) -> WeightDelta | None:
         """The LoRA as a change of the denoiser's weights; None where the file has none. attention: slot -> diffusers'
         path of the attention layer."""
-        if self.lora_id is None:
-            return None
-        pairs = {f"{attention[slot]}.{layer}": pair for (slot, layer), pair in self.lora_pairs().items()}
-        return WeightDelta(self.name, self.lora_id, pairs, strength)
+        return slot_delta(self.name, self._lora, attention, strength) if self._lora else None
 
-    @cached_property
+    @property
     def lora_id(self) -> str | None:
         """Tells this LoRA from others, whatever the files are called; None without one."""
-        if not self._lora:
-            return None
-        first = self._lora[min(self._lora)].detach().cpu().contiguous()
-        return hashlib.sha256(first.view(torch.uint8).numpy().tobytes()).hexdigest()
+        return digest(self._lora) if self._lora else None
 
     def _projections(self) -> Iterator[KeyValueProjection]:
         yield from self.ip_adapter.values()  # type: ignore[misc]

@@ -25,15 +25,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...checks import all_finite
 from ...errors import LikenessError
 from ...weights import families
+from ...weights.checkpoint_layout import below
 from ..clip_vision import ClipEncoder, check_encoder
 from ..effects import AttentionTerm, Effect, WeightDelta
 from ..image_prep import Crop, normalise, to_square
-from ..networks import build_key_values
+from ..networks import KeyValueSites, build_key_values
 from ..slot_lora import slot_delta
 from ..system import Kind, Needs, Request, Sureness, WeightFile
 from ..types import IdentityTokens, KeyValueScaling, SiteWeight
@@ -62,23 +63,22 @@ class Shown:
         return Shown(factor * self.ids, factor * self.face, self.shares, factor * self.body)
 
 
-class StoryMaker(nn.Module):
+class StoryMaker(KeyValueSites):
     """A loaded `mask.bin`. Frozen, in eval mode; `state_dict()` has the official keys of what runs as a network.
 
     The LoRA is kept beside the modules, because it changes the denoiser's own weights and never runs as a layer.
     """
 
     title = "StoryMaker"
-    ip_adapter: nn.ModuleDict
 
     def __init__(self, weights: Mapping[str, Tensor], name: str, heads: HeadWidths | None = None) -> None:
         """weights: official keys, flat. Raises LikenessError that says what of them is missing or does not fit."""
         super().__init__()
         self.name = name
-        layers = _below(weights, _LAYERS)
+        layers = below(weights, _LAYERS)
         self._lora = {key: value for key, value in layers.items() if "_lora." in key}
         try:
-            self.image_proj_model = build_projection(_below(weights, _PROJECTION), heads or HeadWidths())
+            self.image_proj_model = build_projection(below(weights, _PROJECTION), heads or HeadWidths())
             self.ip_adapter = build_key_values({k: v for k, v in layers.items() if k not in self._lora})
         except (KeyError, RuntimeError, ValueError, IndexError, TypeError) as error:
             raise _incomplete(name, "its resampler, or the keys and values of a layer, do not fit together") from error
@@ -103,16 +103,6 @@ class StoryMaker(nn.Module):
     def feature_dim(self) -> int:
         """Width of CLIP's hidden states it reads: ViT-H's 1280."""
         return self.image_proj_model.resample.proj_in.in_features
-
-    @property
-    def site_shapes(self) -> dict[int, tuple[int, int]]:
-        """slot -> (width of the site, width of the text), as the file has them."""
-        return {int(slot): tuple(kv.to_k_ip.weight.shape) for slot, kv in self.ip_adapter.items()}  # type: ignore[misc]
-
-    @property
-    def base(self) -> families.Family:
-        """The family of base models the file was trained for: SDXL, for all that is published."""
-        return families.of_adapter(list(self.site_shapes.values()))
 
     @property
     def needs(self) -> Needs:
@@ -151,11 +141,6 @@ class StoryMaker(nn.Module):
     def lora(self, attention: Mapping[int, str], strength: float = 1.0) -> WeightDelta:
         """The LoRA as a change of the denoiser's weights. attention: slot -> diffusers' path of the layer."""
         return slot_delta(self.name, self._lora, attention, strength)
-
-    def project(self, slot: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a site: (rows, n_tokens, dim) -> two (rows, n_tokens, width)."""
-        site = self.ip_adapter[str(slot)]
-        return site.to_k_ip(tokens), site.to_v_ip(tokens)  # type: ignore[operator]
 
     def _cast(self, request: Request) -> tuple[Character, ...]:
         cast = request.options_of(Cast, OPTIONS).with_identity(request.identity)
@@ -245,10 +230,6 @@ def _hidden(encoder: ClipEncoder, pictures: list[Tensor] | tuple[Tensor, ...]) -
     side = encoder.size.image_size
     squares = torch.cat([to_square(picture.unsqueeze(0) / 255, side, Crop.SQUASH) for picture in pictures])
     return encoder.encode_pixels(normalise(squares)).penultimate
-
-
-def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def _incomplete(name: str, why: str) -> LikenessError:
