@@ -12,7 +12,7 @@ from ..errors import LikenessError, logger
 from .adapter_files import adapter_choices, find_adapter, folder_of
 from .choices import finite, must_exist, named
 from .node import Node
-from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema
+from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema, share_of_sampling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,22 +136,16 @@ class ApplyIdentity(Node):
                     tooltip="1 is the official default (StoryMaker: 0.8); 0.5 to 0.8 leaves more to the prompt; 0 is "
                     "exactly off.",
                 ),
-                io.Float.Input(
+                share_of_sampling(
                     "start_at",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="Share of the sampling after which the identity enters; a later start keeps the layout of "
+                    0.0,
+                    "Share of the sampling after which the identity enters; a later start keeps the layout of "
                     "the prompt.",
                 ),
-                io.Float.Input(
+                share_of_sampling(
                     "end_at",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="Share of the sampling after which the identity leaves.",
+                    1.0,
+                    "Share of the sampling after which the identity leaves.",
                 ),
                 io.Float.Input(
                     "lora_strength",

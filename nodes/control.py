@@ -13,7 +13,7 @@ from .adapters import CATEGORY, seen_by
 from .choices import choices, finite, member
 from .node import Node
 from .references import Options
-from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema
+from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema, share_of_sampling
 
 log = logger("likeness")
 
@@ -51,21 +51,15 @@ class IdentityControlNet(Node):
                     step=0.01,
                     tooltip="0.8 is the official value. Lower it where the picture looks burnt; 0 is exactly off.",
                 ),
-                io.Float.Input(
+                share_of_sampling(
                     "start_at",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="Share of the sampler's steps after which the net enters.",
+                    0.0,
+                    "Share of the sampler's steps after which the net enters.",
                 ),
-                io.Float.Input(
+                share_of_sampling(
                     "end_at",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="Share of the sampler's steps after which the net leaves; an early end leaves the details "
+                    1.0,
+                    "Share of the sampler's steps after which the net leaves; an early end leaves the details "
                     "to the prompt.",
                 ),
                 io.Mask.Input(
