@@ -23,6 +23,7 @@ class LikenessExtension(ComfyExtension):
             evaluation,
             faces,
             ipadapter_plus,
+            keypoints,
             miniature,
             references,
             storymaker,
@@ -33,6 +34,7 @@ class LikenessExtension(ComfyExtension):
         models_download.register_folders()
         nodes = [
             *faces.NODES,
+            *keypoints.NODES,
             *adapters.NODES,
             *control.NODES,
             *references.NODES,
