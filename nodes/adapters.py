@@ -39,7 +39,7 @@ def _title(choice: str) -> str | None:
     return None if choice == BY_CONTENT else choice
 
 
-@must_exist(adapter_file=find_adapter, system=_title)
+@must_exist(adapter_file=find_adapter)  # alone: the host says the sentence once for every input named here
 class LoadIdentityAdapter(Node):
     """A file of `models/ipadapter`, or of another system's folder, as a LIKENESS_ADAPTER."""
 
