@@ -214,6 +214,13 @@ class Template:
         """The matrix (2, 3), photo to crop, for keypoints (5, 2)."""
         return similarity_transform(keypoints, self.points)
 
+    def lies_inside(self, other: Template) -> bool:
+        """Whether this crop of a face shows nothing that the other crop of the same face does not."""
+        low, high = transform_points(
+            similarity_transform(self.points, other.points), np.array([(0.0, 0.0), (self.size - 1.0, self.size - 1.0)])
+        )
+        return bool(low.min() >= -0.5 and high.max() <= other.size - 0.5)
+
     def crop(self, image: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
         """The crop (size, size, 3) uint8 of a photo (H, W, 3) uint8."""
         matrix = self.matrix(keypoints)
