@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def open_faces(name: str) -> FaceAnalysis:
-    """The named pack, or a free one: `sface`, `dlib`, `mtcnn`; auto takes a pack that is here, else the best free one."""
+    """The named pack, or a free one: `sface`, `dlib`, `mtcnn`; auto takes a pack that is here, else the best one."""
     from ..faces import load_mtcnn, load_pack
     from ..faces.ready import open_dlib, open_opencv, works_now
 
