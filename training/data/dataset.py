@@ -26,6 +26,7 @@ from ...faces.analysis import SMALLEST_PHOTO
 from ...faces.identity import OUTLIER_COSINE
 from ...faces.parsing import part_mask
 from ...faces.photo_list import names_of
+from ...faces.similarity import on_scale_of
 from .captions import SLOT, check_captions, check_trigger, fill, person_templates, renamed, style_templates
 from .examples import Example
 from .masks import FACE_PARTS
@@ -321,6 +322,7 @@ def judge_people(findings: Sequence[Finding], settings: DatasetSettings, referen
     if not seen or (reference is None and len(seen) < 2):
         return
     rows = torch.stack([torch.from_numpy(f.face.embedding).float() for f in seen])  # type: ignore[union-attr]
+    least = on_scale_of(seen[0].face.recogniser if seen[0].face else None, settings.outlier_cosine)
     if reference is not None:
         alike, whom = cosine_similarity(rows, reference[None])[:, 0], f"'{who}'"
     else:
@@ -329,7 +331,7 @@ def judge_people(findings: Sequence[Finding], settings: DatasetSettings, referen
     strangers = []
     for finding, cosine in zip(seen, alike.tolist(), strict=True):
         finding.cosine = cosine
-        if cosine < settings.outlier_cosine:
+        if cosine < least:
             strangers.append(finding)
             finding.problems.append(f"its face does not look like {whom} (cosine {cosine:.2f})")
     if reference is None and 2 * len(strangers) >= len(seen) and settings.unfit is not Unfit.KEEP:
