@@ -86,8 +86,8 @@ def _how_to_get(network: FreeNetwork) -> str:
         versions = ", ".join(filter(None, map(_version, (network.distribution, *network.others)))) or "of no version"
         again = install.replace("install", "install --force-reinstall")
         return (
-            f"The package {network.package} ({versions}) in {package.parent} does not hold {network.what}: run {again}, or "
-            f"{fetch}."
+            f"The package {network.package} ({versions}) in {package.parent} does not hold {network.what}: "
+            f"run {again}, or {fetch}."
         )
     return f"{network.what[0].upper()}{network.what[1:]} was not found: run {install}, or {fetch}."
 

@@ -98,6 +98,31 @@ def test_pictures_and_photos_give_one_embedding_and_it_is_counted_from_the_centr
     assert recogniser.name == "dlib" and module.template is CHIP
 
 
+def test_the_identity_loss_sees_the_chip_and_decodes_all_of_it(small):
+    """dlib's chip reaches further below the chin than ArcFace's crop."""
+    from likeness.training.objectives.identity import arcface_measure, face_window, identity_of_latents
+
+    recogniser = TorchRecogniser(load_recogniser_module(small[0]))
+    pictures, points = torch.rand(1, 3, 256, 256), torch.from_numpy(CHIP.points)[None].float() + 40
+    measure = arcface_measure(recogniser.module)
+    torch.testing.assert_close(measure(pictures, points), recogniser.measure(pictures, points))
+    plain, wide = (face_window(points[0], (32, 32), 8, 0, *which) for which in ((), (CHIP,)))
+    assert wide.bottom > plain.bottom and wide.bottom >= (40 + 149) / 8
+    for one in (measure, recogniser.measure):
+        whole, window = (_loss(identity_of_latents, pictures, points[0], one, margin) for margin in (None, 0))
+        torch.testing.assert_close(whole, window, atol=1e-3, rtol=1e-3)
+
+
+def _loss(identity_of_latents, pictures, points, measure, margin):
+    """The loss of latents that are the picture's pixels, in cells of 8."""
+    from likeness.training.objectives.identity import Decoder, Likeness
+
+    decoder = Decoder(lambda z: F.pixel_shuffle(z, 8) * 2 - 1, 1.0, 8)
+    return identity_of_latents(
+        F.pixel_unshuffle(pictures, 8), [Likeness(points, torch.ones(128))], decoder, measure, margin
+    )
+
+
 # --- chips of large photos
 
 

@@ -157,7 +157,7 @@ def test_six_people_in_one_photo_become_six_identities(analysis, six_people):
     assert len(faces) == 6 and float(alike.max()) < 0.6
     people = [build_identity([six_people], [face], f"friend {n}") for n, face in enumerate(faces)]
     again = analysis.find(CHANGES["mirrored"](six_people))
-    for person, face in zip(people, faces, strict=True):
+    for face in faces:
         middle = six_people.shape[1] - face.box[[0, 2]].mean()
         own = min(again, key=lambda other: abs(other.box[[0, 2]].mean() - middle))
         vector = torch.from_numpy(own.embedding)[None]
