@@ -7,7 +7,6 @@ picture is generated: what is shown is that the person is found and recognised.
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from ..errors import LikenessError
 from ..faces import Identity
 from ..faces.found import FoundFaces, Rule, find_faces, identity_of
+from ..faces.opencv import opencv
 from ..faces.ready import free_judges, works_now
 from ..faces.sheet import contact_sheet, read_photos, sample_photos
 from ..storage import check_folder, write_new
@@ -37,11 +37,9 @@ def _grey(photo: np.ndarray) -> np.ndarray:
 
 
 def _coarse(photo: np.ndarray) -> np.ndarray:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(photo).save(buffer, "JPEG", quality=15)
-    return np.asarray(Image.open(buffer).convert("RGB"))
+    cv2 = opencv()
+    _, written = cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, 15])  # of any order of colours
+    return cv2.imdecode(written, cv2.IMREAD_COLOR)
 
 
 def _small(photo: np.ndarray) -> np.ndarray:

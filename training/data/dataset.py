@@ -28,6 +28,7 @@ from ...faces.parsing import part_mask
 from ...faces.photo_list import names_of
 from ...faces.similarity import on_scale_of
 from .captions import SLOT, check_captions, check_trigger, fill, person_templates, renamed, style_templates
+from .coverage import Variety
 from .examples import Example
 from .masks import FACE_PARTS
 from .names import check_phrase
@@ -504,7 +505,7 @@ def build_dataset(
             f"{len(refused) + len(unreadable)} of {len(photos) + len(unreadable)} pictures are unfit for training "
             f"({'. '.join([*refused, *unreadable])}): replace them, or let Portrait Dataset leave them out."
         )
-    pictures, left_out = [], []
+    pictures, left_out, variety = [], [], Variety()
     for finding in findings:
         pixels = finding.photo.pixels  # kept while the photo is worked on
         if finding.problems and settings.unfit is not Unfit.KEEP:
@@ -512,19 +513,22 @@ def build_dataset(
         else:
             mask = mask_of(finding, settings.kind, parser, analysis is not None)
             pictures.append(_picture(finding, pixels, mask, settings, len(pictures)))
+            points = None if finding.face is None else finding.face.keypoints
+            variety.add(finding.photo.name, pixels, points, finding.photo.taken)
         after_each()
     if not pictures:
         raise LikenessError(
             f"None of the {len(photos)} pictures is fit for training ({'. '.join(refused)}): use other photos."
         )
     check_captions([(picture.name, picture.caption) for picture in pictures], settings.trigger)
+    advice = variety.advice() if settings.kind is DatasetKind.PERSON else []
     return Dataset(
         kind=settings.kind,
         trigger=settings.trigger,
         class_word=settings.class_word,
         pictures=tuple(pictures),
         left_out=tuple(left_out),
-        remarks=(*_about_the_whole(pictures), *unreadable, *notes),
+        remarks=(*_about_the_whole(pictures), *advice, *unreadable, *notes),
     )
 
 
