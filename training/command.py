@@ -281,8 +281,8 @@ def _measure(data: DataSettings, analysis: FaceAnalysis, device: torch.device) -
     own: Any = analysis.recogniser
     if not hasattr(own, "measure"):
         raise LikenessError(
-            "The identity loss needs a recogniser it can look through: write an iresnet's .onnx or .safetensors file "
-            "into data.recogniser, or set recipe.lambda_id to 0."
+            "The identity loss needs a recogniser it can look through: write an iresnet's .onnx or .safetensors file, "
+            "or dlib's .dat, into data.recogniser, or set recipe.lambda_id to 0."
         )
     own.module.to(device)
     return own.measure

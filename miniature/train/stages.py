@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ...errors import LikenessError
 from ...training.loop import Run
-from ...training.team import Team, join_team
+from ...training.team import Team, team_of
 from ..models.latents import load_codec
 from ..models.networks import JUDGE_CROP, RECOGNISER_CROP, build_judge, build_recogniser
 from ..models.weights import ADAPTER_FILE, load_recogniser, load_text_encoder, load_unet, save_weights
@@ -141,7 +141,8 @@ def lane_of_stages(lane: list[Stage], plan: Plan, row: int) -> None:
 
 def member_of_team(stage: Stage, plan: Plan, rank: int, size: int, meeting: Path) -> None:
     """One process of the team of a stage."""
-    TRAINERS[stage](plan, rank, join_team(rank, size, meeting.absolute()) if size > 1 else Team())
+    with team_of(rank, size, meeting.absolute()) as team:
+        TRAINERS[stage](plan, rank, team)
 
 
 def draw(folder: Path, name: str, workers: int = 1) -> Corpus:
