@@ -1,10 +1,10 @@
 """StoryMaker's positional-aware perceiver resampler (arXiv 2409.12576, section 3.2), under its official key names.
 
-    f = LN(MLP(id)) + Perceiver(LN(MLP(id)), CLIP of the face)     4 face tokens
-    b = Resampler(CLIP of the body)                                16 body tokens
-    c = [f, b] + pos_embed[i]                                      i = place in the list of characters
-    r = LN(W c) + c
-    T = [bg_embed, r₁, …, r_P]                                     20 tokens each, one sequence
+f = LN(MLP(id)) + Perceiver(LN(MLP(id)), CLIP of the face)     4 face tokens
+b = Resampler(CLIP of the body)                                16 body tokens
+c = [f, b] + pos_embed[i]                                      i = place in the list of characters
+r = LN(W c) + c
+T = [bg_embed, r₁, …, r_P]                                     20 tokens each, one sequence
 """
 
 from __future__ import annotations

@@ -7,18 +7,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from likeness.adapters.clip_vision import TransformersClipEncoder
+from likeness.adapters.effects import AttentionTerm
 from likeness.adapters.image_prep import Crop, normalise, to_square
 from likeness.adapters.networks import Perceiver, PerceiverSizes
+from likeness.adapters.storymaker import StoryMaker
 from likeness.adapters.storymaker.body import cut_out
 from likeness.adapters.storymaker.projection import HeadWidths, StoryMakerProjection, build_projection
+from likeness.adapters.types import IdentityTokens
 from likeness.faces import arcface_crop
 from likeness.injection.attention import SiteTerm, add_identity, attend, split_heads
+from likeness.injection.diffusers import inject
+from likeness.injection.plan import uniform
+from likeness.injection.sites import diffusers_layers, sites_of_diffusers_unet
 from likeness.training.objectives.storymaker import attention_loss, masked_error
 from likeness.training.probe import columns_of
-from likeness.weights.lora import LoraPair
+from likeness.weights.lora import LoraPair, merged
 
 harness = sys.modules["likeness_conformance"]
 
@@ -48,7 +55,9 @@ def both_halves(network: StoryMakerProjection, given: dict[str, Tensor]) -> tupl
     """Conditioned and unconditioned tokens of ready features, one row per person."""
     evidence = [given[name] for name in ("id_embeds", "face_clip", "body_clip")]
     with torch.no_grad():
-        made = [network(network.faces(i, f), network.bodies(b)) for i, f, b in (evidence, map(torch.zeros_like, evidence))]
+        made = [
+            network(network.faces(i, f), network.bodies(b)) for i, f, b in (evidence, map(torch.zeros_like, evidence))
+        ]
     return made[0], made[1]
 
 
@@ -96,7 +105,7 @@ def as_bytes(picture: Tensor) -> Tensor:
     return (picture[0] * 255).round().to(torch.uint8)
 
 
-@harness.runs("storymaker", r"reference crop", {name: 1 for name in ("crop", "body_224", "face_224")})
+@harness.runs("storymaker", r"reference crop", dict.fromkeys(("crop", "body_224", "face_224"), 1))
 def reference(case: Any) -> dict[str, Tensor]:
     given = case.inputs
     body, face = body_picture(given["image"], given["mask"]), face_picture(given["image"], given["kps"])
@@ -130,6 +139,39 @@ def reference_tokens(case: Any) -> dict[str, Tensor]:
     }
     cond, uncond = both_halves(network, evidence)
     return {"tokens": torch.cat([uncond, cond])}
+
+
+# Whole UNets ----------------------------------------------------------------------------------------------------------
+
+
+def adapter_of(case: Any) -> StoryMaker:
+    weights = {key: value for key, value in case.weights.items() if not key.startswith("unet.")}
+    return StoryMaker(weights, "mask.bin", heads_of(case.config["image_proj"]))
+
+
+def tokens_of(case: Any, adapter: StoryMaker) -> IdentityTokens:
+    return IdentityTokens(*both_halves(adapter.image_proj_model, case.inputs))
+
+
+@harness.runs("storymaker", r"unet")
+def whole_unet(case: Any) -> dict[str, Tensor]:
+    given, config, adapter = case.inputs, case.config, adapter_of(case)
+    unet = UNet2DConditionModel(**config["unet"])
+    unet.load_state_dict(case.weights_below("unet."))
+    sites, tokens = sites_of_diffusers_unet(unet), tokens_of(case, adapter)
+    layers = diffusers_layers(sites)
+    assert [f"{layers[slot]}.processor" for slot in sorted(layers)] == config["attn_order"]
+    delta = adapter.lora(layers, config["lora_scale"])
+    injected = inject(unet, [AttentionTerm(adapter, tokens, uniform(config["scale"], sites))])
+    with merged(unet.eval(), delta.changes, delta.strength), torch.no_grad():
+        eps = unet(
+            given["latent"].expand(2, -1, -1, -1),
+            given["timestep"],
+            given["text_context"],
+            added_cond_kwargs={"text_embeds": given["pooled"], "time_ids": given["time_ids"]},
+        ).sample
+    injected.eject()
+    return {"eps": eps, "tokens": torch.cat([tokens.uncond, tokens.cond])}
 
 
 # The mask loss --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,29 @@
+"""StoryMaker files with random weights in the official layout: true widths where they are checked, the rest narrow."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from torch import Tensor
+
+official = sys.modules["likeness_comfyui"].load_module("likeness_official", Path(__file__).parents[1] / "official.py")
+
+
+def weights(
+    shapes: official.Shapes = official.SDXL, seed: int = 0, features: int = 1280, rank: int = 2, most: int = 3
+) -> dict[str, Tensor]:
+    """A whole `mask.bin`, flat, for a model whose cross-attention layers have these shapes."""
+    dim = shapes[0][1]
+    make = official.Maker(seed + 300)
+    make.linear("proj_out", dim, dim)
+    make.norm("norm_out", dim)
+    make.weights["pos_embed"] = make.tensor(most, 20, dim, std=0.5)
+    make.weights["bg_embed"] = make.tensor(1, 20, dim)
+    projection = official.identity_plus(dim, features, depth=1, seed=seed) | make.weights
+    body = official.resampler(dim, features, dim=64, depth=1, tokens=16, seed=seed + 1)
+    projection |= {f"resample.{key}": value for key, value in body.items()}
+    layers = official.key_values(shapes, seed) | official.lora(shapes, rank, seed)
+    return {f"image_proj_model.{key}": value for key, value in projection.items()} | {
+        f"ip_adapter.{key}": value for key, value in layers.items()
+    }
