@@ -19,10 +19,6 @@ def _photomaker(file: WeightFile) -> Sureness:
     return _sure(file.has("id_encoder.", "lora_weights.") or file.has("id_encoder.fuse_module."))
 
 
-def _storymaker(file: WeightFile) -> Sureness:
-    return _sure(file.has("image_proj_model.pos_embed", "image_proj_model.bg_embed"))
-
-
 def _pulid(file: WeightFile) -> Sureness:
     official = file.has("id_adapter.", "id_adapter_attn_layers.")
     # Re-packed under IP-Adapter's names: its encoders map the layers of the image encoder one by one.
@@ -51,7 +47,6 @@ def _is_lora(file: WeightFile) -> bool:
 # Systems whose files are recognised, so that none of them is taken for an IP-Adapter.
 ANNOUNCED = (
     Kind("PhotoMaker", _photomaker, ("photomaker",)),
-    Kind("StoryMaker", _storymaker, ("storymaker",)),
     Kind("PuLID for SDXL", _pulid, ("pulid",)),
     Kind("PuLID for FLUX", _pulid_flux, ("pulid",)),
     Kind("FastComposer", _fastcomposer),

@@ -16,7 +16,7 @@ from torch import nn
 from ..errors import LikenessError
 from .weights import filled, read_weights
 
-KIND, FILE = "segmentation", "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth"
+FILE = "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth"
 PERSON = 1  # among COCO's classes
 LEAST_SCORE = 0.5  # of a person that counts
 INSIDE = 0.5  # a mask's value from which a pixel is the person

@@ -29,7 +29,7 @@ OUR_KINDS = (
     "facerestore_models",
     "opencv_zoo",
     "dlib",
-    "rmbg",
+    "segmentation",
     "likeness_identities",
     "likeness_embeds",
 )

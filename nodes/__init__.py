@@ -16,7 +16,18 @@ class LikenessExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .. import models_download
-        from . import adapters, control, dataset, evaluation, faces, ipadapter_plus, miniature, references, training
+        from . import (
+            adapters,
+            control,
+            dataset,
+            evaluation,
+            faces,
+            ipadapter_plus,
+            miniature,
+            references,
+            storymaker,
+            training,
+        )
         from .inputs import checked
 
         models_download.register_folders()
@@ -25,6 +36,7 @@ class LikenessExtension(ComfyExtension):
             *adapters.NODES,
             *control.NODES,
             *references.NODES,
+            *storymaker.NODES,
             *ipadapter_plus.NODES,
             *dataset.NODES,
             *training.NODES,

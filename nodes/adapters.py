@@ -54,14 +54,15 @@ class LoadIdentityAdapter(Node):
             description="Loads an identity adapter: any IP-Adapter file, FaceID variants included, or that of another "
             "system. What it is, and which base model it was made for, is read from the file itself, so it may have "
             "any name.",
-            search_aliases=["IPAdapter Model Loader", "FaceID", "IP-Adapter", "InstantID"],
+            search_aliases=["IPAdapter Model Loader", "FaceID", "IP-Adapter", "InstantID", "StoryMaker"],
             inputs=[
                 io.Combo.Input(
                     "adapter_file",
                     options=adapter_choices(),
                     tooltip="A file in models/ipadapter, or in a system's own folder such as models/instantid, "
-                    ".safetensors or .bin; folders that extra_model_paths.yaml adds count. FaceID files bring their "
-                    "own LoRA; no second file is needed. The last choice is for Load Miniature and needs no download.",
+                    ".safetensors or .bin; folders that extra_model_paths.yaml adds count. FaceID and "
+                    "StoryMaker files bring their own LoRA; no second file is needed. The last choice is for Load "
+                    "Miniature and needs no download.",
                 ),
                 advanced(
                     io.Combo.Input(
@@ -132,7 +133,8 @@ class ApplyIdentity(Node):
                     max=5.0,
                     step=0.05,
                     display_name="strength",
-                    tooltip="1 is the official default; 0.5 to 0.8 leaves more to the prompt; 0 is exactly off.",
+                    tooltip="1 is the official default (StoryMaker: 0.8); 0.5 to 0.8 leaves more to the prompt; 0 is "
+                    "exactly off.",
                 ),
                 io.Float.Input(
                     "start_at",
@@ -157,8 +159,9 @@ class ApplyIdentity(Node):
                     min=0.0,
                     max=1.5,
                     step=0.05,
-                    tooltip="FaceID files bring a LoRA that changes the MODEL itself. 1.0 is official, 0.6 keeps more "
-                    "of the checkpoint's style, 0 leaves it out. Other files ignore this.",
+                    tooltip="FaceID and StoryMaker files bring a LoRA that changes the MODEL itself. 1.0 is official for "
+                    "FaceID, 0.8 for StoryMaker; 0.6 keeps more of the checkpoint's style, 0 leaves it out. Other files "
+                    "ignore this.",
                 ),
                 IdentitySocket.Input(
                     "identity",
@@ -177,7 +180,9 @@ class ApplyIdentity(Node):
                     tooltip="Where in the picture the person may appear; any size, soft edges allowed. A batch of "
                     "masks goes with a batch of pictures.",
                 ),
-                OptionsSocket.Input("options", optional=True, tooltip="From IP-Adapter Options."),
+                OptionsSocket.Input(
+                    "options", optional=True, tooltip="From IP-Adapter Options, or StoryMaker Character."
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The MODEL that knows the person."),
@@ -267,7 +272,7 @@ def _report(adapter: Any, request: Request, effects: Sequence[Effect], applied: 
     terms = [effect for effect in effects if isinstance(effect, AttentionTerm)]
     acting = [term for term in terms if term.why_never is None]
     reached = {site.slot for term in acting for site in sites if term.weight_at(site.transformer).strength != 0}
-    tokens = sum(term.tokens.cond.shape[1] for term in terms)
+    tokens = sum(shared.cond.shape[1] for shared in {id(term.tokens): term.tokens for term in terms}.values())
     window = f"from {request.scope.start:g} to {request.scope.end:g} of the sampling"
     lora = f", LoRA {request.weight_strength:g} on {applied.changed} weights" if applied.changed else ""
     text = (

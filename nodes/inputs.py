@@ -132,7 +132,7 @@ _CHECKS: dict[str, Check] = {
     "COMBO": _choice,
     "BOOLEAN": lambda widget, value, what: bool(value),
     "LIKENESS_EMBEDS": _made_by("..adapters.ip_adapter.embeds", "ImageEmbeds", "Encode Reference or Load Embeds"),
-    "LIKENESS_ADAPTER_OPTIONS": _made_by(".references", "Options", "IP-Adapter Options"),
+    "LIKENESS_ADAPTER_OPTIONS": _made_by(".references", "Options", "the options node of this adapter"),
     "IMAGE": _image,
     "MASK": lambda widget, value, what: as_mask(value, what),
     "IDENTITY": _identity,

@@ -47,6 +47,10 @@ log = logging.getLogger("likeness")
 
 ID_DIM = 512  # of every recogniser that published FaceID files were trained on
 _CLIP_WIDTHS = (1024, 1280, 1664)  # of the hidden states of ViT-L/14, ViT-H/14 and ViT-bigG/14
+# What the keys of all image projections begin with.
+_PROJECTION_PARTS = {
+    "proj", "norm", "perceiver_resampler", "latents", "proj_in", "layers", "proj_out", "norm_out",
+}  # fmt: skip
 HEAD_WIDTH = 64  # of the attention in all published image projections
 PORTRAIT_TOKENS = 16  # per photo; the other variants that read an embedding use 4
 
@@ -279,6 +283,8 @@ def recognise(file: WeightFile) -> Sureness:
     projection = {key.partition(".")[2]: value for key, value in weights.items() if key.startswith("image_proj.")}
     if not projection or not any(key.endswith(".to_k_ip.weight") for key in weights):
         return Sureness.NO
+    if any(key.partition(".")[0] not in _PROJECTION_PARTS for key in projection):
+        return Sureness.NO  # another system's
     try:
         network = build_projection(projection, HEAD_WIDTH)
     except (KeyError, RuntimeError, ValueError, IndexError):

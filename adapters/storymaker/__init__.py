@@ -21,15 +21,14 @@ its background, and those of the body cut out on white and squashed to a square 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ...checks import all_finite
 from ...errors import LikenessError
-from ...faces.identity import Identity
 from ...weights import families
 from ..clip_vision import ClipEncoder, check_encoder
 from ..effects import AttentionTerm, Effect, WeightDelta
@@ -43,6 +42,24 @@ from .projection import HeadWidths, build_projection
 
 _PROJECTION, _LAYERS = "image_proj_model.", "ip_adapter."
 _LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out")
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What the networks read of a character.
+
+    ids: (photos, id_dim), the unit embedding; face: (photos, sequence, hidden), CLIP of the aligned faces; shares:
+    (photos,), how much each counts, 1 in all; body: (pictures, sequence, hidden), CLIP of the bodies.
+    """
+
+    ids: Tensor
+    face: Tensor
+    shares: Tensor
+    body: Tensor
+
+    def times(self, factor: float) -> Shown:
+        """All but the shares, multiplied."""
+        return Shown(factor * self.ids, factor * self.face, self.shares, factor * self.body)
 
 
 class StoryMaker(nn.Module):
@@ -95,9 +112,7 @@ class StoryMaker(nn.Module):
     @property
     def base(self) -> families.Family:
         """The family of base models the file was trained for: SDXL, for all that is published."""
-        family = families.of_sites(list(self.site_shapes.values()))
-        width = self.image_proj_model.bg_embed.shape[-1]
-        return families.of_text_width(width) if family is families.OTHER else family
+        return families.of_adapter(list(self.site_shapes.values()))
 
     @property
     def needs(self) -> Needs:
@@ -111,7 +126,7 @@ class StoryMaker(nn.Module):
         """See `system.Adapter`: the tokens of all characters, and the LoRA."""
         cast = self._cast(request)
         tokens = self.encode(cast, request)
-        everywhere = (SiteWeight(request.strength),) * len(request.layout.names)
+        everywhere = (SiteWeight(request.strength),) * len(request.layout)
         whole = AttentionTerm(self, tokens, everywhere, scope=request.scope)
         each = tokens.cond.shape[1] // (1 + len(cast))
         terms = _placed(whole, cast, each) if any(one.region is not None for one in cast) else (whole,)
@@ -121,8 +136,11 @@ class StoryMaker(nn.Module):
 
     def notes(self, request: Request) -> list[str]:
         """See `system.Adapter`."""
-        notes = []
-        for number, one in enumerate(self._cast(request), 1):
+        cast, notes = self._cast(request), []
+        if len(cast) > 1:
+            names = [repr(one.identity.name) if one.identity is not None else "one from behind" for one in cast]
+            notes.append(f"The characters, in this order: {', '.join(names)}.")
+        for number, one in enumerate(cast, 1):
             who = f"Character {number}" + (f" ({one.identity.name})" if one.identity is not None else "")
             if not one.bodies:
                 notes.append(f"{who} has no body picture, so hair and clothes are left to the prompt ({OPTIONS}).")
@@ -155,17 +173,9 @@ class StoryMaker(nn.Module):
 
         Raises LikenessError for whatever is missing: the encoder, an aligned face, the right recogniser's embedding.
         """
-        encoder, network = self._encoder(request.encoder), self.image_proj_model
-        halves: list[tuple[list[Tensor], list[Tensor]]] = [([], []), ([], [])]  # conditioned, unconditioned
-        for one in cast:
-            ids, looks, weights = self._face(one, request, encoder)
-            body = self._body(one, encoder)
-            body_strength = one.body_strength if one.bodies else 0.0
-            for (faces, bodies), real in zip(halves, (1.0, 0.0), strict=True):
-                face = (network.faces(real * ids, real * looks) * weights).sum(0)
-                faces.append(one.face_strength * face)
-                bodies.append(body_strength * network.bodies(real * body).mean(0))
-        cond, uncond = (network(torch.stack(faces), torch.stack(bodies)) for faces, bodies in halves)
+        encoder = self._encoder(request.encoder)
+        shown = [self._shown(one, request, encoder) for one in cast]  # before the tokens: CLIP may take our place
+        cond, uncond = (self._tokens(cast, [one.times(real) for one in shown]) for real in (1.0, 0.0))
         if not all_finite(cond) or not all_finite(uncond):
             raise LikenessError(
                 f"The adapter {self.name!r} turns these pictures into NaN: check them, the CLIP vision model and the "
@@ -173,31 +183,31 @@ class StoryMaker(nn.Module):
             )
         return IdentityTokens(cond, uncond).to("cpu", torch.float32)
 
-    def _face(self, one: Character, request: Request, encoder: ClipEncoder) -> tuple[Tensor, Tensor, Tensor]:
-        """The unit embedding for each photo, what CLIP says of its face, and how much each photo counts."""
-        weight = self.image_proj_model.bg_embed
-        if one.identity is None:  # seen from behind: the same zeros as in the unconditioned half
-            return weight.new_zeros(1, self.id_dim), weight.new_zeros(1, 1, self.feature_dim), weight.new_ones(1, 1, 1)
-        person = self._person(one.identity, request)
-        looks = _hidden(encoder, list(person.aligned)).to(weight)
-        shares = (person.weights / person.weights.sum()).view(-1, 1, 1).to(weight)
-        return person.mean_embedding().to(weight).expand(len(looks), -1), looks, shares
+    def _tokens(self, cast: Sequence[Character], shown: Sequence[Shown]) -> Tensor:
+        """Several photos of a character are seen one by one; the mean of their tokens counts."""
+        network, weight = self.image_proj_model, self.image_proj_model.bg_embed
+        faces, bodies = [], []
+        for character, one in zip(cast, shown, strict=True):
+            face = network.faces(one.ids.to(weight), one.face.to(weight))
+            faces.append(character.face_strength * (face * one.shares.to(weight).view(-1, 1, 1)).sum(0))
+            body_strength = character.body_strength if character.bodies else 0.0  # as in the drops of training
+            bodies.append(body_strength * network.bodies(one.body.to(weight)).mean(0))
+        return network(torch.stack(faces), torch.stack(bodies))
 
-    def _body(self, one: Character, encoder: ClipEncoder) -> Tensor:
-        weight = self.image_proj_model.bg_embed
-        if not one.bodies:
-            return weight.new_zeros(1, 1, self.feature_dim)
-        return _hidden(encoder, one.bodies).to(weight)
-
-    def _person(self, identity: Identity, request: Request) -> Identity:
-        """The identity with the embedding and the crops that are read."""
-        person = request.person(self, self.id_dim, identity=identity)
+    def _shown(self, one: Character, request: Request, encoder: ClipEncoder) -> Shown:
+        """What the networks read of a character; zeros where there is nothing, as in the unconditioned half."""
+        nothing = torch.zeros(1, 1, self.feature_dim)
+        body = _hidden(encoder, one.bodies) if one.bodies else nothing
+        if one.identity is None:  # seen from behind
+            return Shown(torch.zeros(1, self.id_dim), nothing, torch.ones(1), body)
+        person = replace(request, identity=one.identity).person(self, self.id_dim)
         if not len(person.aligned):
             raise LikenessError(
                 f"The identity {person.name!r} has no aligned face, because its detector gave no keypoints: make it "
                 "with a face analysis that does, for example buffalo_l."
             )
-        return person
+        face = _hidden(encoder, list(person.aligned))
+        return Shown(person.mean_embedding().expand(len(face), -1), face, person.weights / person.weights.sum(), body)
 
     def _encoder(self, encoder: ClipEncoder | None) -> ClipEncoder:
         if encoder is None:

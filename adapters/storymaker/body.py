@@ -7,7 +7,7 @@ import numpy as np
 from ...errors import LikenessError
 
 _BLUR = (1, 4, 6, 4, 1)  # sixteenths: OpenCV's 5-tap Gaussian of automatic sigma
-_NOISE = 8  # grey levels of a mask that JPEG leaves around its shape
+NOISE = 8  # grey levels of a mask that JPEG leaves around its shape
 
 
 def cut_out(picture: np.ndarray, mask: np.ndarray, noise: int = 0) -> np.ndarray:

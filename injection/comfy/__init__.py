@@ -23,12 +23,13 @@ from .apply import (
     stack_of,
 )
 from .encoders import ComfyClipEncoder
-from .managed import ManagedAdapter
+from .managed import Managed, ManagedAdapter
 from .text import edited
 
 __all__ = [
     "Applied",
     "ComfyClipEncoder",
+    "Managed",
     "ManagedAdapter",
     "apply_effects",
     "apply_identity",

@@ -20,13 +20,14 @@ class Case:
     """title: of the system in the registry. weights: of a file that fits the sites (shapes) of a MODEL, from a seed.
 
     missing: a word of the sentence that is said without an identity. file_name: one that tells the system, where its
-    content alone does not.
+    content alone does not. reads_clip: it needs a CLIP vision model.
     """
 
     title: str
     weights: Callable[[Any, int], dict[str, Tensor]]
     missing: str = "Identity from Photos"
     file_name: str = UNTOLD
+    reads_clip: bool = False
 
     @property
     def least(self) -> Sureness:

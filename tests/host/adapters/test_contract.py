@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -47,8 +48,13 @@ def _title(request, monkeypatch) -> str:
 
 
 @pytest.fixture
-def load(world, title) -> Callable[..., Any]:
-    """load(seed, shapes) -> the adapter of a file in models/ipadapter, through Load Identity Adapter."""
+def load(world, title, monkeypatch) -> Callable[..., Any]:
+    """load(seed, shapes) -> the adapter of a file in models/ipadapter, through Load Identity Adapter.
+
+    It is applied with what the system needs beside the identity.
+    """
+    if CASES[title].reads_clip:
+        monkeypatch.setattr(world, "apply", partial(world.apply, clip_vision=world.clip_vision))
 
     def make(seed: int = 0, shapes: Any = None) -> Any:
         name = f"{seed} {len(shapes or world.shapes)} {title} {CASES[title].file_name}"
@@ -78,7 +84,8 @@ class Painter:
         from likeness.injection import comfy
 
         layout, attention = comfy.request_layout(self.world.model)
-        return adapter.effects(Request(layout, attention, strength, Scope(start_at, end_at), who))
+        encoder = comfy.ComfyClipEncoder(self.world.clip_vision)
+        return adapter.effects(Request(layout, attention, strength, Scope(start_at, end_at), who, encoder))
 
 
 @pytest.fixture

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-official = sys.modules["likeness_comfyui"].load_module("likeness_official", Path(__file__).parents[1] / "official.py")
+official: Any = sys.modules["likeness_comfyui"].load_module(
+    "likeness_official", Path(__file__).parents[1] / "adapters" / "official.py"
+)
 
 
 def weights(
-    shapes: official.Shapes = official.SDXL, seed: int = 0, features: int = 1280, rank: int = 2, most: int = 3
+    shapes: Any = official.SDXL, seed: int = 0, features: int = 1280, rank: int = 2, most: int = 3
 ) -> dict[str, Tensor]:
     """A whole `mask.bin`, flat, for a model whose cross-attention layers have these shapes."""
     dim = shapes[0][1]
