@@ -159,9 +159,9 @@ class ApplyIdentity(Node):
                     min=0.0,
                     max=1.5,
                     step=0.05,
-                    tooltip="FaceID and StoryMaker files bring a LoRA that changes the MODEL itself. 1.0 is official for "
-                    "FaceID, 0.8 for StoryMaker; 0.6 keeps more of the checkpoint's style, 0 leaves it out. Other files "
-                    "ignore this.",
+                    tooltip="FaceID and StoryMaker files bring a LoRA that changes the MODEL itself. 1.0 is official "
+                    "for FaceID, 0.8 for StoryMaker; 0.6 keeps more of the checkpoint's style, 0 leaves it out. Other "
+                    "files ignore this.",
                 ),
                 IdentitySocket.Input(
                     "identity",
