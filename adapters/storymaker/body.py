@@ -16,10 +16,10 @@ def cut_out(picture: np.ndarray, mask: np.ndarray, noise: int = 0) -> np.ndarray
     picture: (H, W, 3) uint8; mask: (H, W) uint8, 255 = the character. noise: mask values up to this one do not enlarge
     the box; 0 is official. Raises LikenessError for a mask with nothing in it.
     """
-    rows, columns = ((mask > noise).any(axis) for axis in (1, 0))
-    if not rows.any():
+    rows, columns = np.nonzero(mask > noise)
+    if not len(rows):
         raise LikenessError("The mask is empty: paint the character, or leave the mask out.")
-    box = _span(rows), _span(columns)
+    box = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
     share = blurred(mask[box])[..., None] / 255
     return (255 * (1 - share) + share * picture[box]).astype(np.uint8)
 
@@ -31,8 +31,3 @@ def blurred(mask: np.ndarray) -> np.ndarray:
     wide = np.lib.stride_tricks.sliding_window_view(padded, 5, axis=1) @ taps
     high = np.lib.stride_tricks.sliding_window_view(wide, 5, axis=0) @ taps
     return ((high + 128) // 256).astype(np.uint8)
-
-
-def _span(inside: np.ndarray) -> slice:
-    places = np.flatnonzero(inside)
-    return slice(int(places[0]), int(places[-1]) + 1)

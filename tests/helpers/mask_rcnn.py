@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ def write(path: Path) -> Path:
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
+        network: Any = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
     classes, boxes, fill = (
         network.roi_heads.box_predictor.cls_score,
         network.roi_heads.box_predictor.bbox_pred,

@@ -30,10 +30,11 @@ class World:
 
     def __init__(self, recipes: Any, folder: Path) -> None:
         from likeness.injection.comfy import sites_of
-        from likeness.nodes import adapters, control, references
+        from likeness.nodes import adapters, control, references, storymaker
 
         self.recipes, self.folder = recipes, folder
-        self.classes = {cls.GET_SCHEMA().node_id: cls for cls in [*adapters.NODES, *control.NODES, *references.NODES]}
+        rooms = (adapters, control, references, storymaker)
+        self.classes = {cls.GET_SCHEMA().node_id: cls for room in rooms for cls in room.NODES}
         self.model = recipes.tiny_sd15()
         self.sites = sites_of(self.model)
         self.shapes = [(site.width, site.context_dim) for site in self.sites]
