@@ -85,7 +85,7 @@ def load_adapter(graph: Graph, name: str, asked: Output | None = None) -> Node:
 
 
 def load_encoder(graph: Graph) -> Node:
-    """The encoder that IP-Adapter Plus was trained with."""
+    """The encoder that IP-Adapter Plus and StoryMaker were trained with."""
     needed = files("clip-vit-h")
     return graph.node("CLIPVisionLoader", clip_name=needed[0].name, models=needed)
 

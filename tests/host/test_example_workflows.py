@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import mask_rcnn, storymaker
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -31,6 +32,7 @@ REPORT = "identity_report"  # as well
 CHECKPOINT = "narrow_sd15.safetensors"
 FACEID, PLUS = "narrow_faceid.bin", "narrow_plus.safetensors"
 INSTANTID, IDENTITYNET = "ip-adapter.bin", "instantid_controlnet.safetensors"  # under their own names
+STORYMAKER, SEGMENTER = "mask.bin", "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth"  # under their own names
 ENCODER = "vit_l.safetensors"
 ENCODER_WIDTH = 1024
 SIDE, STEPS, FRAMES = 64, 1, 2
@@ -39,7 +41,7 @@ SIDE, STEPS, FRAMES = 64, 1, 2
 INPUTS = {
     **dict.fromkeys(["person.jpg", "person_1.jpg", "person_2.jpg", "person_3.jpg"], "astronaut"),
     **dict.fromkeys(["person_left.jpg", "pose.jpg", "reference_1.jpg", "style.jpg"], "astronaut"),
-    **dict.fromkeys(["person_right.jpg", "reference_2.jpg"], "six people"),
+    **dict.fromkeys(["person_right.jpg", "reference_2.jpg", "clothes.jpg"], "six people"),
 }
 NEEDS = {"saved_identity": ["save_identity", "save_identity_again"], "saved_embeds": ["save_embeds"]}
 
@@ -104,6 +106,8 @@ def narrow_models(models: Path, known_faces, files):
             models / "instantid" / INSTANTID, official.groups(official.resampler(768, features=512), shapes)
         ),
         files.write_controlnet(models / "controlnet" / IDENTITYNET, config),
+        storymaker.write(models / "storymaker" / STORYMAKER, shapes, features=ENCODER_WIDTH, loud=20.0),
+        mask_rcnn.write(models / "segmentation" / SEGMENTER),
     ]
     files.write_checkpoint(written[0], config, clip=True)
     write_encoder(written[1], files)
@@ -145,6 +149,8 @@ def small(prompt):
     prompt = copy.deepcopy(prompt)
     for node in prompt.values():
         node["inputs"].update(replaced.get(node["class_type"], {}))
+        if node["inputs"].get("sampler_name") == "uni_pc":
+            node["inputs"]["steps"] = STEPS + 2  # with fewer it does not ask the model
         if node["class_type"] == "LikenessLoadIdentityAdapter" and is_of_ipadapter(node["inputs"]["adapter_file"]):
             node["inputs"]["adapter_file"] = FACEID if "faceid" in node["inputs"]["adapter_file"] else PLUS
     return prompt
@@ -352,3 +358,32 @@ def test_instantid_s_two_people_have_their_own_places(server, execute):
     *_, left, right = execute("instantid_two_people").pictures("PreviewImage")
     places = [np.argwhere(picture.max(axis=-1) > 0)[:, 1].mean() for picture in (left, right)]
     assert places[0] < SIDE / 2 < places[1]
+
+
+def test_storymaker_dresses_the_person_in_the_clothes_of_the_picture(server, execute):
+    example = execute("storymaker_portrait")
+    [portrait], [shown] = example.pictures("SaveImage"), example.pictures("PreviewImage")
+    assert shown.shape == (224, 224, 3)
+    loaded = {example.prompt[number]["inputs"]["image"]: number for number in of_kind(example.prompt, "LoadImage")}
+    other = execute("storymaker_portrait", {(loaded["clothes.jpg"], "image"): "style.jpg"})
+    assert differ(other.pictures("PreviewImage")[0], shown) and differ(other.pictures("SaveImage")[0], portrait)
+
+
+def test_storymaker_cuts_both_people_out_and_both_decide(server, execute):
+    example = execute("storymaker_two_people")
+    left, right = example.pictures("PreviewImage")
+    [both] = example.pictures("SaveImage")
+    assert differ(left, right)
+    first, second = of_kind(example.prompt, "LikenessStoryMakerCharacter")
+    for character in (first, second):
+        [without] = execute("storymaker_two_people", {(character, "body_strength"): 0.0}).pictures("SaveImage")
+        assert differ(without, both)
+
+
+def test_the_four_panels_of_a_story_know_the_characters(server, execute):
+    example = execute("storymaker_story")
+    panels = example.pictures("SaveImage")
+    assert len(panels) == 4 and len({panel.tobytes() for panel in panels}) == 4
+    [apply] = of_kind(example.prompt, "LikenessApplyIdentity")
+    alone = execute("storymaker_story", {(apply, "weight"): 0.0}).pictures("SaveImage")
+    assert all(differ(*pair) for pair in zip(panels, alone, strict=True))

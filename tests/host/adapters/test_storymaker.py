@@ -20,12 +20,7 @@ NODE = "LikenessStoryMakerCharacter"
 @pytest.fixture(scope="module")
 def adapter(world) -> Any:
     """Loaded from the folder people have, under the official name."""
-    (world.folder / "storymaker").mkdir(exist_ok=True)
-    groups: dict[str, dict[str, Tensor]] = {}
-    for key, value in files.weights(world.shapes).items():
-        group, _, rest = key.partition(".")
-        groups.setdefault(group, {})[rest] = value
-    torch.save(groups, world.folder / "storymaker" / "mask.bin")
+    files.write(world.folder / "storymaker" / "mask.bin", world.shapes)
     return world.run("LikenessLoadIdentityAdapter", adapter_file="storymaker/mask.bin")
 
 
