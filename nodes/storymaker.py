@@ -177,7 +177,8 @@ def _found(pictures: Tensor, identity: Identity | None) -> list[np.ndarray]:
             f"with `likeness models get {model.name}`."
         )
     segmenter = load_segmenter(path)
-    Managed(segmenter.network).load()
+    managed = Managed(segmenter.network)  # alive as long as the network is used, or the host forgets it
+    managed.load()
     step, masks = counter(len(pictures)), []
     for number, picture in enumerate(pictures, 1):
         mask = segmenter.people(picture.numpy()).of_face(_face_box(identity, picture))

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...errors import LikenessError
+
 
 def attention_loss(
     maps: Sequence[Tensor], masks: Tensor, tokens_each: int = 20, divisor: float | None = None
@@ -29,6 +31,11 @@ def attention_loss(
     height, width = masks.shape[-2] // 2, masks.shape[-1] // 2
     coarse = -(-height // 2), -(-width // 2)  # a stride of 2 rounds up
     used = [layer for layer in maps if layer.shape[-1] != height * width]
+    if not used:
+        raise LikenessError(
+            "The attention loss has no layer coarser than half the latent's sides: train on pictures of the size the "
+            "base model was made for."
+        )
     belongs = F.interpolate(masks.float(), (height, width), mode="bilinear", align_corners=False)
     ground = 1 - belongs.sum(1, keepdim=True).clamp(0, 1)
     targets = torch.cat([ground, belongs], dim=1)  # (batch, 1 + P, h, w)
