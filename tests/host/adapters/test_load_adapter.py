@@ -19,9 +19,11 @@ def test_the_list_shows_what_lies_in_the_folder(world):
 def test_an_empty_folder_is_explained(world, monkeypatch, tmp_path):
     import folder_paths
 
+    from likeness.adapters import SYSTEMS
     from likeness.nodes.adapter_files import MINIATURE, NO_FILES
 
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "ipadapter", ([str(tmp_path)], {".bin"}))
+    for folder in {folder for kind in SYSTEMS for folder in kind.folders}:
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, folder, ([str(tmp_path)], {".bin"}))
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     [combo] = [i for i in world.classes["LikenessLoadIdentityAdapter"].define_schema().inputs if i.id == "adapter_file"]
