@@ -142,7 +142,7 @@ def _given(mask: Tensor, pictures: Tensor) -> list[np.ndarray]:
 
     LikenessError for one that is empty, white everywhere, or of another size.
     """
-    if mask.ndim == 4 and mask.shape[-1] in (1, 3, 4):
+    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[-1] in (1, 3, 4):
         mask = mask[..., 0]
     mask = as_mask(mask, "The mask")
     if len(mask) not in (1, len(pictures)):
