@@ -101,7 +101,7 @@ class Request:
             raise LikenessError(f"The options are those of another system: connect {node}, or nothing.")
         return self.options
 
-    def person(self, adapter: Adapter, width: int, any_recogniser: bool = False) -> Identity:
+    def person(self, adapter: Adapter, width: int, any_recogniser: bool | None = False) -> Identity:
         """The identity, with the embeddings of the adapter's recogniser in front; `width` numbers each.
 
         LikenessError when there is none, when it has no such embeddings, or when its own cannot be read.
@@ -181,9 +181,12 @@ def kind_of(file: WeightFile, kinds: Iterable[Kind]) -> Kind | None:
     return likely[0]
 
 
-def require_person(adapter: Adapter, identity: Identity | None, width: int, any_recogniser: bool = False) -> Identity:
+def require_person(
+    adapter: Adapter, identity: Identity | None, width: int, any_recogniser: bool | None = False
+) -> Identity:
     """The identity, with the embeddings of the adapter's recogniser in front; `width` numbers each.
 
+    any_recogniser: take another's embeddings as well; None where the adapter's options have no such choice.
     LikenessError when there is none, when it has no embeddings, or when the adapter cannot read those it has.
     """
     name, recogniser = adapter.name, adapter.needs.recogniser
@@ -203,10 +206,10 @@ def require_person(adapter: Adapter, identity: Identity | None, width: int, any_
             f"the identity {identity.name!r} makes {found}: make it with {recogniser}."
         )
     if identity.recogniser != recogniser and not any_recogniser:
+        allow = "" if any_recogniser is None else ", or allow any recogniser in the adapter's options"
         raise LikenessError(
             f"The adapter {name!r} was trained on the recogniser {recogniser}, but the identity {identity.name!r} was "
             f"made with {identity.recogniser}, whose embeddings mean another face: install {recogniser} (the identity "
-            f"is then seen again from its own crops), make it with {recogniser}, or allow any recogniser in the "
-            "adapter's options."
+            f"is then seen again from its own crops), or make it with {recogniser}{allow}."
         )
     return identity

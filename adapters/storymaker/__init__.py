@@ -200,7 +200,7 @@ class StoryMaker(nn.Module):
         body = _hidden(encoder, one.bodies) if one.bodies else nothing
         if one.identity is None:  # seen from behind
             return Shown(torch.zeros(1, self.id_dim), nothing, torch.ones(1), body)
-        person = replace(request, identity=one.identity).person(self, self.id_dim)
+        person = replace(request, identity=one.identity).person(self, self.id_dim, any_recogniser=None)
         if not len(person.aligned):
             raise LikenessError(
                 f"The identity {person.name!r} has no aligned face, because its detector gave no keypoints: make it "
