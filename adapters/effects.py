@@ -75,12 +75,27 @@ class Projector(Protocol):
         ...
 
 
+class Merge(Protocol):
+    """How the attention to a person joins the attention to the text, at one site."""
+
+    def __call__(self, text: Tensor, identity: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        """What is added to `text`, which is left as it is: (batch, L, width).
+
+        text: the site's own attention; identity: that to the person, with the strength in it; queries: all (batch, L,
+        width). keys: the person's, (groups, heads, n_tokens, width / heads), where each group serves a run of
+        consecutive pictures. Without a merge `identity` itself is added. Linear in `identity`, so that the strength
+        stays one.
+        """
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class AttentionTerm:
     """Tokens of one identity (or one picture of it) that the cross-attention sites attend to beside the text.
 
     tokens: rows 1, or one row per image of the latent batch. site_weights: one entry per spatial transformer in
     execution order. region: (1, H, W), where these tokens belong whatever the scope says, as a tile of a reference.
+    merge: how their attention joins the text's, None for a sum; it needs as many tokens in both halves.
     """
 
     projector: Projector
@@ -89,6 +104,7 @@ class AttentionTerm:
     scaling: KeyValueScaling = v_only
     scope: Scope = field(default_factory=Scope)
     region: Tensor | None = None
+    merge: Merge | None = None
 
     def weight_at(self, transformer: int) -> SiteWeight:
         """How strongly the sites of a spatial transformer attend to the identity."""

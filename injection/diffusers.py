@@ -89,7 +89,7 @@ class InjectedUNet:
                 found = self._of_batch(number, pictures, q)
             keys, values = found[site.slot]
             factors = self._factors(injection, self._grids[site.transformer], pictures)
-            yield SiteTerm(keys.to(q), values.to(q), None if factors is None else factors.to(q))
+            yield SiteTerm(keys.to(q), values.to(q), None if factors is None else factors.to(q), injection.merge)
 
     def _of_batch(self, number: int, pictures: int, q: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         """slot -> keys and values of an injection for batches of this make-up: made once, whatever the steps."""

@@ -101,7 +101,7 @@ def _project_site(injection: AttentionTerm, site: AttentionSite, tokens: Identit
 
     The halves may differ in their number of tokens (several photos against one empty encoding): both are repeated to
     a common multiple, which a softmax does not notice; see `repeat_tokens`. For the same reason a few tokens are
-    repeated to a whole vector register, with which attention is faster than with fewer.
+    repeated to a whole vector register, with which attention is faster than with fewer; not those that a merge counts.
     """
     weight = injection.weight_at(site.transformer)
     cond = injection.scaling(*injection.projector.project(site.slot, tokens.cond), weight.strength, site.width)
@@ -111,7 +111,7 @@ def _project_site(injection: AttentionTerm, site: AttentionSite, tokens: Identit
         uncond = injection.projector.project(site.slot, tokens.uncond)
         halves = {Role.COND: cond, Role.UNCOND: injection.scaling(*uncond, weight.strength, site.width)}
     n_tokens = math.lcm(*(keys.shape[1] for keys, _ in halves.values()))
-    if n_tokens < WHOLE_VECTOR and WHOLE_VECTOR % n_tokens == 0:
+    if injection.merge is None and n_tokens < WHOLE_VECTOR and WHOLE_VECTOR % n_tokens == 0:
         n_tokens = WHOLE_VECTOR
     rows = max(len(keys) for keys, _ in halves.values())
     tensors = [fit_rows(repeat_tokens(halves[role][i], n_tokens), rows) for i in (0, 1) for role in _STORED]

@@ -275,7 +275,7 @@ class _Call:
         key = (site.slot, grid, q.dtype)
         if key not in self._terms:
             self._terms[key] = tuple(
-                SiteTerm(*found[site.slot], self._mask(i, grid, q.dtype))
+                SiteTerm(*found[site.slot], self._mask(i, grid, q.dtype), self.here.run.injections[i].merge)
                 for i, found in zip(self.batch.open, self._of_batch(q.dtype), strict=True)
                 if site.slot in found
             )
