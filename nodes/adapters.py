@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -11,6 +12,7 @@ from comfy_api.latest import io
 from ..errors import LikenessError, logger
 from .adapter_files import adapter_choices, find_adapter, folder_of
 from .choices import finite, must_exist, named
+from .companions import find_eva, parse
 from .node import Node
 from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema
 
@@ -228,6 +230,8 @@ class ApplyIdentity(Node):
             options=options.reference,
             weight_strength=lora_strength,
             seen_by=seen_by,
+            find_eva=partial(find_eva, adapter),
+            parse=parse,
         )
         effects = adapter.effects(request)
         applied = binding.apply_effects(model, effects)

@@ -23,7 +23,7 @@ from .apply import (
     stack_of,
 )
 from .encoders import ComfyClipEncoder
-from .managed import Managed, ManagedAdapter
+from .managed import Managed, ManagedAdapter, ManagedEvaTower
 from .text import edited
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "ComfyClipEncoder",
     "Managed",
     "ManagedAdapter",
+    "ManagedEvaTower",
     "apply_effects",
     "apply_identity",
     "edited",

@@ -1,4 +1,4 @@
-"""Adapters whose weights are in the care of ComfyUI's memory manager."""
+"""Adapters, and the encoders they read, whose weights are in the care of ComfyUI's memory manager."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...adapters.effects import AttentionTerm, Effect
+from ...adapters.eva_clip import EvaFeatures
 from ...adapters.system import Needs, Request
 
 
@@ -74,3 +75,27 @@ class ManagedAdapter(Managed):
             else effect
             for effect in found
         )
+
+
+class ManagedEvaTower(Managed):
+    """EVA02-CLIP's image encoder; an `eva_clip.EvaTower` whose weights are on the GPU only while it runs."""
+
+    @property
+    def name(self) -> str:
+        """The file's, for messages."""
+        return self.module.name
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images it reads."""
+        return self.module.image_size
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """(of the hidden states, of the pooled embedding)"""
+        return self.module.widths
+
+    def encode_pixels(self, pixels: Tensor) -> EvaFeatures:
+        """Pixels normalised as CLIP's (B, 3, S, S) -> features, float32, on the CPU."""
+        self.load()
+        return self.module.encode_pixels(pixels).to("cpu")
