@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from torch import Tensor
 
 from ..errors import LikenessError
-from ..weights.families import Family, TransformerLayout
+from ..weights.families import DitLayout, Family, TransformerLayout
 from .effects import Effect, Scope
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ def _no_parser(crops: Tensor) -> Tensor:
 class Request:
     """What a user asks of an adapter for one person in one model.
 
-    layout: where the model's spatial transformers sit. attention: slot -> diffusers' path of that attention layer.
-    options: what the system's own options node made, None for its defaults. weight_strength: of the change of the
-    model's own weights, where the file brings one. seen_by: adds the embeddings of a recogniser to an identity, where
-    that recogniser is at hand. find_eva: the EVA02-CLIP image encoder. parse: the parts of aligned faces, see
-    `faces.parsing`. Both raise LikenessError that says how to get them.
+    layout: where the model's spatial transformers sit. attention: slot -> diffusers' path of that attention layer. dit:
+    the blocks of a model that is a DiT. options: what the system's own options node made, None for its defaults.
+    weight_strength: of the change of the model's own weights, where the file brings one. seen_by: adds the embeddings
+    of a recogniser to an identity, where that recogniser is at hand. find_eva: the EVA02-CLIP image encoder. parse: the
+    parts of aligned faces, see `faces.parsing`. Both raise LikenessError that says how to get them.
     """
 
     layout: TransformerLayout
@@ -102,6 +102,7 @@ class Request:
     options: Any = None
     weight_strength: float = 1.0
     seen_by: Callable[[Identity, str], Identity] = lambda identity, recogniser: identity
+    dit: DitLayout | None = None
     find_eva: Callable[[], EvaTower] = _no_eva
     parse: Callable[[Tensor], Tensor] = _no_parser
 

@@ -11,10 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..adapters.effects import AttentionTerm
+from ..adapters.effects import AttentionTerm, BlockTerm
 from ..adapters.types import IdentityTokens, SiteWeight, SiteWeights
 from ..errors import LikenessError
-from ..weights.families import OTHER, Family, TransformerLayout, of_host, of_sites
+from ..weights.families import FLUX, OTHER, DitLayout, Family, TransformerLayout, of_host, of_sites
 from .attention import split_heads
 from .masks import combined
 from .sites import AttentionSite
@@ -165,6 +165,20 @@ def check_fit(adapter: Fitting, sites: Sequence[AttentionSite], model_name: str,
     raise LikenessError(
         f"The adapter {adapter.name!r} was made for {made_for}, but the connected MODEL is {model}: choose an adapter "
         "for that model, or another checkpoint."
+    )
+
+
+def check_blocks(term: BlockTerm, layout: DitLayout | None, model_name: str) -> None:
+    """Raise LikenessError in words when an adapter's modules do not fit behind the blocks of this model.
+
+    layout: of the model, None when it is no DiT that this binding knows.
+    """
+    if layout is not None and layout.width == term.modules.width and set(term.numbers) <= set(layout.blocks):
+        return
+    theirs = "" if layout is None else f" ({layout.double} + {layout.single} blocks, {layout.width} wide)"
+    raise LikenessError(
+        f"The adapter {term.modules.name!r} was made for {FLUX.title} with tokens {term.modules.width} wide, but the "
+        f"connected MODEL is {model_name}{theirs}: choose an adapter for that model, or another checkpoint."
     )
 
 
