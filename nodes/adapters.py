@@ -183,7 +183,9 @@ class ApplyIdentity(Node):
                     "masks goes with a batch of pictures.",
                 ),
                 OptionsSocket.Input(
-                    "options", optional=True, tooltip="From IP-Adapter Options, or StoryMaker Character."
+                    "options",
+                    optional=True,
+                    tooltip="From IP-Adapter Options, PuLID Options, or StoryMaker Character.",
                 ),
             ],
             outputs=[

@@ -123,9 +123,11 @@ def parser(seed: int = 0) -> Weights:
     return weights
 
 
-def companions(models: Path) -> None:
-    """Write what PuLID finds beside its own file: the encoder and the parsing network."""
-    (models / "clip_vision").mkdir(parents=True, exist_ok=True)
-    (models / "facexlib").mkdir(parents=True, exist_ok=True)
-    torch.save(eva(), models / "clip_vision" / "EVA02_CLIP_L_336_psz14_s6B.pt")
-    torch.save(parser(), models / "facexlib" / "parsing_bisenet.pth")
+def companions(models: Path) -> list[Path]:
+    """Write what PuLID finds beside its own file, the encoder and the parsing network; returns the paths."""
+    encoder = models / "clip_vision" / "EVA02_CLIP_L_336_psz14_s6B.pt"
+    network = models / "facexlib" / "parsing_bisenet.pth"
+    for path, weights in ((encoder, eva()), (network, parser())):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(weights, path)
+    return [encoder, network]
