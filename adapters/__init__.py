@@ -17,6 +17,7 @@ from . import others
 from .instantid import SYSTEM as INSTANTID
 from .ip_adapter import SYSTEM as IP_ADAPTER
 from .ip_adapter import Evidence, IPAdapter, Variant
+from .pulid import SYSTEM as PULID
 from .storymaker import SYSTEM as STORYMAKER
 from .system import Adapter, Kind, Sureness, WeightFile, kind_of
 from .types import IdentityTokens, SiteWeight, SiteWeights
@@ -36,6 +37,7 @@ __all__ = [
 SYSTEMS: tuple[Kind, ...] = (
     IP_ADAPTER,
     INSTANTID,
+    PULID,
     STORYMAKER,
 )
 

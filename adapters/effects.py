@@ -1,6 +1,7 @@
 """What a system does to a denoiser, as data: a system returns effects, a binding of `injection` applies them.
 
     AttentionTerm   tokens that every cross-attention site attends to beside the text
+    BlockTerm       modules that run behind the transformer blocks of a DiT
     WeightDelta     a low-rank or full change of the denoiser's own weights
     ControlContext  tokens that one ControlNet reads in place of the text
     PromptEdit      a change of the text's states, which rides on the conditioning it was made for
@@ -18,6 +19,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..checks import EMPTY_MASK
+from ..weights.families import DitBlock
 from ..weights.lora import LoraPair
 from .types import IdentityTokens, KeyValueScaling, SiteWeight, SiteWeights, v_only
 
@@ -75,12 +77,27 @@ class Projector(Protocol):
         ...
 
 
+class Merge(Protocol):
+    """How the attention to a person joins the attention to the text, at one site."""
+
+    def __call__(self, text: Tensor, identity: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        """What is added to `text`, which is left as it is: (batch, L, width).
+
+        text: the site's own attention; identity: that to the person, with the strength in it; queries: all (batch, L,
+        width). keys: the person's, (groups, heads, n_tokens, width / heads), where each group serves a run of
+        consecutive pictures. Without a merge `identity` itself is added. Linear in `identity`, so that the strength
+        stays one.
+        """
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class AttentionTerm:
     """Tokens of one identity (or one picture of it) that the cross-attention sites attend to beside the text.
 
     tokens: rows 1, or one row per image of the latent batch. site_weights: one entry per spatial transformer in
     execution order. region: (1, H, W), where these tokens belong whatever the scope says, as a tile of a reference.
+    merge: how their attention joins the text's, None for a sum; it needs as many tokens in both halves.
     """
 
     projector: Projector
@@ -89,6 +106,7 @@ class AttentionTerm:
     scaling: KeyValueScaling = v_only
     scope: Scope = field(default_factory=Scope)
     region: Tensor | None = None
+    merge: Merge | None = None
 
     def weight_at(self, transformer: int) -> SiteWeight:
         """How strongly the sites of a spatial transformer attend to the identity."""
@@ -99,6 +117,50 @@ class AttentionTerm:
         """Why it can never change the picture, in words; None when it can."""
         if all(weight.strength == 0 for weight in self.site_weights):
             return "the strength is 0"
+        return self.scope.why_never
+
+
+class BlockModules(Protocol):
+    """The part of an adapter that runs behind the transformer blocks of a DiT; its modules have numbers."""
+
+    @property
+    def name(self) -> str:
+        """The file's, for messages."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Of the image's tokens that they read."""
+        ...
+
+    def prepare(self, number: int, tokens: Tensor) -> Tensor:
+        """What a module makes of a person's tokens alone, such as keys and values: (rows, n, dim) -> (rows, ...)"""
+        ...
+
+    def residual(self, number: int, images: Tensor, prepared: Tensor) -> Tensor:
+        """What a module adds to the image's tokens: (batch, L, width) and (batch, ...) -> (batch, L, width)"""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class BlockTerm:
+    """Modules of one person behind the transformer blocks of a DiT: images + strength · residual(images, tokens).
+
+    numbers: which block has which module behind it; a module may serve several. tokens: rows 1, or one row per image of
+    the latent batch, and as many in both halves. All terms of a block read its own output, so that people commute.
+    """
+
+    modules: BlockModules
+    numbers: Mapping[DitBlock, int]
+    tokens: IdentityTokens
+    strength: float = 1.0
+    scope: Scope = field(default_factory=Scope)
+
+    @property
+    def why_never(self) -> str | None:
+        """Why it can never change the picture, in words; None when it can."""
+        if self.strength == 0 or not self.numbers:
+            return "the strength is 0" if self.numbers else "the MODEL has no block it acts on"
         return self.scope.why_never
 
 
@@ -162,4 +224,4 @@ class PromptEdit:
         return self.scope.why_never
 
 
-Effect = AttentionTerm | WeightDelta | ControlContext | PromptEdit
+Effect = AttentionTerm | BlockTerm | WeightDelta | ControlContext | PromptEdit

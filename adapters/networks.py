@@ -79,7 +79,8 @@ class PerceiverAttention(nn.Module):
         return self.to_out((weights @ v).transpose(1, 2).flatten(-2))
 
 
-def _feed_forward(dim: int, inner_dim: int) -> nn.Sequential:
+def feed_forward(dim: int, inner_dim: int) -> nn.Sequential:
+    """LayerNorm and two Linear layers without bias."""
     return nn.Sequential(
         nn.LayerNorm(dim), nn.Linear(dim, inner_dim, bias=False), nn.GELU(), nn.Linear(inner_dim, dim, bias=False)
     )
@@ -129,7 +130,7 @@ class Perceiver(nn.Module):
             nn.ModuleList(
                 [
                     PerceiverAttention(sizes.dim, sizes.heads, sizes.head_width),
-                    _feed_forward(sizes.dim, sizes.inner_dim),
+                    feed_forward(sizes.dim, sizes.inner_dim),
                 ]
             )
             for _ in range(sizes.depth)

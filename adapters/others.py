@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from ..errors import LikenessError
+from .eva_clip import is_eva
 from .system import Kind, Sureness, WeightFile
 
 _LORA = re.compile(r"^lora_|\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.")  # of kohya, peft and diffusers
@@ -17,12 +18,6 @@ def _sure(found: bool) -> Sureness:
 
 def _photomaker(file: WeightFile) -> Sureness:
     return _sure(file.has("id_encoder.", "lora_weights.") or file.has("id_encoder.fuse_module."))
-
-
-def _pulid(file: WeightFile) -> Sureness:
-    official = file.has("id_adapter.", "id_adapter_attn_layers.")
-    # Re-packed under IP-Adapter's names: its encoders map the layers of the image encoder one by one.
-    return _sure(official or file.has("image_proj.mapping_0.", "ip_adapter."))
 
 
 def _pulid_flux(file: WeightFile) -> Sureness:
@@ -47,7 +42,6 @@ def _is_lora(file: WeightFile) -> bool:
 # Systems whose files are recognised, so that none of them is taken for an IP-Adapter.
 ANNOUNCED = (
     Kind("PhotoMaker", _photomaker, ("photomaker",)),
-    Kind("PuLID for SDXL", _pulid, ("pulid",)),
     Kind("PuLID for FLUX", _pulid_flux, ("pulid",)),
     Kind("FastComposer", _fastcomposer),
 )
@@ -62,6 +56,11 @@ _STRANGERS = (
     (
         is_part_of_adapter,
         "is not a complete IP-Adapter file (half of it is missing): download it again, or choose another",
+    ),
+    (
+        lambda file: is_eva(file.weights),
+        "is PuLID's image encoder EVA02-CLIP, not an adapter: leave it in models/clip_vision, where PuLID finds it, "
+        "and choose pulid_v1.bin or another adapter",
     ),
     (_keys("vision_model.", "visual."), "is a CLIP vision model: load it with Load CLIP Vision"),
     (_keys("model.diffusion_model.", "first_stage_model."), "is a checkpoint: load it with Load Checkpoint"),

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from torch import Tensor
 
 from ..errors import LikenessError
-from ..weights.families import Family, TransformerLayout
+from ..weights.families import DitLayout, Family, TransformerLayout
 from .effects import Effect, Scope
 
 if TYPE_CHECKING:
     from ..faces.identity import Identity
     from .clip_vision import ClipEncoder
+    from .eva_clip import EvaTower
 
 O = TypeVar("O")  # noqa: E741 - the options of one system
 
@@ -73,14 +74,23 @@ class Needs:
     keypoints: bool = False
 
 
+def _no_eva() -> EvaTower:
+    raise LikenessError("This adapter needs the image encoder EVA02-CLIP-L-14-336: give one.")
+
+
+def _no_parser(crops: Tensor) -> Tensor:
+    raise LikenessError("This adapter needs a face parsing network: give one.")
+
+
 @dataclass(frozen=True, eq=False)
 class Request:
     """What a user asks of an adapter for one person in one model.
 
-    layout: where the model's spatial transformers sit. attention: slot -> diffusers' path of that attention layer.
-    options: what the system's own options node made, None for its defaults. weight_strength: of the change of the
-    model's own weights, where the file brings one. seen_by: adds the embeddings of a recogniser to an identity, where
-    that recogniser is at hand.
+    layout: where the model's spatial transformers sit. attention: slot -> diffusers' path of that attention layer. dit:
+    the blocks of a model that is a DiT. options: what the system's own options node made, None for its defaults.
+    weight_strength: of the change of the model's own weights, where the file brings one. seen_by: adds the embeddings
+    of a recogniser to an identity, where that recogniser is at hand. find_eva: the EVA02-CLIP image encoder. parse: the
+    parts of aligned faces, see `faces.parsing`. Both raise LikenessError that says how to get them.
     """
 
     layout: TransformerLayout
@@ -92,6 +102,9 @@ class Request:
     options: Any = None
     weight_strength: float = 1.0
     seen_by: Callable[[Identity, str], Identity] = lambda identity, recogniser: identity
+    dit: DitLayout | None = None
+    find_eva: Callable[[], EvaTower] = _no_eva
+    parse: Callable[[Tensor], Tensor] = _no_parser
 
     def options_of(self, kind: type[O], node: str) -> O:
         """The options, or the system's defaults. LikenessError naming the system's `node` for those of another."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import random
+import re
 import statistics
 import sys
 import tempfile
@@ -175,8 +176,8 @@ def operations(sampling: Callable[..., Any]) -> int:
     return counter.operations
 
 
-def run(layout_name: str, rounds: int, steps: int, recipes: ModuleType) -> str:
-    """One layout's table, as Markdown."""
+def run(layout_name: str, rounds: int, steps: int, recipes: ModuleType, only: str = "") -> str:
+    """One layout's table, as Markdown. only: a regular expression for the variants' names."""
     layout = LAYOUTS[layout_name]
     model = recipes.unet(layout.config, num_heads=layout.num_heads, num_head_channels=layout.num_head_channels)
     width = layout.config["context_dim"]
@@ -190,6 +191,7 @@ def run(layout_name: str, rounds: int, steps: int, recipes: ModuleType) -> str:
 
     with torch.inference_mode():
         models, silent = variants(model, positive, negative, recipes)
+    models = {name: made for name, made in models.items() if name == "no adapter" or re.search(only, name)}
     plain = sampling(models["no adapter"], 1)()
     for name, variant in models.items():
         changed = not torch.equal(plain, sampling(variant, 1)())
@@ -220,11 +222,12 @@ def main() -> None:
     parser.add_argument("--layout", choices=[*LAYOUTS, "all"], default="all")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--only", default="", help="a regular expression for the variants' names, such as PuLID")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     recipes = start_host()
     for name in LAYOUTS if arguments.layout == "all" else [arguments.layout]:
-        print(run(name, arguments.rounds, arguments.steps, recipes), end="\n\n", flush=True)
+        print(run(name, arguments.rounds, arguments.steps, recipes, arguments.only), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -145,6 +145,8 @@ def _convolutions(layers: Sequence[Layer], width: int, strides: Sequence[int]) -
     made = []
     for filters, affine, stride in zip(found[::2], found[1::2], strides, strict=True):
         outputs = len(affine.values) // 2
+        if not outputs:
+            raise ValueError("an affine layer without channels")
         kernel = math.isqrt((len(filters.values) - outputs) // (outputs * width))
         module = ScaledConvolution(width, outputs, kernel, stride)
         weights, biases = np.split(filters.values, [len(filters.values) - outputs])

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.effects import AttentionTerm, ControlContext
+from ..adapters.effects import AttentionTerm, ControlContext, Scope
 from ..adapters.ip_adapter.adapter import IPAdapter
 from ..weights.lora import merged
 from .attention import SiteTerm, add_identity, attend
@@ -88,8 +88,8 @@ class InjectedUNet:
             else:
                 found = self._of_batch(number, pictures, q)
             keys, values = found[site.slot]
-            factors = self._factors(injection, self._grids[site.transformer], pictures)
-            yield SiteTerm(keys.to(q), values.to(q), None if factors is None else factors.to(q))
+            factors = factors_of(injection.scope, self._grids[site.transformer], pictures, len(self.roles))
+            yield SiteTerm(keys.to(q), values.to(q), None if factors is None else factors.to(q), injection.merge)
 
     def _of_batch(self, number: int, pictures: int, q: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         """slot -> keys and values of an injection for batches of this make-up: made once, whatever the steps."""
@@ -98,18 +98,6 @@ class InjectedUNet:
             parts = [part.to(q.device, q.dtype).of_batch(self.roles, pictures) for part in self._projected[number]]
             self._constant[key] = {slot: pair for part in parts for slot, pair in part.items()}
         return self._constant[key]
-
-    def _factors(self, injection: AttentionTerm, grid: tuple[int, int], pictures: int) -> Tensor | None:
-        """Mask and weights per picture, multiplied: (1 | chunks·pictures, L | 1, 1), or None where all is 1."""
-        factors = None
-        if injection.scope.mask is not None:
-            factors = resize_mask(injection.scope.mask, grid, injection.scope.mask_resize).flatten(1).unsqueeze(-1)
-        if injection.scope.image_weights is not None:
-            weights = fit_rows(torch.tensor(injection.scope.image_weights).view(-1, 1, 1), pictures)
-            factors = weights if factors is None else weights * fit_rows(factors, pictures)
-        if factors is None or len(factors) == 1:
-            return factors
-        return fit_rows(factors, pictures).repeat(len(self.roles), 1, 1)
 
     def attach(self) -> None:
         """Replace the processors of the sites that hear someone, and watch the size of their maps."""
@@ -195,6 +183,19 @@ def _within(control: ControlContext, residual: Tensor, images: int, chunks: int)
     height, width = residual.shape[-2:]
     mask = residual_mask(control.scope, (height, width), images, chunks)
     return residual if mask is None else residual * mask.to(residual)
+
+
+def factors_of(scope: Scope, grid: tuple[int, int], pictures: int, chunks: int) -> Tensor | None:
+    """Mask and weights per picture, multiplied: (1 | chunks·pictures, L | 1, 1), or None where all is 1."""
+    factors = None
+    if scope.mask is not None:
+        factors = resize_mask(scope.mask, grid, scope.mask_resize).flatten(1).unsqueeze(-1)
+    if scope.image_weights is not None:
+        weights = fit_rows(torch.tensor(scope.image_weights).view(-1, 1, 1), pictures)
+        factors = weights if factors is None else weights * fit_rows(factors, pictures)
+    if factors is None or len(factors) == 1:
+        return factors
+    return fit_rows(factors, pictures).repeat(chunks, 1, 1)
 
 
 def merged_lora(unet: nn.Module, adapter: IPAdapter, strength: float):

@@ -11,10 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..adapters.effects import AttentionTerm
+from ..adapters.effects import AttentionTerm, BlockTerm
 from ..adapters.types import IdentityTokens, SiteWeight, SiteWeights
 from ..errors import LikenessError
-from ..weights.families import OTHER, Family, TransformerLayout, of_host, of_sites
+from ..weights.families import FLUX, OTHER, DitLayout, Family, TransformerLayout, of_host, of_sites
 from .attention import split_heads
 from .masks import combined
 from .sites import AttentionSite
@@ -101,7 +101,7 @@ def _project_site(injection: AttentionTerm, site: AttentionSite, tokens: Identit
 
     The halves may differ in their number of tokens (several photos against one empty encoding): both are repeated to
     a common multiple, which a softmax does not notice; see `repeat_tokens`. For the same reason a few tokens are
-    repeated to a whole vector register, with which attention is faster than with fewer.
+    repeated to a whole vector register, with which attention is faster than with fewer; not those that a merge counts.
     """
     weight = injection.weight_at(site.transformer)
     cond = injection.scaling(*injection.projector.project(site.slot, tokens.cond), weight.strength, site.width)
@@ -111,7 +111,7 @@ def _project_site(injection: AttentionTerm, site: AttentionSite, tokens: Identit
         uncond = injection.projector.project(site.slot, tokens.uncond)
         halves = {Role.COND: cond, Role.UNCOND: injection.scaling(*uncond, weight.strength, site.width)}
     n_tokens = math.lcm(*(keys.shape[1] for keys, _ in halves.values()))
-    if n_tokens < WHOLE_VECTOR and WHOLE_VECTOR % n_tokens == 0:
+    if injection.merge is None and n_tokens < WHOLE_VECTOR and WHOLE_VECTOR % n_tokens == 0:
         n_tokens = WHOLE_VECTOR
     rows = max(len(keys) for keys, _ in halves.values())
     tensors = [fit_rows(repeat_tokens(halves[role][i], n_tokens), rows) for i in (0, 1) for role in _STORED]
@@ -165,6 +165,20 @@ def check_fit(adapter: Fitting, sites: Sequence[AttentionSite], model_name: str,
     raise LikenessError(
         f"The adapter {adapter.name!r} was made for {made_for}, but the connected MODEL is {model}: choose an adapter "
         "for that model, or another checkpoint."
+    )
+
+
+def check_blocks(term: BlockTerm, layout: DitLayout | None, model_name: str) -> None:
+    """Raise LikenessError in words when an adapter's modules do not fit behind the blocks of this model.
+
+    layout: of the model, None when it is no DiT that this binding knows.
+    """
+    if layout is not None and layout.width == term.modules.width and set(term.numbers) <= set(layout.blocks):
+        return
+    theirs = "" if layout is None else f" ({layout.double} + {layout.single} blocks, {layout.width} wide)"
+    raise LikenessError(
+        f"The adapter {term.modules.name!r} was made for {FLUX.title} with tokens {term.modules.width} wide, but the "
+        f"connected MODEL is {model_name}{theirs}: choose an adapter for that model, or another checkpoint."
     )
 
 

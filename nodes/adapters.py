@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -11,6 +12,7 @@ from comfy_api.latest import io
 from ..errors import LikenessError, logger
 from .adapter_files import adapter_choices, find_adapter, folder_of
 from .choices import finite, must_exist, named
+from .companions import find_eva, parse
 from .node import Node
 from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema, share_of_sampling
 
@@ -175,7 +177,9 @@ class ApplyIdentity(Node):
                     "masks goes with a batch of pictures.",
                 ),
                 OptionsSocket.Input(
-                    "options", optional=True, tooltip="From IP-Adapter Options, or StoryMaker Character."
+                    "options",
+                    optional=True,
+                    tooltip="From IP-Adapter Options, PuLID Options, or StoryMaker Character.",
                 ),
             ],
             outputs=[
@@ -222,6 +226,9 @@ class ApplyIdentity(Node):
             options=options.reference,
             weight_strength=lora_strength,
             seen_by=seen_by,
+            dit=binding.dit_of(model),
+            find_eva=partial(find_eva, adapter),
+            parse=parse,
         )
         effects = adapter.effects(request)
         applied = binding.apply_effects(model, effects)
@@ -257,22 +264,24 @@ def seen_by(identity: Identity, recogniser: str) -> Identity:
 
 def _report(adapter: Any, request: Request, effects: Sequence[Effect], applied: Applied, sites: Any) -> str:
     """One line that answers 'why does it have no effect?'."""
-    from ..adapters.effects import AttentionTerm, WeightDelta
+    from ..adapters.effects import AttentionTerm, BlockTerm, WeightDelta
 
     who = repr(request.identity.name) if request.identity is not None else "the reference"
-    reasons = [effect.why_never for effect in effects if isinstance(effect, AttentionTerm | WeightDelta)]
+    reasons = [effect.why_never for effect in effects if isinstance(effect, AttentionTerm | BlockTerm | WeightDelta)]
     if all(reasons):
         return f"{adapter.name}: {who} has no effect, because {reasons[0]}."
     terms = [effect for effect in effects if isinstance(effect, AttentionTerm)]
     acting = [term for term in terms if term.why_never is None]
     reached = {site.slot for term in acting for site in sites if term.weight_at(site.transformer).strength != 0}
-    tokens = sum(shared.cond.shape[1] for shared in {id(term.tokens): term.tokens for term in terms}.values())
+    blocks = [effect for effect in effects if isinstance(effect, BlockTerm)]
+    distinct = {id(term.tokens): term.tokens for term in (*terms, *blocks)}
+    tokens = sum(shared.cond.shape[1] for shared in distinct.values())
+    where = f"at {len(reached)} of {len(sites)} sites" if terms else ""
+    if blocks:
+        where = f"behind {len({block for term in blocks for block in term.numbers})} blocks"
     window = f"from {request.scope.start:g} to {request.scope.end:g} of the sampling"
     lora = f", LoRA {request.weight_strength:g} on {applied.changed} weights" if applied.changed else ""
-    text = (
-        f"{adapter.adapter.title} ({adapter.name}): {who} as {tokens} tokens at {len(reached)} of {len(sites)} sites, "
-        f"{window}{lora}."
-    )
+    text = f"{adapter.adapter.title} ({adapter.name}): {who} as {tokens} tokens {where}, {window}{lora}."
     if applied.present:
         text += " The MODEL has the adapter's LoRA from another node; it was not added a second time."
     return text

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -198,3 +200,40 @@ class TransformerLayout:
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+class BlockKind(Enum):
+    """The two kinds of a DiT's transformer blocks; the value is ComfyUI's name."""
+
+    DOUBLE = "double_block"  # image and text apart
+    SINGLE = "single_block"  # image and text in one sequence
+
+
+class DitBlock(NamedTuple):
+    """One transformer block of a DiT."""
+
+    kind: BlockKind
+    index: int
+
+
+@dataclass(frozen=True)
+class DitLayout:
+    """How many transformer blocks of each kind a DiT has, and the width of its tokens."""
+
+    double: int
+    single: int
+    width: int
+
+    @property
+    def blocks(self) -> tuple[DitBlock, ...]:
+        """All of them, in execution order."""
+        return (
+            *(DitBlock(BlockKind.DOUBLE, i) for i in range(self.double)),
+            *(DitBlock(BlockKind.SINGLE, i) for i in range(self.single)),
+        )
+
+    def every(self, double: int, single: int) -> dict[DitBlock, int]:
+        """Consecutive numbers for every so-manieth block of each kind, the first included (PuLID: 2 and 4)."""
+        step = {BlockKind.DOUBLE: double, BlockKind.SINGLE: single}
+        chosen = [block for block in self.blocks if block.index % step[block.kind] == 0]
+        return {block: number for number, block in enumerate(chosen)}

@@ -84,6 +84,13 @@ def load_adapter(graph: Graph, name: str, asked: Output | None = None) -> Node:
     return graph.node("LikenessLoadIdentityAdapter", adapter_file=asked or choice, models=needed)
 
 
+def load_pulid(graph: Graph) -> Node:
+    """PuLID v1, and what it finds beside its own file: EVA02-CLIP and a face parsing network."""
+    needed = files("pulid-v1")
+    beside = (*files("eva02-clip-l-336"), *files("facexlib/parsing_bisenet"))
+    return graph.node("LikenessLoadIdentityAdapter", adapter_file=f"pulid/{needed[0].name}", models=(*needed, *beside))
+
+
 def load_encoder(graph: Graph) -> Node:
     """The encoder that IP-Adapter Plus and StoryMaker were trained with."""
     needed = files("clip-vit-h")

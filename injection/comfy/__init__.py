@@ -16,6 +16,7 @@ from .apply import (
     Applied,
     apply_effects,
     apply_identity,
+    dit_of,
     model_name,
     request_layout,
     rescale,
@@ -23,7 +24,7 @@ from .apply import (
     stack_of,
 )
 from .encoders import ComfyClipEncoder
-from .managed import Managed, ManagedAdapter
+from .managed import Managed, ManagedAdapter, ManagedEvaTower
 from .text import edited
 
 __all__ = [
@@ -31,8 +32,10 @@ __all__ = [
     "ComfyClipEncoder",
     "Managed",
     "ManagedAdapter",
+    "ManagedEvaTower",
     "apply_effects",
     "apply_identity",
+    "dit_of",
     "edited",
     "model_name",
     "request_layout",

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ...adapters.effects import AttentionTerm, ControlContext, Effect, PromptEdit, WeightDelta
+from ...adapters.effects import AttentionTerm, BlockTerm, ControlContext, Effect, PromptEdit, WeightDelta
 from ...adapters.types import scale
-from ...weights.families import TransformerLayout
-from ..plan import check_fit, layout_of, placed
+from ...weights.families import FLUX, DitLayout, TransformerLayout, of_host
+from ..plan import check_blocks, check_fit, layout_of, placed
 from ..sites import AttentionSite, diffusers_layers, sites_of_comfy_unet
-from .run import IdentityStack
+from .managed import ManagedAdapter
+from .run import IdentityStack, Injection
 from .unet import KEY
 from .weights import add_delta, has_elsewhere
 
@@ -19,6 +20,14 @@ from .weights import add_delta, has_elsewhere
 def sites_of(model: Any) -> tuple[AttentionSite, ...]:
     """The cross-attention sites of a MODEL; empty when it is not a UNet."""
     return sites_of_comfy_unet(model.model.diffusion_model)
+
+
+def dit_of(model: Any) -> DitLayout | None:
+    """The blocks of a MODEL that is FLUX; None for every other."""
+    if of_host(model_name(model)) is not FLUX:
+        return None
+    net = model.model.diffusion_model
+    return DitLayout(len(net.double_blocks), len(net.single_blocks), net.hidden_size)
 
 
 def model_name(model: Any) -> str:
@@ -46,6 +55,9 @@ def apply_effects(model: Any, effects: Iterable[Effect]) -> Applied:
             case AttentionTerm():
                 check_fit(effect.projector, sites_of(model), model_name(model))
                 terms.append(placed(effect))
+            case BlockTerm():
+                check_blocks(effect, dit_of(model), model_name(model))
+                terms.append(effect)
             case WeightDelta() if effect.why_never is not None:
                 pass
             case WeightDelta():
@@ -59,6 +71,7 @@ def apply_effects(model: Any, effects: Iterable[Effect]) -> Applied:
     if acting:
         before = stack_of(model)
         _attach(patched, IdentityStack((*(before.injections if before else ()), *acting)))
+        _load_along(patched, acting)
     return Applied(patched, changed, tuple(present))
 
 
@@ -85,9 +98,24 @@ def rescale(model: Any, factor: float) -> Any:
     """A clone of the MODEL in which all identities have their strength multiplied by `factor`."""
     patched, stack = model.clone(), stack_of(model)
     if stack:
-        scaled = (replace(i, site_weights=scale(i.site_weights, factor)) for i in stack.injections)
-        _attach(patched, IdentityStack(tuple(scaled)))
+        _attach(patched, IdentityStack(tuple(_scaled(injection, factor) for injection in stack.injections)))
     return patched
+
+
+def _scaled(injection: Injection, factor: float) -> Injection:
+    if isinstance(injection, BlockTerm):
+        return replace(injection, strength=injection.strength * factor)
+    return replace(injection, site_weights=scale(injection.site_weights, factor))
+
+
+def _load_along(model: Any, injections: Iterable[Injection]) -> None:
+    """Have the host load the modules that run at every step whenever it loads the MODEL, and free them with it."""
+    modules = [i.modules for i in injections if isinstance(i, BlockTerm) and isinstance(i.modules, ManagedAdapter)]
+    known = model.get_additional_models_with_key(KEY)
+    new = {id(adapter): adapter.patcher for adapter in modules}
+    new = [p for p in new.values() if not any(p.model is other.model for other in known)]
+    if new:
+        model.set_additional_models(KEY, [*known, *new])
 
 
 def _attach(model: Any, stack: IdentityStack) -> None:

@@ -1,4 +1,4 @@
-"""Adapters whose weights are in the care of ComfyUI's memory manager."""
+"""Adapters, and the encoders they read, whose weights are in the care of ComfyUI's memory manager."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...adapters.effects import AttentionTerm, Effect
+from ...adapters.effects import AttentionTerm, BlockTerm, Effect
+from ...adapters.eva_clip import EvaFeatures
 from ...adapters.system import Needs, Request
 
 
@@ -63,14 +64,54 @@ class ManagedAdapter(Managed):
         """Keys and values of a site; see `effects.Projector`."""
         return self.adapter.project(slot, tokens)
 
+    @property
+    def width(self) -> int:
+        """Of the image's tokens that its modules read; see `effects.BlockModules`."""
+        return self.adapter.width
+
+    def prepare(self, number: int, tokens: Tensor) -> Tensor:
+        """What a module makes of tokens alone; see `effects.BlockModules`."""
+        return self.adapter.prepare(number, tokens)
+
+    def residual(self, number: int, images: Tensor, prepared: Tensor) -> Tensor:
+        """What a module adds to the image's tokens; see `effects.BlockModules`."""
+        return self.adapter.residual(number, images, prepared)
+
     def effects(self, request: Request) -> tuple[Effect, ...]:
-        """The adapter's effects, made where ComfyUI computes; its attention terms are projected there as well."""
+        """The adapter's effects, made where ComfyUI computes; what its weights do later is done there as well."""
         self.load()
         with torch.no_grad():
             found = self.adapter.effects(request)
-        return tuple(
-            replace(effect, projector=self)
-            if isinstance(effect, AttentionTerm) and effect.projector is self.adapter
-            else effect
-            for effect in found
-        )
+        return tuple(self._managed(effect) for effect in found)
+
+    def _managed(self, effect: Effect) -> Effect:
+        match effect:
+            case AttentionTerm() if effect.projector is self.adapter:
+                return replace(effect, projector=self)
+            case BlockTerm() if effect.modules is self.adapter:
+                return replace(effect, modules=self)
+        return effect
+
+
+class ManagedEvaTower(Managed):
+    """EVA02-CLIP's image encoder; an `eva_clip.EvaTower` whose weights are on the GPU only while it runs."""
+
+    @property
+    def name(self) -> str:
+        """The file's, for messages."""
+        return self.module.name
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images it reads."""
+        return self.module.image_size
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """(of the hidden states, of the pooled embedding)"""
+        return self.module.widths
+
+    def encode_pixels(self, pixels: Tensor) -> EvaFeatures:
+        """Pixels normalised as CLIP's (B, 3, S, S) -> features, float32, on the CPU."""
+        self.load()
+        return self.module.encode_pixels(pixels).to("cpu")

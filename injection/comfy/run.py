@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -11,17 +11,20 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ...adapters.effects import AttentionTerm
+from ...adapters.effects import AttentionTerm, BlockTerm
+from ...weights.families import BlockKind, DitBlock
 from ..attention import SiteTerm
 from ..masks import crop_to_area, crop_to_lines, resize_mask, warn_aspect, warn_larger, warn_tile
 from ..plan import KeysValues, Role, fit_rows, project, take_rows
 from ..sites import AttentionSite, sites_of_comfy_unet
+from .dit import PLACES, BlockFunction, BlockPatch, ImagePlaces
 from .managed import ManagedAdapter
 from .unet import KEY, SitePatch
 
 # Names under which the host's guiders keep their conditionings; every other name is an unconditioned half.
 _CONDITIONED = {"positive", "middle"}
 
+Injection = AttentionTerm | BlockTerm
 Area = tuple[int, int, int, int]  # height, width, y, x in latent pixels
 Size = tuple[int, int]  # height, width in latent pixels
 
@@ -29,7 +32,7 @@ Size = tuple[int, int]  # height, width in latent pixels
 class IdentityStack:
     """All identities of one MODEL, and the run that is under way. Shared by clones of the MODEL, never copied."""
 
-    def __init__(self, injections: tuple[AttentionTerm, ...]) -> None:
+    def __init__(self, injections: tuple[Injection, ...]) -> None:
         self.injections = injections
         self._run: _Run | None = None
 
@@ -120,7 +123,7 @@ class _Run:
 
     def __init__(
         self,
-        injections: tuple[AttentionTerm, ...],
+        injections: tuple[Injection, ...],
         model: Any,
         model_sampling: Any,
         latent_size: Size,
@@ -133,7 +136,12 @@ class _Run:
         self.sites = sites_of_comfy_unet(model.diffusion_model)
         self.windows = [_sigma_window(injection, model_sampling) for injection in injections]
         dtype = model.manual_cast_dtype or model.get_dtype()
-        self.projected = [_project_once(injection, self.sites, dtype) for injection in injections]
+        self.projected = [
+            _project_once(injection, self.sites, dtype) if isinstance(injection, AttentionTerm) else []
+            for injection in injections
+        ]
+        self.merges = [i.merge if isinstance(i, AttentionTerm) else None for i in injections]
+        self.patch_size = getattr(model.diffusion_model, "patch_size", 1)  # latent pixels on a side of a DiT's token
         self._devices: dict[torch.device, _OnDevice] = {}
         self._lock = threading.Lock()
 
@@ -189,8 +197,12 @@ class _Run:
         self._warn_of_tiles(batch, _size(x))
         patches = options.get("patches_replace", {})
         here = self.on(x.device)
-        attn2 = here.patched(batch.open, patches.get("attn2", {}))
-        return {**options, "patches_replace": {**patches, "attn2": attn2}, KEY: here.call(batch)}
+        replaced = {"attn2": here.patched(batch.open, patches.get("attn2", {}))}
+        places = {}
+        if blocks := [b for i in batch.open for b in getattr(self.injections[i], "numbers", ())]:
+            replaced["dit"] = here.patched_blocks(blocks, patches.get("dit", {}))
+            places = {PLACES: ImagePlaces(_grid(_size(x), self.patch_size))}
+        return {**options, "patches_replace": {**patches, **replaced}, KEY: here.call(batch), **places}
 
     def _window(self, options: dict, pictures: int, size: Size) -> tuple[tuple[int, ...] | None, _Cut | None]:
         """Which pictures of the batch, or which lines of each, a context window takes; None for all of them."""
@@ -229,6 +241,8 @@ class _OnDevice:
         self._projected: dict[int, list[KeysValues]] = {}
         self._calls: dict[_Batch, _Call] = {}
         self._patches: dict[tuple[str, int, int], SitePatch] = {}
+        self._block_patches: dict[DitBlock, BlockPatch] = {}
+        self._prepared: dict[tuple[int, int], dict[Role, Tensor]] = {}
 
     def projected(self, i: int) -> list[KeysValues]:
         """Keys and values of an injection, on the device from its first open step on."""
@@ -251,6 +265,29 @@ class _OnDevice:
                 patches[site.key] = self._patch(site, found.get(site.key) or found.get(site.block))
         return patches
 
+    def patched_blocks(self, blocks: Iterable[DitBlock], found: Mapping[Any, BlockFunction]) -> dict:
+        """The replace patches that were found, with our function around these blocks and around the first double one,
+        which tells how long the text is."""
+        patches = dict(found)
+        for block in {*blocks, DitBlock(BlockKind.DOUBLE, 0)}:
+            key = (block.kind.value, block.index)
+            patch = self._block_patches.get(block)
+            if patch is None or patch.found is not found.get(key):
+                patch = self._block_patches[block] = BlockPatch(block, found.get(key))
+            patches[key] = patch
+        return patches
+
+    def prepared(self, i: int, number: int) -> dict[Role, Tensor]:
+        """What a module makes of each half's tokens, once per run, where its weights are."""
+        if (i, number) not in self._prepared:
+            term = self.run.injections[i]
+            assert isinstance(term, BlockTerm)
+            where = term.modules.load() if isinstance(term.modules, ManagedAdapter) else (self.device, torch.float32)
+            tokens = term.tokens.to(*where)
+            halves = {Role.COND: tokens.cond, Role.UNCOND: tokens.uncond}
+            self._prepared[i, number] = {role: term.modules.prepare(number, half) for role, half in halves.items()}
+        return self._prepared[i, number]
+
     def _patch(self, site: AttentionSite, base: Callable[..., Tensor] | None) -> SitePatch:
         patch = self._patches.get(site.key)
         if patch is None or patch.found is not base:
@@ -267,6 +304,7 @@ class _Call:
         self._terms: dict[Any, tuple[SiteTerm, ...]] = {}
         self._keys_values: dict[torch.dtype, list[dict[int, tuple[Tensor, Tensor]]]] = {}
         self._masks: dict[Any, Tensor | None] = {}
+        self._prepared: dict[tuple[int, int], Tensor] = {}
 
     def terms(self, site: AttentionSite, q: Tensor, grid: tuple[int, int]) -> tuple[SiteTerm, ...]:
         """The terms of a site, for queries (batch, L, width) on a grid of L = h·w places."""
@@ -275,11 +313,34 @@ class _Call:
         key = (site.slot, grid, q.dtype)
         if key not in self._terms:
             self._terms[key] = tuple(
-                SiteTerm(*found[site.slot], self._mask(i, grid, q.dtype))
+                SiteTerm(*found[site.slot], self._mask(i, grid, q.dtype), self.here.run.merges[i])
                 for i, found in zip(self.batch.open, self._of_batch(q.dtype), strict=True)
                 if site.slot in found
             )
         return self._terms[key]
+
+    def residual(self, block: DitBlock, images: Tensor, grid: tuple[int, int]) -> Tensor | None:
+        """What all open terms add behind a block; see `dit.Residuals`. Each of them reads the block's own output."""
+        total = None
+        for i in self.batch.open:
+            term = self.here.run.injections[i]
+            if not isinstance(term, BlockTerm) or block not in term.numbers:
+                continue
+            number = term.numbers[block]
+            prepared = self._prepared_of(i, number)
+            added = term.strength * term.modules.residual(number, images.to(prepared), prepared).to(images)
+            mask = self._mask(i, grid, images.dtype)
+            added = added if mask is None else added * mask.to(images.device)
+            total = added if total is None else total + added
+        return total
+
+    def _prepared_of(self, i: int, number: int) -> Tensor:
+        """What a module has made of the tokens, one row per picture of the batch."""
+        if (i, number) not in self._prepared:
+            batch, halves = self.batch, self.here.prepared(i, number)
+            rows = [take_rows(halves[role], batch.rows) if batch.rows else halves[role] for role in batch.roles]
+            self._prepared[i, number] = torch.cat([fit_rows(row, batch.pictures) for row in rows])
+        return self._prepared[i, number]
 
     def _of_batch(self, dtype: torch.dtype) -> list[dict[int, tuple[Tensor, Tensor]]]:
         """For every open injection: slot -> keys and values."""
@@ -325,7 +386,7 @@ def _project_once(injection: AttentionTerm, sites: Sequence[AttentionSite], dtyp
     return known[key]
 
 
-def _sigma_window(injection: AttentionTerm, model_sampling: Any) -> tuple[float, float] | None:
+def _sigma_window(injection: Injection, model_sampling: Any) -> tuple[float, float] | None:
     """(highest, lowest) sigma of the window, None when it is the whole run."""
     if injection.scope.whole_run:
         return None
@@ -379,11 +440,16 @@ def context_window(options: dict) -> tuple[int, tuple[int, ...]] | None:
     return getattr(window, "dim", 0), (*before, *window.index_list)
 
 
+def _grid(size: Size, patch_size: int) -> tuple[int, int]:
+    """Rows and columns of a DiT's tokens, as the host counts them."""
+    return (size[0] + patch_size // 2) // patch_size, (size[1] + patch_size // 2) // patch_size
+
+
 def _size(latents: Tensor) -> Size:
     return latents.shape[-2], latents.shape[-1]
 
 
-def _factors(injection: AttentionTerm, grid: tuple[int, int], batch: _Batch) -> Tensor:
+def _factors(injection: Injection, grid: tuple[int, int], batch: _Batch) -> Tensor:
     """Mask and weights per picture, multiplied: (1 | chunks·pictures, L | 1, 1)."""
     chunks = []
     for area in batch.areas:

@@ -108,20 +108,17 @@ FOREIGN = {
         "ip_adapter.0.to_q_lora.down.weight",
         "ip_adapter.1.to_k_ip.weight",
     ],
-    "PuLID for SDXL": ["id_adapter.body.0.weight", "id_adapter_attn_layers.1.id_to_k.weight"],
     "PuLID for FLUX": ["pulid_encoder.latents", "pulid_ca.0.to_q.weight"],
     "FastComposer": ["postfuse_module.mlp1.fc1.weight", "vae.x", "unet.down_blocks.0.x"],
 }
-REPACKED_PULID = ["image_proj.mapping_0.0.weight", "image_proj.latents", "ip_adapter.1.to_k_ip.weight"]
 
 
 NOT_BUILT = {kind.title for kind in ANNOUNCED}
-CALLED = {title: (title, keys) for title, keys in FOREIGN.items()} | {"re-packed": ("PuLID for SDXL", REPACKED_PULID)}
 
 
-@pytest.mark.parametrize(("title", "keys"), [case for case in CALLED.values() if case[0] in NOT_BUILT])
+@pytest.mark.parametrize(("title", "keys"), [case for case in FOREIGN.items() if case[0] in NOT_BUILT])
 def test_files_of_other_systems_are_called_by_their_name(tmp_path, title, keys):
-    """StoryMaker and the re-packed PuLID answered "not complete, download it again", PhotoMaker "is a LoRA"."""
+    """StoryMaker answered "not complete, download it again", PhotoMaker "is a LoRA"."""
     path = tmp_path / "adapter.bin"
     torch.save({key: torch.zeros(4, 4) for key in keys}, path)
     assert f"is an adapter of {title}," in refused(path)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import mask_rcnn, storymaker
+from helpers import mask_rcnn, pulid, storymaker
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -33,6 +33,7 @@ CHECKPOINT = "narrow_sd15.safetensors"
 FACEID, PLUS = "narrow_faceid.bin", "narrow_plus.safetensors"
 INSTANTID, IDENTITYNET = "ip-adapter.bin", "instantid_controlnet.safetensors"  # under their own names
 STORYMAKER, SEGMENTER = "mask.bin", "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth"  # under their own names
+PULID = "pulid_v1.bin"  # as well
 ENCODER = "vit_l.safetensors"
 ENCODER_WIDTH = 1024
 SIDE, STEPS, FRAMES = 64, 1, 2
@@ -109,6 +110,9 @@ def narrow_models(models: Path, known_faces, files):
         storymaker.write(models / "storymaker" / STORYMAKER, shapes, features=ENCODER_WIDTH, loud=20.0),
         mask_rcnn.write(models / "segmentation" / SEGMENTER),
     ]
+    written += [*pulid.companions(models), models / "pulid" / PULID]
+    written[-1].parent.mkdir(exist_ok=True)
+    torch.save(pulid.adapter(shapes), written[-1])
     files.write_checkpoint(written[0], config, clip=True)
     write_encoder(written[1], files)
     pack = models / "insightface" / "models" / "antelopev2"
@@ -253,6 +257,16 @@ def test_two_people_each_decide_over_the_picture(server, execute):
         other = {"person_left.jpg": "person_right.jpg", "person_right.jpg": "person_left.jpg"}[shown]
         [changed] = execute("two_people", {(photo, "image"): other}).pictures("SaveImage")  # the same face twice
         assert differ(changed, reference)
+
+
+def test_pulid_decides_over_the_picture_for_each_of_two_people(server, execute):
+    [portrait] = execute("portrait_pulid").pictures("SaveImage")
+    [apply] = of_kind(execute("portrait_pulid").prompt, "LikenessApplyIdentity")
+    [silent] = execute("portrait_pulid", {(apply, "weight"): 0.0}).pictures("SaveImage")
+    assert differ(portrait, silent)
+    [both] = execute("two_people_pulid").pictures("SaveImage")
+    for number in of_kind(execute("two_people_pulid").prompt, "LikenessApplyIdentity"):
+        assert differ(both, execute("two_people_pulid", {(number, "weight"): 0.0}).pictures("SaveImage")[0])
 
 
 def test_scale_identities_at_0_takes_both_people_out(server, execute):

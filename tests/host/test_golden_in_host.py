@@ -25,6 +25,11 @@ def _is_whole_network(path: Path) -> bool:
 
 
 CASES = [path for path in harness.find_cases(harness.golden_folder()) if _is_whole_network(path)]
+PULID = [
+    path
+    for path in harness.find_cases(harness.golden_folder())
+    if path.parent.name == "pulid" and "end to end" in harness.read_metadata(path)["variant"]
+]
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +82,37 @@ def test_golden_case_through_the_model_patcher(path, runner, recipes):
         torch.testing.assert_close(
             outputs[name], value, rtol=case.rtol, atol=case.atol, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+@pytest.mark.parametrize("path", PULID, ids=[path.stem for path in PULID])
+def test_pulids_modes_through_the_model_patcher(path, recipes):
+    """Every row of the batch has a latent, a timestep, a text and tokens of its own; the first is unconditioned."""
+    from likeness.injection.comfy import apply_identity, sites_of
+
+    pulid = comfyui.load_module("likeness_conformance_pulid", CONFORMANCE / "runners" / "pulid.py")
+    case = harness.read_case(path)
+    base = recipes.unet_from_diffusers(case.config["unet"], case.weights_below("unet."))
+    given, sites, projector = case.inputs, sites_of(base), pulid.projector_of(case)
+    for name in ("no_id", *case.config["modes"]):
+        for rest, tokens in pulid.chunks_of(case):
+            batch = [0, rest.start]
+            model = apply_identity(base, pulid.terms_of(case, name, projector, tokens, sites))
+            for roles, rows in (([1, 0], batch), ([0, 1], batch[::-1]), ([0], batch[1:]), ([1], batch[:1])):
+                eps = _rows(model, given, roles, rows)
+                wanted = case.expected[f"eps_{name}"][rows]
+                torch.testing.assert_close(eps, wanted, rtol=case.rtol, atol=case.atol)
+
+
+def _rows(model: Any, given: dict[str, Tensor], roles: list[int], rows: list[int]) -> Tensor:
+    """epsilon of one host call over some rows of a case's batch."""
+    base = model.model
+    sigma = base.model_sampling.sigma(given["timestep"][rows].float())
+    x = given["sample"][rows] * (sigma.view(-1, 1, 1, 1) ** 2 + 1).sqrt()
+    extra = {}
+    if "time_ids" in given:
+        sizes = torch.stack([base.embedder(given["time_ids"][row]).flatten() for row in rows])
+        extra["y"] = torch.cat([given["text_embeds"][rows], sizes], dim=1)
+    options = {**model.model_options["transformer_options"], "wrappers": model.wrappers, "cond_or_uncond": roles}
+    with torch.inference_mode():
+        denoised = base.apply_model(x, sigma, c_crossattn=given["text"][rows], transformer_options=options, **extra)
+    return ((x - denoised) / sigma.view(-1, 1, 1, 1)).clone()

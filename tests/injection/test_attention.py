@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from likeness.adapters.effects import AttentionTerm
+from likeness.adapters.pulid.merge import ortho, ortho_v2
 from likeness.adapters.types import IdentityTokens
 from likeness.injection.attention import SiteTerm, add_identity, attend, attend_by_head, split_heads
 from likeness.injection.plan import Role, fit_rows, project, repeat_tokens, uniform
@@ -55,6 +58,51 @@ def test_identities_are_added_each_with_its_mask(groups, pictures, terms, masked
         found.append(SiteTerm(split_heads(k, heads), split_heads(v, heads), mask))
         expected += naive(q, k, v, heads) * (1 if mask is None else mask)
     torch.testing.assert_close(add_identity(out, q, found), expected)
+
+
+@given(groups=sizes, pictures=sizes, gamma=st.floats(0, 2), masked=st.booleans())
+def test_a_merge_makes_of_both_attentions_what_is_added(groups, pictures, gamma, masked):
+    """PhotoVerse's weighted sum: out = gamma · text + sigma · identity, here within a mask."""
+    batch, heads, width = groups * pictures, 2, 8
+    q, out = numbers(batch, 5, width, seed=1), numbers(batch, 5, width, seed=2)
+    k, v = numbers(groups, 3, width, seed=3), numbers(groups, 3, width, seed=4)
+    mask = numbers(1, 5, 1, seed=5) if masked else None
+
+    def weighted(text: Tensor, identity: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        assert queries is q and keys.shape == (groups, heads, 3, width // heads)
+        return (gamma - 1) * text + identity
+
+    found = add_identity(out, q, [SiteTerm(split_heads(k, heads), split_heads(v, heads), mask, weighted)])
+    whole = gamma * out + naive(q, k, v, heads)
+    torch.testing.assert_close(found, whole if mask is None else out + mask * (whole - out))
+
+
+def test_everybody_is_merged_with_the_text_and_not_with_the_person_before():
+    """So the order in which people are applied does not matter."""
+    q, out = numbers(1, 5, 8, seed=1), numbers(1, 5, 8, seed=2)
+
+    def term(seed: int, merge: Any = None) -> SiteTerm:
+        return SiteTerm(*(split_heads(numbers(1, 3, 8, seed=seed + i), 2) for i in range(2)), merge=merge)
+
+    people = [term(10, ortho), term(20, ortho_v2), term(30)]
+    torch.testing.assert_close(add_identity(out, q, people), add_identity(out, q, people[::-1]))
+
+
+def test_tokens_that_a_merge_counts_are_never_repeated():
+    """Few tokens are repeated to a whole vector register elsewhere; the first five would be another five then."""
+    site = AttentionSite(1, ("input", 1), 0, 0, "", "", width=8, context_dim=8, heads=2)
+
+    class Same:
+        name, site_shapes = "same", {}
+
+        def project(self, slot: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+            return tokens, tokens
+
+    given = IdentityTokens(numbers(1, 8, 8, seed=1), numbers(1, 8, 8, seed=2))
+    plain = AttentionTerm(Same(), given, uniform(1.0, [site]))
+    for term, count in ((plain, 16), (replace(plain, merge=ortho_v2), 8)):
+        (found,) = project(term, [site], given)
+        assert found.packed.shape[-2] == count
 
 
 def test_the_layer_s_own_output_is_not_changed_in_place():

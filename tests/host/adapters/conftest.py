@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import pulid
 from torch import Tensor
 
 comfyui = sys.modules["likeness_comfyui"]
 # The tests import it by this name.
 small_world = comfyui.load_module("likeness_host_adapters", Path(__file__).parent / "small_world.py")
 
-KINDS = ("ipadapter", "instantid", "storymaker", "likeness_embeds")
+KINDS = ("ipadapter", "instantid", "pulid", "storymaker", "likeness_embeds", "clip_vision", "facexlib")
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +23,7 @@ def built_world(recipes, tmp_path_factory) -> Any:
     folder = tmp_path_factory.mktemp("models")
     for kind in KINDS:
         (folder / kind).mkdir()
+    pulid.companions(folder)
     return small_world.World(recipes, folder)
 
 

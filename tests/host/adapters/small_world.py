@@ -98,6 +98,7 @@ class World:
 
 
 def person(photos: int = 2, recogniser: str | None = "buffalo_l", seed: int = 0) -> Identity:
+    """Seen by the recogniser; by antelopev2 as well, where that is buffalo_l."""
     generator = torch.Generator().manual_seed(seed)
 
     def crops(side: int) -> Tensor:
@@ -109,6 +110,7 @@ def person(photos: int = 2, recogniser: str | None = "buffalo_l", seed: int = 0)
         weights=torch.ones(photos), aligned=crops(224), portraits=crops(512), heads=crops(512),
         keypoints=torch.zeros(photos, 5, 2), boxes=torch.zeros(photos, 4),
         photo_sizes=torch.full((photos, 2), 512),
+        also={"antelopev2": torch.randn(photos, 512, generator=generator) * 20} if recogniser == "buffalo_l" else {},
     )  # fmt: skip
 
 

@@ -82,10 +82,12 @@ class Painter:
     def effects(self, adapter: Any, who: Any, strength: float, start_at: float = 0.0, end_at: float = 1.0) -> Any:
         from likeness.adapters.system import Request
         from likeness.injection import comfy
+        from likeness.nodes import companions
 
         layout, attention = comfy.request_layout(self.world.model)
         encoder = comfy.ComfyClipEncoder(self.world.clip_vision)
-        return adapter.effects(Request(layout, attention, strength, Scope(start_at, end_at), who, encoder))
+        beside = {"find_eva": partial(companions.find_eva, adapter), "parse": companions.parse}
+        return adapter.effects(Request(layout, attention, strength, Scope(start_at, end_at), who, encoder, **beside))
 
 
 @pytest.fixture

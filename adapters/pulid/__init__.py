@@ -1,0 +1,35 @@
+"""PuLID for SDXL: the adapter, its encoders, the picture of a face that it reads, and how attentions are merged."""
+
+from .adapter import (
+    FIDELITY,
+    NEUTRAL,
+    STYLE,
+    SYSTEM,
+    VERSION_1_1,
+    Background,
+    Mode,
+    Photos,
+    Projection,
+    Projections,
+    PuLID,
+    PuLIDOptions,
+    encode,
+    with_zeros,
+)
+
+__all__ = [
+    "FIDELITY",
+    "NEUTRAL",
+    "STYLE",
+    "SYSTEM",
+    "VERSION_1_1",
+    "Background",
+    "Mode",
+    "Photos",
+    "Projection",
+    "Projections",
+    "PuLID",
+    "PuLIDOptions",
+    "encode",
+    "with_zeros",
+]

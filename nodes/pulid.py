@@ -1,0 +1,147 @@
+"""What can be set about PuLID beyond its strength."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from comfy_api.latest import io
+
+from ..adapters.pulid import (
+    FIDELITY,
+    NEUTRAL,
+    STYLE,
+    VERSION_1_1,
+    Background,
+    Mode,
+    Photos,
+    Projection,
+    PuLIDOptions,
+)
+from ..errors import LikenessError
+from .adapters import CATEGORY
+from .choices import choices, member
+from .node import Node
+from .references import Options
+from .schema import OptionsSocket, advanced, schema
+
+MOST_ZEROS = 80
+
+
+class Method(Enum):
+    """How the person's attention joins the text's; the value is the name an artist chooses."""
+
+    PUBLISHED = "as published"
+    FIDELITY = "fidelity"
+    STYLE = "style"
+    NEUTRAL = "neutral"
+    VERSION_1_1 = "v1.1"
+    CUSTOM = "custom"
+
+
+_MODES = {
+    Method.PUBLISHED: None,
+    Method.FIDELITY: FIDELITY,
+    Method.STYLE: STYLE,
+    Method.NEUTRAL: NEUTRAL,
+    Method.VERSION_1_1: VERSION_1_1,
+}
+
+
+class PuLIDOptionsNode(Node):
+    """The options of `adapters.pulid`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessPuLIDOptions",
+            display_name="PuLID Options",
+            category=CATEGORY,
+            description="Plugs into Apply Identity with a PuLID file. Untouched, it changes nothing.",
+            search_aliases=["PuLID", "Apply PuLID Advanced", "ortho_v2", "num_zero"],
+            inputs=[
+                io.Combo.Input(
+                    "method",
+                    options=choices(Method),
+                    default=Method.PUBLISHED.value,
+                    tooltip="fidelity keeps more of the person, style more of the prompt; neutral adds the person "
+                    "without orthogonal projection. As published: fidelity for v1, its own for v1.1. custom reads the "
+                    "two widgets below.",
+                ),
+                io.Int.Input(
+                    "num_zero",
+                    default=8,
+                    min=0,
+                    max=MOST_ZEROS,
+                    tooltip="Method custom: tokens of zeros that a place in the picture can attend to instead of the "
+                    "person; more of them leave more to the prompt.",
+                ),
+                io.Combo.Input(
+                    "ortho",
+                    options=choices(Projection),
+                    default=Projection.ORTHO_V2.value,
+                    tooltip="Method custom: what becomes of the part of the person's attention that lies along the "
+                    "text's. ortho takes it out, ortho_v2 only where the face is not, off keeps it.",
+                ),
+                io.Combo.Input(
+                    "photos",
+                    options=choices(Photos),
+                    default=Photos.OFFICIAL.value,
+                    tooltip="How several photos make one person. As published: v1 reads the first photo whole and the "
+                    "faces of the others, v1.1 all at once. Every token: v1's ID mix.",
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "background",
+                        options=choices(Background),
+                        default=Background.WHITE.value,
+                        tooltip="What is around face and hair in the picture that EVA02-CLIP sees. White is official "
+                        "and needs a face parsing network; as in the photo needs none.",
+                    )
+                ),
+                advanced(
+                    io.Boolean.Input(
+                        "antialias",
+                        default=True,
+                        tooltip="The filter with which that picture is made smaller: on as in today's torchvision, off "
+                        "as in the version that PuLID v1 was published with.",
+                    )
+                ),
+                advanced(
+                    io.Boolean.Input(
+                        "any_recogniser",
+                        default=False,
+                        tooltip="Accepts an identity of another recogniser than antelopev2. The face will be another "
+                        "one; for experiments.",
+                    )
+                ),
+            ],
+            outputs=[OptionsSocket.Output(display_name="options", tooltip="For Apply Identity.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        method: str = Method.PUBLISHED.value,
+        num_zero: int = 8,
+        ortho: str = Projection.ORTHO_V2.value,
+        photos: str = Photos.OFFICIAL.value,
+        background: str = Background.WHITE.value,
+        antialias: bool = True,
+        any_recogniser: bool = False,
+    ) -> io.NodeOutput:
+        """Turn words into choices."""
+        chosen = member(Method, method, "method")
+        if isinstance(num_zero, bool) or not isinstance(num_zero, int) or not 0 <= num_zero <= MOST_ZEROS:
+            raise LikenessError(f"The num_zero {num_zero!r} is not a whole number from 0 to {MOST_ZEROS}: enter one.")
+        custom = Mode(num_zero, member(Projection, ortho, "ortho"))
+        options = PuLIDOptions(
+            mode=custom if chosen is Method.CUSTOM else _MODES[chosen],
+            photos=member(Photos, photos, "photos"),
+            background=member(Background, background, "background"),
+            antialias=bool(antialias),
+            any_recogniser=bool(any_recogniser),
+        )
+        return io.NodeOutput(Options(reference=options))
+
+
+NODES = [PuLIDOptionsNode]

@@ -1,0 +1,57 @@
+"""Two people in one picture with PuLID, each in its own half."""
+
+from __future__ import annotations
+
+from _graph import Graph
+from _pieces import (
+    SDXL,
+    SIDES,
+    apply_each,
+    files_note,
+    find_person,
+    halves,
+    load_analysis,
+    load_checkpoint,
+    load_photo,
+    load_pulid,
+    portrait,
+    show,
+)
+
+
+def describe(graph: Graph) -> None:
+    width, height, seam = 1216, 832, 96
+    with graph.group("1. The two people"):
+        photos = [
+            load_photo(graph, "The person on the left", "person_left.jpg"),
+            load_photo(graph, "The person on the right", "person_right.jpg"),
+        ]
+        graph.next_column()
+        analysis = load_analysis(graph, "antelopev2")
+        found = [
+            find_person(graph, analysis, photo["IMAGE"], name=side) for side, photo in zip(SIDES, photos, strict=True)
+        ]
+        graph.next_column()
+        for side, (faces, _) in zip(SIDES, found, strict=True):
+            show(graph, f"Which face was taken ({side})", faces["preview"])
+    with graph.group("2. Where they stand"):
+        masks = halves(graph, width, height, seam)
+    with graph.group("3. Model and method"):
+        checkpoint = load_checkpoint(graph, SDXL)
+        adapter = load_pulid(graph)
+        graph.next_column()
+        model = apply_each(graph, checkpoint["MODEL"], adapter, [identity for _, identity in found], masks)
+    portrait(
+        graph,
+        SDXL,
+        checkpoint,
+        model,
+        "photo of two people standing side by side in a garden, upper body, soft light",
+        first_group=4,
+        size=(width, height),
+    )
+    files_note(
+        graph,
+        "Each person lives in a half of the picture: white is where a person may appear. For another division, load "
+        "or paint masks and connect them to the two **Apply Identity** nodes.",
+    )
