@@ -37,6 +37,9 @@ class Scope:
 
     start, end: the window of sampling, as a share of the whole (0 = first step, 1 = last). mask: optional
     (1 | images, H, W), 0..1, at any size. image_weights: optional factor per image of the latent batch.
+
+    first_step: number of steps of a run -> the first in which it acts, from 0; where the steps of a run are known it
+    stands in for `start`, exactly for every scheduler.
     """
 
     start: float = 0.0
@@ -44,11 +47,12 @@ class Scope:
     mask: Tensor | None = None
     mask_resize: MaskResize = MaskResize.AREA
     image_weights: tuple[float, ...] | None = None
+    first_step: Callable[[int], int] | None = None
 
     @property
     def whole_run(self) -> bool:
         """Whether the window is all of the sampling."""
-        return self.start <= 0 and self.end >= 1
+        return self.start <= 0 and self.end >= 1 and self.first_step is None
 
     @property
     def why_never(self) -> str | None:
