@@ -108,22 +108,24 @@ class AttentionTerm:
 
 @dataclass(frozen=True, eq=False)
 class WeightDelta:
-    """A change of the denoiser's own weights, the same in every step.
+    """A change of the denoiser's own weights, in the steps of its scope's window.
 
     name: of the file, for messages. id: tells this change from others, whatever the files are called; two effects of
     one id are applied once, with the greater strength, so that several people can use one adapter. changes: LoRA pairs
-    or whole differences of the weights, by diffusers' path of the layer, without ".weight".
+    or whole differences of the weights, by diffusers' path of the layer, without ".weight". A weight is the same for
+    the whole picture, so that of the scope only the window counts.
     """
 
     name: str
     id: str
     changes: Mapping[str, LoraPair | Tensor]
     strength: float = 1.0
+    scope: Scope = field(default_factory=Scope)
 
     @property
     def why_never(self) -> str | None:
         """Why it can never change the picture, in words; None when it can."""
-        return "the strength is 0" if self.strength == 0 or not self.changes else None
+        return "the strength is 0" if self.strength == 0 or not self.changes else self.scope.why_never
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,10 +149,14 @@ class ControlContext:
 
 @dataclass(frozen=True)
 class PromptStates:
-    """A text as the denoiser reads it. states: (batch, n, dim); pooled: (batch, p), None where the family has none."""
+    """A text as the denoiser reads it. states: (batch, n, dim); pooled: (batch, p), None where the family has none.
+
+    values: (batch, n, dim), of which the values of every cross-attention are made; None: of the states, as its keys.
+    """
 
     states: Tensor
     pooled: Tensor | None = None
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,18 +22,20 @@ from .apply import (
     sites_of,
     stack_of,
 )
-from .encoders import ComfyClipEncoder
+from .encoders import ComfyClipEncoder, ComfyTextEncoder
 from .managed import ManagedAdapter
-from .text import edited
+from .text import edited, needs_rider
 
 __all__ = [
     "Applied",
     "ComfyClipEncoder",
+    "ComfyTextEncoder",
     "ManagedAdapter",
     "apply_effects",
     "apply_identity",
     "edited",
     "model_name",
+    "needs_rider",
     "request_layout",
     "rescale",
     "sites_of",
