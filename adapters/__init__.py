@@ -17,6 +17,7 @@ from . import others
 from .instantid import SYSTEM as INSTANTID
 from .ip_adapter import SYSTEM as IP_ADAPTER
 from .ip_adapter import Evidence, IPAdapter, Variant
+from .photomaker import SYSTEM as PHOTOMAKER
 from .system import Adapter, Kind, Sureness, WeightFile, kind_of
 from .types import IdentityTokens, SiteWeight, SiteWeights
 
@@ -35,6 +36,7 @@ __all__ = [
 SYSTEMS: tuple[Kind, ...] = (
     IP_ADAPTER,
     INSTANTID,
+    PHOTOMAKER,
 )
 
 

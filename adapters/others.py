@@ -15,10 +15,6 @@ def _sure(found: bool) -> Sureness:
     return Sureness.YES if found else Sureness.NO
 
 
-def _photomaker(file: WeightFile) -> Sureness:
-    return _sure(file.has("id_encoder.", "lora_weights.") or file.has("id_encoder.fuse_module."))
-
-
 def _storymaker(file: WeightFile) -> Sureness:
     return _sure(file.has("image_proj_model.pos_embed", "image_proj_model.bg_embed"))
 
@@ -50,7 +46,6 @@ def _is_lora(file: WeightFile) -> bool:
 
 # Systems whose files are recognised, so that none of them is taken for an IP-Adapter.
 ANNOUNCED = (
-    Kind("PhotoMaker", _photomaker, ("photomaker",)),
     Kind("StoryMaker", _storymaker, ("storymaker",)),
     Kind("PuLID for SDXL", _pulid, ("pulid",)),
     Kind("PuLID for FLUX", _pulid_flux, ("pulid",)),

@@ -355,7 +355,7 @@ class PhotoMaker(nn.Module):
 
     def effects(self, request: Request) -> tuple[Effect, ...]:
         """See `system.Adapter`: the prompt without the person, from the merge on with it, and the LoRA."""
-        encoder, options = self._encoder(request), request.options or PhotoMakerOptions()
+        encoder, options = _encoder(request), _options(request)
         people = self._people(request, options)
         counts = [len(person.pixels) * self.tokens_per_photo for person in people]
         tokens = encoder.tokenize(request.text)
@@ -374,8 +374,7 @@ class PhotoMaker(nn.Module):
 
     def notes(self, request: Request) -> list[str]:
         """See `system.Adapter`: who stands where."""
-        encoder, options = self._encoder(request), request.options or PhotoMakerOptions()
-        people = self._people(request, options)
+        encoder, people = _encoder(request), self._people(request, _options(request))
         found = place_in_all(mentions(encoder, encoder.tokenize(request.text), _words(request), len(people)))
         named = [
             f"{people[mention.person].name!r} is {len(people[mention.person].pixels) * self.tokens_per_photo} tokens "
@@ -402,14 +401,6 @@ class PhotoMaker(nn.Module):
                 encoded[mention.person] = self.encode(person.pixels, person.embeddings)
             states = self.fuse(states, places, encoded[mention.person], strength * person.weights)
         return PromptStates(states, text.pooled)
-
-    def _encoder(self, request: Request) -> TextEncoder:
-        if request.text_encoder is None:
-            raise LikenessError(
-                f"The adapter {self.name!r} works through the prompt: connect it to Identity Prompt, not to Apply "
-                "Identity."
-            )
-        return request.text_encoder
 
     def _check_width(self, text: PromptStates) -> None:
         width = text.states.shape[-1]
@@ -484,6 +475,18 @@ def _crops(who: Identity, photo: Photo) -> Tensor:
             f"crop {Photo.HEAD.value!r}, or make it with buffalo_l."
         )
     return crops
+
+
+def _encoder(request: Request) -> TextEncoder:
+    assert request.text_encoder is not None  # `needs.trigger_word` asks for it
+    return request.text_encoder
+
+
+def _options(request: Request) -> PhotoMakerOptions:
+    options = PhotoMakerOptions() if request.options is None else request.options
+    if not isinstance(options, PhotoMakerOptions):
+        raise LikenessError("The options are those of another system: connect PhotoMaker Options, or nothing.")
+    return options
 
 
 def _words(request: Request) -> tuple[str, ...]:

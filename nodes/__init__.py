@@ -16,7 +16,18 @@ class LikenessExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .. import models_download
-        from . import adapters, control, dataset, evaluation, faces, ipadapter_plus, miniature, references, training
+        from . import (
+            adapters,
+            control,
+            dataset,
+            evaluation,
+            faces,
+            ipadapter_plus,
+            miniature,
+            prompts,
+            references,
+            training,
+        )
         from .inputs import checked
 
         models_download.register_folders()
@@ -24,6 +35,7 @@ class LikenessExtension(ComfyExtension):
             *faces.NODES,
             *adapters.NODES,
             *control.NODES,
+            *prompts.NODES,
             *references.NODES,
             *ipadapter_plus.NODES,
             *dataset.NODES,

@@ -20,13 +20,16 @@ class Case:
     """title: of the system in the registry. weights: of a file that fits the sites (shapes) of a MODEL, from a seed.
 
     missing: a word of the sentence that is said without an identity. file_name: one that tells the system, where its
-    content alone does not.
+    content alone does not. prompt, plain: of a system that works through the prompt, a text with its trigger word and
+    the same without.
     """
 
     title: str
     weights: Callable[[Any, int], dict[str, Tensor]]
     missing: str = "Identity from Photos"
     file_name: str = UNTOLD
+    prompt: str = ""
+    plain: str = ""
 
     @property
     def least(self) -> Sureness:
