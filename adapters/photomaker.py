@@ -221,7 +221,7 @@ def _check_room(
     """LikenessError when the run of a noun does not fit into one window."""
     for number, mention in enumerate(found, 1):
         first = next(place for place, token in enumerate(tokens) if token.run == number)
-        room = length - 2 if long_prompts is LongPrompts.WINDOWS else length - 1 - first
+        room = length - 2 if long_prompts is LongPrompts.WINDOWS else length - 2 - first
         if counts[mention.person] > room:
             raise LikenessError(
                 f"The photos behind {mention.word!r} make {counts[mention.person]} tokens, and the prompt has room for "
