@@ -82,9 +82,16 @@ def qformer(make: Any, dim: int, features: int, tokens: int = 2) -> None:
     make.linear(f"{resampler}.layers.0.1.3", dim, 2 * dim, bias=False)
 
 
-def lora(make: Any, shapes: Sequence[tuple[int, int]], rank: int = 2, spelling: str = "processor") -> None:
-    """spelling: processor, lora or peft, as diffusers has written them over the years."""
-    for block, (width, text) in zip(blocks(shapes), shapes, strict=True):
+def lora(
+    make: Any,
+    shapes: Sequence[tuple[int, int]],
+    rank: int = 2,
+    spelling: str = "processor",
+    paths: Sequence[str] | None = None,
+) -> None:
+    """spelling: processor, lora or peft, as diffusers has written them over the years. paths: of the transformer blocks
+    in slot order, where the model is none of those that `blocks` knows."""
+    for block, (width, text) in zip(paths or blocks(shapes), shapes, strict=True):
         for attention, source in (("attn1", width), ("attn2", text)):
             for part in ("to_q", "to_k", "to_v", "to_out"):
                 wide = source if part in ("to_k", "to_v") else width
@@ -100,7 +107,11 @@ def lora(make: Any, shapes: Sequence[tuple[int, int]], rank: int = 2, spelling: 
 
 
 def groups(
-    shapes: Sequence[tuple[int, int]], version: int = 1, seed: int = 0, spelling: str = "processor"
+    shapes: Sequence[tuple[int, int]],
+    version: int = 1,
+    seed: int = 0,
+    spelling: str = "processor",
+    paths: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """What torch.save wrote: id_encoder and lora_weights."""
     dim = shapes[0][1]
@@ -112,13 +123,15 @@ def groups(
     fuse_module(encoder, dim)
     if version == 2:
         qformer(encoder, dim, TOWER["width"])
-    lora(changes, shapes, spelling=spelling)
+    lora(changes, shapes, spelling=spelling, paths=paths)
     return {"id_encoder": encoder.weights, "lora_weights": changes.weights}
 
 
-def weights(shapes: Sequence[tuple[int, int]], seed: int = 0, version: int = 1) -> dict[str, Tensor]:
+def weights(
+    shapes: Sequence[tuple[int, int]], seed: int = 0, version: int = 1, paths: Sequence[str] | None = None
+) -> dict[str, Tensor]:
     """The same with flat keys, as a .safetensors file has them."""
-    made = groups(shapes, version, seed)
+    made = groups(shapes, version, seed, paths=paths)
     return {f"{group}.{key}": value for group, part in made.items() for key, value in part.items()}
 
 
