@@ -483,10 +483,7 @@ def _encoder(request: Request) -> TextEncoder:
 
 
 def _options(request: Request) -> PhotoMakerOptions:
-    options = PhotoMakerOptions() if request.options is None else request.options
-    if not isinstance(options, PhotoMakerOptions):
-        raise LikenessError("The options are those of another system: connect PhotoMaker Options, or nothing.")
-    return options
+    return request.options_of(PhotoMakerOptions, "PhotoMaker Options")
 
 
 def _words(request: Request) -> tuple[str, ...]:

@@ -39,8 +39,8 @@ def apply_effects(model: Any, effects: Iterable[Effect]) -> Applied:
     """A clone of the MODEL (ModelPatcher) in which these effects act. The given one is left as it is.
 
     Prompt edits and contexts of ControlNets ride on a CONDITIONING and are applied there, by `text.edited` and
-    `control.controlled`; the MODEL learns to understand the edits. Raises LikenessError when an adapter does not fit the
-    model.
+    `control.controlled`; the MODEL learns to understand the edits. Raises LikenessError when an adapter does not fit
+    the model.
     """
     patched, terms, changed, present = model.clone(), [], 0, []
     for effect in effects:
