@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import photomaker
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -105,6 +106,11 @@ def narrow_models(models: Path, known_faces, files):
         ),
         files.write_controlnet(models / "controlnet" / IDENTITYNET, config),
     ]
+    blocks = [site.diffusers_path for site in sites]
+    (models / "photomaker").mkdir(exist_ok=True)
+    for version in (1, 2):
+        path = models / "photomaker" / f"photomaker-v{version}.bin"
+        written.append(photomaker.write(path, photomaker.groups(shapes, version, paths=blocks)))
     files.write_checkpoint(written[0], config, clip=True)
     write_encoder(written[1], files)
     pack = models / "insightface" / "models" / "antelopev2"
@@ -352,3 +358,25 @@ def test_instantid_s_two_people_have_their_own_places(server, execute):
     *_, left, right = execute("instantid_two_people").pictures("PreviewImage")
     places = [np.argwhere(picture.max(axis=-1) > 0)[:, 1].mean() for picture in (left, right)]
     assert places[0] < SIDE / 2 < places[1]
+
+
+@pytest.mark.parametrize("name", ["photomaker", "photomaker_two_people", "photomaker_style"])
+def test_the_person_of_photomaker_decides_over_the_portrait(server, execute, name):
+    example = execute(name)
+    [prompt] = of_kind(example.prompt, "LikenessIdentityPrompt")
+    now = {(prompt, "start_at"): 0.0}  # from the first step, because there is one only
+    [portrait] = execute(name, now).pictures("SaveImage")
+    [nobody] = execute(name, now | {(prompt, "strength"): 0.0}).pictures("SaveImage")
+    [another] = execute(name, now | {(prompt, "lora_strength"): 0.0}).pictures("SaveImage")
+    assert differ(portrait, nobody) and differ(portrait, another)
+
+
+def test_photomaker_s_people_stand_at_their_own_words(server, execute):
+    """Naming them the other way round changes the picture; so does another photo of one of them."""
+    name = "photomaker_two_people"
+    example = execute(name)
+    [prompt] = of_kind(example.prompt, "LikenessIdentityPrompt")
+    now = {(prompt, "start_at"): 0.0}
+    [portrait] = execute(name, now).pictures("SaveImage")
+    [swapped] = execute(name, now | {(prompt, "trigger_word"): "right, left"}).pictures("SaveImage")
+    assert differ(portrait, swapped)

@@ -46,8 +46,9 @@ def describe(graph: Graph) -> None:
     files_note(
         graph,
         "Two trigger words, **left** and **right**, stand for the two identities in that order, wherever and "
-        "however often they are written. With a single word, its first place is the first identity, its second the next.",
-        "Nothing keeps the two apart but the prompt: different nouns (woman, man) help. Where the faces still mix, give "
-        "each person a prompt of their own: two **Identity Prompt** nodes, one after the other on the MODEL, with "
+        "however often they are written. With a single word, its first place is the first identity, its second the "
+        "next.",
+        "Nothing keeps the two apart but the prompt: different nouns (woman, man) help. Where the faces still mix, "
+        "give each person a prompt of their own: two **Identity Prompt** nodes, one after the other on the MODEL, with "
         "ConditioningSetArea behind each.",
     )
