@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from _graph import Graph, Node, Output
 from _pieces import SDXL, Start
@@ -18,11 +19,12 @@ def identity_prompt(
     *,
     model: Output | None = None,
     size: tuple[int, int] | None = None,
-    **settings: Output | float | str,
+    **settings: Any,
 ) -> Start:
     """The group before the sampling. The positive is an Identity Prompt, whose second output is the MODEL to sample
     with. people: their identities, in the order of the trigger words."""
     names = ["identity", *(f"identity_{number}" for number in range(2, len(people) + 1))]
+    inputs: dict[str, Any] = {name: person["identity"] for name, person in zip(names, people, strict=True)}
     width, height = size or (SDXL.side, SDXL.side)
     with graph.group(f"{number}. Prompt"):
         positive = graph.node(
@@ -32,7 +34,7 @@ def identity_prompt(
             text=text,
             model=model or checkpoint["MODEL"],
             room=360,
-            **{name: person["identity"] for name, person in zip(names, people, strict=True)},
+            **inputs,
             **settings,
         )
         graph.next_column()
