@@ -135,7 +135,7 @@ def weights(
     return {f"{group}.{key}": value for group, part in made.items() for key, value in part.items()}
 
 
-def write(path: Any, content: dict[str, dict[str, Tensor]]) -> Any:
+def write(path: Any, content: dict[str, Any]) -> Any:
     """As the official files: a pickle of two dictionaries."""
     torch.save(content, path)
     return path

@@ -94,7 +94,8 @@ class Painter:
         """Two people in one picture."""
         if not self.case.prompt:
             model, *_ = self.apply(adapter, first)
-            return self.sample(self.apply(adapter, second, model=model)[0])
+            self.model, *_ = self.apply(adapter, second, model=model)
+            return self.sample(self.model)
         words = [self.words.setdefault(id(who), ("img", "jpg")[len(self.words) % 2]) for who in (first, second)]
         text = f"{self.case.prompt} and a man jpg"
         model, positive, _ = self.apply(adapter, first, identity_2=second, trigger_word=", ".join(words), text=text)
