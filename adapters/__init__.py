@@ -17,6 +17,7 @@ from . import others
 from .instantid import SYSTEM as INSTANTID
 from .ip_adapter import SYSTEM as IP_ADAPTER
 from .ip_adapter import Evidence, IPAdapter, Variant
+from .photomaker import SYSTEM as PHOTOMAKER
 from .pulid import SYSTEM as PULID
 from .storymaker import SYSTEM as STORYMAKER
 from .system import Adapter, Kind, Sureness, WeightFile, kind_of
@@ -37,6 +38,7 @@ __all__ = [
 SYSTEMS: tuple[Kind, ...] = (
     IP_ADAPTER,
     INSTANTID,
+    PHOTOMAKER,
     PULID,
     STORYMAKER,
 )

@@ -39,6 +39,9 @@ class Scope:
 
     start, end: the window of sampling, as a share of the whole (0 = first step, 1 = last). mask: optional
     (1 | images, H, W), 0..1, at any size. image_weights: optional factor per image of the latent batch.
+
+    first_step: number of steps of a run -> the first in which it acts, from 0; where the steps of a run are known it
+    stands in for `start`, exactly for every scheduler.
     """
 
     start: float = 0.0
@@ -46,11 +49,12 @@ class Scope:
     mask: Tensor | None = None
     mask_resize: MaskResize = MaskResize.AREA
     image_weights: tuple[float, ...] | None = None
+    first_step: Callable[[int], int] | None = None
 
     @property
     def whole_run(self) -> bool:
         """Whether the window is all of the sampling."""
-        return self.start <= 0 and self.end >= 1
+        return self.start <= 0 and self.end >= 1 and self.first_step is None
 
     @property
     def why_never(self) -> str | None:
@@ -166,22 +170,24 @@ class BlockTerm:
 
 @dataclass(frozen=True, eq=False)
 class WeightDelta:
-    """A change of the denoiser's own weights, the same in every step.
+    """A change of the denoiser's own weights, in the steps of its scope's window.
 
     name: of the file, for messages. id: tells this change from others, whatever the files are called; two effects of
     one id are applied once, with the greater strength, so that several people can use one adapter. changes: LoRA pairs
-    or whole differences of the weights, by diffusers' path of the layer, without ".weight".
+    or whole differences of the weights, by diffusers' path of the layer, without ".weight". A weight is the same for
+    the whole picture, so that of the scope only the window counts.
     """
 
     name: str
     id: str
     changes: Mapping[str, LoraPair | Tensor]
     strength: float = 1.0
+    scope: Scope = field(default_factory=Scope)
 
     @property
     def why_never(self) -> str | None:
         """Why it can never change the picture, in words; None when it can."""
-        return "the strength is 0" if self.strength == 0 or not self.changes else None
+        return "the strength is 0" if self.strength == 0 or not self.changes else self.scope.why_never
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,10 +211,14 @@ class ControlContext:
 
 @dataclass(frozen=True)
 class PromptStates:
-    """A text as the denoiser reads it. states: (batch, n, dim); pooled: (batch, p), None where the family has none."""
+    """A text as the denoiser reads it. states: (batch, n, dim); pooled: (batch, p), None where the family has none.
+
+    values: (batch, n, dim), of which the values of every cross-attention are made; None: of the states, as its keys.
+    """
 
     states: Tensor
     pooled: Tensor | None = None
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

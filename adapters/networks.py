@@ -250,3 +250,55 @@ def build_projection(weights: dict[str, Tensor], head_width: int) -> nn.Module:
             raise KeyError("no known image projection")
     network.load_state_dict(weights, strict=True, assign=True)
     return network.requires_grad_(False).eval()
+
+
+class FuseMlp(nn.Module):
+    """LayerNorm, Linear, GELU, Linear; plus its input where `residual`."""
+
+    def __init__(self, in_dim: int, inner_dim: int, out_dim: int, *, residual: bool) -> None:
+        super().__init__()
+        self.layernorm = nn.LayerNorm(in_dim)
+        self.fc1 = nn.Linear(in_dim, inner_dim)
+        self.fc2 = nn.Linear(inner_dim, out_dim)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.fc2(nn.functional.gelu(self.fc1(self.layernorm(x))))
+        return out + x if self.residual else out
+
+
+class FuseModule(nn.Module):
+    """A word of the text and a picture of it become one state (FastComposer, arXiv 2305.10431; PhotoMaker).
+
+    h = mlp1([c; e]) + c;   h = mlp2(h) + h;   LayerNorm(h)
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mlp1 = FuseMlp(2 * dim, dim, dim, residual=False)
+        self.mlp2 = FuseMlp(dim, dim, dim, residual=True)
+        self.layer_norm = nn.LayerNorm(dim)
+
+    @property
+    def dim(self) -> int:
+        """Width of the text's states."""
+        return self.layer_norm.normalized_shape[0]
+
+    def forward(self, words: Tensor, pictures: Tensor) -> Tensor:
+        """words c and pictures e, each (..., dim) -> (..., dim)"""
+        h = self.mlp1(torch.cat([words, pictures], dim=-1)) + words
+        return self.layer_norm(self.mlp2(h))
+
+    def into(self, states: Tensor, positions: Tensor, pictures: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Fuse pictures into the states of a text, which is left as it is.
+
+        states: (batch, n, dim); positions: (count,) into n; pictures: (batch | 1, count, dim). weights: (count,), how
+        far each word goes from itself towards the fused one; None for all the way.
+        """
+        words = states[:, positions]
+        fused = self(words, pictures.expand(len(words), -1, -1))
+        if weights is not None:
+            fused = torch.lerp(words, fused, weights.to(fused).unsqueeze(-1))
+        changed = states.clone()
+        changed[:, positions] = fused
+        return changed

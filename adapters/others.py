@@ -16,10 +16,6 @@ def _sure(found: bool) -> Sureness:
     return Sureness.YES if found else Sureness.NO
 
 
-def _photomaker(file: WeightFile) -> Sureness:
-    return _sure(file.has("id_encoder.", "lora_weights.") or file.has("id_encoder.fuse_module."))
-
-
 def _pulid_flux(file: WeightFile) -> Sureness:
     return _sure(file.has("pulid_ca.") or file.has("pulid_encoder."))
 
@@ -41,7 +37,6 @@ def _is_lora(file: WeightFile) -> bool:
 
 # Systems whose files are recognised, so that none of them is taken for an IP-Adapter.
 ANNOUNCED = (
-    Kind("PhotoMaker", _photomaker, ("photomaker",)),
     Kind("PuLID for FLUX", _pulid_flux, ("pulid",)),
     Kind("FastComposer", _fastcomposer),
 )

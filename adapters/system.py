@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..faces.identity import Identity
     from .clip_vision import ClipEncoder
     from .eva_clip import EvaTower
+    from .text_encoder import TextEncoder
 
 O = TypeVar("O")  # noqa: E741 - the options of one system
 
@@ -62,7 +63,8 @@ class Needs:
     base: the family of base models it was made for. recogniser: whose embedding it reads, None for none; raw: as that
     network returns it, not as a unit vector; every_photo: photo by photo, not their mean. encoder_width: of the image
     encoding it reads, None for none; hidden: the tokens of the last layer but one, not the pooled embedding. keypoints:
-    it has a ControlNet of its own, whose hint is a picture of the face's keypoints.
+    it has a ControlNet of its own, whose hint is a picture of the face's keypoints. trigger_word: the usual one, where
+    it works through the prompt; None where it works on the model alone.
     """
 
     base: Family
@@ -72,6 +74,7 @@ class Needs:
     encoder_width: int | None = None
     hidden: bool = False
     keypoints: bool = False
+    trigger_word: str | None = None
 
 
 def _no_eva() -> EvaTower:
@@ -91,6 +94,9 @@ class Request:
     weight_strength: of the change of the model's own weights, where the file brings one. seen_by: adds the embeddings
     of a recogniser to an identity, where that recogniser is at hand. find_eva: the EVA02-CLIP image encoder. parse: the
     parts of aligned faces, see `faces.parsing`. Both raise LikenessError that says how to get them.
+
+    Through the prompt: text is what the user wrote, text_encoder reads it, and trigger_words stand in it for the
+    identity and the others, in this order; empty for the adapter's own.
     """
 
     layout: TransformerLayout
@@ -105,6 +111,15 @@ class Request:
     dit: DitLayout | None = None
     find_eva: Callable[[], EvaTower] = _no_eva
     parse: Callable[[Tensor], Tensor] = _no_parser
+    text: str = ""
+    text_encoder: TextEncoder | None = None
+    trigger_words: tuple[str, ...] = ()
+    others: tuple[Identity, ...] = ()
+
+    @property
+    def people(self) -> tuple[Identity, ...]:
+        """Everybody who is connected, in order."""
+        return self.others if self.identity is None else (self.identity, *self.others)
 
     def options_of(self, kind: type[O], node: str) -> O:
         """The options, or the system's defaults. LikenessError naming the system's `node` for those of another."""

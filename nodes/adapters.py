@@ -213,6 +213,11 @@ class ApplyIdentity(Node):
 
         finite(strength=weight, start_at=start_at, end_at=end_at, lora_strength=lora_strength)
         adapter, options = as_managed(adapter), options or Options()
+        if adapter.needs.trigger_word is not None:
+            raise LikenessError(
+                f"The adapter {adapter.name!r} works through the prompt: connect it to Identity Prompt, not to Apply "
+                "Identity."
+            )
         check_fit(adapter, binding.sites_of(model), binding.model_name(model), adapter.needs.base)
         layout, attention = binding.request_layout(model)
         mask = None if attn_mask is None else as_mask(attn_mask, "The mask 'attn_mask'")

@@ -82,6 +82,28 @@ def unet_spellings(unet: nn.Module) -> dict[str, str]:
     return spellings
 
 
+_ATTENTION = re.compile(r"(?:unet\.)?(?P<layer>.+\.attn[12])\.(?:processor\.)?(?P<part>to_q|to_k|to_v|to_out)(?:\.0)?")
+
+
+def read_attention_lora(weights: Mapping[str, Tensor], name: str) -> dict[str, LoraPair]:
+    """The LoRA on the attention layers of a UNet in any of diffusers' spellings, by diffusers' path of the layer.
+
+    No model is needed, because these spellings keep the dots. name: of the file, for messages. Raises LikenessError for
+    keys that name no such layer, and for halves that are missing or do not fit each other.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in weights.items():
+        module, part = _part_of(key)
+        match = _ATTENTION.fullmatch(module)
+        if match is None or part is None:
+            raise LikenessError(
+                f"{name!r} holds a LoRA key that no attention layer has ({key[:80]!r}): download it again."
+            )
+        layer = "to_out.0" if match["part"] == "to_out" else match["part"]
+        found.setdefault(f"{match['layer']}.{layer}", {})[part] = value
+    return {path: _pair(path, parts, _PeftStrengths(None, {})) for path, parts in found.items()}
+
+
 def text_spellings(encoder: nn.Module, component: Component) -> dict[str, str]:
     """The same for a transformers CLIP text encoder."""
     spellings: dict[str, str] = {}

@@ -23,13 +23,14 @@ from .apply import (
     sites_of,
     stack_of,
 )
-from .encoders import ComfyClipEncoder
+from .encoders import ComfyClipEncoder, ComfyTextEncoder
 from .managed import Managed, ManagedAdapter, ManagedEvaTower
-from .text import edited
+from .text import edited, needs_rider
 
 __all__ = [
     "Applied",
     "ComfyClipEncoder",
+    "ComfyTextEncoder",
     "Managed",
     "ManagedAdapter",
     "ManagedEvaTower",
@@ -38,6 +39,7 @@ __all__ = [
     "dit_of",
     "edited",
     "model_name",
+    "needs_rider",
     "request_layout",
     "rescale",
     "sites_of",

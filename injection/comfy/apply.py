@@ -13,8 +13,9 @@ from ..plan import check_blocks, check_fit, layout_of, placed
 from ..sites import AttentionSite, diffusers_layers, sites_of_comfy_unet
 from .managed import ManagedAdapter
 from .run import IdentityStack, Injection
+from .text import carry
 from .unet import KEY
-from .weights import add_delta, has_elsewhere
+from .weights import add_delta, add_windowed_delta, has_elsewhere
 
 
 def sites_of(model: Any) -> tuple[AttentionSite, ...]:
@@ -46,8 +47,9 @@ class Applied(NamedTuple):
 def apply_effects(model: Any, effects: Iterable[Effect]) -> Applied:
     """A clone of the MODEL (ModelPatcher) in which these effects act. The given one is left as it is.
 
-    Prompt edits and contexts of ControlNets are passed over: they ride on a CONDITIONING and are applied there, by
-    `text.edited` and `control.controlled`. Raises LikenessError when an adapter does not fit the model.
+    Prompt edits and contexts of ControlNets ride on a CONDITIONING and are applied there, by `text.edited` and
+    `control.controlled`; the MODEL learns to understand the edits. Raises LikenessError when an adapter does not fit
+    the model.
     """
     patched, terms, changed, present = model.clone(), [], 0, []
     for effect in effects:
@@ -60,12 +62,16 @@ def apply_effects(model: Any, effects: Iterable[Effect]) -> Applied:
                 terms.append(effect)
             case WeightDelta() if effect.why_never is not None:
                 pass
+            case WeightDelta() if has_elsewhere(patched, effect):
+                present.append(effect)
+            case WeightDelta() if effect.scope.whole_run:
+                changed += add_delta(patched, effect)
             case WeightDelta():
-                if has_elsewhere(patched, effect):
-                    present.append(effect)
-                else:
-                    changed += add_delta(patched, effect)
-            case ControlContext() | PromptEdit():
+                patched, count = add_windowed_delta(patched, effect)
+                changed += count
+            case PromptEdit():
+                carry(patched)
+            case ControlContext():
                 pass
     acting = [term for term in terms if term.why_never is None]
     if acting:

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from ...adapters.clip_vision import ClipFeatures, EncoderSize
+from ...adapters.effects import PromptStates
+from ...adapters.text_encoder import Token, Tokens, Tower, Windows
 from ...errors import LikenessError
+from ...weights.families import TEXT_ENCODERS
 
 
 class ComfyClipEncoder:
@@ -42,3 +45,68 @@ class ComfyClipEncoder:
         _, penultimate, embeds, _ = self._clip_vision.model(pixel_values=pixels, intermediate_output=-2)
         device = mm.intermediate_device()
         return ClipFeatures(embeds.to(device, torch.float32), penultimate.to(device, torch.float32))
+
+
+class ComfyTextEncoder:
+    """ComfyUI's CLIP, with the LoRAs, the skipped layers and the embeddings that it was given."""
+
+    def __init__(self, clip: Any) -> None:
+        """Raises LikenessError when the socket holds text encoders of another kind, such as T5."""
+        model, tokenizer = getattr(clip, "cond_stage_model", None), getattr(clip, "tokenizer", None)
+        names = [encoder.name for encoder in TEXT_ENCODERS if hasattr(model, encoder.name)]
+        others = [name for name, _ in model.named_children() if name not in names] if model is not None else []
+        if not names or others or not all(hasattr(tokenizer, name) for name in names):
+            raise LikenessError(
+                f"The CLIP is a {type(model).__name__}, which this pack cannot read word by word: connect the CLIP of "
+                "an SD1.5 or SDXL checkpoint."
+            )
+        self._clip = clip
+        self._towers = tuple(_tower(name, getattr(model, name), getattr(tokenizer, name)) for name in names)
+
+    @property
+    def towers(self) -> tuple[Tower, ...]:
+        """See `TextEncoder`."""
+        return self._towers
+
+    def tokenize(self, text: str) -> Tokens:
+        """See `TextEncoder`; prompt syntax and embeddings are understood."""
+        found = self._clip.tokenize(text, return_word_ids=True)
+        return {tower.name: self._tokens(tower, found[_key(tower)]) for tower in self._towers}
+
+    def _tokens(self, tower: Tower, windows: Any) -> list[Token]:
+        pieces = getattr(self._clip.tokenizer, tower.name).inv_vocab
+        return [
+            Token(i, pieces[i] if isinstance(i, int) else "", weight, group)
+            for window in windows
+            for i, weight, group in window
+            if group != 0  # that of start, end and padding
+        ]
+
+    def encode(self, windows: Windows, layer: int | None = None) -> PromptStates:
+        """See `TextEncoder`."""
+        clip = self._clip
+        if layer is not None:
+            clip = clip.clone()
+            clip.clip_layer(layer)
+        pairs = {
+            _key(tower): [[(token.id, token.weight) for token in window] for window in windows[tower.name]]
+            for tower in self._towers
+        }
+        states, pooled = clip.encode_from_tokens(pairs, return_pooled=True)
+        return PromptStates(states, pooled)
+
+    def conditioning(self, text: PromptStates) -> list[tuple[Tensor, dict[str, Any]]]:
+        """The text as ComfyUI's CONDITIONING, with what the CLIP wants to ride on it."""
+        return [(text.states, self._clip.add_hooks_to_dict({"pooled_output": text.pooled}))]
+
+
+def _key(tower: Tower) -> str:
+    """What the host calls a tower among tokens."""
+    return tower.name.removeprefix("clip_")
+
+
+def _tower(name: str, model: Any, tokenizer: Any) -> Tower:
+    width = model.transformer.get_input_embeddings().weight.shape[1]
+    return Tower(
+        name, width, tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token, length=tokenizer.max_length
+    )

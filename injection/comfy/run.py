@@ -20,6 +20,7 @@ from ..sites import AttentionSite, sites_of_comfy_unet
 from .dit import PLACES, BlockFunction, BlockPatch, ImagePlaces
 from .managed import ManagedAdapter
 from .unet import KEY, SitePatch
+from .windows import Window, sigmas_of_run
 
 # Names under which the host's guiders keep their conditionings; every other name is an unconditioned half.
 _CONDITIONED = {"positive", "middle"}
@@ -44,7 +45,12 @@ class IdentityStack:
         outer, guider = self._run, executor.class_obj
         patcher, noise = guider.model_patcher, args[0]
         self._run = _Run(
-            self.injections, patcher.model, patcher.get_model_object("model_sampling"), _size(noise), guider
+            self.injections,
+            patcher.model,
+            patcher.get_model_object("model_sampling"),
+            _size(noise),
+            guider,
+            sigmas_of_run(args) if any(i.scope.first_step is not None for i in self.injections) else (),
         )
         try:
             return executor(*args, **keywords)
@@ -128,13 +134,14 @@ class _Run:
         model_sampling: Any,
         latent_size: Size,
         guider: Any = None,
+        sigmas: Sequence[float] = (),
     ) -> None:
         self.injections = injections
         self.latent_size = latent_size  # of the whole picture
         self.guider = guider
         self.evaluation: _Evaluation | None = None
         self.sites = sites_of_comfy_unet(model.diffusion_model)
-        self.windows = [_sigma_window(injection, model_sampling) for injection in injections]
+        self.windows = [_sigma_window(injection, model_sampling, sigmas) for injection in injections]
         dtype = model.manual_cast_dtype or model.get_dtype()
         self.projected = [
             _project_once(injection, self.sites, dtype) if isinstance(injection, AttentionTerm) else []
@@ -386,10 +393,12 @@ def _project_once(injection: AttentionTerm, sites: Sequence[AttentionSite], dtyp
     return known[key]
 
 
-def _sigma_window(injection: Injection, model_sampling: Any) -> tuple[float, float] | None:
+def _sigma_window(injection: Injection, model_sampling: Any, sigmas: Sequence[float]) -> tuple[float, float] | None:
     """(highest, lowest) sigma of the window, None when it is the whole run."""
     if injection.scope.whole_run:
         return None
+    if injection.scope.first_step is not None:
+        return Window.of(injection.scope).sigmas(model_sampling, sigmas)
     return float(model_sampling.percent_to_sigma(injection.scope.start)), float(
         model_sampling.percent_to_sigma(injection.scope.end)
     )

@@ -1,13 +1,34 @@
-"""Prompt edits applied to a conditioning, so that they ride on the text they were made for and on no other."""
+"""Prompt edits applied to a conditioning, so that they ride on the text they were made for and on no other.
+
+An entry of the conditioning carries what of it the host has no place for: the exact borders of its window, and values
+that differ from the states. They act in a MODEL that has a `TextRider`; without one the host's own time range stands in
+for the borders.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ...adapters.effects import Effect, PromptEdit, PromptStates
+from .windows import END, START, Border, Window, sigmas_of_run
+
+KEY = "likeness_text"  # of our wrapper, and of our entry in the options of a conditioning
 
 Conditioning = list[tuple[Any, dict[str, Any]]]  # ComfyUI's: (states (batch, n, dim), options) per entry
+
+
+@dataclass(frozen=True, eq=False)
+class Riding:
+    """What rides on an entry beside the host's own options. values: (batch, n, dim), see `PromptStates`."""
+
+    window: Window
+    values: Tensor | None = None
 
 
 def edited(conditioning: Conditioning, effects: Iterable[Effect]) -> Conditioning:
@@ -22,18 +43,130 @@ def edited(conditioning: Conditioning, effects: Iterable[Effect]) -> Conditionin
     return conditioning
 
 
+def needs_rider(conditioning: Conditioning) -> bool:
+    """Whether the conditioning says something that only a MODEL with a rider understands in full."""
+    return any(_riding(options).values is not None for _, options in conditioning)
+
+
+def _riding(options: dict[str, Any]) -> Riding:
+    """What rides on an entry; its window is the host's where nothing of ours says another."""
+    start, end = options.get("start_percent", START.share), options.get("end_percent", END.share)
+    return options.get(KEY) or Riding(Window(Border(start), Border(end)))
+
+
 def _parts(states: Any, options: dict[str, Any], effect: PromptEdit) -> Conditioning:
-    first, last = options.get("start_percent", 0.0), options.get("end_percent", 1.0)
-    start, end = max(first, effect.scope.start), min(last, effect.scope.end)
-    if start >= end:
+    given = _riding(options)
+    first, last = given.window.start, given.window.end
+    wanted = Window.of(effect.scope)
+    starts_later = wanted.start.share > first.share or wanted.start.first_step is not None
+    start = wanted.start if starts_later else first
+    end = wanted.end if wanted.end.share < last.share else last
+    if start.share >= end.share:
         return [(states, options)]
-    changed = effect.edit(PromptStates(states, options.get("pooled_output")))
+    changed = effect.edit(PromptStates(states, options.get("pooled_output"), given.values))
+    before = (states, options, given.values)
     within = {**options, **({} if changed.pooled is None else {"pooled_output": changed.pooled})}
-    if (start, end) == (first, last):
-        return [(changed.states, within)]
-    windows = [(first, start, states, options), (start, end, changed.states, within), (end, last, states, options)]
-    return [
-        (text, {**given, "start_percent": begin, "end_percent": stop})
-        for begin, stop, text, given in windows
-        if begin < stop
+    pieces = [
+        (Window(first, start), *before),
+        (Window(start, end), changed.states, within, changed.values),
+        (Window(end, last), *before),
     ]
+    kept = [piece for piece in pieces if piece[0].start != piece[0].end]
+    return [(text, _with(told, Riding(window, values))) for window, text, told, values in kept]
+
+
+def _with(options: dict[str, Any], riding: Riding) -> dict[str, Any]:
+    """The options of an entry with what rides on it, and the host's own range for MODELs that have no rider."""
+    if riding.window == Window() and riding.values is None:
+        return {key: value for key, value in options.items() if key not in (KEY, "start_percent", "end_percent")}
+    window = riding.window
+    if window == Window():
+        return {**options, KEY: riding}
+    return {**options, KEY: riding, "start_percent": window.start.share, "end_percent": window.end.share}
+
+
+# --- in the MODEL
+
+
+def carry(model: Any) -> None:
+    """Let a MODEL understand what rides on conditionings, in place."""
+    from comfy.patcher_extension import WrappersMP
+
+    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
+
+
+def outer_sample(executor: Any, *args: Any, **keywords: Any) -> Any:
+    """OUTER_SAMPLE: the borders of all entries get their sigmas, and values find their rows."""
+    guider = executor.class_obj
+    sampling, sigmas = guider.model_patcher.get_model_object("model_sampling"), sigmas_of_run(args)
+    for name, entries in guider.conds.items():
+        guider.conds[name] = [_placed(entry, sampling, sigmas) for entry in entries]
+    values = {
+        entry["uuid"]: _values_of(entry)
+        for entries in guider.conds.values()
+        for entry in entries
+        if (entry.get(KEY) or Riding(Window())).values is not None
+    }
+    if values:
+        options = guider.model_options["transformer_options"]
+        patches = options.get("patches", {})
+        before = list(patches.get("attn2_patch", []))
+        options["patches"] = {**patches, "attn2_patch": [*before, ValuesPatch(values)]}
+    return executor(*args, **keywords)
+
+
+def _placed(entry: dict[str, Any], model_sampling: Any, sigmas: Sequence[float]) -> dict[str, Any]:
+    """The entry with its window as sigmas. A range that another node has set since then narrows it."""
+    riding: Riding | None = entry.get(KEY)
+    if riding is None or riding.window == Window():
+        return entry
+    high, low = riding.window.sigmas(model_sampling, sigmas)
+    for name, border, inwards in (("start_percent", riding.window.start, min), ("end_percent", riding.window.end, max)):
+        theirs = entry.get(name, border.share)
+        if theirs != border.share:
+            limit = Border(theirs).sigma(model_sampling, ())
+            high, low = (inwards(high, limit), low) if inwards is min else (high, inwards(low, limit))
+    kept = {key: value for key, value in entry.items() if key not in ("start_percent", "end_percent")}
+    if high < math.inf:
+        kept["timestep_start"] = high
+    if low > -math.inf:
+        kept["timestep_end"] = low
+    return kept
+
+
+def _values_of(entry: dict[str, Any]) -> Tensor:
+    """An entry's values, as long as its text: what other nodes have joined to it has the same keys and values."""
+    values, text = entry[KEY].values, entry["cross_attn"]
+    return torch.cat([values.to(text), text[: len(values), values.shape[1] :]], dim=1)
+
+
+class ValuesPatch:
+    """An attn2 patch: the rows of an entry whose values differ from its states get their own. Called in every block."""
+
+    def __init__(self, values: dict[Any, Tensor]) -> None:
+        self.values = values  # uuid of an entry -> (1 | batch, n, dim)
+        self._made: tuple[Any, Tensor, Tensor] | None = None
+
+    def __deepcopy__(self, memo: dict) -> ValuesPatch:
+        return self  # the host deep-copies options
+
+    def __call__(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict) -> tuple[Tensor, Tensor, Tensor]:
+        uuids = tuple(extra_options.get("uuids") or ())
+        if not any(uuid in self.values for uuid in uuids):
+            return n, context, value
+        made = self._made
+        if made is None or made[0] != uuids or made[1] is not value:
+            made = self._made = (uuids, value, self._with_own_rows(value, uuids))
+        return n, context, made[2]
+
+    def _with_own_rows(self, value: Tensor, uuids: Sequence[Any]) -> Tensor:
+        """value: (chunks · pictures, n, dim). The host repeats texts to a common length, and so are ours."""
+        chunks = list(value.chunk(len(uuids)))
+        for place, uuid in enumerate(uuids):
+            own = self.values.get(uuid)
+            if own is not None:
+                times = value.shape[1] // own.shape[1]
+                rows = own.to(value).repeat(1, times, 1)
+                chunks[place] = rows.expand(len(chunks[place]), -1, -1) if len(rows) == 1 else rows
+        return torch.cat(chunks)

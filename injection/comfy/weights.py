@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +11,9 @@ from torch import Tensor
 
 from ...adapters.effects import WeightDelta
 from ...weights.lora import LoraPair
+from .windows import Window, sigmas_of_run
 
+_WINDOWS = "likeness_windows"  # of our wrappers, and our attachment: id -> strength of the changes with a window
 _DELTAS = "likeness_deltas"  # our attachment: id -> strength of the changes that a MODEL has
 
 
@@ -19,12 +23,19 @@ def add_delta(model: Any, delta: WeightDelta) -> int:
     One that the model already has is raised to the greater of both strengths, not added twice, so that several people
     can use one adapter.
     """
-    import comfy.lora
-
     applied: dict[str, float] = dict(model.attachments.get(_DELTAS, {}))
     missing = delta.strength - applied.get(delta.id, 0.0)
     if missing == 0 or (delta.id in applied and missing < 0):
         return 0
+    changed = model.add_patches(_patches(model, delta), missing)
+    model.attachments[_DELTAS] = {**applied, delta.id: delta.strength}
+    return len(changed)
+
+
+def _patches(model: Any, delta: WeightDelta) -> dict[str, Any]:
+    """The host's name of a weight -> its change, as `add_patches` takes it."""
+    import comfy.lora
+
     lora, targets, full, names = {}, {}, {}, _weight_names(model)
     for path, change in delta.changes.items():
         if isinstance(change, LoraPair):
@@ -35,10 +46,79 @@ def add_delta(model: Any, delta: WeightDelta) -> int:
             targets[path] = names[f"{path}.weight"]
         else:
             full[names[f"{path}.weight"]] = (change,)
-    patches = {**comfy.lora.load_lora(lora, targets), **full}
-    changed = model.add_patches(patches, missing)
-    model.attachments[_DELTAS] = {**applied, delta.id: delta.strength}
-    return len(changed)
+    return {**comfy.lora.load_lora(lora, targets), **full}
+
+
+def add_windowed_delta(model: Any, delta: WeightDelta) -> tuple[Any, int]:
+    """A change of weights that comes and goes within a run; returns the MODEL, which the host may have to replace by
+    one that keeps its weights in place, and the number of weights it changes.
+
+    The host's own weight hooks do it, which know how to put weights back whatever memory they lie in. They hang on
+    conditionings: once per run one hook, the same object, is hung on all of them, so that batches stay whole.
+    """
+    import comfy.hooks
+    from comfy.patcher_extension import WrappersMP
+
+    key = f"{_WINDOWS}_{delta.id}"
+    applied: dict[str, float] = dict(model.attachments.get(_WINDOWS, {}))
+    if applied.get(delta.id, -math.inf) >= delta.strength:
+        return model, 0
+    if getattr(model, "is_dynamic", bool)():  # newer hosts: weights that are streamed in know no hooks
+        model = model.get_non_dynamic_delegate()
+    hook = comfy.hooks.WeightHook()
+    hook.need_weight_init = False  # its patches are given below
+    switch = hook.hook_keyframe = WindowSwitch(Window.of(delta.scope))
+    changed = model.add_hook_patches(hook, _patches(model, delta), strength_patch=delta.strength)
+    group = comfy.hooks.HookGroup()
+    group.add(hook)
+
+    def outer_sample(executor: Any, *args: Any, **keywords: Any) -> Any:
+        guider = executor.class_obj
+        switch.place(guider.model_patcher.get_model_object("model_sampling"), sigmas_of_run(args))
+        combined: dict[int, Any] = {}  # entries that share their own hooks share the combined ones
+        for entries in guider.conds.values():
+            for entry in entries:
+                own = entry.get("hooks")
+                if id(own) not in combined:
+                    combined[id(own)] = comfy.hooks.HookGroup.combine_all_hooks([own, group])
+                entry["hooks"] = combined[id(own)]
+        return executor(*args, **keywords)
+
+    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)  # of a weaker one
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, outer_sample)
+    model.attachments[_WINDOWS] = {**applied, delta.id: delta.strength}
+    return model, len(changed)
+
+
+class WindowSwitch:
+    """Stands where the host's hooks keep their keyframes: strength 1 within a window of sigmas, 0 outside."""
+
+    keyframes = ()
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.strength = 0.0
+        self._high, self._low = math.inf, -math.inf
+
+    def place(self, model_sampling: Any, sigmas: Sequence[float]) -> None:
+        """Before a run, whose sigmas these are."""
+        self._high, self._low = self.window.sigmas(model_sampling, sigmas)
+
+    def prepare_current_keyframe(self, curr_t: float, transformer_options: dict) -> bool:
+        """Before a model evaluation; returns whether the strength has changed."""
+        before, self.strength = self.strength, float(self._low <= curr_t <= self._high)
+        return self.strength != before
+
+    def reset(self) -> None:
+        """Before a run."""
+        self.strength = 0.0
+
+    def initialize_timesteps(self, model: Any) -> None:
+        """Before a run; the sigmas are known already."""
+
+    def clone(self) -> WindowSwitch:
+        """The host clones groups of hooks; the switch of a window is one."""
+        return self
 
 
 def has_elsewhere(model: Any, delta: WeightDelta) -> bool:

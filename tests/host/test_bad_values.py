@@ -21,6 +21,8 @@ from typing import Any
 import bad_values
 import pytest
 import torch
+from helpers import photomaker
+from safetensors.torch import save_file
 
 from likeness.errors import LikenessError
 from likeness.faces import Identity
@@ -144,6 +146,7 @@ class Bench:
             "LikenessLoadEmbeds": {"file": "good.safetensors"},
             "LikenessLoadIdentityAdapter": {"adapter_file": world.file("plus")},
             "LikenessApplyIdentity": {"identity": self.person, "clip_vision": world.clip_vision},
+            "LikenessIdentityPrompt": {"adapter": self.photomaker(world), "identity": self.person},
             "LikenessScaleIdentities": {"model": patched},
             "LikenessIdentityControlNet": {
                 "adapter": world.adapter("instantid"),
@@ -166,6 +169,11 @@ class Bench:
             "LikenessIdentityReport": {"judge": self.colour.BY_COLOUR, "identity": self.by_colour(judged[0])},
             "LikenessKeepBestLikeness": {"judge": self.colour.BY_COLOUR, "identity": self.by_colour(judged[0])},
         }
+
+    def photomaker(self, world: Any) -> Any:
+        """An adapter that works through the prompt."""
+        save_file(photomaker.weights(world.shapes), world.folder / "ipadapter" / "photomaker.safetensors")
+        return self.run("LikenessLoadIdentityAdapter", adapter_file="photomaker.safetensors")[0]
 
     def by_colour(self, faces: Any) -> Identity:
         """A person whom the judge by colour knows, from another recogniser of the same eyes."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import mask_rcnn, pulid, storymaker
+from helpers import mask_rcnn, photomaker, pulid, storymaker
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -113,6 +113,11 @@ def narrow_models(models: Path, known_faces, files):
     written += [*pulid.companions(models), models / "pulid" / PULID]
     written[-1].parent.mkdir(exist_ok=True)
     torch.save(pulid.adapter(shapes), written[-1])
+    blocks = [site.diffusers_path for site in sites]
+    (models / "photomaker").mkdir(exist_ok=True)
+    for version in (1, 2):
+        path = models / "photomaker" / f"photomaker-v{version}.bin"
+        written.append(photomaker.write(path, photomaker.groups(shapes, version, paths=blocks)))
     files.write_checkpoint(written[0], config, clip=True)
     write_encoder(written[1], files)
     pack = models / "insightface" / "models" / "antelopev2"
@@ -401,3 +406,25 @@ def test_the_four_panels_of_a_story_know_the_characters(server, execute):
     [apply] = of_kind(example.prompt, "LikenessApplyIdentity")
     alone = execute("storymaker_story", {(apply, "weight"): 0.0}).pictures("SaveImage")
     assert all(differ(*pair) for pair in zip(panels, alone, strict=True))
+
+
+@pytest.mark.parametrize("name", ["photomaker", "photomaker_two_people", "photomaker_style"])
+def test_the_person_of_photomaker_decides_over_the_portrait(server, execute, name):
+    example = execute(name)
+    [prompt] = of_kind(example.prompt, "LikenessIdentityPrompt")
+    now = {(prompt, "start_at"): 0.0}  # from the first step, because there is one only
+    [portrait] = execute(name, now).pictures("SaveImage")
+    [nobody] = execute(name, now | {(prompt, "strength"): 0.0}).pictures("SaveImage")
+    [another] = execute(name, now | {(prompt, "lora_strength"): 0.0}).pictures("SaveImage")
+    assert differ(portrait, nobody) and differ(portrait, another)
+
+
+def test_photomaker_s_people_stand_at_their_own_words(server, execute):
+    """Naming them the other way round changes the picture; so does another photo of one of them."""
+    name = "photomaker_two_people"
+    example = execute(name)
+    [prompt] = of_kind(example.prompt, "LikenessIdentityPrompt")
+    now = {(prompt, "start_at"): 0.0}
+    [portrait] = execute(name, now).pictures("SaveImage")
+    [swapped] = execute(name, now | {(prompt, "trigger_word"): "right, left"}).pictures("SaveImage")
+    assert differ(portrait, swapped)

@@ -699,10 +699,11 @@ def test_tiles_below_the_sampler_are_said_once_when_there_is_a_mask(ours, sd15, 
     model = ours.apply_identity(sd15.model, [injection(ours, sd15.model, **changes)])
     with caplog.at_level("WARNING", "likeness"):
         sd15(model)
-        assert not caplog.records
+        assert not [record for record in caplog.records if record.name == "likeness"]
         model.set_model_unet_function_wrapper(in_tiles)
         sd15(model)
-    assert ["each tile gets the whole mask" in record.message for record in caplog.records] == [True] * masked
+    said = [record.message for record in caplog.records if record.name == "likeness"]  # the host warns as well
+    assert ["each tile gets the whole mask" in message for message in said] == [True] * masked
 
 
 def test_two_people_with_masks_each_stay_in_their_half(ours, sd15):

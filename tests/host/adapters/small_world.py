@@ -30,10 +30,10 @@ class World:
 
     def __init__(self, recipes: Any, folder: Path) -> None:
         from likeness.injection.comfy import sites_of
-        from likeness.nodes import adapters, control, references, storymaker
+        from likeness.nodes import adapters, control, prompts, references, storymaker
 
         self.recipes, self.folder = recipes, folder
-        rooms = (adapters, control, references, storymaker)
+        rooms = (adapters, control, prompts, references, storymaker)
         self.classes = {cls.GET_SCHEMA().node_id: cls for room in rooms for cls in room.NODES}
         self.model = recipes.tiny_sd15()
         self.sites = sites_of(self.model)
@@ -41,6 +41,7 @@ class World:
         self.dim = self.shapes[0][1]
         self.text = [recipes.conditioning(self.dim, seed=1), recipes.conditioning(self.dim, seed=2)]
         self.clip_vision = self.clip(CLIP)
+        self.text_clip = recipes.tiny_clip()
 
     def clip(self, config: dict[str, Any]) -> Any:
         from comfy.clip_vision import ClipVisionModel
@@ -92,6 +93,18 @@ class World:
         if identity is not None:
             given["identity"] = identity
         return self.run("LikenessApplyIdentity", every=True, **given)
+
+    def prompt(self, adapter: Any, identity: Any = None, **inputs: Any) -> tuple[Any, Any, str]:
+        """Identity Prompt: MODEL, conditioning and report."""
+        given = {"clip": self.text_clip, "model": self.model, "adapter": adapter, **inputs}
+        if identity is not None:
+            given["identity"] = identity
+        conditioning, model, report = self.run("LikenessIdentityPrompt", every=True, **given)
+        return model, conditioning, report
+
+    def encoded(self, text: str) -> list[Any]:
+        """CLIP Text Encode: the text as the positive, nothing as the negative."""
+        return [self.text_clip.encode_from_tokens_scheduled(self.text_clip.tokenize(words)) for words in (text, "")]
 
     def sample(self, model: Any, **options: Any) -> Tensor:
         return self.recipes.sample(model, *self.text, **{"steps": 2, "shape": (1, 4, 8, 8), **options})

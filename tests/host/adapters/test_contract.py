@@ -68,16 +68,44 @@ def load(world, title, monkeypatch) -> Callable[..., Any]:
 class Painter:
     """Samples with the effects of an adapter, on the model and on the positive prompt."""
 
-    def __init__(self, world: Any) -> None:
-        self.world = world
+    def __init__(self, world: Any, case: Any) -> None:
+        self.world, self.case = world, case
+        self.words: dict[int, str] = {}  # of people in one prompt, whatever the order they are connected in
 
-    def __call__(self, adapter: Any, who: Any, strength: float = 1.0, model: Any = None, **inputs: Any) -> Any:
-        self.model, self.report = self.world.apply(
-            adapter, who, weight=strength, **({"model": model} if model is not None else {}), **inputs
-        )
-        effects = self.effects(adapter, who, strength, **inputs)
-        positive, negative = self.world.text
-        return self.world.recipes.sample(self.model, edited(positive, effects), negative, steps=4, shape=(1, 4, 8, 8))
+    @property
+    def text(self) -> Any:
+        """The two prompts without anybody."""
+        return self.world.encoded(self.case.plain) if self.case.prompt else self.world.text
+
+    def __call__(self, adapter: Any, who: Any, strength: float = 1.0, **inputs: Any) -> Any:
+        self.model, positive, self.report = self.apply(adapter, who, strength, **inputs)
+        return self.sample(self.model, positive)
+
+    def sample(self, model: Any, positive: Any = None) -> Any:
+        plain, negative = self.text
+        return self.world.recipes.sample(model, positive or plain, negative, steps=4, shape=(1, 4, 8, 8))
+
+    def apply(self, adapter: Any, who: Any = None, strength: float = 1.0, **inputs: Any) -> tuple[Any, Any, str]:
+        """MODEL, positive prompt and report of the node that this system is for."""
+        if self.case.prompt:
+            given = {"text": self.case.prompt, "start_at": 0.0, **inputs}
+            return self.world.prompt(adapter, who, strength=strength, **given)
+        model, report = self.world.apply(adapter, who, weight=strength, **inputs)
+        if who is None:
+            return model, None, report
+        windows = {name: value for name, value in inputs.items() if name in ("start_at", "end_at")}
+        return model, edited(self.text[0], self.effects(adapter, who, strength, **windows)), report
+
+    def both(self, adapter: Any, first: Any, second: Any) -> Any:
+        """Two people in one picture."""
+        if not self.case.prompt:
+            model, *_ = self.apply(adapter, first)
+            self.model, *_ = self.apply(adapter, second, model=model)
+            return self.sample(self.model)
+        words = [self.words.setdefault(id(who), ("img", "jpg")[len(self.words) % 2]) for who in (first, second)]
+        text = f"{self.case.prompt} and a man jpg"
+        model, positive, _ = self.apply(adapter, first, identity_2=second, trigger_word=", ".join(words), text=text)
+        return self.sample(model, positive)
 
     def effects(self, adapter: Any, who: Any, strength: float, start_at: float = 0.0, end_at: float = 1.0) -> Any:
         from likeness.adapters.system import Request
@@ -87,18 +115,22 @@ class Painter:
         layout, attention = comfy.request_layout(self.world.model)
         encoder = comfy.ComfyClipEncoder(self.world.clip_vision)
         beside = {"find_eva": partial(companions.find_eva, adapter), "parse": companions.parse}
-        return adapter.effects(Request(layout, attention, strength, Scope(start_at, end_at), who, encoder, **beside))
+        request = Request(layout, attention, strength, Scope(start_at, end_at), who, encoder, **beside)
+        if self.case.prompt:
+            reader = comfy.ComfyTextEncoder(self.world.text_clip)
+            request = replace(request, text=self.case.prompt, text_encoder=reader)
+        return adapter.effects(request)
 
 
 @pytest.fixture
-def paint(world) -> Painter:
-    return Painter(world)
+def paint(world, title) -> Painter:
+    return Painter(world, CASES[title])
 
 
 @pytest.fixture
-def alone(world) -> Any:
+def alone(paint) -> Any:
     """What the MODEL paints without anybody."""
-    return world.recipes.sample(world.model, *world.text, steps=4, shape=(1, 4, 8, 8))
+    return paint.sample(paint.world.model)
 
 
 def test_a_file_is_recognised_by_its_own_system_alone(world, title):
@@ -127,32 +159,28 @@ def test_a_closed_window_is_bit_identical(load, paint, alone):
     assert torch.equal(paint(load(), person(), start_at=0.7, end_at=0.7), alone)
 
 
-def test_two_people_commute(load, paint, world):
+def test_two_people_commute(load, paint):
     adapter, ann, ben = load(), person(seed=1), person(seed=2)
-    models = []
-    for first, second in ((ann, ben), (ben, ann)):
-        model, _ = world.apply(adapter, first)
-        models.append(world.apply(adapter, second, model=model)[0])
-    one, other = (world.sample(model) for model in models)
+    one, other = paint.both(adapter, ann, ben), paint.both(adapter, ben, ann)
     assert same(one, other)
-    assert not same(one, world.sample(world.apply(adapter, ann)[0]))
+    assert not same(one, paint(adapter, ann)) and not same(one, paint.both(adapter, ann, ann))
 
 
 def test_the_given_model_is_untouched(load, paint, world, alone):
     before = (dict(world.model.patches), dict(world.model.attachments), dict(world.model.wrappers))
     paint(load(), person())
     assert (dict(world.model.patches), dict(world.model.attachments), dict(world.model.wrappers)) == before
-    assert torch.equal(world.recipes.sample(world.model, *world.text, steps=4, shape=(1, 4, 8, 8)), alone)
+    assert torch.equal(paint.sample(world.model), alone)
 
 
-def test_another_family_is_refused_by_name(load, world):
+def test_another_family_is_refused_by_name(load, paint):
     adapter = load(shapes=official.SDXL)
-    text = sentence(world.apply, adapter, person())
+    text = sentence(paint.apply, adapter, person())
     assert adapter.name in text and "SDXL" in text
 
 
-def test_what_is_missing_is_asked_for_in_one_sentence(load, world, title):
-    assert CASES[title].missing in sentence(world.apply, load())
+def test_what_is_missing_is_asked_for_in_one_sentence(load, paint, title):
+    assert CASES[title].missing in sentence(paint.apply, load())
 
 
 def test_nothing_is_kept_after_a_run(load, paint):
@@ -163,9 +191,9 @@ def test_nothing_is_kept_after_a_run(load, paint):
     assert stack is None or stack._run is None
 
 
-def test_prompt_edits_ride_on_their_own_conditioning(load, paint, world):
+def test_prompt_edits_ride_on_their_own_conditioning(load, paint):
     """What is edited is new; the prompt beside it, and the one it was made from, stay as they are."""
-    positive, negative = world.text
+    positive, negative = paint.text
     states = positive[0][0].clone()
     effects = [e for e in paint.effects(load(), person(), 1.0, 0.2, 0.6) if isinstance(e, PromptEdit)]
     parts = edited(positive, effects)

@@ -1,0 +1,281 @@
+"""Systems that work through the prompt: a text in which words stand for people, and what can be set about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from comfy_api.latest import io
+
+from ..errors import LikenessError, logger
+from .adapter_socket import as_managed
+from .choices import choices, finite, member, readable
+from .node import Node
+from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..adapters.effects import Effect
+    from ..adapters.system import Request
+    from ..injection.comfy import Applied
+
+log = logger("likeness")
+
+CATEGORY = "likeness/adapters"
+MOST_PEOPLE = 4
+NOT_SET = -2  # of `merge_step`: the share counts
+
+
+class IdentityPrompt(Node):
+    """A text and the people its words stand for to CONDITIONING, and the MODEL that goes with it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessIdentityPrompt",
+            display_name="Identity Prompt",
+            category=CATEGORY,
+            description="Encodes a prompt in which a word stands for a person, for adapters that work through the "
+            "prompt (PhotoMaker). Takes the place of CLIP Text Encode.",
+            search_aliases=["PhotoMaker Encode", "trigger word", "PhotoMaker"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="From the checkpoint the adapter was made for; LoRAs on it count."),
+                AdapterSocket.Input("adapter", tooltip="From Load Identity Adapter."),
+                io.String.Input(
+                    "text",
+                    default="portrait photo of a woman img, soft light",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="The prompt. Write the trigger word right behind the word for the person, as in 'a woman "
+                    "img'. Weights such as (woman img:1.2), embeddings and long prompts are understood.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="How far the word goes towards the person. 1 is official, 0 leaves the person out.",
+                ),
+                io.Float.Input(
+                    "start_at",
+                    default=0.2,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the steps that run on the plain prompt before the person enters: PhotoMaker's "
+                    "style strength. Less gives more likeness, more gives more of the prompt's style. 0: from the "
+                    "first step.",
+                ),
+                io.Float.Input(
+                    "end_at",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the sampling after which the plain prompt is read again.",
+                ),
+                io.Float.Input(
+                    "lora_strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.5,
+                    step=0.05,
+                    tooltip="PhotoMaker files bring a LoRA that changes the MODEL itself, in all steps. 1 is official; "
+                    "below 0.5 little of the likeness is left.",
+                ),
+                io.String.Input(
+                    "trigger_word",
+                    default="img",
+                    tooltip="The word that follows the person in the prompt. Where it stands several times, the first "
+                    "is the first identity, and so on. Several words, separated by commas, each stand for one "
+                    "identity in that order, however often they are written.",
+                ),
+                io.Model.Input(
+                    "model", optional=True, tooltip="The MODEL to sample with. Adapters that bring a LoRA need it."
+                ),
+                IdentitySocket.Input("identity", optional=True, tooltip="The person, or the first of several."),
+                *(
+                    IdentitySocket.Input(
+                        f"identity_{number}",
+                        optional=True,
+                        tooltip=f"Person number {number}, for the next trigger word of the prompt.",
+                    )
+                    for number in range(2, MOST_PEOPLE + 1)
+                ),
+                OptionsSocket.Input("options", optional=True, tooltip="From PhotoMaker Options."),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="conditioning",
+                    tooltip="The prompt with the people in it, as a positive for a sampler.",
+                ),
+                io.Model.Output(display_name="model", tooltip="The MODEL that goes with it; sample with this one."),
+                io.String.Output(display_name="report", tooltip="Who stands at which word, and from when on."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        clip: Any,
+        adapter: Any,
+        text: str,
+        strength: float,
+        start_at: float,
+        end_at: float,
+        lora_strength: float,
+        trigger_word: str,
+        model: Any = None,
+        identity: Any = None,
+        identity_2: Any = None,
+        identity_3: Any = None,
+        identity_4: Any = None,
+        options: Any = None,
+    ) -> io.NodeOutput:
+        """Check, encode once, and hand over to the injection."""
+        from ..adapters.effects import Scope
+        from ..adapters.system import Request
+        from ..adapters.text_encoder import encode_tokens
+        from ..adapters.trigger_words import words_in
+        from ..injection import comfy as binding
+        from ..injection.plan import check_fit, layout_of
+        from .adapters import seen_by
+
+        finite(strength=strength, start_at=start_at, end_at=end_at, lora_strength=lora_strength)
+        readable(text=text, trigger_word=trigger_word)
+        adapter = as_managed(adapter)
+        if adapter.needs.trigger_word is None:
+            raise LikenessError(
+                f"The adapter {adapter.name!r} does not work through the prompt: connect it to Apply Identity, and the "
+                "prompt to CLIP Text Encode."
+            )
+        encoder = binding.ComfyTextEncoder(clip)
+        layout, attention = layout_of(()), {}
+        if model is not None:
+            check_fit(adapter, binding.sites_of(model), binding.model_name(model), adapter.needs.base)
+            layout, attention = binding.request_layout(model)
+        people = [person for person in (identity, identity_2, identity_3, identity_4) if person is not None]
+        request = Request(
+            layout=layout,
+            attention=attention,
+            strength=strength,
+            scope=Scope(start_at, end_at),
+            identity=people[0] if people else None,
+            options=None if options is None else options.reference,
+            weight_strength=lora_strength,
+            seen_by=seen_by,
+            text=text,
+            text_encoder=encoder,
+            trigger_words=words_in(trigger_word),
+            others=tuple(people[1:]),
+        )
+        effects = adapter.effects(request)
+        plain = encode_tokens(encoder, encoder.tokenize(text))
+        conditioning = binding.edited(encoder.conditioning(plain), effects)
+        applied = None if model is None else binding.apply_effects(model, effects)
+        if applied is None and binding.needs_rider(conditioning):
+            raise LikenessError("This adapter acts in the MODEL as well: connect the MODEL to Identity Prompt.")
+        report = " ".join([_report(adapter, request, effects, applied), *adapter.adapter.notes(request)])
+        log.info("[likeness] %s", report)
+        return io.NodeOutput(
+            [[states, told] for states, told in conditioning], None if applied is None else applied.model, report
+        )
+
+
+def _report(adapter: Any, request: Request, effects: Sequence[Effect], applied: Applied | None) -> str:
+    """One line that answers 'why does it have no effect?'."""
+    from ..adapters.effects import WeightDelta
+
+    what = f"{adapter.adapter.title} ({adapter.name})"
+    if request.strength == 0 or request.scope.why_never:
+        return f"{what} has no effect, because {request.scope.why_never or 'the strength is 0'}."
+    deltas = [effect for effect in effects if isinstance(effect, WeightDelta) and effect.why_never is None]
+    text = f"{what}: through the prompt, from {request.scope.start:g} to {request.scope.end:g} of the sampling"
+    if deltas and applied is None:
+        return f"{text}. It brings a LoRA, which does not act: connect the MODEL to Identity Prompt."
+    if applied is not None and applied.present:
+        return f"{text}. The MODEL has the adapter's LoRA from another node; it was not added a second time."
+    if deltas and applied is not None:
+        text += f", LoRA {request.weight_strength:g} on {applied.changed} weights"
+    return f"{text}."
+
+
+class PhotoMakerOptions(Node):
+    """Everything about PhotoMaker that most graphs leave at its default."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        from ..adapters.photomaker import LongPrompts, Merge, Photo
+
+        return schema(
+            node_id="LikenessPhotoMakerOptions",
+            display_name="PhotoMaker Options",
+            category=CATEGORY,
+            description="Plugs into Identity Prompt. Untouched, it changes nothing.",
+            search_aliases=["style strength", "start merge step", "delayed merge"],
+            inputs=[
+                io.Combo.Input(
+                    "merge",
+                    options=choices(Merge),
+                    default=Merge.OFFICIAL.value,
+                    tooltip="How start_at is counted. 'official steps': as the demos do, at most 30 steps, and one "
+                    "more. 'share of the steps': as the paper says. 'share of the noise': as ComfyUI's own time "
+                    "ranges, whatever the number of steps.",
+                ),
+                io.Int.Input(
+                    "merge_step",
+                    default=NOT_SET,
+                    min=NOT_SET,
+                    max=1000,
+                    tooltip="The official start_merge_step: the last step without the person, counted from 0; -1 for "
+                    "none. -2 leaves it to start_at.",
+                ),
+                io.Combo.Input(
+                    "photo",
+                    options=choices(Photo),
+                    default=Photo.HEAD.value,
+                    tooltip="What is shown of each photo of an identity. 'head' is what PhotoMaker was trained on.",
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "long_prompts",
+                        options=choices(LongPrompts),
+                        default=LongPrompts.WINDOWS.value,
+                        tooltip="Prompts of more than 75 tokens: all of it as in ComfyUI, or cut as the official code.",
+                    )
+                ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Shown in place of the first identity's crops; v1 needs no identity then. Each is cropped "
+                    "to its middle square, so give portraits. v2 reads one picture for each photo of the identity.",
+                ),
+            ],
+            outputs=[OptionsSocket.Output(display_name="options", tooltip="For Identity Prompt.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, merge: str, merge_step: int, photo: str, long_prompts: str, images: torch.Tensor | None = None
+    ) -> io.NodeOutput:
+        """Collect the options."""
+        from ..adapters import photomaker
+        from ..adapters.image_prep import to_rgb
+        from .references import Options
+
+        return io.NodeOutput(
+            Options(
+                photomaker.PhotoMakerOptions(
+                    photo=member(photomaker.Photo, photo, "photo"),
+                    merge=member(photomaker.Merge, merge, "merge"),
+                    merge_step=None if merge_step == NOT_SET else merge_step,
+                    long_prompts=member(photomaker.LongPrompts, long_prompts, "long_prompts"),
+                    images=() if images is None else (to_rgb(images, "images"),),
+                )
+            )
+        )
+
+
+NODES = [IdentityPrompt, PhotoMakerOptions]

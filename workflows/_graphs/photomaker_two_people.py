@@ -1,0 +1,54 @@
+"""PhotoMaker v2: two people in one prompt, each behind a trigger word of their own."""
+
+from __future__ import annotations
+
+from _graph import Graph
+from _pieces import (
+    SDXL,
+    SIDES,
+    files_note,
+    find_person,
+    load_adapter,
+    load_analysis,
+    load_checkpoint,
+    load_photo,
+    sample_and_save,
+    show,
+)
+from _pieces_photomaker import identity_prompt
+
+
+def describe(graph: Graph) -> None:
+    with graph.group("1. The two people"):
+        photos = [load_photo(graph, f"The person on the {side}", f"person_{side}.jpg") for side in SIDES]
+        graph.next_column()
+        analysis = load_analysis(graph, "buffalo_l")
+        found = [
+            find_person(graph, analysis, photo["IMAGE"], name=side) for side, photo in zip(SIDES, photos, strict=True)
+        ]
+        graph.next_column()
+        for side, (faces, _) in zip(SIDES, found, strict=True):
+            show(graph, f"Which face was taken ({side})", faces["preview"])
+    with graph.group("2. Model and adapter"):
+        checkpoint = load_checkpoint(graph, SDXL)
+        adapter = load_adapter(graph, "photomaker-v2")
+    start = identity_prompt(
+        graph,
+        3,
+        checkpoint,
+        adapter,
+        [identity for _, identity in found],
+        "photo of a woman left in a garden beside a man right, upper body, soft light",
+        size=(1216, 832),
+        trigger_word="left, right",
+    )
+    sample_and_save(graph, "4. Portrait", SDXL, checkpoint["VAE"], start.positive["model"], start)
+    files_note(
+        graph,
+        "Two trigger words, **left** and **right**, stand for the two identities in that order, wherever and "
+        "however often they are written. With a single word, its first place is the first identity, its second the "
+        "next.",
+        "Nothing keeps the two apart but the prompt: different nouns (woman, man) help. Where the faces still mix, "
+        "give each person a prompt of their own: two **Identity Prompt** nodes, one after the other on the MODEL, with "
+        "ConditioningSetArea behind each.",
+    )

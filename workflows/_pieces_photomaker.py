@@ -1,0 +1,45 @@
+"""What PhotoMaker's graphs share: the prompt in which words stand for people, in place of CLIP Text Encode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from _graph import Graph, Node, Output
+from _pieces import SDXL, Start
+
+
+def identity_prompt(
+    graph: Graph,
+    number: int,
+    checkpoint: Node,
+    adapter: Node,
+    people: Sequence[Node],
+    text: str,
+    *,
+    model: Output | None = None,
+    size: tuple[int, int] | None = None,
+    **settings: Any,
+) -> Start:
+    """The group before the sampling. The positive is an Identity Prompt, whose second output is the MODEL to sample
+    with. people: their identities, in the order of the trigger words."""
+    names = ["identity", *(f"identity_{number}" for number in range(2, len(people) + 1))]
+    inputs: dict[str, Any] = {name: person["identity"] for name, person in zip(names, people, strict=True)}
+    width, height = size or (SDXL.side, SDXL.side)
+    with graph.group(f"{number}. Prompt"):
+        positive = graph.node(
+            "LikenessIdentityPrompt",
+            clip=checkpoint["CLIP"],
+            adapter=adapter["adapter"],
+            text=text,
+            model=model or checkpoint["MODEL"],
+            room=360,
+            **inputs,
+            **settings,
+        )
+        graph.next_column()
+        negative = graph.node(
+            "CLIPTextEncode", title="Negative prompt", text=SDXL.negative, clip=checkpoint["CLIP"], room=360
+        )
+        latent = graph.node("EmptyLatentImage", width=width, height=height, batch_size=1)
+    return Start(positive, negative, latent)
