@@ -40,6 +40,7 @@ def concept_base(model: Any, *concepts: Concept) -> dict[str, Tensor]:
     return base_weights(model, lambda name: name in asked or name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")))
 
 
+@torch.no_grad()
 def apply_concept(model: Any, clip: Any, concept: Concept, strength: float = 1.0) -> AppliedConcept:
     """Clones of MODEL and CLIP that know the concept. Strength 1 on the base it was trained on gives the trained
     weights; the words are there at any strength. clip None: the weights alone."""

@@ -22,6 +22,7 @@ import bad_values
 import pytest
 import torch
 from helpers import photomaker
+from helpers.concepts import concept
 from safetensors.torch import save_file
 
 from likeness.errors import LikenessError
@@ -134,9 +135,12 @@ class Bench:
             "LIKENESS_ADAPTER_OPTIONS": world.options(),
             "LIKENESS_EMBEDS": self.small.encoded(world),
             "LIKENESS_DATASET": training.dataset(),
+            "LIKENESS_CONCEPT": concept(world.model),
         }
         self.run("LikenessSaveIdentity", identity=self.person, filename="good")
         self.run("LikenessSaveEmbeds", embeds=self.of_type["LIKENESS_EMBEDS"], filename="good")
+        learned = self.of_type["LIKENESS_CONCEPT"]
+        concept_file = self.run("LikenessSaveConcept", concept=learned, filename="good", format="safetensors")[0]
         patched, _ = world.apply(adapter, self.person, clip_vision=world.clip_vision)
         small = {"resolution": 64, "smallest_face": 0, "least_sharpness": 0.0}
         quick = {"preview_every": 0}
@@ -163,6 +167,8 @@ class Bench:
                 "face_analysis": self.colour.BY_COLOUR,
                 **small,
             },
+            "LikenessLoadConcept": {"file": concept_file},
+            "LikenessMergeConcepts": {"concept_2": concept(world.model, "<new2>"), "captions": "a dog\na cat"},
             "LikenessTrainMagiCapture": {"style": training.STYLE, **quick},
             "LikenessTrainDreamBooth": quick,
             "LikenessTrainTextualInversion": quick,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def target_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Every sample's masked error: (batch,). mask: (batch, 1, h, w) at latent size; where it is empty, the loss is 0."""
+    """Every sample's masked error: (batch,). mask: (batch, 1, h, w) at latent size; 0 where it is empty."""
     errors = (prediction.float() - target.float()).square() * mask
     area = mask.sum(dim=(1, 2, 3))
     return errors.sum(dim=(1, 2, 3)) / area.where(area > 0, 1.0)
