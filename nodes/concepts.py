@@ -247,7 +247,7 @@ def _style(number: int) -> Any:
 def _phrases(concept: Concept, text: str, name: str) -> list[str]:
     """What prompts call a concept. LikenessError where nobody can know, warned of where its words are not in it."""
     phrases = [" ".join(part.split()) for part in text.split(",") if part.strip()]
-    phrases = phrases or [" ".join([word, concept.class_word]).strip() for word in concept.tokens]
+    phrases = phrases or concept.phrases
     if not phrases:
         raise LikenessError(
             f"{concept.name!r} has no word of its own: write into {name} what prompts call it, such as 'painting'."

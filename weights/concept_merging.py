@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LikenessError
-from .concepts import Concept, Layout, base_digest, check_base, whole_weight
+from .concepts import Concept, Layout, base_signature, check_base, whole_weight
 from .lora import LoraPair
 
 RIDGE = 1e-6  # of the mean of G's diagonal
@@ -113,7 +113,7 @@ def merge_concepts(concepts: Sequence[Concept], base: Mapping[str, Tensor], merg
             weights[name] = torch.stack(whole).mean(0)
     tokens = {word: token for concept in concepts for word, token in concept.tokens.items()}
     title = " + ".join(concept.name for concept in concepts)
-    merged = Concept(title, (Layout.DELTA,), weights, tokens, metadata={"ss_base_hash": base_digest(base)})
+    merged = Concept(title, (Layout.DELTA,), weights, tokens, metadata={"ss_base_weights": base_signature(base)})
     return Merged(merged, check_residual(residuals), len(weights) - len(residuals))
 
 

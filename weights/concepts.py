@@ -17,6 +17,7 @@ Weights are kept by diffusers' name, whatever the file calls them. A file may mi
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -77,9 +78,11 @@ class Concept:
         return digest.hexdigest()
 
     @property
-    def class_word(self) -> str:
-        """What the word stands before in prompts, where the file says so."""
-        return self.metadata.get("ss_class_word", "")
+    def phrases(self) -> list[str]:
+        """What prompts call each word's concept, as in '<new1> cat', as far as the file says it."""
+        classes = self.metadata.get("ss_class_word", "").split(", ")
+        classes += [""] * len(self.tokens)
+        return [f"{word} {kind}".strip() for word, kind in zip(self.tokens, classes, strict=False)]
 
     def called(self, words: Iterable[str]) -> Concept:
         """The same with these words in the place of its own, in their order.
@@ -301,13 +304,27 @@ def check_base(concept: Concept, base: Weights, model: str = "the MODEL") -> Non
             )
 
 
-def base_digest(base: Weights) -> str:
-    """Tells base models apart by a few of their keys and values, in half precision: what files note and Apply asks."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(base.items()):
-        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
-            digest.update(f"{name} {tuple(value.shape)}".encode() + _few(value))
-    return digest.hexdigest()
+def base_signature(base: Weights) -> str:
+    """A few values of a base model's keys and values, for the file of what was trained on it."""
+    return " ".join(f"{value:.4g}" for value in _sampled(base))
+
+
+def is_other_base(signature: str, base: Weights) -> bool:
+    """Whether a file says that it was trained on another base than this, up to what half precision does to one."""
+    try:
+        noted = [float(value) for value in signature.split()]
+    except ValueError:
+        return False
+    ours = _sampled(base)
+    return bool(noted) and not (
+        len(noted) == len(ours)
+        and all(math.isclose(one, other, rel_tol=0.02, abs_tol=1e-4) for one, other in zip(noted, ours, strict=True))
+    )
+
+
+def _sampled(base: Weights) -> list[float]:
+    names = sorted(name for name in base if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")))
+    return [base[name][n % len(base[name]), n % base[name].shape[1]].item() for n, name in enumerate(names[:32])]
 
 
 def _few(value: Tensor) -> bytes:

@@ -13,7 +13,7 @@ from ...errors import LikenessError
 from ...weights.checkpoint_layout import with_text_model
 from ...weights.concept_merging import Constraints, Merger
 from ...weights.concept_prompts import constraint_prompts, ordinary_captions
-from ...weights.concepts import Concept, base_digest, changes_of, left_alone
+from ...weights.concepts import Concept, changes_of, is_other_base, left_alone
 from .apply import apply_effects, sites_of
 from .encoders import ComfyTextEncoder
 from .weights import base_weights
@@ -48,7 +48,6 @@ def apply_concept(model: Any, clip: Any, concept: Concept, strength: float = 1.0
     changes = changes_of(concept, base) if concept.weights else {}
     delta = WeightDelta(concept.name, f"custom diffusion {concept.id}", changes, strength)
     applied = apply_effects(model, [delta])
-    told = concept.metadata.get("ss_base_hash")
     whole = [(path, change) for path, change in changes.items() if isinstance(change, Tensor)]
     square = sum(float(change.square().sum()) for _, change in whole)
     before = sum(float(base[path if path in base else f"{path}.weight"].square().sum()) for path, _ in whole)
@@ -58,7 +57,7 @@ def apply_concept(model: Any, clip: Any, concept: Concept, strength: float = 1.0
         applied.changed,
         len(left_alone(concept, base)),
         (square / before) ** 0.5 if before else 0.0,
-        bool(told and base and told != base_digest(base)),
+        bool(base) and is_other_base(concept.metadata.get("ss_base_weights", ""), base),
     )
 
 

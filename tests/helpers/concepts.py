@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from likeness.weights.concepts import Concept, Layout, base_digest, is_changeable
+from likeness.weights.concepts import Concept, Layout, base_signature, is_changeable
 from likeness.weights.embedding_files import TokenEmbedding
 
 WIDTH = 64  # of the text of `tiny_sd15`
@@ -20,4 +20,6 @@ def concept(model: Any, word: str = "<new1>", seed: int = 0, size: float = 0.3, 
     random = torch.Generator().manual_seed(seed)
     weights = {n: w + size * w.std() * torch.randn(w.shape, generator=random) for n, w in base.items()}
     token = TokenEmbedding({"clip_l": torch.randn(1, WIDTH, generator=random) / 8})
-    return Concept(f"{word}.bin", (Layout.DELTA,), weights, {word: token}, metadata={"ss_base_hash": base_digest(base)})
+    return Concept(
+        f"{word}.bin", (Layout.DELTA,), weights, {word: token}, metadata={"ss_base_weights": base_signature(base)}
+    )

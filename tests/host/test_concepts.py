@@ -354,3 +354,80 @@ def test_files_that_are_not_there_are_said(nodes, folder):
         run, nodes["LoadConcept"], file="(no file in models/custom_diffusion)"
     )
     assert "was not found" in sentence(run, nodes["LoadConcept"], file="gone.bin")
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def training(host_nodes, folder, tmp_path, monkeypatch) -> Any:
+    """The node that trains, its sockets as the executor makes them, and empty folders of the host."""
+    import folder_paths
+
+    from likeness.nodes.training import NODES
+
+    for kind in ("input", "output"):
+        monkeypatch.setattr(folder_paths, f"{kind}_directory", str(tmp_path / kind))
+        (tmp_path / kind).mkdir()
+    known = folder_paths.folder_names_and_paths["embeddings"][1]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "embeddings", ([str(tmp_path / "embeddings")], known))
+    return next(node for node in NODES if node.GET_SCHEMA().node_id == "LikenessTrainCustomDiffusion")
+
+
+def photos(trigger: str, count: int = 2) -> Any:
+    helper = comfyui.load_module("likeness_host_training", Path(__file__).parent / "test_nodes_training.py")
+    return helper.dataset(trigger=trigger, count=count)
+
+
+def trained(node: Any, recipes: Any, **given: Any) -> Any:
+    with torch.inference_mode():
+        sockets = {"model": recipes.tiny_sd15(), "clip": recipes.tiny_clip(), "vae": recipes.tiny_vae()}
+    quick = {"preview_every": 0, "steps": 2, "learning_rate": 0.01, "start_words": "person man", "class_pictures": 1}
+    return sockets, run(node, **{**sockets, **quick, **given})
+
+
+def test_the_node_trains_one_concept_and_its_outputs_have_it(training, recipes, tmp_path):
+    sockets, (model, clip, files, losses, _) = trained(training, recipes, dataset=photos("anna"), name="anna")
+    assert "concept: anna.safetensors" in files and "embedding: anna-anna.safetensors" in files
+    assert losses.shape[-1] == 3 and "a embedding:anna-anna person" in files
+    learned = load_concept(tmp_path / "anna.safetensors")
+    assert learned.phrases == ["<anna> person"] and any("to_q" in name for name in learned.weights)
+    assert vector_places(clip, "a photo of a <anna> person") == [(5, 1.0)]
+    from likeness.injection.comfy import apply_concept
+
+    text = [recipes.conditioning(WIDTH, seed=1), recipes.conditioning(WIDTH, seed=2)]
+    shape = {"steps": 2, "shape": (1, 4, 8, 8)}
+    loaded = apply_concept(sockets["model"], None, learned)
+    assert not loaded.foreign
+    assert torch.equal(recipes.sample(model, *text, **shape), recipes.sample(loaded.model, *text, **shape))
+    assert not torch.equal(recipes.sample(model, *text, **shape), recipes.sample(sockets["model"], *text, **shape))
+
+
+def test_two_concepts_are_learned_together_and_a_folder_of_the_class_is_read(training, recipes, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    (tmp_path / "input" / "class").mkdir()
+    Image.fromarray(np.zeros((70, 90, 3), np.uint8)).save(tmp_path / "input" / "class" / "a.png")
+    both = {"dataset": photos("anna"), "dataset_2": photos("bob")}
+    _, (_, clip, files, *_) = trained(
+        training, recipes, **both, name="two", class_folder="class", layers="keys and values"
+    )
+    learned = load_concept(tmp_path / "two.safetensors")
+    assert list(learned.tokens) == ["<anna>", "<bob>"] and not any("to_q" in name for name in learned.weights)
+    assert len(vector_places(clip, "a <anna> person and a <bob> person")) == 2
+    assert "a embedding:two-anna person and a embedding:two-bob person" in files
+
+
+def test_what_the_node_cannot_train_is_said(training, recipes):
+    assert "start from is" in sentence(trained, training, recipes, dataset=photos("anna"), start_words="unbelievably?!")
+    assert "was not found" in sentence(trained, training, recipes, dataset=photos("anna"), class_folder="gone")
+
+
+def test_choices_of_the_node_are_those_of_the_recipe(host_nodes):
+    from likeness.nodes.choices import choices
+    from likeness.training.data.zoom import Zoom
+    from likeness.training.methods import custom_diffusion
+    from likeness.training.recipes.custom_diffusion import Layers
+
+    assert tuple(choices(Layers)) == custom_diffusion.LAYERS and tuple(choices(Zoom)) == custom_diffusion.ZOOMS

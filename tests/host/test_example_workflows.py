@@ -44,7 +44,11 @@ INPUTS = {
     **dict.fromkeys(["person_left.jpg", "pose.jpg", "reference_1.jpg", "style.jpg"], "astronaut"),
     **dict.fromkeys(["person_right.jpg", "reference_2.jpg", "clothes.jpg"], "six people"),
 }
-NEEDS = {"saved_identity": ["save_identity", "save_identity_again"], "saved_embeds": ["save_embeds"]}
+NEEDS = {
+    "saved_identity": ["save_identity", "save_identity_again"],
+    "saved_embeds": ["save_embeds"],
+    "merge_concepts": ["train_custom_diffusion"],
+}
 
 pytestmark = pytest.mark.slow
 
