@@ -37,15 +37,17 @@ def describe(graph: Graph) -> None:
         graph.next_column()
         graph.node("PreviewAny", title="How exactly each was kept", source=merged["report"], extra_height=100)
         both = graph.node("LikenessApplyConcept", model=world["model"], clip=world["clip"], concept=merged["concept"])
-        graph.node("LikenessSaveConcept", concept=merged["concept"], filename="drawn_person_and_style")
+        small = graph.node("LikenessCompressConcept", model=world["model"], concept=merged["concept"])
+        graph.node("LikenessSaveConcept", concept=small["concept"], filename="drawn_person_and_style")
     text = "a <mystyle> picture of a <ohwx> person"
     start = prompt(graph, 4, MINIATURE, both["clip"], text)
     sample_and_save(graph, "5. Portrait", MINIATURE, world["vae"], both["model"], start)
     graph.note(
-        "Run **train_custom_diffusion** first: it writes both files to `models/custom_diffusion`.\n\n"
+        "Nothing has to be downloaded. Run **train_custom_diffusion** first: it writes `drawn_person.safetensors` and "
+        "`drawn_style.safetensors` to `models/custom_diffusion`.\n\n"
         "For concepts of your own put **Load Checkpoint** in the place of **Load Miniature**, and leave `captions` of "
         "**Merge Concepts** empty: the miniature knows few words, a real text encoder knows the 200 built-in captions. "
         "The phrase of a concept is what prompts call it; files that were trained here know it themselves.",
         width=440,
-        height=240,
+        height=280,
     )
