@@ -172,6 +172,7 @@ class Bench:
             "LikenessTrainMagiCapture": {"style": training.STYLE, **quick},
             "LikenessTrainDreamBooth": quick,
             "LikenessTrainTextualInversion": quick,
+            "LikenessTrainCustomDiffusion": quick,
             "LikenessIdentityReport": {"judge": self.colour.BY_COLOUR, "identity": self.by_colour(judged[0])},
             "LikenessKeepBestLikeness": {"judge": self.colour.BY_COLOUR, "identity": self.by_colour(judged[0])},
         }
