@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from ..errors import LikenessError, one_line
 from .graph import MOST_BYTES, Graph
-from .workers import Away, BadFile, Ending, Facts, Queue, Refused, Served, State, Unwelcome, Upload
+from .workers import Away, BadFile, Ending, Facts, Queue, Refused, Served, State, Unwelcome, Upload, happens
 
 if TYPE_CHECKING:
     import aiohttp
@@ -160,9 +160,7 @@ class HttpServer:
 
     async def wake(self, prompt_id: str, seconds: float) -> bool:
         event = self._news.setdefault(prompt_id, asyncio.Event())
-        try:
-            await asyncio.wait_for(event.wait(), seconds)
-        except asyncio.TimeoutError:
+        if not await happens(event, seconds):
             return False
         event.clear()
         return True

@@ -25,7 +25,7 @@ from .results import Keeper
 from .rows import next_take
 from .schema import Kind, Nodes
 from .todo import Todo
-from .workers import Away, BadFile, Ending, Queue, Refused, State, Unwelcome, Upload, Worker
+from .workers import Away, BadFile, Ending, Queue, Refused, State, Unwelcome, Upload, Worker, happens
 
 FIRST_BREAKER = 3  # failures in a row that stop a batch in which nothing ever went well
 _LONGEST_PAUSE = 60.0
@@ -184,8 +184,7 @@ class Engine:
         return not self.stopping and not self._breaker and self._failure is None
 
     async def _sleep(self, seconds: float) -> None:
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self.changed.wait(), seconds)
+        await happens(self.changed, seconds)
         self.changed.clear()
 
     def fail(self, error: BaseException) -> None:
@@ -652,11 +651,9 @@ class Lane:
         if self.worker.has_ended:  # what it had is lost with it
             ran = self.worker.heard(flight.attempt.prompt_id) > 0
             raise _Ended(Outcome.DIED if ran else Outcome.LOST, str(error))
-        try:
-            await asyncio.wait_for(self._came_up.wait(), left)
-        except asyncio.TimeoutError:
+        if not await happens(self._came_up, left):
             ran = self._is_dead and self.worker.heard(flight.attempt.prompt_id) > 0
-            raise _Ended(Outcome.DIED if ran else Outcome.AWAY, self.trouble) from None
+            raise _Ended(Outcome.DIED if ran else Outcome.AWAY, self.trouble)
 
     async def _check_patience(self, flight: Flight) -> None:
         settings, now = self.engine.settings, time.monotonic()

@@ -15,7 +15,31 @@ INPUTS, IDENTITIES = "likeness", "likeness/batch"  # subfolders on a server: its
 MOST_UPLOAD = 100 * 10**6  # bytes; what a server takes by default
 MOST_PIXELS = 200_000_000
 _PICTURES = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff", "GIF": "gif"}
-_OTHER = frozenset(["mp4", "webm", "mov", "mkv", "avi", "gif", "wav", "mp3", "flac", "ogg", "opus", "m4a", "aac", "glb", "gltf", "obj", "stl", "ply", "txt", "csv", "json"])
+_OTHER = frozenset(
+    [
+        "mp4",
+        "webm",
+        "mov",
+        "mkv",
+        "avi",
+        "gif",
+        "wav",
+        "mp3",
+        "flac",
+        "ogg",
+        "opus",
+        "m4a",
+        "aac",
+        "glb",
+        "gltf",
+        "obj",
+        "stl",
+        "ply",
+        "txt",
+        "csv",
+        "json",
+    ]
+)
 
 
 class Files:

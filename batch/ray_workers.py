@@ -7,6 +7,7 @@ Ray starts and replaces actors (`max_restarts=-1`); what is repeated is decided 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import tempfile
@@ -119,10 +120,8 @@ class RayWorker:
     async def close(self) -> None:
         import ray
 
-        try:
+        with contextlib.suppress(Away):
             await self._call("close", seconds=30.0)
-        except Away:
-            pass
         ray.kill(self._actor)
 
     async def facts(self) -> Facts:

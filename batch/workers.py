@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -9,6 +10,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .graph import Graph
+
+
+async def happens(event: asyncio.Event, seconds: float) -> bool:
+    """Whether the event is set within so many seconds. `asyncio.wait_for` may swallow a cancellation; this does not."""
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        done, _ = await asyncio.wait({waiting}, timeout=seconds)
+        return bool(done)
+    finally:
+        waiting.cancel()
 
 
 class Away(Exception):

@@ -54,7 +54,11 @@ def graph() -> dict[str, Any]:
     empty = {"width": 8, "height": 8, "color": 1, "seed": 0, "strength": 1.0, "text": "x", "fast": True}
     return {
         "1": {"class_type": "EmptyImage", "inputs": empty, "_meta": {"title": "Paint"}},
-        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}, "_meta": {"title": "Save"}},
+        "2": {
+            "class_type": "SaveImage",
+            "inputs": {"images": ["1", 0], "filename_prefix": "x"},
+            "_meta": {"title": "Save"},
+        },
     }
 
 
@@ -154,7 +158,9 @@ class Fake:
             client = extra.get("client_id")
             await self._say(client, "execution_start", number)
             self.runs[number] += 1
-            paint = next(n["inputs"] for n in prompt.values() if n["class_type"] in ("EmptyImage", "PaidNode", "LoadImage"))
+            paint = next(
+                n["inputs"] for n in prompt.values() if n["class_type"] in ("EmptyImage", "PaidNode", "LoadImage")
+            )
             color = int(paint.get("color", 0))
             self.made[color] += 1
             fault = self.faults[color].pop(0) if self.faults.get(color) else ""
@@ -163,7 +169,9 @@ class Fake:
             if fault == "die":
                 asyncio.create_task(self.kill())
                 return
-            self.history[number] = self._entry(number, prompt, extra, color, "interrupted" if self._cancel.is_set() else fault)
+            self.history[number] = self._entry(
+                number, prompt, extra, color, "interrupted" if self._cancel.is_set() else fault
+            )
             if fault == "forget":
                 del self.history[number]
             self.running = None
@@ -244,7 +252,9 @@ class Fake:
 
     async def _queue(self, _: web.Request) -> web.Response:
         running = [[0, self.running, {}, {}, []]] if self.running else []
-        return web.json_response({"queue_running": running, "queue_pending": [[0, p[0], p[1], {}, []] for p in self.pending]})
+        return web.json_response(
+            {"queue_running": running, "queue_pending": [[0, p[0], p[1], {}, []] for p in self.pending]}
+        )
 
     async def _delete(self, request: web.Request) -> web.Response:
         gone = (await request.json()).get("delete", [])
@@ -289,7 +299,15 @@ class Fake:
     async def _job(self, request: web.Request) -> web.Response:
         number = request.match_info["id"]
         waiting = number in [one[0] for one in self.pending]
-        status = "completed" if number in self.history else "in_progress" if number == self.running else "pending" if waiting else ""
+        status = (
+            "completed"
+            if number in self.history
+            else "in_progress"
+            if number == self.running
+            else "pending"
+            if waiting
+            else ""
+        )
         if not status or not self._has_jobs():
             return web.Response(status=404)
         return web.json_response({"id": number, "status": status})

@@ -57,7 +57,9 @@ class Desk:
     async def check(self, fakes: Sequence[Fake], plan: Plan | None = None, **options: Any) -> Checked:
         workers = [HttpServer(read_address(fake.url)) for fake in fakes]
         try:
-            return await check(plan or self.plan(), workers, options.pop("open_faces", _nobody), self.out / "identities", **options)
+            return await check(
+                plan or self.plan(), workers, options.pop("open_faces", _nobody), self.out / "identities", **options
+            )
         finally:
             for worker in workers:
                 await worker.close()
@@ -89,7 +91,11 @@ class Desk:
                 run = begin(self.out, checked)
                 servers = [(seen.worker, seen.nodes) for seen in checked.servers]
             judging = judge(run) if judge else None
-            start = (lambda engine: tasks.append(asyncio.ensure_future(meanwhile(engine)))) if meanwhile else (lambda _: None)
+            start = (
+                (lambda engine: tasks.append(asyncio.ensure_future(meanwhile(engine))))
+                if meanwhile
+                else (lambda _: None)
+            )
             end = await asyncio.wait_for(execute(run, servers, settings, judging, self.tell, None, start), 60)
             return end, run
         finally:
