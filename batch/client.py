@@ -77,6 +77,7 @@ class HttpServer:
         self._session: aiohttp.ClientSession | None = None
         self._listening: asyncio.Task[None] | None = None
         self._client_id = uuid.uuid4().hex  # a second socket of the same id would take over the first one's messages
+        self._answered = asyncio.Event()  # after a silence: time to listen again
         self._news: dict[str, asyncio.Event] = {}
         self._heard: dict[str, float] = {}
 
@@ -124,6 +125,7 @@ class HttpServer:
         system = stats.get("system") if isinstance(stats, dict) else None
         if not isinstance(system, dict):
             raise Unwelcome(f"{self.name} does not answer as a ComfyUI does")
+        self._answered.set()
         said = str(system.get("comfyui_version", ""))
         self.version = tuple(int(number) for number in re.findall(r"\d+", said.split("+")[0])[:4])
         devices = [d for d in stats.get("devices") or [] if isinstance(d, dict)]
@@ -334,7 +336,8 @@ class HttpServer:
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError):
                 pass
             self._wake_all()
-            await asyncio.sleep(pause)
+            self._answered.clear()
+            await happens(self._answered, pause)
             pause = min(pause * 2, 15.0)
 
     def _wake_all(self) -> None:
