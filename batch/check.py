@@ -71,7 +71,7 @@ async def look_at_servers(workers: Sequence[Worker], workflow: Workflow, problem
 async def check(
     plan: Plan, workers: Sequence[Worker], open_faces: OpenFaces, keep: Path, skip_people: bool = False
 ) -> Checked:
-    """Look at everything. `keep` is the folder for identities. LikenessError only for files that cannot be read at all."""
+    """Look at everything. `keep` is the folder for identities. LikenessError for unreadable files."""
     problems = Problems()
     workflow = read_workflow(plan.workflow)
     table = Table(plan.table) if plan.table else None

@@ -49,7 +49,7 @@ class Workflow:
 
     def resolve(self, name: str) -> Address:
         """The input that `<node>.<input>` names, where node is an id, a title or a class; the longest that names exactly
-        one counts, since titles and inputs may hold dots. Fault where none or several are meant."""
+        one counts, as titles and inputs may hold dots. Fault for none or several."""
         several: list[str] = []
         for cut in (at for at in range(len(name) - 1, 0, -1) if name[at] == "."):
             node, given = name[:cut], name[cut + 1 :]
@@ -192,7 +192,7 @@ def filled(graph: Graph, values: Mapping[Address, Any], prefixes: Sequence[Addre
 
 
 def prompt_id(run: str, row: str, attempt: int) -> str:
-    """The id under which an attempt is queued: always the same for the same attempt, in the spelling that hosts ask for."""
+    """The id under which an attempt is queued: the same for the same attempt, spelt as hosts ask for."""
     return str(uuid.uuid5(_NAMESPACE, f"{run}/{row}/{attempt}"))
 
 

@@ -29,10 +29,11 @@ create table row(seq integer primary key, row_id text not null unique, idx integ
 create table line(idx integer primary key, seq integer not null, person text, cells text not null);
 create table attempt(prompt_id text primary key, seq integer not null, n integer not null, server text not null,
     sent_at real not null, ended_at real, outcome text, detail text) without rowid;
-create table file(seq integer not null, node text not null, k integer not null, path text not null, sha256 text not null,
-    bytes integer not null, width integer, height integer, primary key(seq, node, k)) without rowid;
+create table file(seq integer not null, node text not null, k integer not null, path text not null,
+    sha256 text not null, bytes integer not null, width integer, height integer, primary key(seq, node, k)) without rowid;
 create table metric(seq integer not null, name text not null, value real, primary key(seq, name)) without rowid;
-create table upload(name text primary key, path text not null, subfolder text not null, type text not null) without rowid;
+create table upload(name text primary key, path text not null, subfolder text not null, type text not null)
+    without rowid;
 create index row_state on row(state);
 create index attempt_row on attempt(seq);
 create index attempt_open on attempt(server) where ended_at is null;
@@ -181,7 +182,7 @@ class Journal:
             db.execute("insert or replace into run values(?, ?)", (key, json.dumps(value)))
 
     def fill(self, rows: Iterable[NewRow], uploads: Iterable[Upload], facts: Mapping[str, Any]) -> tuple[int, int]:
-        """Write all rows, in their order, after those that are there; rows of equal content become one. Returns how many
+        """Write all rows, in their order, after those there are; rows of equal content become one. Returns how many
         lines and how many rows are new. All or nothing."""
         lines = fresh = 0
         with self._step() as db:
@@ -296,7 +297,8 @@ class Journal:
         """Failed rows are to be run again, as if they never had been; returns how many."""
         with self._step() as db:
             changed = db.executemany(
-                "update row set state='todo', error_kind=null, error=null where seq=? and state in ('failed', 'parked')",
+                "update row set state='todo', error_kind=null, error=null where seq=? "
+                "and state in ('failed', 'parked')",
                 [(seq,) for seq in seqs],
             )
             db.execute(

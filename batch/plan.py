@@ -1,4 +1,4 @@
-"""What a batch is: a workflow, and the rows that its inputs take. Written as a plan (YAML or JSON) or on the command line."""
+"""What a batch is: a workflow, and the rows that its inputs take. Written as YAML or JSON, or typed."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ class Fake:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._cancel.wait(), 3600 if fault == "hang" else self.seconds or 0.0001)
             if fault == "die":
-                asyncio.create_task(self.kill())
+                self._dying = asyncio.create_task(self.kill())
                 return
             self.history[number] = self._entry(
                 number, prompt, extra, color, "interrupted" if self._cancel.is_set() else fault
