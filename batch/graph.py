@@ -48,8 +48,8 @@ class Workflow:
         return _by(self.graph, lambda node: node["class_type"])
 
     def resolve(self, name: str) -> Address:
-        """The input that `<node>.<input>` names, where node is an id, a title or a class; the longest that names exactly
-        one counts, as titles and inputs may hold dots. Fault for none or several."""
+        """The input that `<node>.<input>` names, where node is an id, a title or a class; the longest that names
+        exactly one counts, as titles and inputs may hold dots. Fault for none or several."""
         several: list[str] = []
         for cut in (at for at in range(len(name) - 1, 0, -1) if name[at] == "."):
             node, given = name[:cut], name[cut + 1 :]

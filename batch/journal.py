@@ -30,7 +30,8 @@ create table line(idx integer primary key, seq integer not null, person text, ce
 create table attempt(prompt_id text primary key, seq integer not null, n integer not null, server text not null,
     sent_at real not null, ended_at real, outcome text, detail text) without rowid;
 create table file(seq integer not null, node text not null, k integer not null, path text not null,
-    sha256 text not null, bytes integer not null, width integer, height integer, primary key(seq, node, k)) without rowid;
+    sha256 text not null, bytes integer not null, width integer, height integer,
+    primary key(seq, node, k)) without rowid;
 create table metric(seq integer not null, name text not null, value real, primary key(seq, name)) without rowid;
 create table upload(name text primary key, path text not null, subfolder text not null, type text not null)
     without rowid;
