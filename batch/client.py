@@ -279,7 +279,7 @@ class HttpServer:
                 yield answer
         except (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError) as error:
             refused = isinstance(error, aiohttp.ClientConnectorError) and isinstance(
-                error.os_error, ConnectionRefusedError
+                getattr(error, "os_error", None), ConnectionRefusedError
             )
             raise Away(f"{self.name} does not answer ({_words(error)})", refused) from error
 
@@ -347,7 +347,7 @@ class HttpServer:
     def _note(self, said: Any) -> None:
         data = said.get("data") if isinstance(said, dict) else None
         number = data.get("prompt_id") if isinstance(data, dict) else None
-        if not isinstance(number, str) or number not in self._news:
+        if not isinstance(data, dict) or not isinstance(number, str) or number not in self._news:
             return
         self._heard[number] = time.monotonic()
         if said.get("type") == "executing" and data.get("node") is None:  # the last one, sent when history knows

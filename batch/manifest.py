@@ -49,7 +49,7 @@ def entries(run: Run) -> Iterator[Entry]:
     ranks = _ranks(run, best) if run.facts["judging"]["keep"] else {}
     metrics = _metrics(run)
     for idx, first, person, cells in run.journal.query("select idx, seq, person, cells from line order by idx"):
-        seq = best.get(first, first)
+        seq = best.get(int(first), int(first))
         found = next(
             run.journal.query(
                 "select row_id, state, seconds, server, attempts, take, cached, error_kind, error from row where seq=?",

@@ -38,7 +38,7 @@ def assert_whole(made, count):
         content = (made.folder / row["file"]).read_bytes()
         assert hashlib.sha256(content).hexdigest() == row["sha256"]
         with Image.open(made.folder / row["file"]) as picture:
-            assert picture.getpixel((0, 0)) == (0, 0, int(row["Paint.color"]))
+            assert picture.getpixel((0, 0)) == tuple(int(row["Paint.color"]).to_bytes(3, "big"))
     there = {path.relative_to(made.folder).as_posix() for path in (made.folder / "images").rglob("*") if path.is_file()}
     assert there == set(files) and not list((made.folder / ".part").iterdir())
 
