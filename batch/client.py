@@ -95,7 +95,7 @@ class HttpServer:
         aiohttp = _aiohttp()
         login = self.address.login
         context: Any = ssl.create_default_context(cafile=str(self.access.ca)) if self.access.ca else True
-        await self.close()
+        await self._disconnect()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=8, ssl=context),
             auth=aiohttp.BasicAuth(*login) if login else None,
@@ -107,6 +107,9 @@ class HttpServer:
         self._listening = asyncio.create_task(self._listen())
 
     async def close(self) -> None:
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
         if self._listening is not None:
             self._listening.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -103,7 +103,6 @@ class LocalServer(HttpServer):
                 start_new_session=True,
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
-        await super().close()
         await super().open()
         end = time.monotonic() + _START
         while True:

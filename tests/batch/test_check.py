@@ -146,3 +146,13 @@ def test_names_of_attempts_are_stable_and_nan_has_none():
         canonical(float("nan"))
     with pytest.raises(BadFile):
         suffix_of(b"<!DOCTYPE html>")
+
+
+def test_without_ray_one_sentence_says_how_to_get_it(monkeypatch):
+    import sys
+
+    from likeness.batch.ray_workers import _ray
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LikenessError, match=r"likeness\[ray\]"):
+        _ray()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -124,3 +125,18 @@ def test_twelve_rows_on_two_servers_one_of_which_is_killed(two, tmp_path):
         assert rows[11]["row_id"] in ours.info["likeness"]
     again = likeness("run", tmp_path / "api.json", table, "--out", run, "--server", two[0].address)
     assert again.exit_code == 0 and "12 rows done" in again.output
+
+
+OWN = ["local", *(["ray"] if importlib.util.find_spec("ray") else [])]
+
+
+@pytest.mark.parametrize("where", OWN)
+def test_servers_of_our_own_are_started_and_end_with_the_batch(where, host_path, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(host_path))
+    (tmp_path / "api.json").write_text(json.dumps(PLAIN))
+    (tmp_path / "rows.csv").write_text("EmptyImage.color\n" + "\n".join(map(str, range(4))) + "\n")
+    own = ("--local", 1) if where == "local" else ("--ray", "local", "--workers", 1, "--ray-gpus", 0)
+    run = tmp_path / "run"
+    result = likeness("run", tmp_path / "api.json", tmp_path / "rows.csv", "--out", run, *own, "--host-args=--cpu")
+    assert result.exit_code == 0, result.output
+    assert [row["state"] for row in manifest(run)] == ["done"] * 4
