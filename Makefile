@@ -28,10 +28,15 @@ guard: setup
 	$(BIN)/python tests/import_guard.py
 
 # Zero downloads: portraits of a drawn person, with a report. `PHOTOS=folder` takes other photos of the miniature world,
-# `HOST=comfyui` makes the pictures in the real ComfyUI.
+# `HOST=comfyui` makes the pictures in the real ComfyUI. `FACES=real` shows a real photo (`PHOTO=file` one of your own)
+# become an identity, with recognisers that come in packages.
 demo: first
+ifeq ($(FACES),real)
+	$(BIN)/python -m likeness.evaluation.real_photo --out demo $(if $(PHOTO),--photo $(PHOTO))
+else
 	$(BIN)/python -m likeness.miniature.demo --out demo $(if $(PHOTOS),--photos $(PHOTOS)) \
 	    $(if $(filter comfyui,$(HOST)),--comfyui)
+endif
 
 bench: first
 	$(BIN)/python benchmarks/overhead.py

@@ -65,7 +65,7 @@ def as_mask(mask: Any, what: str) -> Tensor:
     if not mask.numel():
         raise LikenessError(f"{what} is empty, its shape is {shape}: connect one with at least a pixel.")
     if not all_finite(mask):
-        raise LikenessError(f"{what} holds NaN: check the node that makes it.")
+        raise LikenessError(f"{what} holds NaN or infinity: check the node that makes it.")
     return mask.float().clamp(0.0, 1.0)
 
 

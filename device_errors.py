@@ -22,7 +22,7 @@ _LACKS_TYPE = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of a processor or a graphics card was full. Only some of these errors have a class."""
+    """Whether the memory of a CPU or a GPU was full. Only some of these errors have a class."""
     if isinstance(error, LikenessError):
         return False
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .models.content import is_lfs_pointer, sha256
 from .models.download import Outcome, download
+from .models.free_faces import DLIB, SFACE, YUNET, FreeNetwork, find_free
 from .models.lookup import find_file, list_files, locate, resolve
 from .models.packs import find_insightface_pack, list_insightface_packs
 from .models.page import SYSTEMS, main, markdown, with_tables
@@ -17,11 +18,15 @@ from .models.scan import walk
 from .models.verify import Check, Health, check, installed
 
 __all__ = [
+    "DLIB",
     "HUB",
     "OUR_KINDS",
+    "SFACE",
     "SYSTEMS",
     "WEIGHT_SUFFIXES",
+    "YUNET",
     "Check",
+    "FreeNetwork",
     "Health",
     "ModelFile",
     "Outcome",
@@ -30,6 +35,7 @@ __all__ = [
     "download",
     "download_root",
     "find_file",
+    "find_free",
     "find_insightface_pack",
     "folders",
     "human_size",

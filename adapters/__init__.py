@@ -14,8 +14,10 @@ from ..checks import first_not_finite
 from ..errors import LikenessError
 from ..weights.files import read_weights
 from . import others
+from .instantid import SYSTEM as INSTANTID
 from .ip_adapter import SYSTEM as IP_ADAPTER
 from .ip_adapter import Evidence, IPAdapter, Variant
+from .storymaker import SYSTEM as STORYMAKER
 from .system import Adapter, Kind, Sureness, WeightFile, kind_of
 from .types import IdentityTokens, SiteWeight, SiteWeights
 
@@ -31,14 +33,19 @@ __all__ = [
     "load",
 ]
 
-SYSTEMS: tuple[Kind, ...] = (IP_ADAPTER,)
+SYSTEMS: tuple[Kind, ...] = (
+    IP_ADAPTER,
+    INSTANTID,
+    STORYMAKER,
+)
 
 
-def load(path: Path, plus_version: int | None = None, system: str | None = None) -> Adapter:
+def load(path: Path, plus_version: int | None = None, system: str | None = None, folder: str | None = None) -> Adapter:
     """The adapter in a weight file, whatever its name.
 
     plus_version: 1 or 2 settles FaceID-Plus, None tells by name. system: the title of one of `SYSTEMS`, where the
-    content alone cannot tell; None finds out.
+    content alone cannot tell; None finds out. folder: below `models/`, as whose file it was found, where its own path
+    does not say.
 
     Raises LikenessError for files that are damaged, that hold code, that are something else than an adapter, or that
     can belong to several systems.
@@ -46,7 +53,7 @@ def load(path: Path, plus_version: int | None = None, system: str | None = None)
     weights, metadata = read_weights(path)
     if plus_version is not None:
         metadata = {**metadata, "faceid_plus_version": str(plus_version)}
-    parents = tuple(parent.name for parent in path.absolute().parents)
+    parents = (*([folder] if folder else []), *(parent.name for parent in path.absolute().parents))
     return _load(WeightFile(path.name, weights, metadata, parents), system)
 
 
@@ -78,10 +85,17 @@ def _load_as(file: WeightFile, title: str) -> Adapter:
     try:
         return load_file(_finite(file))
     except LikenessError as error:  # it is none of these: say what it is, where that is known
-        sure = next((kind for kind in others.ANNOUNCED if kind.recognise(file) is Sureness.YES), None)
-        if sure is not None:
+        sure = next((k for k in (*SYSTEMS, *others.ANNOUNCED) if k.recognise(file) is Sureness.YES), None)
+        if sure is None:
+            said = None if others.is_part_of_adapter(file) else others.stranger(file)
+            raise said or error from error
+        if sure.load is None:
             raise others.not_yet(file, sure) from error
-        raise
+        if sure.title == title:
+            raise
+        raise LikenessError(
+            f"{file.name!r} is an adapter of {sure.title}, not of {title}: choose that system, or let its content tell."
+        ) from error
 
 
 def _finite(file: WeightFile) -> WeightFile:

@@ -2,6 +2,7 @@
 
     AttentionTerm   tokens that every cross-attention site attends to beside the text
     WeightDelta     a low-rank or full change of the denoiser's own weights
+    ControlContext  tokens that one ControlNet reads in place of the text
     PromptEdit      a change of the text's states, which rides on the conditioning it was made for
 
 Every effect has a `Scope`: when, where and in which images of a batch it acts. Nothing here knows a host.
@@ -27,6 +28,7 @@ class MaskResize(Enum):
     AREA = "area"  # the mean of what a token covers: thin regions keep their share even at 8 x 8 tokens
     BILINEAR = "bilinear"  # as ComfyUI_IPAdapter_plus
     BICUBIC = "bicubic"  # as diffusers; overshoots 0..1 at edges
+    NEAREST = "nearest"  # as InstantID's own code at attention sites; edges stay hard
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +122,25 @@ class WeightDelta:
         return "the strength is 0" if self.strength == 0 or not self.changes else None
 
 
+@dataclass(frozen=True, eq=False)
+class ControlContext:
+    """Tokens that one ControlNet reads in place of the text; every other net keeps reading the text.
+
+    name: of the adapter, for messages. strength: of what the net adds to the denoiser. scope: its window counts steps,
+    not noise; its mask is where the net acts.
+    """
+
+    name: str
+    tokens: IdentityTokens
+    strength: float = 1.0
+    scope: Scope = field(default_factory=Scope)
+
+    @property
+    def why_never(self) -> str | None:
+        """Why it can never change the picture, in words; None when it can."""
+        return "the strength is 0" if self.strength == 0 else self.scope.why_never
+
+
 @dataclass(frozen=True)
 class PromptStates:
     """A text as the denoiser reads it. states: (batch, n, dim); pooled: (batch, p), None where the family has none."""
@@ -141,4 +162,4 @@ class PromptEdit:
         return self.scope.why_never
 
 
-Effect = AttentionTerm | WeightDelta | PromptEdit
+Effect = AttentionTerm | WeightDelta | ControlContext | PromptEdit

@@ -6,10 +6,13 @@ IP-Adapter (arXiv 2308.06721) and its FaceID variants use four of them; the Perc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from ..weights.families import Family, of_adapter
 
 
 class ImageProjection(nn.Module):
@@ -170,6 +173,52 @@ class FaceIdPlusProjection(IdProjection):
         x = super().forward(id_embeds)
         y = self.perceiver_resampler.resample(x, features)
         return x + structure * y if shortcut else y
+
+
+class KeyValueProjection(nn.Module):
+    """`to_k_ip` and `to_v_ip` of one site: the second pair of keys and values of decoupled cross-attention."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.to_k_ip = nn.Linear(dim, width, bias=False)
+        self.to_v_ip = nn.Linear(dim, width, bias=False)
+
+
+def build_key_values(weights: Mapping[str, Tensor]) -> nn.ModuleDict:
+    """One `KeyValueProjection` per slot of the official weights, loaded and in eval mode.
+
+    weights: keys `<slot>.to_{k,v}_ip.weight`. Raises KeyError, RuntimeError, TypeError or ValueError when one of a pair
+    is missing, or a key is none of these.
+    """
+    slots = sorted({int(key.split(".")[0]) for key in weights})
+    modules = nn.ModuleDict()
+    with torch.device("meta"):
+        for slot in slots:
+            modules[str(slot)] = KeyValueProjection(*weights[f"{slot}.to_k_ip.weight"].shape)
+    modules.load_state_dict(weights, strict=True, assign=True)
+    return modules.requires_grad_(False).eval()
+
+
+class KeyValueSites(nn.Module):
+    """The half of a decoupled cross-attention adapter that all of its kind share: keys and values at every site."""
+
+    ip_adapter: nn.ModuleDict  # of `build_key_values`
+
+    @property
+    def site_shapes(self) -> dict[int, tuple[int, int]]:
+        """slot -> (width of the site, width of the text), as the file has them."""
+        return {int(slot): tuple(kv.to_k_ip.weight.shape) for slot, kv in self.ip_adapter.items()}  # type: ignore[misc]
+
+    @property
+    def base(self) -> Family:
+        """The family of base models the file was trained for; one whose model was pruned is of its text's family."""
+        return of_adapter(list(self.site_shapes.values()))
+
+    def project(self, slot: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a site: (rows, n_tokens, dim) -> two (rows, n_tokens, width), in the file's precision."""
+        site = self.ip_adapter[str(slot)]
+        tokens = tokens.to(site.to_k_ip.weight.dtype)  # type: ignore[union-attr]
+        return site.to_k_ip(tokens), site.to_v_ip(tokens)  # type: ignore[operator]
 
 
 def build_projection(weights: dict[str, Tensor], head_width: int) -> nn.Module:

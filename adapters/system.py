@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -21,6 +21,8 @@ from .effects import Effect, Scope
 if TYPE_CHECKING:
     from ..faces.identity import Identity
     from .clip_vision import ClipEncoder
+
+O = TypeVar("O")  # noqa: E741 - the options of one system
 
 
 class Sureness(IntEnum):
@@ -58,7 +60,8 @@ class Needs:
 
     base: the family of base models it was made for. recogniser: whose embedding it reads, None for none; raw: as that
     network returns it, not as a unit vector; every_photo: photo by photo, not their mean. encoder_width: of the image
-    encoding it reads, None for none; hidden: the tokens of the last layer but one, not the pooled embedding.
+    encoding it reads, None for none; hidden: the tokens of the last layer but one, not the pooled embedding. keypoints:
+    it has a ControlNet of its own, whose hint is a picture of the face's keypoints.
     """
 
     base: Family
@@ -67,6 +70,7 @@ class Needs:
     every_photo: bool = False
     encoder_width: int | None = None
     hidden: bool = False
+    keypoints: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +92,24 @@ class Request:
     options: Any = None
     weight_strength: float = 1.0
     seen_by: Callable[[Identity, str], Identity] = lambda identity, recogniser: identity
+
+    def options_of(self, kind: type[O], node: str) -> O:
+        """The options, or the system's defaults. LikenessError naming the system's `node` for those of another."""
+        if self.options is None:
+            return kind()
+        if not isinstance(self.options, kind):
+            raise LikenessError(f"The options are those of another system: connect {node}, or nothing.")
+        return self.options
+
+    def person(self, adapter: Adapter, width: int, any_recogniser: bool | None = False) -> Identity:
+        """The identity, with the embeddings of the adapter's recogniser in front; `width` numbers each.
+
+        LikenessError when there is none, when it has no such embeddings, or when its own cannot be read.
+        """
+        identity, recogniser = self.identity, adapter.needs.recogniser
+        if identity is not None and recogniser is not None and not any_recogniser:
+            identity = self.seen_by(identity, recogniser)
+        return require_person(adapter, identity, width, any_recogniser)
 
 
 class Adapter(Protocol):
@@ -157,3 +179,37 @@ def kind_of(file: WeightFile, kinds: Iterable[Kind]) -> Kind | None:
             f"move it to the folder that tells ({homes})."
         )
     return likely[0]
+
+
+def require_person(
+    adapter: Adapter, identity: Identity | None, width: int, any_recogniser: bool | None = False
+) -> Identity:
+    """The identity, with the embeddings of the adapter's recogniser in front; `width` numbers each.
+
+    any_recogniser: take another's embeddings as well; None where the adapter's options have no such choice.
+    LikenessError when there is none, when it has no embeddings, or when the adapter cannot read those it has.
+    """
+    name, recogniser = adapter.name, adapter.needs.recogniser
+    assert recogniser is not None
+    if identity is None:
+        raise LikenessError(f"The adapter {name!r} needs an identity: connect Identity from Photos or Load Identity.")
+    if recogniser in identity.recognisers:
+        identity = identity.as_seen_by(recogniser)
+    if not identity.has_embeddings:
+        raise LikenessError(
+            f"The adapter {name!r} reads a face embedding, and the identity {identity.name!r} has none: make it with a "
+            f"face analysis that has a recogniser, for this adapter {recogniser}."
+        )
+    if (found := identity.embeddings.shape[1]) != width:
+        raise LikenessError(
+            f"The adapter {name!r} reads embeddings of {width} numbers, but the recogniser {identity.recogniser!r} of "
+            f"the identity {identity.name!r} makes {found}: make it with {recogniser}."
+        )
+    if identity.recogniser != recogniser and not any_recogniser:
+        allow = "" if any_recogniser is None else ", or allow any recogniser in the adapter's options"
+        raise LikenessError(
+            f"The adapter {name!r} was trained on the recogniser {recogniser}, but the identity {identity.name!r} was "
+            f"made with {identity.recogniser}, whose embeddings mean another face: install {recogniser} (the identity "
+            f"is then seen again from its own crops), or make it with {recogniser}{allow}."
+        )
+    return identity

@@ -55,13 +55,14 @@ from likeness.miniature.study.tuned import (
     learn,
     portraits_of,
 )
-from likeness.miniature.study.tuned import METHODS as TRAINED
 from likeness.training.data.dataset import DatasetKind
+from likeness.training.methods import METHODS
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
 BASE = "no adapter"
 ABLATION = "ablation"
 TRAINED_PEOPLE, ABLATED_PEOPLE = 8, 8  # a trained method costs minutes for each
+TRAINED = {f"{method.title}{method.variant}": method for method in METHODS}  # by the names of their rows
 STEPS = 600  # of every trained method; MagiCapture's phases share them
 Paint = Callable[[Sequence[str], Sequence[int]], Tensor]
 Prepare = Callable[[World, Subject], Paint | Tuned]

@@ -110,11 +110,21 @@ def start_host() -> ModuleType:
     return load_module("likeness_host_recipes", REPOSITORY / "tests" / "host" / "recipes.py")
 
 
-def variants(model: Any) -> tuple[dict[str, Any], set[str]]:
-    """name -> MODEL, for every module of `variants/`; and the names of those that change nothing."""
+Variant = tuple[Any, Any, Any]  # MODEL, positive and negative prompt
+
+
+def variants(model: Any, positive: Any, negative: Any, recipes: ModuleType) -> tuple[dict[str, Variant], set[str]]:
+    """name -> MODEL and prompts, for every module of `variants/`; and the names of those that change nothing.
+
+    A module gives MODELs as `variants`; one that changes the prompts as well, gives all three as `on_prompts`.
+    """
     modules = [import_module(f"variants.{path.stem}") for path in sorted((HERE / "variants").glob("*.py"))]
-    models = {name: variant for module in modules for name, variant in module.variants(model).items()}
-    return {"no adapter": model, **models}, {"no adapter", *(name for module in modules for name in module.SILENT)}
+    found: dict[str, Variant] = {"no adapter": (model, positive, negative)}
+    for module in modules:
+        found |= {name: (variant, positive, negative) for name, variant in module.variants(model).items()}
+        if hasattr(module, "on_prompts"):
+            found |= module.on_prompts(model, positive, negative, recipes)
+    return found, {"no adapter", *(name for module in modules for name in module.SILENT)}
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------
@@ -157,7 +167,9 @@ class Counter(TorchDispatchMode):
 
 
 def operations(sampling: Callable[..., Any]) -> int:
-    """Tensor operations of a call; unlike time, no other load can change them."""
+    """Tensor operations of a call; unlike time, no other load can change them. A call before it brings the MODEL's own
+    weights into place, which is not counted."""
+    sampling()
     with Counter() as counter:
         sampling()
     return counter.operations
@@ -171,15 +183,14 @@ def run(layout_name: str, rounds: int, steps: int, recipes: ModuleType) -> str:
     positive = recipes.conditioning(width, pooled=layout.pooled, seed=1)
     negative = recipes.conditioning(width, pooled=layout.pooled, seed=2)
 
-    def sampling(variant: Any, n: int = steps + 1) -> Callable[..., torch.Tensor]:
-        shape = (1, 4, SIDE, SIDE)
-        return lambda **options: recipes.sample(variant, positive, negative, shape=shape, steps=n, cfg=CFG, **options)
+    def sampling(variant: Variant, n: int = steps + 1) -> Callable[..., torch.Tensor]:
+        return lambda **options: recipes.sample(*variant, shape=(1, 4, SIDE, SIDE), steps=n, cfg=CFG, **options)
 
     from likeness.injection.comfy import sites_of
 
     with torch.inference_mode():
-        models, silent = variants(model)
-    plain = sampling(model, 1)()
+        models, silent = variants(model, positive, negative, recipes)
+    plain = sampling(models["no adapter"], 1)()
     for name, variant in models.items():
         changed = not torch.equal(plain, sampling(variant, 1)())
         if changed is (name in silent):

@@ -46,7 +46,7 @@ from likeness.training.probe import sites_by_grid
 from likeness.training.recipe import Recipe
 from likeness.training.recipes.denoising import Mask
 from likeness.training.recipes.dreambooth import DreamBoothSettings, dreambooth
-from likeness.training.recipes.magicapture import MagiCaptureSettings, Shots, magicapture
+from likeness.training.recipes.magicapture import MagiCaptureSettings, ShotStream, magicapture
 
 HERE = Path(__file__).resolve().parent
 TEXT_WIDTH, RANK = 768, 8
@@ -228,7 +228,7 @@ def stand_in() -> nn.Module:
     )
 
 
-class BothOnly(Shots):
+class BothOnly(ShotStream):
     """Composed prompts, the dearest samples."""
 
     def items(self) -> list[tuple[ShotKind, int, int]]:

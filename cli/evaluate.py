@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import one_line
+from ..errors import LikenessError, one_line
 from . import opening
+
+if TYPE_CHECKING:
+    from ..evaluation.identity import Calibration
+    from ..faces import FaceAnalysis
 
 
 def evaluate_folder(
@@ -25,7 +30,7 @@ def evaluate_folder(
     judge: Annotated[
         str,
         typer.Option(
-            "--judge", help="Face analysis that judges: sface, miniature-judge, or a pack such as antelopev2."
+            "--judge", help="Face analysis that judges: sface, dlib, miniature-judge, or a pack such as antelopev2."
         ),
     ] = "sface",
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the report; default: FOLDER/report.")] = None,
@@ -78,27 +83,40 @@ def evaluate_folder(
     ] = "",
     noun: Annotated[str, typer.Option("--noun", help="What CLIP reads for --word.")] = "person",
     title: Annotated[str, typer.Option("--title", help="Title of the report.")] = "Likeness report",
+    second_judge: Annotated[
+        str,
+        typer.Option(
+            "--second-judge",
+            help="Another one beside it. auto: dlib beside sface, sface beside dlib, where it is here and had no part "
+            "in the pictures; none.",
+        ),
+    ] = "auto",
 ) -> None:
     """Judge pictures of people against their photos, and write a report. A second run looks at new files only."""
     from tqdm import tqdm
 
     from ..evaluation.clip import FolderClip
     from ..evaluation.identity import Calibration
-    from ..evaluation.judging import Asked, evaluate, open_study
+    from ..evaluation.judging import Asked, SecondJudge, evaluate, open_study
     from ..evaluation.pool import Pool
     from ..evaluation.report import headline
     from ..evaluation.table import read_csv
-    from ..miniature.study.calibration import calibration_of
 
     study = open_study(folder, people, compare or (), by or ())
     given = Calibration.load(calibration) if calibration else None
     eyes = opening.open_faces(judge)
-    measured = given or calibration_of(eyes)
+    measured = given or _measured(eyes)
+    other = _second(second_judge, eyes, {*(conditioner or ()), *study.conditioners})
     asked = Asked(FolderClip(clip), word, noun) if clip else None
     with (
+        ExitStack() as stack,
         Pool(eyes, partial(opening.open_faces, judge), workers) as pool,
-        tqdm(total=len(study.files), desc="judged", unit="picture", leave=False) as bar,
+        tqdm(total=len(study.files) * (2 if other else 1), desc="judged", unit="picture", leave=False) as bar,
     ):
+        second = None
+        if other:
+            more = Pool(other[1], partial(opening.open_faces, other[0]), workers)
+            second = SecondJudge(stack.enter_context(more), _measured(other[1]))
         path = evaluate(
             study,
             pool,
@@ -124,11 +142,41 @@ def evaluate_folder(
                 noun=noun if noun != "person" else None,
                 out=out,
                 title=title if title != "Likeness report" else None,
+                second_judge=second_judge if second_judge != "auto" else None,
             ),
             after_each=bar.update,
             asked=asked,
+            second=second,
         )
     print(f"{headline(read_csv(path.parent / 'records.csv'), baseline)}\nreport: {one_line(path)}")
+
+
+def _measured(judge: FaceAnalysis) -> Calibration | None:
+    """What comes with the pack about this judge's quality."""
+    from ..evaluation.identity import calibration_of
+    from ..miniature.study.calibration import calibration_of as calibration_of_miniature
+
+    return calibration_of_miniature(judge) or calibration_of(judge)
+
+
+_FREE = {"sface": "dlib", "dlib": "sface"}  # recogniser -> the other free one
+
+
+def _second(name: str, first: FaceAnalysis, made_by: set[str]) -> tuple[str, FaceAnalysis] | None:
+    """Name and analysis of the second judge; None for none, and where auto finds no independent one."""
+    from ..evaluation.identity import recogniser_of
+
+    if name == "none":
+        return None
+    if name != "auto":
+        return name, opening.open_faces(name)
+    other = _FREE.get(recogniser_of(first).name)
+    if other is None or other in made_by:
+        return None
+    try:
+        return other, opening.open_faces(other)
+    except LikenessError:
+        return None
 
 
 def _again(command: str, place: Path, **options: Path | str | bool | Sequence[Path] | Sequence[str] | None) -> str:

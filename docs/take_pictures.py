@@ -54,8 +54,8 @@ READY = """node => window.app?.vueAppReady && app.extensionManager.workflow.acti
 # Runs what the picture previews need, and nothing behind it; returns the ids of the previews. Those behind a model file
 # stay empty.
 PREVIEW = """async () => {
-  const models = ['CheckpointLoaderSimple', 'CLIPVisionLoader', 'LikenessLoadIdentityAdapter', 'LikenessLoadIdentity',
-    'LikenessLoadEmbeds', 'LikenessLoadMiniature'];
+  const models = ['CheckpointLoaderSimple', 'CLIPVisionLoader', 'ControlNetLoader', 'LikenessLoadIdentityAdapter',
+    'LikenessLoadIdentity', 'LikenessLoadEmbeds', 'LikenessLoadMiniature', 'LikenessStoryMakerCharacter'];
   const {output} = await app.graphToPrompt();
   const wanted = Object.keys(output).filter(id => output[id].class_type === 'PreviewImage');
   const links = id => Object.values(output[id].inputs).filter(Array.isArray);
@@ -130,7 +130,7 @@ def photo(name: str) -> Any:
 
     if (WORKFLOWS / name).is_file():
         return Image.open(WORKFLOWS / name)
-    if name.startswith(("style", "reference")):
+    if name.startswith(("style", "reference", "clothes")):
         return Image.fromarray(skimage.data.chelsea() if "2" in name else skimage.data.coffee())
     person = Image.fromarray(skimage.data.astronaut())
     return ImageOps.mirror(person) if "2" in name or "right" in name else person

@@ -45,7 +45,7 @@ class Seen:
 
 
 class SightCache:
-    """Looks at files through a pool and writes down what was seen; a later run reads it. To be made again at will.
+    """Looks at files through a pool and keeps what was seen on disk for later runs. Deleting it loses nothing but time.
 
     A file is looked at again where its line was cut off by a crash, was changed by somebody, or comes from an older
     reader of pictures.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..faces import Face
+from ..faces import Face, mean_direction
 from ..faces.align import ARCFACE_112, similarity_transform, transform_points
 
 SMALLEST_ANGLE = 1e-6  # radians
@@ -44,6 +44,18 @@ def mean_copy(results: torch.Tensor, others: torch.Tensor, references: torch.Ten
     if not len(others) or not len(references) or not results.shape[-1]:
         return torch.full((len(results),), torch.nan, dtype=torch.float64)
     return copy_angle(results[:, None, None], others[None, :, None], references[None, None]).mean((1, 2))
+
+
+def copy_paste(results: torch.Tensor, others: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """`copy_angle` of results (n, D) between the mean directions of others (t, D) and references (r, D): (n,).
+
+    What multi-identity benchmarks (MultiID-Bench) report, where each person has one photo that is given and one that is
+    not; there it equals `mean_copy`. With more photos the means lie nearer together than any two photos do, so the same
+    pull towards the given ones counts for more. NaN for everybody when the person has no other photo.
+    """
+    if not len(others) or not len(references) or not results.shape[-1]:
+        return torch.full((len(results),), torch.nan, dtype=torch.float64)
+    return copy_angle(results, mean_direction(others), mean_direction(references))
 
 
 # --- pose and expression

@@ -149,6 +149,16 @@ class Calibration:
         return texts and cosines and shares and all(0 <= n < 2**53 for n in (self.people, self.photos, self.missing))
 
 
+_SHIPPED = Path(__file__).parent / "calibrations"  # <recogniser>.json, on how many people is in the file
+
+
+def calibration_of(judge: FaceAnalysis) -> Calibration | None:
+    """What was measured of a free judge on real photos, and comes with the pack; None for any other."""
+    name = recogniser_of(judge).name
+    file = _SHIPPED / f"{name}.json"
+    return Calibration.load(file) if name.isidentifier() and file.is_file() else None
+
+
 def calibrate(judge: FaceAnalysis, people: Mapping[str, Iterable[torch.Tensor]]) -> Calibration:
     """Measure a judge on photos (H, W, 3) RGB 0..1 of known people, two or more each, over all pairs."""
     seen = [see(photos, judge) for photos in people.values()]
@@ -353,19 +363,9 @@ class IdentityScores:
         return _mean(self.cosines)
 
     @property
-    def id_found(self) -> float:
-        """Mean cosine over the pictures with a face."""
-        return _mean(self.cosines[self.sight.found])
-
-    @property
     def rank1(self) -> float:
         """Share of pictures whose nearest person of the gallery is the right one."""
         return _mean((self.ranks == 1).float())
-
-    @property
-    def mean_average_precision(self) -> float:
-        """mAP; with one right entry in the gallery a picture's average precision is 1 / rank."""
-        return _mean(1 / self.ranks.float())
 
     def accepted(self, threshold: float) -> torch.Tensor:
         """Which pictures count as the person from this cosine on: (n,) bool, False without a face."""

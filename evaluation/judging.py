@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from ..errors import LikenessError
 from ..faces import Face
 from ..storage import check_folder
 from .cache import NamedClip, SightCache
-from .copying import expression, mean_copy, pose
+from .copying import copy_paste, expression, mean_copy, pose
 from .identity import Calibration, IdentityScores, References, Sight, check_judge, recogniser_of, score_sight
 from .pool import Pool
 from .prompts import plain_text
@@ -39,7 +39,7 @@ def open_study(folder: Path, people: Path | None = None, compare: Sequence[Path]
             raise LikenessError(f"There is no folder {place}: name one with results/<method>/<person>/, or a batch's.")
         photos = people or next((one / "people" for one in (place, folder) if (one / "people").is_dir()), None)
         if by and not is_run(place):
-            raise LikenessError(f"{place} is no run of a batch, so it has no columns: leave --by out.")
+            raise LikenessError(f"{place} is not the run of a batch, so it has no columns: leave --by out.")
         studies.append(survey_run(place, photos, by) if is_run(place) else survey(place, photos))
     return joined(studies) if compare else studies[0]
 
@@ -59,8 +59,12 @@ def measure(
     calibration: Calibration | None = None,
     after_each: Callable[[], object] = lambda: None,
     asked: Asked | None = None,
+    likeness_only: bool = False,
 ) -> list[Record]:
-    """A record for each result; `after_each` is called for every one of the study's files."""
+    """A record for each result; `after_each` is called for every one of the study's files.
+
+    `likeness_only`, for a second judge, leaves out what the first one has seen as well.
+    """
     cache.look(study.files, after_each)
     given = {person: cache.see(photos) for person, photos in study.given.items()}
     blind = sorted(person for person, sight in given.items() if not bool(sight.found.any()))
@@ -79,8 +83,9 @@ def measure(
         scores = score_sight(sight, references, strangers, calibration)
         held_out = cache.see(study.held_out.get(person, ()))
         columns = _likeness(scores, references, held_out.embeddings[held_out.found], calibration)
-        columns |= _looks(sight, given[person]) | _picture(cache, paths)
-        columns["face_ssim"] = cache.pasted(paths, study.given[person])
+        if not likeness_only:
+            columns |= _looks(sight, given[person]) | _picture(cache, paths)
+            columns["face_ssim"] = cache.pasted(paths, study.given[person])
         if asked is not None:
             said = [study.texts.get(result.prompt, result.prompt) for result in results]
             columns["clip_t"] = cache.obeyed(
@@ -133,6 +138,7 @@ def _likeness(
     if len(others):
         columns["id_other"] = scores.cosine_to(others).tolist()
         columns["copy"] = mean_copy(scores.sight.embeddings, others, references.embeddings).tolist()
+        columns["copy_paste"] = copy_paste(scores.sight.embeddings, others, references.embeddings).tolist()
     if scores.gallery > 1:
         columns["margin"] = scores.margins.tolist()
         columns["rank"] = scores.ranks.tolist()
@@ -165,6 +171,28 @@ def _picture(cache: SightCache, paths: Sequence[Path]) -> Columns:
     return {name: [getattr(one, name) for one in seen] for name in ("faces", "sane", "sharpness")}
 
 
+@dataclass(frozen=True)
+class SecondJudge:
+    """Another judge's pool, and what was measured of it."""
+
+    pool: Pool
+    calibration: Calibration | None = None
+
+
+_OF_SECOND = {"id": "id_second", "percent": "percent_second", "copy": "copy_second"}
+
+
+def _with_second(records: Sequence[Record], others: Sequence[Record]) -> list[Record]:
+    """The first judge's records with what a second one says of the same pictures."""
+    seen = {(record.method, record.person, record.image): record for record in others}
+    together = []
+    for record in records:
+        other = seen[record.method, record.person, record.image].measures
+        named = {name: other[key] for key, name in _OF_SECOND.items() if key in other}
+        together.append(replace(record, measures={**record.measures, **named}))
+    return together
+
+
 def evaluate(
     study: Study,
     pool: Pool,
@@ -178,32 +206,42 @@ def evaluate(
     repeat: str = "",
     after_each: Callable[[], object] = lambda: None,
     asked: Asked | None = None,
+    second: SecondJudge | None = None,
 ) -> Path:
     """Judge a study and write its report into `out`; an interrupted run goes on where it stopped.
 
     `reference` is the method without identity, `conditioners` the recognisers that entered the results besides those
-    that a `method.json` names; with `asked`, prompts are read too. LikenessError when the judge is
-    one of them, unless that is allowed.
+    that a `method.json` names; with `asked`, prompts are read too; with `second`, another judge looks at the same
+    pictures. LikenessError when a judge is one of them, unless that is allowed.
     """
-    judge = pool.judge
-    warnings = check_judge(judge, {*conditioners, *study.conditioners}, allow_same_recogniser)
+    judges = [pool.judge, *([second.pool.judge] if second else [])]
+    made_by = {*conditioners, *study.conditioners}
+    warnings = [text for one in judges for text in check_judge(one, made_by, allow_same_recogniser)]
     methods = sorted({result.method for result in study.results})
     if reference is not None and reference not in methods:
         raise LikenessError(f"No pictures were made by '{reference}': choose one of {', '.join(methods)}.")
-    name = recogniser_of(judge).name
-    if calibration is not None and calibration.recogniser != name:
-        raise LikenessError(
-            f"The calibration was measured on {calibration.recogniser}, and the judge is {name}: choose the other one."
-        )
+    names = [recogniser_of(one).name for one in judges]
+    measured_on = [calibration, second.calibration if second else None]
+    if names[1:] == names[:1]:
+        raise LikenessError(f"The second judge is {names[0]}, as the first: choose another one, or none.")
+    for judged_by, measured in zip(names, measured_on, strict=False):
+        if measured is not None and measured.recogniser != judged_by:
+            raise LikenessError(
+                f"The calibration was measured on {measured.recogniser}, and the judge is {judged_by}: choose the "
+                "other one."
+            )
     check_folder(out, "The report's folder")
-    cache = SightCache(out / f"seen-{re.sub(r'[^A-Za-z0-9]+', '-', f'{judge.name}-{name}')}.jsonl", pool)
+    cache = _cache(out, pool)
     records = measure(study, cache, calibration, after_each, asked)
+    if second is not None:
+        others = measure(study, _cache(out, second.pool), second.calibration, after_each, likeness_only=True)
+        records = _with_second(records, others)
     records.sort(key=lambda record: record.method != reference)  # the reference comes first
     setting = Setting(
         title=title,
-        judge=name,
-        licence=judge.licence,
-        quality="" if calibration is None else calibration.in_words,
+        judge=" and ".join(names),
+        licence="; ".join(dict.fromkeys(one.licence for one in judges)),
+        quality="; ".join(_quality(*pair, len(names)) for pair in zip(names, measured_on, strict=False) if pair[1]),
         reference=reference,
         photos={person: [study.name(path) for path in paths] for person, paths in study.given.items()},
         facts=study.facts,
@@ -211,3 +249,13 @@ def evaluate(
         repeat=repeat,
     )
     return report(records, study, out, setting)
+
+
+def _cache(out: Path, pool: Pool) -> SightCache:
+    name = f"{pool.judge.name}-{recogniser_of(pool.judge).name}"
+    return SightCache(out / f"seen-{re.sub(r'[^A-Za-z0-9]+', '-', name)}.jsonl", pool)
+
+
+def _quality(name: str, measured: Calibration | None, judges: int) -> str:
+    words = "" if measured is None else measured.in_words
+    return words if judges == 1 else f"{name}: {words}"

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..faces import cosine_similarity
+from .copying import SMALLEST_ANGLE, angle
 
 NOBODY = -1
 
@@ -55,11 +56,6 @@ def _cosines(faces: torch.Tensor, references: torch.Tensor) -> np.ndarray:
     return np.nan_to_num(cosine_similarity(faces, references).double().numpy(), nan=-1.0)
 
 
-def count_ok(faces: torch.Tensor, asked: int) -> float:
-    """1 when the picture shows as many faces as were asked for, else 0."""
-    return float(len(faces) == asked)
-
-
 def confusion(faces: torch.Tensor, references: torch.Tensor, matching: Matching | None = None) -> float:
     """Mean over matched faces of max(0, cosine to the best wrong reference - cosine to the right one).
 
@@ -84,16 +80,61 @@ def blend(faces: torch.Tensor, references: torch.Tensor, matching: Matching | No
     """
     alike, people = _cosines(faces, references), _cosines(references, references)
     matching = matching or match(faces, references)
-    wrong = [
-        alike[face, other]
-        for person, face in enumerate(matching.face_of)
-        for other in range(alike.shape[1])
-        if face != NOBODY and other != person
-    ]
+    wrong = _wrong_cosines(alike, matching)
     if not wrong:
         return float("nan")
     between = people[~np.eye(len(people), dtype=bool)]
     return float(np.mean(wrong) - between.mean())
+
+
+@dataclass(frozen=True)
+class MultiId:
+    """A picture of several people as MultiID-Bench (arXiv 2510.14975) counts it, the mean over people.
+
+    sim_gt: cosine to a photo of the person that was not given. sim_ref: to the one that was. copy_paste: how much
+    nearer the face is to the given one (`copying.copy_angle`). blending: cosine to people whom a face is not meant to
+    show, which also holds how alike these are (`blend` takes that off). NaN where nobody is left to count.
+    """
+
+    sim_gt: float
+    sim_ref: float
+    copy_paste: float
+    blending: float
+
+
+def multi_id(faces: torch.Tensor, targets: torch.Tensor, references: torch.Tensor) -> MultiId:
+    """The benchmark's figures for faces (n, D) of one picture; row i of targets and references (m, D) is person i.
+
+    Faces are assigned to targets and to references apart from each other, as there. A person without a face counts as 0
+    in the similarities and takes no part in the rest.
+    """
+    to_targets, to_references = match(faces, targets), match(faces, references)
+    copies = [
+        _copy(faces[own], faces[given], targets[person], references[person])
+        for person, (own, given) in enumerate(zip(to_targets.face_of, to_references.face_of, strict=True))
+        if own != NOBODY and given != NOBODY
+    ]
+    wrong = _wrong_cosines(_cosines(faces, targets), to_targets)
+    return MultiId(to_targets.id_mean, to_references.id_mean, _mean(copies), _mean(wrong))
+
+
+def _copy(seen: torch.Tensor, given: torch.Tensor, target: torch.Tensor, reference: torch.Tensor) -> float:
+    nearer = angle(seen, target) - angle(given, reference)
+    return float(nearer / angle(target, reference).clamp(min=SMALLEST_ANGLE))
+
+
+def _wrong_cosines(alike: np.ndarray, matching: Matching) -> list[float]:
+    """Cosines of matched faces to everybody else."""
+    return [
+        float(alike[face, other])
+        for person, face in enumerate(matching.face_of)
+        for other in range(alike.shape[1])
+        if face != NOBODY and other != person
+    ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
 
 
 def leak_pixels(with_person: torch.Tensor, without: torch.Tensor, region: torch.Tensor) -> torch.Tensor:

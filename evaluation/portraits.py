@@ -1,4 +1,4 @@
-"""A batch of portraits judged for the artist who made them: which keep the person, best first, on one picture."""
+"""A batch of portraits judged for the user who made them: which keep the person, best first, on one picture."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 COLUMNS, MOST_SHOWN, ENDS_SHOWN = 8, 64, 16
 PHOTOS_SHOWN = COLUMNS
 GOOD = 60.0  # percent
+DISAGREE = 40.0  # points between two judges from which a person should look
+MOST_NAMED = 8
 WITH, WITHOUT = "the identity", "no identity"  # as methods in words: "with the identity ... more than no identity"
 
 
@@ -49,6 +51,7 @@ class Verdict:
     judge: str
     licence: str
     warnings: tuple[str, ...] = ()
+    by_judge: tuple[Verdict, ...] = ()  # of each, where several judged the same pictures
 
     @property
     def mean(self) -> float:
@@ -62,8 +65,37 @@ class Verdict:
 
     def best(self, count: int = 0, threshold: float = 0.0) -> list[int]:
         """The `count` best pictures (0: any number) of those with `threshold` percent or more, best first."""
-        passed = [number for number in self.order if self.percents[number] >= threshold]
+        passed = [number for number in self.order if self.passes(number, threshold)]
         return passed[:count] if count else passed
+
+    def passes(self, number: int, threshold: float) -> bool:
+        """Whether a picture has this percentage, by every judge."""
+        return all(verdict.percents[number] >= threshold for verdict in self.by_judge or (self,))
+
+
+def beside(verdicts: Sequence[Verdict]) -> Verdict:
+    """Several judges' verdicts on the same pictures as one: the mean of their percentages, and theirs beside it.
+
+    A picture passes a threshold when it does with every judge. The cosines are the first one's.
+    """
+    first, *others = verdicts
+    if not others:
+        return first
+    warnings = [warning for verdict in verdicts for warning in verdict.warnings]
+    percents = list(zip(*(verdict.percents for verdict in verdicts), strict=True))
+    split = [number for number, row in enumerate(percents) if max(row) - min(row) > DISAGREE]
+    if split:
+        named = ", ".join(map(str, split[:MOST_NAMED])) + (", …" if len(split) > MOST_NAMED else "")
+        warnings.append(f"the judges disagree by more than {DISAGREE:.0f} points on {named}: look at them yourself")
+    return replace(
+        first,
+        percents=tuple(float(np.mean(row)) for row in percents),
+        reasons=tuple(next(filter(None, row), "") for row in zip(*(v.reasons for v in verdicts), strict=True)),
+        judge=" and ".join(verdict.judge for verdict in verdicts),
+        licence="; ".join(dict.fromkeys(verdict.licence for verdict in verdicts)),
+        warnings=tuple(dict.fromkeys(warnings)),
+        by_judge=tuple(verdicts),
+    )
 
 
 def judge_pictures(
@@ -160,8 +192,10 @@ def sentence(verdict: Verdict, threshold: float = GOOD, baseline: Verdict | None
     text = f"{names}: {verdict.mean:.0f} % of real photos' likeness{spread}"
     if baseline is not None:
         text += f", {verdict.mean - baseline.mean:+.0f} points against the pictures without identity"
+    if verdict.by_judge:
+        text += " (" + ", ".join(f"{one.mean:.0f} % by {one.judge}" for one in verdict.by_judge) + ")"
     passed = len(verdict.best(threshold=threshold))
-    text += f"; {passed} of {count} pictures reach {threshold:.0f} %"
+    text += f"; {passed} of {count} pictures reach {threshold:.0f} %{' with both judges' * bool(verdict.by_judge)}"
     missing = sum(bool(reason) for reason in verdict.reasons)
     return f"{text}, {missing} without a face." if missing else f"{text}."
 
@@ -173,12 +207,15 @@ def markdown(
     lines = [f"# {title}", "", sentence(verdict, threshold, baseline), ""]
     lines += [line for warning in verdict.warnings for line in (f"**Warning: {warning}.**", "")]
     lines += [line for remark in remarks for line in (remark, "")]
-    lines += ["| picture | likeness | cosine | remark |", "| --- | --- | --- | --- |"]
-    lines += [
-        f"| {n} | {verdict.percents[n]:.0f} % | {verdict.cosines[n]:.2f} | {verdict.reasons[n]} |"
-        for n in verdict.order
-    ]
-    return "\n".join([*lines, "", f"Judge: {verdict.judge}. Licence of the judge: {verdict.licence}."]) + "\n"
+    judges = verdict.by_judge or (verdict,)
+    heads = [f"{one.judge}, cosine" for one in verdict.by_judge] or ["cosine"]
+    lines += [f"| picture | likeness | {' | '.join(heads)} | remark |", f"| --- | --- |{' --- |' * len(heads)} --- |"]
+    for n in verdict.order:
+        cosines = [f"{one.percents[n]:.0f} %, " * bool(verdict.by_judge) + f"{one.cosines[n]:.2f}" for one in judges]
+        lines.append(f"| {n} | {verdict.percents[n]:.0f} % | {' | '.join(cosines)} | {verdict.reasons[n]} |")
+    named = "Judges" if verdict.by_judge else "Judge"
+    lines += ["", f"{named}: {verdict.judge}. Licence of the judge: {verdict.licence}."]
+    return "\n".join(lines) + "\n"
 
 
 # --- on one picture
@@ -220,8 +257,9 @@ def _rows(
     cells = []
     for number in numbers:
         value, why = verdict.percents[number], verdict.reasons[number]
-        bad = bool(why) or value < threshold
-        cells.append(Cell(images[number], f"{prefix}{number}: {why or f'{value:.0f} %'}", bad))
+        each = " / ".join(f"{one.percents[number]:.0f}" for one in verdict.by_judge) or f"{value:.0f}"
+        bad = bool(why) or not verdict.passes(number, threshold)
+        cells.append(Cell(images[number], f"{prefix}{number}: {why or f'{each} %'}", bad))
     return [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
 
 
@@ -236,6 +274,10 @@ def to_records(
     records = []
     for number, (value, cosine, why) in enumerate(zip(verdict.percents, verdict.cosines, verdict.reasons, strict=True)):
         measures = {"found": float(not why), "id": cosine, "percent": value}
+        if verdict.by_judge:
+            first, second = verdict.by_judge[:2]
+            measures |= {"percent": first.percents[number], "percent_second": second.percents[number]}
+            measures["id_second"] = second.cosines[number]
         text = prompts[number] if number < len(prompts) else ""
         record = Record(method, person, text, number, f"{method}/{number}", measures, why)
         if clip is not None:

@@ -37,12 +37,16 @@ MEASURES: dict[str, str] = {
     "rank1": "1 when the person is the nearest",
     "accept": "1 above the judge's threshold at a false-match rate of 1 in 1000",
     "percent": "percent of real photos' likeness",
+    "id_second": "id by the second judge",
+    "percent_second": "percent of real photos' likeness by the second judge",
+    "copy_second": "copy by the second judge",
     "id_conditioner": "id by the recogniser that conditioned or trained the method",
     "clip_t": "cosine of picture and prompt by CLIP",
     "attributes": "share of the prompt's attributes that were recognised",
     "obeys_pose": "1 when pose or expression is the one asked for",
     "keep_base": "likeness to the picture without identity, face left out",
     "copy": "1: the photo that was given, 0: as near to another photo of the person",
+    "copy_paste": "copy as multi-identity benchmarks count it: between the means of the given and the other photos",
     "face_ssim": "structural similarity to the nearest photo that was given; above 0.6 is a paste",
     "yaw": "degrees to the picture's right",
     "pitch": "degrees up",
@@ -132,7 +136,7 @@ def _number(text: str) -> float:
     """A measure; what is not defined is not written."""
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is no measure")
+        raise ValueError(f"{text} is not a measure")
     return value
 
 
@@ -333,6 +337,8 @@ _COLUMNS: dict[str, Callable[[_Row], str]] = {
     "id, other photos": _mean("id_other"),
     "id, given photos": _mean("id_ref"),
     "likeness": lambda row: number(row.mean("percent"), 1, 0, " %"),
+    "id, second judge": _mean("id_second"),
+    "likeness, second judge": lambda row: number(row.mean("percent_second"), 1, 0, " %"),
     "rank-1": _share("rank1"),
     "margin": _mean("margin"),
     "accepted at 1e-3": _share("accept"),
@@ -344,6 +350,8 @@ _COLUMNS: dict[str, Callable[[_Row], str]] = {
     "keep base": _mean("keep_base"),
     "copy": _mean("copy"),
     "Δ copy": lambda row: _change(row, "copy"),
+    "copy, second judge": _mean("copy_second"),
+    "copy-paste": _mean("copy_paste"),
     "pasted faces": _pasted,
     "pose spread": lambda row: _plain(pose_spread(row.records, row.method, row.reference)),
     "expression spread": lambda row: _plain(expr_spread(row.records, row.method, row.reference)),

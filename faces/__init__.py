@@ -12,7 +12,7 @@ from .face import Face
 from .identity import Combine, Identity, build_identity, combine
 from .keypoints import draw_keypoints
 from .onnx_session import Provider
-from .packs import load_facexlib, load_lbp, load_mtcnn, load_opencv, load_pack
+from .packs import load_dlib, load_facexlib, load_lbp, load_mtcnn, load_opencv, load_pack
 from .parsing import FaceParser, Part, load_parser, parse_face, part_mask
 from .photos import read_photo, to_photos
 from .recognition import FrozenRecogniser, load_recogniser_module
@@ -45,6 +45,7 @@ __all__ = [
     "expand_box",
     "ffhq_crop",
     "head_crop",
+    "load_dlib",
     "load_facexlib",
     "load_lbp",
     "load_mtcnn",

@@ -6,6 +6,7 @@ A matrix is always 2x3 and maps photo pixels to crop pixels, x before y, pixel c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
@@ -28,6 +29,7 @@ FFHQ_512 = np.array(  # xinntao/facexlib, 512 x 512
         (313.08905, 371.15118),
     ]
 )
+HALVING_GRID = 256  # pixels that are the same ones, however often a photo is halved
 FFHQ_GREY_RGB = (132.0, 133.0, 135.0)  # outside the photo; facexlib writes it as BGR (135, 133, 132)
 
 
@@ -196,9 +198,79 @@ def warp_nearest(labels: np.ndarray, matrix: np.ndarray, size: tuple[int, int], 
     return np.where(inside, found, np.asarray(fill, labels.dtype))
 
 
+@dataclass(frozen=True, eq=False)
+class Template:
+    """Where the five keypoints lie in the square crop a recogniser was trained on; black outside the photo.
+
+    `halves`: a photo in which the face is at least twice as large as in the crop is first halved, as often as that is
+    so, by the mean of 2 x 2 pixels. Only for recognisers that were trained so.
+    """
+
+    points: np.ndarray  # (5, 2)
+    size: int
+    halves: bool = False
+
+    def matrix(self, keypoints: np.ndarray) -> np.ndarray:
+        """The matrix (2, 3), photo to crop, for keypoints (5, 2)."""
+        return similarity_transform(keypoints, self.points)
+
+    def lies_inside(self, other: Template) -> bool:
+        """Whether this crop of a face shows nothing that the other crop of the same face does not."""
+        low, high = transform_points(
+            similarity_transform(self.points, other.points), np.array([(0.0, 0.0), (self.size - 1.0, self.size - 1.0)])
+        )
+        return bool(low.min() >= -0.5 and high.max() <= other.size - 0.5)
+
+    def crop(self, image: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+        """The crop (size, size, 3) uint8 of a photo (H, W, 3) uint8."""
+        matrix = self.matrix(keypoints)
+        if not self.halves or _scale(matrix) > 0.5:
+            return warp(image, matrix, (self.size, self.size))
+        rows, columns = _touched(matrix, (self.size, self.size), image.shape[:2])
+        top, left, bottom, right = (
+            at // HALVING_GRID * HALVING_GRID
+            for at in (rows.start, columns.start, rows.stop + HALVING_GRID, columns.stop + HALVING_GRID)
+        )
+        part = np.ascontiguousarray(image[top:bottom, left:right])
+        planes = torch.from_numpy(part).permute(2, 0, 1)[None].float()
+        points = np.asarray(keypoints, np.float64) - np.array([left, top])
+        crop = self.crops(planes, torch.from_numpy(points)[None])[0].permute(1, 2, 0).numpy()
+        return np.clip(np.rint(crop), 0, 255).astype(np.uint8)
+
+    def crops(self, images: torch.Tensor, keypoints: torch.Tensor) -> torch.Tensor:
+        """Crops (B, C, size, size) of images (B, C, H, W); gradients flow to the pictures, never to the keypoints.
+
+        `keypoints` (B, 5, 2) in pixels of these images. For losses on a recogniser's embedding.
+        """
+        size = (self.size, self.size)
+        matrices = [self.matrix(points) for points in keypoints.detach().double().cpu().numpy()]
+        if not self.halves or all(_scale(matrix) > 0.5 for matrix in matrices):
+            return warp_tensor(images, torch.from_numpy(np.stack(matrices)), size)
+        made = [_halved_warp(image[None], matrix, size) for image, matrix in zip(images, matrices, strict=True)]
+        return torch.cat(made)
+
+
+ARCFACE = Template(ARCFACE_112, 112)
+
+
+def _scale(matrix: np.ndarray) -> float:
+    """How many crop pixels a photo pixel becomes."""
+    return float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+
+
+def _halved_warp(image: torch.Tensor, matrix: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    """`warp_tensor` of one picture (1, C, H, W) that is halved while its scale is 1/2 or less."""
+    image, matrix = image.float(), matrix.copy()
+    while _scale(matrix) <= 0.5 and min(image.shape[-2:]) > 1:
+        image = F.avg_pool2d(image, 2)
+        # Pixel (x, y) of the half is (2x + 1/2, 2y + 1/2) of the whole.
+        matrix = np.column_stack([2 * matrix[:, :2], matrix[:, 2] + matrix[:, :2] @ np.array([0.5, 0.5])])
+    return warp_tensor(image, torch.from_numpy(matrix)[None], size)
+
+
 def arcface_crop(image: np.ndarray, keypoints: np.ndarray, size: int = 112) -> np.ndarray:
     """The upright crop (size, size, 3) of recognisers, black outside the photo (insightface `norm_crop`)."""
-    return warp(image, similarity_transform(keypoints, arcface_template(size)), (size, size))
+    return Template(arcface_template(size), size).crop(image, keypoints)
 
 
 def ffhq_crop(image_rgb: np.ndarray, keypoints: np.ndarray, size: int = 512) -> np.ndarray:
@@ -208,13 +280,8 @@ def ffhq_crop(image_rgb: np.ndarray, keypoints: np.ndarray, size: int = 512) -> 
 
 
 def differentiable_crop(images: torch.Tensor, keypoints: torch.Tensor, size: int = 112) -> torch.Tensor:
-    """ArcFace crops (B, C, size, size) of images (B, C, H, W); gradients flow to the pictures, never to the keypoints.
-
-    `keypoints` (B, 5, 2) in pixels of these images. For losses on a recogniser's embedding.
-    """
-    target = arcface_template(size)
-    matrices = [similarity_transform(points, target) for points in keypoints.detach().double().cpu().numpy()]
-    return warp_tensor(images, torch.from_numpy(np.stack(matrices)), (size, size))
+    """ArcFace crops (B, C, size, size) of images (B, C, H, W); see `Template.crops`."""
+    return Template(arcface_template(size), size).crops(images, keypoints)
 
 
 def landmark_matrix(box: np.ndarray, size: int, margin: float = 1.5, rotation: float = 0.0) -> np.ndarray:

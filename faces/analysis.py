@@ -43,7 +43,7 @@ class Search:
     threshold: float
 
     def explain(self, where: str = "the photo") -> str:
-        """One sentence for an artist whose photo shows no face to this detector."""
+        """One sentence for a user whose photo shows no face to this detector."""
         return (
             f"No face was found in {where}: tried {', '.join(self.tried)}; the best score seen was "
             f"{self.best_score:.2f} and {self.threshold:.2f} is needed. Use a clearer or less tightly cropped "

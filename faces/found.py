@@ -14,7 +14,7 @@ from .align import clip_box, head_crop
 from .analysis import FaceAnalysis
 from .face import Face
 from .identity import HEAD_FACTOR, HEAD_SIZE, OUTLIER_COSINE, Identity, build_identity
-from .keypoints import draw_keypoints
+from .keypoints import Canvas, Drawing
 from .select import Choice, order_faces
 from .similarity import cosine_similarity
 
@@ -269,34 +269,44 @@ def chosen_masks(found: FoundFaces) -> torch.Tensor:
     return masks
 
 
-def keypoint_pictures(found: FoundFaces, width: int = 0, height: int = 0) -> torch.Tensor:
-    """InstantID's keypoint picture of every chosen face: (m, height, width, 3), skipped photos left out.
+class Drawn(Enum):
+    """Whose keypoints of a photo are drawn."""
 
-    The photo is fitted into the canvas, centred and not stretched. A side of 0 follows the other one; both 0 take the
-    photo's size. Raises `LikenessError` for a face without keypoints.
+    CHOSEN = "the chosen face"
+    ALL = "all faces"
+
+
+def keypoint_drawings(
+    found: FoundFaces, canvas: Canvas, drawn: Drawn = Drawn.CHOSEN, stand_in: Identity | None = None
+) -> list[Drawing]:
+    """InstantID's keypoints of every photo. Where one has none to draw, those of `stand_in` are taken; without it, a
+    skipped photo is left out. Raises LikenessError for a face without keypoints, which has no stand-in.
     """
-    pictures = []
-    for number, (photo, face) in enumerate(zip(found.photos, found.chosen, strict=True)):
-        if face is None:
-            continue
-        if face.keypoints is None:
+    drawings = []
+    for number, (photo, chosen) in enumerate(zip(found.photos, found.chosen, strict=True)):
+        faces = [chosen] if chosen and drawn is Drawn.CHOSEN else found.all_faces[number]
+        points = [face.keypoints for face in faces if face.keypoints is not None]
+        size = (photo.shape[1], photo.shape[0])
+        if points:
+            drawings.append(Drawing.fitted(points, size, canvas))
+        elif stand_in is not None:
+            width, height = canvas.of(*size)
+            drawings.append(keypoints_of(stand_in, Canvas(width, height)))
+        elif chosen is not None:
             why = "it shows no face" if number in found.whole else f"{found.analysis_name} finds boxes only"
             raise LikenessError(
                 f"Photo {number + 1} has no keypoints to draw, because {why}: use a face analysis with keypoints, for "
                 "example buffalo_l or MTCNN, on a photo that shows a face."
             )
-        canvas = _canvas(photo, width, height)
-        extent = np.array(photo.shape[1::-1])  # width, height
-        scale = (canvas / extent).min()
-        points = face.keypoints * scale + (canvas - extent * scale) / 2
-        pictures.append(draw_keypoints([points], int(canvas[0]), int(canvas[1])))
-    return to_image_batch(pictures)
+    return drawings
 
 
-def _canvas(photo: np.ndarray, width: int, height: int) -> np.ndarray:
-    photo_height, photo_width = photo.shape[:2]
-    if width and not height:
-        height = max(1, round(width * photo_height / photo_width))
-    elif height and not width:
-        width = max(1, round(height * photo_width / photo_height))
-    return np.array([width or photo_width, height or photo_height])
+def keypoints_of(identity: Identity, canvas: Canvas) -> Drawing:
+    """InstantID's keypoints of an identity, those of its first photo."""
+    if not len(identity.keypoints):
+        raise LikenessError(
+            f"The identity {identity.name!r} has no keypoints to draw, because its detector gave none: make it with a "
+            "face analysis that does, for example buffalo_l, OpenCV or MTCNN."
+        )
+    height, width = identity.photo_sizes[0].tolist()
+    return Drawing.fitted([identity.keypoints[0].numpy()], (width, height), canvas)

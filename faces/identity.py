@@ -16,16 +16,26 @@ import torch
 from ..checks import all_finite, check_number
 from ..errors import LikenessError
 from ..storage import write_once
-from .align import arcface_crop, arcface_template, ffhq_crop, head_crop
+from .align import (
+    ARCFACE,
+    Template,
+    arcface_crop,
+    arcface_template,
+    ffhq_crop,
+    ffhq_template,
+    head_crop,
+    robust_similarity_transform,
+    transform_points,
+)
 from .face import Face
-from .similarity import cosine_similarity, mean_direction, unit
+from .similarity import ARCFACE_SAME, cosine_similarity, mean_direction, on_scale_of, unit
 
 if TYPE_CHECKING:
     from .analysis import Recogniser
 
 ALIGNED_SIZE, PORTRAIT_SIZE, HEAD_SIZE = 224, 512, 512
 HEAD_FACTOR = 2.0  # side of a head crop, in sides of the face box
-OUTLIER_COSINE = 0.25  # two photos of one person are rarely less alike, two persons rarely more (ArcFace)
+OUTLIER_COSINE = ARCFACE_SAME
 FILE_KIND, FILE_VERSION = "likeness.identity", 2
 ALSO = "embeddings."  # of a recogniser beside the first: tensors of this prefix and its name. Optional, since version 2
 NOTICE = (
@@ -112,8 +122,9 @@ class Identity:
     def seen_again(self, recogniser: Recogniser) -> Identity:
         """The same person with the embeddings of one more recogniser, made from the aligned crops.
 
-        The crops are the ArcFace crop at twice its size, so no detector is needed; embeddings differ from those of the
-        photo by what scaling a crop costs. LikenessError when there are no aligned crops.
+        The crops are the ArcFace crop at twice its size, or the portraits for a recogniser that sees more than that, so
+        no detector is needed; embeddings differ from those of the photo by what scaling a crop costs. LikenessError
+        when there are no aligned crops.
         """
         if recogniser.name in self.recognisers:
             return self
@@ -122,8 +133,15 @@ class Identity:
                 f"The identity '{self.name}' has no aligned face to be seen by {recogniser.name}, because its detector "
                 "gave no keypoints: make it with a face analysis that does, for example buffalo_l, OpenCV or MTCNN."
             )
-        points = arcface_template(ALIGNED_SIZE).astype(np.float32)
-        rows = [recogniser.embed(np.ascontiguousarray(crop), points) for crop in self.aligned.numpy()]
+        template: Template = getattr(recogniser, "template", ARCFACE)
+        if template.lies_inside(ARCFACE):
+            crops, points = self.aligned, [arcface_template(ALIGNED_SIZE)] * len(self)
+        else:
+            crops, points = self.portraits, [_in_portrait(own) for own in self.keypoints.numpy()]
+        rows = [
+            recogniser.embed(np.ascontiguousarray(crop), five.astype(np.float32))
+            for crop, five in zip(crops.numpy(), points, strict=True)
+        ]
         made = torch.from_numpy(np.stack(rows)).float()
         if not self.recogniser:
             return replace(self, recogniser=recogniser.name, embeddings=made)
@@ -201,7 +219,7 @@ class Identity:
                 "save the identity again."
             ) from None
         if metadata.get("format") != FILE_KIND:
-            raise LikenessError(f"The file {path.name!r} is no identity: choose one that Save Identity wrote.")
+            raise LikenessError(f"The file {path.name!r} is not an identity: choose one that Save Identity wrote.")
         damaged = LikenessError(f"The identity file {path.name!r} is damaged: save the identity again.")
         try:
             version = int(metadata.get("version", ""))
@@ -246,6 +264,11 @@ class Identity:
         return replace(self, also=also, kept=kept, **taken)
 
 
+def _in_portrait(keypoints: np.ndarray) -> np.ndarray:
+    """A face's keypoints (5, 2), of the photo, as they lie in its portrait crop."""
+    return transform_points(robust_similarity_transform(keypoints, ffhq_template(PORTRAIT_SIZE)), keypoints)
+
+
 def build_identity(
     photos: Sequence[np.ndarray],
     faces: Sequence[Face | None],
@@ -257,7 +280,7 @@ def build_identity(
 
     A photo whose embedding has a cosine below `outlier_threshold` to the photo that is most like all others is named
     in `outliers`, and left out if `leave_out`. Two photos that disagree are named and both kept, because nobody can
-    tell which one is meant. None for the threshold asks no questions.
+    tell which one is meant. None for the threshold asks no questions. It is given as for ArcFace (`on_scale_of`).
     """
     if outlier_threshold is not None:
         check_number(outlier_threshold, "The outlier threshold", -1, 1)
@@ -295,7 +318,8 @@ def build_identity(
     )
     if outlier_threshold is None or not identity.has_embeddings or len(identity) < 2:
         return identity
-    return _judge_outliers(identity, [number for number, _, _ in chosen], outlier_threshold, leave_out)
+    threshold = on_scale_of(recogniser, outlier_threshold)
+    return _judge_outliers(identity, [number for number, _, _ in chosen], threshold, leave_out)
 
 
 def _rows(key: str, arrays: Sequence[np.ndarray]) -> torch.Tensor:

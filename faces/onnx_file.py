@@ -88,9 +88,14 @@ class _Reader:
 
     def fields(self, data: memoryview) -> Iterator[tuple[int, Any]]:
         """(field number, value) of one message; a value is an int, or the bytes of a nested or fixed-size field."""
+        return ((number, value) for number, value, _ in self.parts(data))
+
+    def parts(self, data: memoryview) -> Iterator[tuple[int, Any, memoryview]]:
+        """Like `fields`, each with all its bytes: a message is its parts one after the other."""
         at = 0
         while at < len(data):
             self._count(1)
+            start = at
             key, at = _varint(data, at)
             number, wire = key >> 3, key & 7
             if wire == 0:
@@ -103,7 +108,7 @@ class _Reader:
                     raise ValueError("not a protocol-buffer message")
                 value = data[at : at + length]
                 at += length
-            yield number, value
+            yield number, value, data[start:at]
 
     def integers(self, value: int | memoryview) -> list[int]:
         """A repeated integer field, packed or not."""
@@ -214,6 +219,21 @@ class _Reader:
         free = {name: shape for name, shape in inputs.items() if name not in initializers}
         return Graph(nodes, free, outputs, initializers)
 
+    def tidy_graph(self, data: memoryview) -> bytes:
+        """A GraphProto without the inputs and initializers that none of its nodes reads, nor inputs it holds itself."""
+        graph = self.graph(data, weights=False)
+        read = {name for node in graph.nodes for name in node.inputs}
+        kept = {5: read | graph.outputs.keys(), 11: read - graph.initializers.keys()}
+
+        def name_of(number: int, value: memoryview) -> str:
+            return _text(next(v for n, v in self.fields(value) if n == (8 if number == 5 else 1)))
+
+        return b"".join(
+            whole
+            for number, value, whole in self.parts(data)
+            if number not in kept or name_of(number, value) in kept[number]
+        )
+
 
 def read_graph(path: Path | str, weights: bool = True) -> Graph:
     """The graph of an .onnx file; with `weights=False` initializers are named but empty, and nothing big is read."""
@@ -221,7 +241,7 @@ def read_graph(path: Path | str, weights: bool = True) -> Graph:
     reader = _Reader()
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
-            raise ValueError("it is no file")
+            raise ValueError("it is not a file")
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped when the last view of it is gone
         for number, value in reader.fields(memoryview(mapped)):
@@ -230,3 +250,34 @@ def read_graph(path: Path | str, weights: bool = True) -> Graph:
     except _DAMAGE as error:
         raise LikenessError(f"The file {path.name} cannot be read as ONNX ({error}): download it again.") from None
     raise LikenessError(f"The file {path.name} holds no ONNX graph: download it again.")
+
+
+def tidy_model(path: Path | str) -> bytes:
+    """The model without inputs and initializers that no node of its graph reads.
+
+    Quantised models may still list as inputs the weights that they now unpack themselves; onnxruntime asks for them.
+    """
+    path = Path(path)
+    reader = _Reader()
+    try:
+        model = memoryview(path.read_bytes())
+        return b"".join(
+            _field(7, reader.tidy_graph(value)) if number == 7 else bytes(whole)
+            for number, value, whole in reader.parts(model)
+        )
+    except _DAMAGE as error:
+        raise LikenessError(f"The file {path.name} cannot be read as ONNX ({error}): download it again.") from None
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A nested message as a part of another."""
+    return _written(number << 3 | 2) + _written(len(content)) + content
+
+
+def _written(value: int) -> bytes:
+    """A number as `_varint` reads it."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from enum import Enum
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import LikenessError
+from ..errors import LikenessError, logger
+from .onnx_file import tidy_model
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 class Provider(Enum):
-    """Where face models run. The processor is fast enough for single pictures and takes no graphics memory."""
+    """Where face models run. The CPU is fast enough for single pictures and takes no GPU memory."""
 
     AUTO = "auto"
     CPU = "CPU"
@@ -39,11 +39,11 @@ _AUTOMATIC = (Provider.CUDA, Provider.ROCM, Provider.DIRECTML, Provider.OPENVINO
 
 
 def provider_names(wanted: Provider, available: Sequence[str]) -> list[str]:
-    """onnxruntime's names for a choice, best first and the processor last; warns once when the choice is missing."""
+    """onnxruntime's names for a choice, best first and the CPU last; warns once when the choice is missing."""
     choices = _AUTOMATIC if wanted is Provider.AUTO else (wanted,)
     names = [name for choice in choices for name in _RUNTIME_NAMES[choice] if name in available]
     if not names and wanted is not Provider.AUTO:
-        _warn(f"onnxruntime has no {wanted.value} provider here (it has {', '.join(available)}): using the processor.")
+        _warn(f"onnxruntime has no {wanted.value} provider here (it has {', '.join(available)}): using the CPU.")
     return [*(name for name in names if name != _CPU), _CPU]
 
 
@@ -52,14 +52,17 @@ def _warn(text: str) -> None:
     log.warning(text)
 
 
-def open_session(path: Path | str, provider: Provider = Provider.AUTO) -> Any:
-    """An onnxruntime session of a file, shared by all who ask for the same file (unchanged) and provider."""
+def open_session(path: Path | str, provider: Provider = Provider.AUTO, tidy: bool = False) -> Any:
+    """An onnxruntime session of a file, shared by all who ask for the same file (unchanged) and provider.
+
+    `tidy` leaves out inputs that no node reads; see `tidy_model`.
+    """
     path = Path(path)
-    return _open(str(path.resolve()), path.stat().st_mtime_ns, provider)
+    return _open(str(path.resolve()), path.stat().st_mtime_ns, provider, tidy)
 
 
 @lru_cache(maxsize=16)
-def _open(path: str, _changed: int, provider: Provider) -> Any:
+def _open(path: str, _changed: int, provider: Provider, tidy: bool) -> Any:
     try:
         import onnxruntime
     except ImportError:
@@ -68,8 +71,9 @@ def _open(path: str, _changed: int, provider: Provider) -> Any:
             "pip install onnxruntime, or choose another face analysis."
         ) from None
     names = provider_names(provider, onnxruntime.get_available_providers())
+    model = tidy_model(path) if tidy else path
     try:
-        session = onnxruntime.InferenceSession(path, providers=names)
+        session = onnxruntime.InferenceSession(model, providers=names)
     except Exception as error:
         raise LikenessError(
             f"The face model {Path(path).name} cannot be opened by onnxruntime ({str(error)[:200]}): download it again."

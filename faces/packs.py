@@ -25,6 +25,8 @@ from .recognition import TorchRecogniser, has_own_normalisation, load_recogniser
 from .retinaface import RetinaFaceDetector
 from .scrfd import LAYOUTS, Scrfd
 
+SFACE = "sface"
+YUNET_LICENCE = "YuNet: MIT"
 AURAFACE_LICENCE = "AuraFace: Apache-2.0 as labelled by fal, but its detector file carries InsightFace's name"
 
 # Files of the packs this project's adapters were trained with, for the sentence about what is missing.
@@ -177,31 +179,42 @@ class YuNet:
         return sorted(found, key=lambda detection: -detection.score)
 
 
-@dataclass(frozen=True)
-class SFace:
-    """OpenCV's 128-number recogniser (Apache-2.0). For measuring likeness; no adapter was trained on it."""
+def load_opencv(yunet: Path | str, sface: Path | str | None = None, provider: Provider = Provider.AUTO) -> FaceAnalysis:
+    """YuNet, and SFace if given, from OpenCV's model zoo: free for commercial use, in 32 or 8 bits.
 
-    model: np.ndarray
-    name: str = "sface"
-
-    @cached_property
-    def _network(self) -> Any:
-        return opencv().FaceRecognizerSF.create("onnx", self.model, np.zeros(0, np.uint8))
-
-    def embed(self, image_rgb: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-        """See `Recogniser.embed`."""
-        crop = np.ascontiguousarray(arcface_crop(image_rgb, keypoints)[..., ::-1])
-        return self._network.feature(crop).reshape(-1).copy()
-
-
-def load_opencv(yunet: Path | str, sface: Path | str | None = None) -> FaceAnalysis:
-    """YuNet, and SFace if given, from OpenCV's model zoo: free for commercial use."""
+    SFace runs in onnxruntime: OpenCV 5 crashes on the 8-bit file. No adapter was trained on it.
+    """
+    opencv()  # to say now what is missing
     return FaceAnalysis(
         name="YuNet + SFace" if sface else "YuNet",
         detector=YuNet(_model_bytes(Path(yunet))),
-        recogniser=SFace(_model_bytes(Path(sface))) if sface else None,
-        licence="YuNet: MIT; SFace: Apache-2.0" if sface else "YuNet: MIT",
+        recogniser=_sface(Path(sface), provider) if sface else None,
+        licence=f"{YUNET_LICENCE}; SFace: Apache-2.0" if sface else YUNET_LICENCE,
         commercial=True,
+    )
+
+
+def _sface(path: Path, provider: Provider) -> ArcFaceOnnx:
+    if not path.is_file():
+        raise LikenessError(f"The face model {path.name} is missing: put it into {path.parent}.")
+    return ArcFaceOnnx(open_session(path, provider, tidy=True), SFACE, mean=0.0, std=1.0)
+
+
+# --- dlib's recogniser
+
+
+def load_dlib(recogniser: Path | str, yunet: Path | str | None = None) -> FaceAnalysis:
+    """dlib's recogniser with YuNet, or with MTCNN where there is no YuNet: torch alone, without dlib.
+
+    Its author has released it into the public domain. Losses may look through it.
+    """
+    eyes = load_mtcnn() if yunet is None else load_opencv(yunet)
+    return FaceAnalysis(
+        name=f"{eyes.name} + dlib",
+        detector=eyes.detector,
+        recogniser=TorchRecogniser(load_recogniser_module(recogniser)),
+        licence=f"{eyes.licence}; dlib's recogniser: CC0-1.0, public domain",
+        commercial=eyes.commercial,
     )
 
 

@@ -343,7 +343,7 @@ def load_parser(path: Path | str, device: torch.device | str = "cpu") -> FacePar
         network, licence = parsenet(weights), "PSFR-GAN: CC BY-NC-SA 4.0, non-commercial"
     else:
         raise LikenessError(
-            f"The file {Path(path).name} is no face parser: choose parsing_bisenet.pth or parsing_parsenet.pth."
+            f"The file {Path(path).name} is not a face parser: choose parsing_bisenet.pth or parsing_parsenet.pth."
         )
     if len(network.ORDER) != network_classes(network):
         raise LikenessError(f"The face parser {Path(path).name} knows {network_classes(network)} parts, not 19.")

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import stat
 import warnings
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from ..errors import LikenessError
+from ..errors import LikenessError, logger
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 GREY = 0.5  # behind transparent pixels
 _SUFFIXES = "png apng jpg jpeg jpe jfif mpo webp bmp tif tiff gif avif heic heif hif"
 PICTURE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
@@ -75,6 +75,7 @@ class PhotoFile:
     rgb: np.ndarray  # (H, W, 3) uint8, transparent parts on mid grey, at most `MOST_PIXELS`
     alpha: np.ndarray | None  # (H, W) uint8, 255 where the picture is opaque; None where nothing is transparent
     is_animated: bool = False  # it has further frames or pages, which nobody sees
+    taken: datetime | None = None  # when, by the camera's clock
 
 
 def read_photo(path: Path) -> np.ndarray:
@@ -109,7 +110,7 @@ def read_photo_file(path: Path) -> PhotoFile:
             if picture.width * picture.height > LARGEST_FILE:
                 raise _too_large(name)
             is_animated = _is_animated(picture)
-            return replace(_decoded(picture, name), is_animated=is_animated)
+            return replace(_decoded(picture, name), is_animated=is_animated, taken=_taken(picture))
     except LikenessError:
         raise
     except FileNotFoundError as error:
@@ -197,6 +198,17 @@ def _is_animated(picture: Image) -> bool:
         return picture.format in _ANIMATED and bool(getattr(picture, "is_animated", False))
     except Exception:  # a damaged second frame costs nothing
         return False
+
+
+_EXIF, _TAKEN = 0x8769, 0x9003  # the part of EXIF that holds the time of the picture, and its tag
+
+
+def _taken(picture: Image) -> datetime | None:
+    """When the camera says that it took the picture; None where it says nothing that can be read."""
+    try:
+        return datetime.strptime(str(picture.getexif().get_ifd(_EXIF).get(_TAKEN, "")).strip(), "%Y:%m:%d %H:%M:%S")
+    except Exception:  # damaged EXIF raises whatever it is stumbled over
+        return None
 
 
 def _decoded(picture: Image, name: str) -> PhotoFile:

@@ -10,13 +10,16 @@ import torch
 from torch import nn
 
 from ..errors import LikenessError
-from .align import arcface_crop
+from .align import ARCFACE, Template
+from .dlib_centre import CENTRE
+from .dlib_resnet import CHIP, Centred, dlib_resnet
 from .ir_se50 import ir_se, is_ir_se
 from .iresnet import iresnet, is_iresnet
 from .onnx_file import Graph, read_graph
 from .onnx_iresnet import onnx_iresnet
 from .weights import read_weights
 
+DLIB = "dlib"
 _RECOGNISER_OF_FILE = {"w600k_r50": "buffalo_l", "glintr100": "antelopev2"}
 
 
@@ -41,16 +44,17 @@ def has_own_normalisation(graph: Graph) -> bool:
 class FrozenRecogniser(nn.Module):
     """A recogniser that only ever measures.
 
-    Crops (B, 3, 112, 112), RGB -1..1, on the ArcFace template (`differentiable_crop`) to embeddings (B, D). It has no
-    trainable parameter, stays in evaluation mode whatever `train()` says, and computes in float32 under autocast;
-    gradients reach the crops.
+    Crops (B, 3, side, side), RGB -1..1, on its template (ArcFace's 112 pixels, where nothing else is said) to
+    embeddings (B, D). It has no trainable parameter, stays in evaluation mode whatever `train()` says, and computes in
+    float32 under autocast; gradients reach the crops.
     """
 
-    def __init__(self, network: nn.Module, name: str, normalises: bool = False):
+    def __init__(self, network: nn.Module, name: str, normalises: bool = False, template: Template = ARCFACE):
         super().__init__()
         self.network = network.float().requires_grad_(False)
         self.name = name
         self.normalises = normalises  # the network wants 0..255
+        self.template = template
         self.train(False)
 
     def train(self, mode: bool = True) -> FrozenRecogniser:
@@ -63,8 +67,10 @@ class FrozenRecogniser(nn.Module):
 
 
 def load_recogniser_module(path: Path | str) -> FrozenRecogniser:
-    """A differentiable recogniser from an iresnet's .onnx file, or from .pth / .safetensors of iresnet or IR-SE50."""
+    """A differentiable recogniser: an iresnet (.onnx, .pth, .safetensors), IR-SE50 (.pth), or dlib's (.dat)."""
     path = Path(path)
+    if path.suffix.lower() == ".dat":
+        return _dlib(path)
     if path.suffix.lower() == ".onnx":
         if not path.is_file():
             raise LikenessError(f"The recogniser {path.name} is missing: put it into {path.parent}.")
@@ -76,8 +82,20 @@ def load_recogniser_module(path: Path | str) -> FrozenRecogniser:
     if is_ir_se(weights):
         return FrozenRecogniser(ir_se(weights), "ir_se50")
     raise LikenessError(
-        f"The file {path.name} is no face recogniser: choose an iresnet (.onnx, .pth) or IR-SE50 weights (.pth)."
+        f"The file {path.name} is not a face recogniser: choose an iresnet (.onnx, .pth), IR-SE50 weights (.pth) or "
+        "dlib's (.dat)."
     )
+
+
+def _dlib(path: Path) -> FrozenRecogniser:
+    network = dlib_resnet(path)
+    outputs = network.fc.out_features
+    if outputs != len(CENTRE):
+        raise LikenessError(
+            f"The recogniser {path.name} gives {outputs} numbers, and dlib's gives {len(CENTRE)}: choose "
+            "dlib_face_recognition_resnet_model_v1.dat."
+        )
+    return FrozenRecogniser(Centred(network, CENTRE), DLIB, normalises=True, template=CHIP)
 
 
 @dataclass(frozen=True)
@@ -90,9 +108,22 @@ class TorchRecogniser:
     def name(self) -> str:
         return self.module.name
 
+    @property
+    def template(self) -> Template:
+        """Which part of a photo it sees."""
+        return self.module.template
+
     @torch.no_grad()
     def embed(self, image_rgb: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
         """See `Recogniser.embed`."""
-        crop = torch.from_numpy(arcface_crop(image_rgb, keypoints)).permute(2, 0, 1)[None].float()
-        crop = crop.to(next(self.module.buffers()).device)
+        crop = torch.from_numpy(self.template.crop(image_rgb, keypoints)).permute(2, 0, 1)[None].float()
+        crop = crop.to(_device(self.module))
         return self.module(crop / 127.5 - 1)[0].cpu().numpy()
+
+    def measure(self, pictures: torch.Tensor, keypoints: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, D) of the faces with these keypoints (B, 5, 2) in pictures (B, 3, H, W) 0..1, for losses."""
+        return self.module((self.template.crops(pictures, keypoints) - 0.5) / 0.5)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(tensor.device for tensor in (*module.buffers(), *module.parameters()))

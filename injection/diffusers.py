@@ -1,6 +1,7 @@
 """The diffusers binding: identities enter a UNet2DConditionModel through attention processors.
 
-`inject` and `eject` are a pair. The mathematics is that of `attention`, the same as in ComfyUI.
+`inject` and `eject` are a pair; `control_residuals` is what a ControlNet with a context of its own adds. The
+mathematics is that of `attention` and `control`, the same as in ComfyUI.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.effects import AttentionTerm
+from ..adapters.effects import AttentionTerm, ControlContext
 from ..adapters.ip_adapter.adapter import IPAdapter
 from ..weights.lora import merged
 from .attention import SiteTerm, add_identity, attend
+from .control import open_at_step, residual_mask
 from .masks import resize_mask
 from .plan import Role, check_fit, fit_rows, placed, project
 from .sites import AttentionSite, diffusers_layers, sites_of_diffusers_unet
@@ -151,6 +153,48 @@ def inject(
     injected = InjectedUNet(unet, injections, roles, live)
     injected.attach()
     return injected
+
+
+def control_residuals(
+    net: Any,
+    control: ControlContext,
+    sample: Tensor,
+    timestep: Tensor | float,
+    picture: Tensor,
+    *,
+    step: int,
+    steps: int,
+    roles: Sequence[Role] = (Role.UNCOND, Role.COND),
+    **given: Any,
+) -> tuple[list[Tensor], Tensor] | None:
+    """What a diffusers ControlNet that reads the effect's tokens adds to a UNet: its down and mid residuals.
+
+    sample: (chunks·images, 4, h, w), one chunk per role; picture: (1 | images, 3, H, W) in 0..1. None outside the
+    window. Sums of the residuals of several nets are the caller's affair, as is what else the net is `given`.
+    """
+    if control.why_never is not None or not open_at_step(control.scope, step, steps):
+        return None
+    images = len(sample) // len(roles)
+    halves = {Role.COND: control.tokens.cond, Role.UNCOND: control.tokens.uncond}
+    context = torch.cat([fit_rows(halves[role], images) for role in roles]).to(sample)
+    hint = torch.cat([fit_rows(picture, images)] * len(roles)).to(sample)
+    down, middle = net(
+        sample,
+        timestep,
+        encoder_hidden_states=context,
+        controlnet_cond=hint,
+        conditioning_scale=control.strength,
+        return_dict=False,
+        **given,
+    )
+    *down, middle = (_within(control, residual, images, len(roles)) for residual in (*down, middle))
+    return down, middle
+
+
+def _within(control: ControlContext, residual: Tensor, images: int, chunks: int) -> Tensor:
+    height, width = residual.shape[-2:]
+    mask = residual_mask(control.scope, (height, width), images, chunks)
+    return residual if mask is None else residual * mask.to(residual)
 
 
 def merged_lora(unet: nn.Module, adapter: IPAdapter, strength: float):

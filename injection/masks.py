@@ -1,14 +1,11 @@
-"""Where in the picture an identity acts: an artist's mask, brought to the token grid of an attention site.
+"""Where in the image an identity acts: a user's mask, brought to the token grid of an attention site.
 
-The grid of a site is known exactly from the host (`activations_shape`); the functions that guess it from the number of
-tokens, as diffusers 0.42.1 and cubiq/ComfyUI_IPAdapter_plus@9d076a3 do, are kept for hosts that do not tell, and to
-reproduce those packs. Such a guess is wrong for some 6 % of all picture sizes.
+The grid of a site is known exactly from the host (`activations_shape`). Guessing it from the number of tokens, as
+diffusers 0.42.1 and cubiq/ComfyUI_IPAdapter_plus@9d076a3 do, is wrong for some 6 % of all image sizes.
 """
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Sequence
 from functools import cache, lru_cache
 
@@ -17,36 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..adapters.effects import MaskResize
-from ..errors import LikenessError
+from ..errors import logger
 
-log = logging.getLogger("likeness")
+log = logger("likeness")
 
 _ASPECT_TOLERANCE = 0.02  # a mask may be this much wider or narrower than the picture without a word
-_LATENT_PIXELS = 8  # a latent of SD1.5 or SDXL covers 8 x 8 pixels
-
-
-def as_mask(mask: Tensor) -> Tensor:
-    """A ComfyUI MASK as (m, H, W) in 0..1, float32; (H, W) and (m, 1, H, W) are understood.
-
-    Raises LikenessError for an empty mask or one with NaN.
-    """
-    if mask.ndim == 2:
-        mask = mask.unsqueeze(0)
-    if mask.ndim == 4 and mask.shape[1] == 1:
-        mask = mask.squeeze(1)
-    if mask.ndim != 3:
-        raise LikenessError(f"the mask has shape {tuple(mask.shape)}: connect a MASK of shape (count, height, width).")
-    if mask.numel() == 0:
-        raise LikenessError(f"the mask is empty, its shape is {tuple(mask.shape)}: connect one with at least a pixel.")
-    mask = mask.float()
-    if mask.isnan().any():
-        raise LikenessError("the mask holds NaN: check the node that makes it.")
-    return mask.clamp(0.0, 1.0)
-
-
-def is_empty(mask: Tensor) -> bool:
-    """Whether a mask lets nothing through. Reads the tensor: for set-up, not for a sampling step."""
-    return not bool((mask > 0).any())
+LATENT_PIXELS = 8  # a latent of SD1.5 or SDXL covers 8 x 8 pixels
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int], how: MaskResize = MaskResize.AREA) -> Tensor:
@@ -54,25 +27,11 @@ def resize_mask(mask: Tensor, size: tuple[int, int], how: MaskResize = MaskResiz
     wide = mask.float().unsqueeze(1)
     if how is MaskResize.AREA:
         resized = F.adaptive_avg_pool2d(wide, size)
+    elif how is MaskResize.NEAREST:
+        resized = F.interpolate(wide, size=size, mode=how.value)
     else:
         resized = F.interpolate(wide, size=size, mode=how.value, align_corners=False)
     return resized.squeeze(1).to(mask.dtype)
-
-
-def fit_batch(mask: Tensor, count: int) -> Tensor:
-    """One mask per picture, (count, H, W): missing ones repeat the last, spare ones are left out; the log says so.
-
-    A single mask serves every picture without a word.
-    """
-    given = len(mask)
-    if given == count:
-        return mask
-    if given > count:
-        log.info("%d masks for a batch of %d pictures: the last %d are not used.", given, count, given - count)
-        return mask[:count]
-    if given > 1:
-        log.info("%d masks for a batch of %d pictures: the last one is used for the rest.", given, count)
-    return torch.cat([mask, mask[-1:].expand(count - given, -1, -1)])
 
 
 def combined(mask: Tensor | None, other: Tensor | None) -> Tensor | None:
@@ -131,7 +90,7 @@ def warn_aspect(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> Non
 
 @lru_cache(maxsize=256)
 def _warn_once(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> None:
-    height, width = (side * _LATENT_PIXELS for side in latent_size)
+    height, width = (side * LATENT_PIXELS for side in latent_size)
     log.warning(
         "The mask is %d x %d but the picture %d x %d (width x height), so the mask is stretched: "
         "draw it in the picture's proportions.",
@@ -142,7 +101,7 @@ def _warn_once(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> None
 def warn_larger(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> None:
     """One warning per size of mask when it is larger than the picture: it may be meant for a picture of which this is a
     tile. Sizes are (height, width)."""
-    height, width = (side * _LATENT_PIXELS for side in latent_size)
+    height, width = (side * LATENT_PIXELS for side in latent_size)
     if mask_size[0] > height and mask_size[1] > width:
         _warn_larger_once(mask_size, (height, width))
 
@@ -169,42 +128,3 @@ def warn_tile() -> None:
         "Another node cuts the picture into tiles while sampling and does not say where they lie, so each tile gets "
         "the whole mask of the identity: see 'Masks with tiles and detailers' in docs/troubleshooting.md."
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Guessing the grid
-
-
-def guess_grid(latent_height: int, latent_width: int, tokens: int) -> tuple[int, int]:
-    """(h, w) of a site with so many tokens, from the latent's proportions, as ComfyUI_IPAdapter_plus guesses it.
-
-    Right when both sides of the latent are multiples of 8; h · w may differ from `tokens` otherwise.
-    """
-    return _near_grid(latent_height / math.sqrt(latent_height * latent_width / tokens), tokens)
-
-
-def guess_grid_from_mask(mask_height: int, mask_width: int, tokens: int) -> tuple[int, int]:
-    """(h, w) of a site with so many tokens, from the mask's own proportions, as diffusers guesses it."""
-    return _near_grid(math.sqrt(tokens / (mask_width / mask_height)), tokens)
-
-
-def _near_grid(height: float, tokens: int) -> tuple[int, int]:
-    rows = max(int(height), 1)
-    rows += tokens % rows != 0
-    return rows, max(tokens // rows, 1)
-
-
-def tokens_centred(mask: Tensor, tokens: int) -> Tensor:
-    """(m, h, w) -> (m, tokens): zeros on both sides, or both ends cut (ComfyUI_IPAdapter_plus)."""
-    flat = mask.flatten(1)
-    missing = tokens - flat.shape[1]
-    if missing >= 0:
-        return F.pad(flat, (missing // 2, missing - missing // 2))
-    start = -missing // 2
-    return flat[:, start : start + tokens]
-
-
-def tokens_from_start(mask: Tensor, tokens: int) -> Tensor:
-    """(m, h, w) -> (m, tokens): zeros behind, or the end cut (diffusers)."""
-    flat = mask.flatten(1)
-    return F.pad(flat, (0, tokens - flat.shape[1])) if flat.shape[1] < tokens else flat[:, :tokens]

@@ -134,6 +134,11 @@ def fit_rows(t: Tensor, pictures: int) -> Tensor:
     return torch.cat([t, t[-1:].expand(pictures - rows, *t.shape[1:])])
 
 
+def take_rows(t: Tensor, rows: Sequence[int] | None) -> Tensor:
+    """These rows of a batch, None for all; a single one serves all, and the last stands in for those missing."""
+    return t if rows is None or t.shape[0] == 1 else t[[min(row, t.shape[0] - 1) for row in rows]]
+
+
 class Fitting(Protocol):
     """What tells whether an adapter fits a model."""
 

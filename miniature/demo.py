@@ -52,7 +52,7 @@ def subject_of(world: World, folder: Path) -> Subject:
     The photos that are given are also those that judge: there are no others.
     """
     if not folder.is_dir():
-        raise LikenessError(f"'{folder}' is no folder: name one with photos of one person.")
+        raise LikenessError(f"'{folder}' is not a folder: name one with photos of one person.")
     found = photos_among([folder])
     for sentence in found.not_used:
         print(f"not used: {sentence}")

@@ -32,7 +32,9 @@ def must_be_safe(url: str, *, loopback: bool) -> None:
         parts = urllib.parse.urlsplit(url)
         host = parts.hostname
     except ValueError as error:
-        raise LikenessError(f"The address {url!r} is no address ({error}): nothing was fetched from it.") from error
+        raise LikenessError(
+            f"The address {url!r} is not a valid address ({error}): nothing was fetched from it."
+        ) from error
     if parts.scheme != "https" and not (loopback and parts.scheme == "http" and host in LOOPBACK):
         raise LikenessError(f"The address {url!r} is not https: nothing was fetched from it.")
 
@@ -67,7 +69,9 @@ def token() -> str:
     """The user's access token for the hub, or ''. Raises LikenessError for one that cannot be sent."""
     given = (os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or "").strip()
     if given and not re.fullmatch(r"[!-~]+", given):
-        raise LikenessError("The environment variable HF_TOKEN is no access token: copy it again from the hub's page.")
+        raise LikenessError(
+            "The environment variable HF_TOKEN is not an access token: copy it again from the hub's page."
+        )
     if given or os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").lower() in _YES:
         return given
     stored = os.environ.get("HF_TOKEN_PATH")

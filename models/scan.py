@@ -7,14 +7,15 @@ for without end, and links may be broken or lead back to where they lie.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-log = logging.getLogger("likeness")
+from ..errors import logger
+
+log = logger("likeness")
 
 _DEEPEST = 40  # levels below a folder
 _ROUTES = 4  # by which one folder is listed: links that cross each other multiply without end

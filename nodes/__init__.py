@@ -1,4 +1,4 @@
-"""What an artist sees. Imported by the host only, because node classes derive from the host's."""
+"""What a user sees. Imported by the host only, because node classes derive from the host's."""
 
 from __future__ import annotations
 
@@ -16,14 +16,29 @@ class LikenessExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .. import models_download
-        from . import adapters, dataset, evaluation, faces, ipadapter_plus, miniature, references, training
+        from . import (
+            adapters,
+            control,
+            dataset,
+            evaluation,
+            faces,
+            ipadapter_plus,
+            keypoints,
+            miniature,
+            references,
+            storymaker,
+            training,
+        )
         from .inputs import checked
 
         models_download.register_folders()
         nodes = [
             *faces.NODES,
+            *keypoints.NODES,
             *adapters.NODES,
+            *control.NODES,
             *references.NODES,
+            *storymaker.NODES,
             *ipadapter_plus.NODES,
             *dataset.NODES,
             *training.NODES,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -10,9 +9,10 @@ import torch
 from comfy_api.latest import io
 
 from ..errors import LikenessError, logger
+from .adapter_files import adapter_choices, find_adapter, folder_of
 from .choices import finite, must_exist, named
 from .node import Node
-from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema
+from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema, share_of_sampling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,54 +25,44 @@ if TYPE_CHECKING:
 log = logger("likeness")
 
 CATEGORY = "likeness/adapters"
-NO_FILES = "(no file in models/ipadapter)"
-MINIATURE = "miniature FaceID (in this pack)"
+BY_CONTENT = "by content"
 _PLUS_VERSIONS = {"by file name": None, "1": 1, "2": 2}
 
 
-def find_adapter(choice: str) -> Path:
-    """The file of this choice; LikenessError that says how to get it when it is not there."""
-    if choice == NO_FILES:
-        raise LikenessError(
-            "There is no adapter in models/ipadapter: get one with `likeness models get "
-            "ip-adapter-faceid_sd15.bin`, or put one there and reload the page."
-        )
-    if choice != MINIATURE:
-        from ..models_download import find_file
+def _title(choice: str) -> str | None:
+    """The system of a choice, None for the one that the content tells. LikenessError for what is no choice."""
+    from ..adapters import SYSTEMS
 
-        return find_file("ipadapter", choice)
-    from ..miniature.models.weights import ADAPTER_FILE
-
-    if not ADAPTER_FILE.is_file():
-        raise LikenessError(
-            "The adapter of the miniature world is missing: restore the folder miniature/weights from the "
-            "repository, or retrain it with `python -m likeness.miniature.train`."
-        )
-    return ADAPTER_FILE
+    titles = [kind.title for kind in SYSTEMS]
+    if choice not in (BY_CONTENT, *titles):
+        raise LikenessError(f"The system {choice!r} does not exist: choose one of {', '.join([BY_CONTENT, *titles])}.")
+    return None if choice == BY_CONTENT else choice
 
 
-@must_exist(adapter_file=find_adapter)
+@must_exist(adapter_file=find_adapter)  # alone: the host says the sentence once for every input named here
 class LoadIdentityAdapter(Node):
-    """A file of `models/ipadapter` as a LIKENESS_ADAPTER."""
+    """A file of `models/ipadapter`, or of another system's folder, as a LIKENESS_ADAPTER."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from ..models_download import list_files
+        from ..adapters import SYSTEMS
 
         return schema(
             node_id="LikenessLoadIdentityAdapter",
             display_name="Load Identity Adapter",
             category=CATEGORY,
-            description="Loads any IP-Adapter file, FaceID variants included. What it is, and which base model it was "
-            "made for, is read from the file itself, so it may have any name.",
-            search_aliases=["IPAdapter Model Loader", "FaceID", "IP-Adapter"],
+            description="Loads an identity adapter: any IP-Adapter file, FaceID variants included, or that of another "
+            "system. What it is, and which base model it was made for, is read from the file itself, so it may have "
+            "any name.",
+            search_aliases=["IPAdapter Model Loader", "FaceID", "IP-Adapter", "InstantID", "StoryMaker"],
             inputs=[
                 io.Combo.Input(
                     "adapter_file",
-                    options=[*(list_files("ipadapter") or [NO_FILES]), MINIATURE],
-                    tooltip="A file in models/ipadapter (or a folder that extra_model_paths.yaml adds), .safetensors "
-                    "or .bin. FaceID files bring their own LoRA; no second file is needed. The last choice is for "
-                    "Load Miniature and needs no download.",
+                    options=adapter_choices(),
+                    tooltip="A file in models/ipadapter, or in a system's own folder such as models/instantid, "
+                    ".safetensors or .bin; folders that extra_model_paths.yaml adds count. FaceID and "
+                    "StoryMaker files bring their own LoRA; no second file is needed. The last choice is for Load "
+                    "Miniature and needs no download.",
                 ),
                 advanced(
                     io.Combo.Input(
@@ -82,21 +72,33 @@ class LoadIdentityAdapter(Node):
                         tooltip="Only for FaceID-Plus, whose versions 1 and 2 cannot be told apart by their content.",
                     )
                 ),
+                advanced(
+                    io.Combo.Input(
+                        "system",
+                        options=[BY_CONTENT, *(kind.title for kind in SYSTEMS)],
+                        default=BY_CONTENT,
+                        optional=True,
+                        tooltip="Only for files that can be of two systems: InstantID's adapter and FaceID Portrait "
+                        "(raw embedding) have the same content. By content also minds the file's name and folder.",
+                    )
+                ),
             ],
             outputs=[AdapterSocket.Output(display_name="adapter", tooltip="For Apply Identity.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, adapter_file: str | None, plus_version: str = "by file name") -> Any:
+    def fingerprint_inputs(
+        cls, adapter_file: str | None, plus_version: str = "by file name", system: str = BY_CONTENT
+    ) -> Any:
         """The file's time and size, so that a file replaced on disk is read again."""
         try:
             stat = find_adapter(named(adapter_file, "adapter_file")).stat()
         except (LikenessError, OSError):
-            return (adapter_file, plus_version)
-        return (adapter_file, plus_version, stat.st_mtime_ns, stat.st_size)
+            return (adapter_file, plus_version, system)
+        return (adapter_file, plus_version, system, stat.st_mtime_ns, stat.st_size)
 
     @classmethod
-    def execute(cls, adapter_file: str, plus_version: str = "by file name") -> io.NodeOutput:
+    def execute(cls, adapter_file: str, plus_version: str = "by file name", system: str = BY_CONTENT) -> io.NodeOutput:
         """Read the file and put its weights into the care of the memory manager."""
         from ..adapters import load
         from ..injection.comfy import ManagedAdapter
@@ -104,7 +106,7 @@ class LoadIdentityAdapter(Node):
         if plus_version not in _PLUS_VERSIONS:
             raise LikenessError(f"The plus version {plus_version!r} does not exist: choose one from the list.")
         path = find_adapter(named(adapter_file, "adapter_file"))
-        adapter = load(path, _PLUS_VERSIONS[plus_version])
+        adapter = load(path, _PLUS_VERSIONS[plus_version], _title(named(system, "system")), folder_of(adapter_file))
         log.info("[likeness] %s: %s for %s", adapter_file, adapter.title, adapter.needs.base.title)
         return io.NodeOutput(ManagedAdapter(adapter))
 
@@ -131,24 +133,19 @@ class ApplyIdentity(Node):
                     max=5.0,
                     step=0.05,
                     display_name="strength",
-                    tooltip="1 is the official default; 0.5 to 0.8 leaves more to the prompt; 0 is exactly off.",
+                    tooltip="1 is the official default (StoryMaker: 0.8); 0.5 to 0.8 leaves more to the prompt; 0 is "
+                    "exactly off.",
                 ),
-                io.Float.Input(
+                share_of_sampling(
                     "start_at",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="Share of the sampling after which the identity enters; a later start keeps the layout of "
+                    0.0,
+                    "Share of the sampling after which the identity enters; a later start keeps the layout of "
                     "the prompt.",
                 ),
-                io.Float.Input(
+                share_of_sampling(
                     "end_at",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="Share of the sampling after which the identity leaves.",
+                    1.0,
+                    "Share of the sampling after which the identity leaves.",
                 ),
                 io.Float.Input(
                     "lora_strength",
@@ -156,8 +153,9 @@ class ApplyIdentity(Node):
                     min=0.0,
                     max=1.5,
                     step=0.05,
-                    tooltip="FaceID files bring a LoRA that changes the MODEL itself. 1.0 is official, 0.6 keeps more "
-                    "of the checkpoint's style, 0 leaves it out. Other files ignore this.",
+                    tooltip="FaceID and StoryMaker files bring a LoRA that changes the MODEL itself. 1.0 is official "
+                    "for FaceID, 0.8 for StoryMaker; 0.6 keeps more of the checkpoint's style, 0 leaves it out. Other "
+                    "files ignore this.",
                 ),
                 IdentitySocket.Input(
                     "identity",
@@ -176,7 +174,9 @@ class ApplyIdentity(Node):
                     tooltip="Where in the picture the person may appear; any size, soft edges allowed. A batch of "
                     "masks goes with a batch of pictures.",
                 ),
-                OptionsSocket.Input("options", optional=True, tooltip="From IP-Adapter Options."),
+                OptionsSocket.Input(
+                    "options", optional=True, tooltip="From IP-Adapter Options, or StoryMaker Character."
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The MODEL that knows the person."),
@@ -201,8 +201,8 @@ class ApplyIdentity(Node):
         """Check, encode once, and hand over to the injection."""
         from ..adapters.effects import Scope
         from ..adapters.system import Request
+        from ..checks import as_mask
         from ..injection import comfy as binding
-        from ..injection.masks import as_mask
         from ..injection.plan import check_fit
         from .adapter_socket import as_managed
         from .references import Options
@@ -211,7 +211,7 @@ class ApplyIdentity(Node):
         adapter, options = as_managed(adapter), options or Options()
         check_fit(adapter, binding.sites_of(model), binding.model_name(model), adapter.needs.base)
         layout, attention = binding.request_layout(model)
-        mask = None if attn_mask is None else as_mask(attn_mask)
+        mask = None if attn_mask is None else as_mask(attn_mask, "The mask 'attn_mask'")
         request = Request(
             layout=layout,
             attention=attention,
@@ -257,16 +257,16 @@ def seen_by(identity: Identity, recogniser: str) -> Identity:
 
 def _report(adapter: Any, request: Request, effects: Sequence[Effect], applied: Applied, sites: Any) -> str:
     """One line that answers 'why does it have no effect?'."""
-    from ..adapters.effects import AttentionTerm, PromptEdit
+    from ..adapters.effects import AttentionTerm, WeightDelta
 
     who = repr(request.identity.name) if request.identity is not None else "the reference"
-    reasons = [effect.why_never for effect in effects if not isinstance(effect, PromptEdit)]
+    reasons = [effect.why_never for effect in effects if isinstance(effect, AttentionTerm | WeightDelta)]
     if all(reasons):
         return f"{adapter.name}: {who} has no effect, because {reasons[0]}."
     terms = [effect for effect in effects if isinstance(effect, AttentionTerm)]
     acting = [term for term in terms if term.why_never is None]
     reached = {site.slot for term in acting for site in sites if term.weight_at(site.transformer).strength != 0}
-    tokens = sum(term.tokens.cond.shape[1] for term in terms)
+    tokens = sum(shared.cond.shape[1] for shared in {id(term.tokens): term.tokens for term in terms}.values())
     window = f"from {request.scope.start:g} to {request.scope.end:g} of the sampling"
     lora = f", LoRA {request.weight_strength:g} on {applied.changed} weights" if applied.changed else ""
     text = (

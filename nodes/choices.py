@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from inspect import Parameter, Signature
 from typing import Any, TypeVar
@@ -18,23 +18,25 @@ _BROKEN = re.compile("[\0\ud800-\udfff]")
 
 
 def choices(kind: type[Enum]) -> list[str]:
-    """What an artist can choose, in order of definition."""
+    """What a user can choose, in order of definition."""
     return [str(item.value) for item in kind]
 
 
 def member(kind: type[E], value: str, name: str) -> E:
     """The choice with this value, in capitals or not; LikenessError naming the input when there is none."""
-    try:
-        return kind(value)
-    except ValueError:
-        for item in kind:
-            if str(item.value).casefold() == str(value).casefold():
-                return item
-        raise LikenessError(f"{value!r} is no choice for {name}: choose one of {', '.join(choices(kind))}.") from None
+    return list(kind)[choices(kind).index(one_of(choices(kind), value, name))]
+
+
+def one_of(options: Sequence[str], value: Any, name: str) -> str:
+    """The choice with this value, in capitals or not; LikenessError naming the input when there is none."""
+    alike = [option for option in options if option.casefold() == str(value).casefold()]
+    if alike:
+        return value if value in alike else alike[0]
+    raise LikenessError(f"{value!r} is not a choice for {name}: choose one of {', '.join(options)}.")
 
 
 def finite(**numbers: float) -> None:
-    """LikenessError naming the first input that is no number. Widgets give none, but linked inputs may."""
+    """LikenessError naming the first input that is not a finite number. Widgets give none, but linked inputs may."""
     for name, value in numbers.items():
         if not math.isfinite(value):
             raise LikenessError(f"The input {name} is {value!r}: enter a number such as 1.0.")
@@ -44,7 +46,7 @@ def readable(**texts: str) -> None:
     """LikenessError naming the first text that no file and no tokenizer can hold: half a character, or NUL."""
     for name, value in texts.items():
         if broken := _BROKEN.search(value):
-            raise LikenessError(f"The input {name} holds {broken[0]!r}, which is no character: type the text again.")
+            raise LikenessError(f"The input {name} holds {broken[0]!r}, which is not a character: type the text again.")
 
 
 def named(value: Any, name: str) -> str:

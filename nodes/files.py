@@ -1,4 +1,4 @@
-"""Where nodes keep what the artist saves: never over what is there, never outside of our folders."""
+"""Where nodes keep what the user saves: never over what is there, never outside of our folders."""
 
 from __future__ import annotations
 

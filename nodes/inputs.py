@@ -58,7 +58,7 @@ def checked(node: Node) -> Node:
 
 
 def _label(widget: Any) -> str:
-    """What the artist reads at the input."""
+    """What the user reads at the input."""
     return getattr(widget, "display_name", None) or widget.id
 
 
@@ -85,14 +85,14 @@ def _text(widget: Any, value: Any, what: str) -> Any:
 def _choice(widget: Any, value: Any, what: str) -> Any:
     """Whether the list has it is asked where it is used: lists of files change while the page is open."""
     if len(named(value, _label(widget))) > _LONGEST_CHOICE:
-        raise LikenessError(f"{what} is no entry of the list: choose one.")
+        raise LikenessError(f"{what} is not an entry of the list: choose one.")
     return _text(widget, value, what)
 
 
 def _image(widget: Any, value: Any, what: str) -> Any:
     """Hosts may hand over half precision, which is too coarse to be looked at."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-        raise LikenessError(f"{what} is no picture of numbers 0 to 1: connect an IMAGE.")
+        raise LikenessError(f"{what} is not an image with values from 0 to 1: connect an IMAGE.")
     if value.ndim not in (3, 4) or value.shape[-1] not in (1, 2, 3, 4):
         raise LikenessError(
             f"{what} has shape {tuple(value.shape)}, not (batch, height, width, channels): connect an IMAGE."
@@ -132,7 +132,7 @@ _CHECKS: dict[str, Check] = {
     "COMBO": _choice,
     "BOOLEAN": lambda widget, value, what: bool(value),
     "LIKENESS_EMBEDS": _made_by("..adapters.ip_adapter.embeds", "ImageEmbeds", "Encode Reference or Load Embeds"),
-    "LIKENESS_ADAPTER_OPTIONS": _made_by(".references", "Options", "IP-Adapter Options"),
+    "LIKENESS_ADAPTER_OPTIONS": _made_by(".references", "Options", "the options node of this adapter"),
     "IMAGE": _image,
     "MASK": lambda widget, value, what: as_mask(value, what),
     "IDENTITY": _identity,

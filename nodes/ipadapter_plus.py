@@ -270,7 +270,7 @@ class LoadAdapterPreset(Node):
         finite(lora_strength=lora_strength)
         chosen = PRESETS.get(preset)
         if chosen is None:
-            raise LikenessError(f"{preset!r} is no preset here: choose one of {', '.join(PRESETS)}.")
+            raise LikenessError(f"{preset!r} is not a preset: choose one of {', '.join(PRESETS)}.")
         adapter = load(_file_of(preset, chosen, model))
         needs, analysis, encoder = adapter.needs, None, None
         if needs.recogniser is not None:

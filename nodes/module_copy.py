@@ -9,7 +9,6 @@ fields that are plain data. What is not plain data belongs to whoever hung it th
 from __future__ import annotations
 
 import copyreg
-import logging
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -19,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-log = logging.getLogger(__name__)
+from ..errors import logger
+
+log = logger(__name__)
 
 _SHARED = (type(None), bool, int, float, complex, str, bytes, type, ModuleType, BuiltinFunctionType)
 _CONTAINERS = (list, tuple, dict, set, frozenset)

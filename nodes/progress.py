@@ -1,4 +1,4 @@
-"""The node's progress bar and the artist's Cancel."""
+"""The node's progress bar and the user's Cancel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def counter(total: int) -> Callable[[], None]:
-    """Moves the node's progress bar by one, and stops the run when the artist has pressed Cancel."""
+    """Moves the node's progress bar by one, and stops the run when the user has pressed Cancel."""
     from comfy.model_management import throw_exception_if_processing_interrupted
     from comfy.utils import ProgressBar
 

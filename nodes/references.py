@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,9 @@ NO_EMBEDS = "(no saved embeds)"
 
 @dataclass(frozen=True, eq=False)
 class Options:
-    """What travels on the options socket."""
+    """What travels on the options socket. reference: the options of one system, None for its defaults."""
 
-    reference: ReferenceOptions = field(default_factory=ReferenceOptions)
+    reference: Any = None
     mask_resize: MaskResize = MaskResize.AREA
 
 
@@ -114,7 +114,7 @@ class IPAdapterOptions(Node):
                     "layer_weights",
                     default="",
                     tooltip='Strength per layer by hand, such as "3:2.5, 6:1" or "input.8:2.5, output.1:1". What is '
-                    "not named hears nothing. Empty: the weight type decides.",
+                    "not named gets nothing. Empty: the weight type decides.",
                 ),
                 io.Combo.Input(
                     "crop",

@@ -28,3 +28,8 @@ def advanced(widget: Any) -> Any:
     """Mark an input as advanced, in a way that hosts without that keyword ignore."""
     widget.extra_dict = {**(widget.extra_dict or {}), "advanced": True}
     return widget
+
+
+def share_of_sampling(name: str, default: float, tooltip: str) -> Any:
+    """An end of a window of sampling, 0 = before the first step, 1 = after the last."""
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip)

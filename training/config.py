@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, Flag, auto
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
 import torch
@@ -26,6 +26,9 @@ Rate = Annotated[float, Field(gt=0, le=1)]  # of learning
 Weight = Annotated[float, Field(ge=0, le=1000)]  # of a loss, beside others
 
 
+M = TypeVar("M", bound="MethodSettings")
+
+
 class Seen(Flag):
     """What a method may look at in a photo, beside its pixels."""
 
@@ -38,12 +41,35 @@ class Settings(pydantic.BaseModel):
     """Base of all settings: unknown names and impossible values are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    title: ClassVar[str] = ""  # a method's name
+
+
+class MethodSettings(Settings):
+    """Base of every method's settings, whose `kind` is the method's name in configurations and in run folders.
+
+    phases, words, loras: which fields are numbers of steps, in the order of the phases; the words to be learned, in the
+    order of the concepts; and the settings of LoRAs.
+    """
+
+    title: ClassVar[str] = ""  # the method's name
+    phases: ClassVar[tuple[str, ...]] = ("steps",)
+    words: ClassVar[tuple[str, ...]] = ()
+    loras: ClassVar[tuple[str, ...]] = ()
 
     @property
     def steps_of_phases(self) -> dict[str, int]:
         """The settings that are numbers of steps, in the order of the phases."""
-        return {}
+        return {name: getattr(self, name) for name in self.phases}
+
+    @classmethod
+    def shared_steps(cls, steps: int) -> dict[str, int]:
+        """`steps` shared by the phases alike, the last one's share taking what is left over."""
+        each = steps // len(cls.phases)
+        return dict.fromkeys(cls.phases[:-1], each) | {cls.phases[-1]: steps - each * (len(cls.phases) - 1)}
+
+    @property
+    def learned_words(self) -> tuple[str, ...]:
+        """What the concepts are called, in their order."""
+        return tuple(getattr(self, name) for name in self.words)
 
     @property
     def idle(self) -> set[str]:
@@ -64,6 +90,20 @@ class Settings(pydantic.BaseModel):
     def trains_all_weights(self) -> bool:
         """Whether the networks themselves are trained, which must then not be rounded beforehand."""
         return False
+
+    @property
+    def measures_identity(self) -> bool:
+        """Whether a loss looks at the face through a recogniser."""
+        return False
+
+    def templates_of(self, concept: int) -> tuple[str, ...]:
+        """What is said of a concept's photos that have no caption; empty: what the dataset says."""
+        return ()
+
+    def started(self: M) -> M:
+        """These settings for a training that starts from a LoRA's file: what the file decides is left out, so that it
+        tells no runs apart."""
+        return self.model_copy(update={name: LoraSettings(dropout=getattr(self, name).dropout) for name in self.loras})
 
 
 class Precision(Enum):
@@ -148,7 +188,7 @@ class RunSettings(Settings):
         return self.model_dump(mode="json", include={"seed", "batch", "accumulation", "precision", "optimiser", "ema"})
 
 
-def network_dtype(method: Settings, run: RunSettings) -> torch.dtype:
+def network_dtype(method: MethodSettings, run: RunSettings) -> torch.dtype:
     """What the networks are kept in: the run's precision where they are frozen."""
     return torch.float32 if method.trains_all_weights else run.precision.dtype
 

@@ -22,6 +22,7 @@ from ..device_errors import is_out_of_memory, lacks_precision
 from ..errors import LikenessError
 from ..locks import locked, sweep, temporary_folder
 from ..storage import PART, check_folder
+from .base.key_values import separate_values
 from .base.model import BaseModel, Conditioning, Posterior
 from .cache import TensorCache
 from .config import Group, Precision, RunSettings, make_optimiser, network_dtype
@@ -326,7 +327,12 @@ class _Worker:
         if listening is not None:
             self._probe = AttentionProbe(base.unet, listening.sites)
         try:
-            yield
+            with ExitStack() as attached:
+                if base.staged is not None:
+                    attached.enter_context(separate_values(base.unet))
+                if self.phase.hooks is not None:
+                    attached.enter_context(self.phase.hooks())
+                yield
         finally:
             if self._probe is not None:
                 self._probe.detach()
@@ -383,20 +389,27 @@ class _Worker:
                 samples.append(stream(n, chances[-1]))
         z0 = self._stack([self._posterior(s).sample(g) for s, g in zip(samples, chances, strict=True)])
         noise = self._stack([torch.randn(z0.shape[1:], generator=g)[None] for g in chances])
-        conditioning, time_ids = self._encode(samples), self._time_ids(samples)
+        t = self._timesteps(chances)
+        conditioning, time_ids = self._encode(samples, t), self._time_ids(samples)
         progress = number // settings.accumulation / phase.steps
 
-        def look(listening: Listening | None = None) -> Pass:
-            t = torch.tensor([phase.timestep(g) for g in chances], device=z0.device)
+        def look(t: Tensor, conditioning: Conditioning, listening: Listening | None = None) -> Pass:
             z_t = self.base.schedule.add_noise(z0, noise, t)
             heard = nullcontext([])
             if listening is not None and self._probe is not None:
                 heard = self._probe.listening(listening.positions(samples), conditioning.mask)
             with heard as maps, accelerator.autocast():
                 prediction = self.base.predict(z_t, t, conditioning, time_ids)
-            return Pass(samples, self.base.schedule, progress, z0, noise, t, z_t, prediction, maps, look)
+            return Pass(samples, self.base.schedule, progress, z0, noise, t, z_t, prediction, maps, again)
 
-        return look(phase.listening)
+        def again() -> Pass:
+            other = self._timesteps(chances)
+            return look(other, conditioning if self.base.staged is None else self._encode(samples, other))
+
+        return look(t, conditioning, phase.listening)
+
+    def _timesteps(self, chances: Sequence[torch.Generator]) -> Tensor:
+        return torch.tensor([self.phase.timestep(each) for each in chances], device=self.accelerator.device)
 
     def _stack(self, latents: Sequence[Tensor]) -> Tensor:
         sizes = {tuple(latent.shape[-2:]) for latent in latents}
@@ -411,11 +424,16 @@ class _Worker:
                 found = self.base.codec.encode(pixels.unsqueeze(0).to(self.accelerator.device))
             return {"mean": found.mean} if found.std is None else {"mean": found.mean, "std": found.std}
 
+        if not sample.recurs:
+            return Posterior(**{name: value.cpu() for name, value in encode().items()})
         return Posterior(**self._latents.get((sample.example, sample.flipped), encode))
 
-    def _encode(self, samples: Sequence[Sample]) -> Conditioning:
-        """With gradient while anything in the text encoders is trained; from the shelf else."""
+    def _encode(self, samples: Sequence[Sample], t: Tensor) -> Conditioning:
+        """With gradient while anything in the text encoders is trained; from the cache otherwise."""
         prompts = [sample.prompt for sample in samples]
+        if self.base.staged is not None:
+            with self.accelerator.autocast():
+                return self.base.staged(prompts, t)
         if any(p.requires_grad for encoder in self.base.encoders for p in encoder.parameters()):
             with self.accelerator.autocast():
                 return self.base.encode(prompts)

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,27 @@ from .base.noise import Prediction
 from .data.names import prompt_stem
 
 SUFFIX = ".safetensors"
+
+
+class SavedKind(Enum):
+    """What a result is; the value is the host's folder for it."""
+
+    LORA = "loras"
+    EMBEDDING = "embeddings"
+    CHECKPOINT = "checkpoints"
+
+    @property
+    def label(self) -> str:
+        """As users read it."""
+        return {"loras": "LoRA"}.get(self.value, self.value.removesuffix("s"))
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A result's file, and what it is."""
+
+    path: Path
+    kind: SavedKind
 
 
 @dataclass(frozen=True)

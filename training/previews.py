@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from .base.key_values import separate_values
 from .base.model import BaseModel
 from .base.noise import Prediction
 
@@ -32,15 +33,19 @@ def sample_pictures(
     sizes = torch.tensor([[height * scale, width * scale, 0, 0, height * scale, width * scale]] * 2, device=device)
     pictures = []
     half = torch.autocast(device.type, base.unet.dtype, enabled=base.unet.dtype != torch.float32)
-    with _evaluating(base.networks):
+    with _evaluating(base.networks), nullcontext() if base.staged is None else separate_values(base.unet):
         for number, prompt in enumerate(prompts):
             random = torch.Generator().manual_seed(seed + number)
             z = torch.randn(1, base.unet.config.in_channels, height, width, generator=random).to(device)
-            with half:
-                conditioning = base.encode([negative, prompt])
+            both_prompts, conditioning = [negative, prompt], None
             for t, following in _timesteps(len(base.schedule), steps):
+                now = torch.full((2,), t, device=device)
                 with half:
-                    both = base.predict(z.repeat(2, 1, 1, 1), torch.full((2,), t, device=device), conditioning, sizes)
+                    if base.staged is not None:
+                        conditioning = base.staged(both_prompts, now)
+                    elif conditioning is None:
+                        conditioning = base.encode(both_prompts)
+                    both = base.predict(z.repeat(2, 1, 1, 1), now, conditioning, sizes)
                 without, with_prompt = both.float().chunk(2)
                 z = _ddim(base, z, without + guidance * (with_prompt - without), t, following)
             pictures.append(base.codec.decoder.picture(z).float().cpu())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,24 @@ from torch import Tensor
 
 from ..injection.sites import AttentionSite
 from .base.noise import NoiseSchedule
-from .config import Group, Settings
+from .config import Group, MethodSettings
 from .data.examples import Example
-from .export import TrainingRecord
+from .export import Saved, TrainingRecord
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One picture of a batch. prompt: as the tokenizer reads it. about: what the recipe's objectives want to know."""
+    """One picture of a batch. prompt: as the tokenizer reads it. about: what the recipe's objectives want to know.
+
+    recurs: whether this very example will be shown again, so that its latents are worth keeping; not where every sample
+    is an augmentation of its own.
+    """
 
     example: Example
     prompt: str
     flipped: bool = False
     about: Any = None
+    recurs: bool = True
 
 
 Stream = Callable[[int, torch.Generator], Sample]  # the n-th sample of a phase, its chances from the generator
@@ -89,7 +95,8 @@ class Phase:
 
     begin: prepares the networks and names what is trained; called once, with the modules on their device. A batch is
     `batch` samples of every stream, in their order. factor: of the learning rate, by step. timestep: drawn per sample.
-    after_step: called after each optimiser step with every group's learning rate.
+    after_step: called after each optimiser step with every group's learning rate. hooks: what is attached to the
+    networks while the phase is at work; entered after `begin`, left however the phase ends.
     """
 
     name: str
@@ -102,17 +109,18 @@ class Phase:
     clip: float = float("inf")
     listening: Listening | None = None
     after_step: Callable[[Mapping[str, float]], None] | None = None
+    hooks: Callable[[], AbstractContextManager[Any]] | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training method, ready to run. save: writes the results into a folder under a name; returns their paths."""
+    """A training method, ready to run. save: writes the results into a folder under a name, and says what they are."""
 
     name: str
-    settings: Settings
+    settings: MethodSettings
     phases: Sequence[Phase]
     trigger_words: tuple[str, ...]
-    save: Callable[[Path, str, TrainingRecord], list[Path]]
+    save: Callable[[Path, str, TrainingRecord], list[Saved]]
 
 
 def uniform_timesteps(below: int) -> Callable[[torch.Generator], int]:

@@ -21,7 +21,7 @@ import torch
 
 from ..errors import LikenessError
 from ..storage import write_whole
-from .config import RunSettings, Seen, Settings
+from .config import MethodSettings, RunSettings, Seen
 from .data.dataset import Dataset
 from .loss_log import LOSSES
 
@@ -36,7 +36,7 @@ class RunRecord:
 
     base: str
     data: str
-    method: Settings
+    method: MethodSettings
     run: RunSettings
 
     def write(self, folder: Path) -> None:
@@ -84,7 +84,7 @@ class AnotherMethod(LikenessError):
     """A run of another method, or of another version of the pack."""
 
 
-def read_record(folder: Path, method: type[Settings]) -> RunRecord | None:
+def read_record(folder: Path, method: type[MethodSettings]) -> RunRecord | None:
     """That of a run folder, None where there is none. LikenessError when it is damaged or `AnotherMethod`'s."""
     file = folder / RECORD
     try:
@@ -109,7 +109,7 @@ def read_record(folder: Path, method: type[Settings]) -> RunRecord | None:
 # What was seen and done ----------------------------------------------------------------------------------------------
 
 
-def digest_of(datasets: Sequence[Dataset], method: Settings, *also: str) -> str:
+def digest_of(datasets: Sequence[Dataset], method: MethodSettings, *also: str) -> str:
     """Tells data apart by what a method sees of it. also: digests of whatever else decides over the result."""
     digest = hashlib.sha256(repr(also).encode())
     for sample in (sample for dataset in datasets for sample in dataset.pictures):
@@ -134,12 +134,12 @@ def digest_of_file(file: Path) -> str:
     return digest.hexdigest()
 
 
-def is_complete(folder: Path, method: Settings) -> bool:
+def is_complete(folder: Path, method: MethodSettings) -> bool:
     """Whether a run folder has the state of all the steps that this method has."""
     return steps_done(folder, method) == tuple(method.steps_of_phases.values())
 
 
-def steps_done(folder: Path, method: Settings) -> tuple[int, ...]:
+def steps_done(folder: Path, method: MethodSettings) -> tuple[int, ...]:
     """How many steps of each of the method's phases a run folder has the state of."""
     kept = [name for name, steps in method.steps_of_phases.items() if steps]
     files = {name: next(folder.glob(f"{number}-*/{STATE}"), None) for number, name in enumerate(kept, 1)}

@@ -5,7 +5,8 @@ Each works on its part of every batch; the gradients are averaged, so that all h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,18 @@ class Team:
             tensor.copy_(part.view_as(tensor))
 
 
-def join_team(rank: int, size: int, meeting: Path) -> Team:
-    """Wait for the others, who name the same file, which must not exist yet; CPU processes of one machine."""
+@contextmanager
+def team_of(rank: int, size: int, meeting: Path) -> Iterator[Team]:
+    """This process's place among CPU processes of one machine, who name the same file, which must not exist yet.
+
+    All leave together: a process that ends while another still listens to it would abort that one.
+    """
+    if size == 1:
+        yield Team()
+        return
     dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=size)
-    return Team(rank, size)
+    try:
+        yield Team(rank, size)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()

@@ -119,6 +119,12 @@ def _is_site_of(family: Family, width: int, text_width: int) -> bool:
     return text_width == family.text_width and family.site_width in (None, width)
 
 
+def of_adapter(shapes: Sequence[tuple[int, int]]) -> Family:
+    """By the sites an adapter was made for; one whose model was pruned is of its text's family."""
+    family = of_sites(shapes)
+    return of_text_width(shapes[0][1]) if family is OTHER else family
+
+
 def of_host(name: str) -> Family:
     """By the name of ComfyUI's configuration, as in 'FluxSchnell'; OTHER for UNets, which their sites tell apart."""
     return next((family for family in FAMILIES if name in family.host), OTHER)

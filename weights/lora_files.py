@@ -1,4 +1,4 @@
-"""LoRA files in every spelling in use: kohya, diffusers (peft and older), raw peft, LyCORIS, and MagiCapture's index.
+"""LoRA files in every spelling in use: kohya, diffusers (peft and older), raw peft and LyCORIS.
 
 Underscored names cannot be taken apart ("to_out_0"), so every spelling of every module of a model is built and looked
 up. What is written is kohya's, the one that ComfyUI, A1111 and diffusers all read.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ SDXL_TEXT_2 = Component(("lora_te2",), "text_encoder_2")
 
 def unet_spellings(unet: nn.Module) -> dict[str, str]:
     """Every name of every weighted module of a diffusers UNet in a LoRA file -> its path in the model."""
-    paths = _weighted(unet)
+    paths = weighted_layers(unet)
     original = unet_names(paths)
     spellings: dict[str, str] = {}
     for path in paths:
@@ -85,7 +85,7 @@ def unet_spellings(unet: nn.Module) -> dict[str, str]:
 def text_spellings(encoder: nn.Module, component: Component) -> dict[str, str]:
     """The same for a transformers CLIP text encoder."""
     spellings: dict[str, str] = {}
-    for path in _weighted(encoder):
+    for path in weighted_layers(encoder):
         name = with_text_model(path)
         for prefix in component.kohya:
             spellings[f"{prefix}_{_flat(name)}"] = path
@@ -94,7 +94,7 @@ def text_spellings(encoder: nn.Module, component: Component) -> dict[str, str]:
     return spellings
 
 
-def _weighted(model: nn.Module) -> list[str]:
+def weighted_layers(model: nn.Module) -> list[str]:
     """Paths of the layers with weights, without what peft puts around and beside them."""
     layers = [path for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     return [path.removesuffix(".base_layer") for path in layers if ".lora_" not in path]
@@ -216,7 +216,7 @@ def slot_name(slot: int, layer: str) -> str:
 
 def kohya_unet_names(unet: nn.Module) -> dict[str, str]:
     """Module path -> the name kohya's trainer writes: diffusers' names for SD1.x and 2.x, original ones for SDXL."""
-    paths = _weighted(unet)
+    paths = weighted_layers(unet)
     is_sdxl = getattr(unet.config, "addition_embed_type", None) == "text_time"
     names = unet_names(paths) if is_sdxl else {path: path for path in paths}
     return {path: f"{UNET.kohya[0]}_{_flat(name)}" for path, name in names.items()}
@@ -224,7 +224,7 @@ def kohya_unet_names(unet: nn.Module) -> dict[str, str]:
 
 def kohya_text_names(encoder: nn.Module, component: Component) -> dict[str, str]:
     """Module path -> the name kohya's trainer writes."""
-    return {path: f"{component.kohya[0]}_{_flat(with_text_model(path))}" for path in _weighted(encoder)}
+    return {path: f"{component.kohya[0]}_{_flat(with_text_model(path))}" for path in weighted_layers(encoder)}
 
 
 def kohya_weights(pairs: Mapping[str, LoraPair], names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -238,86 +238,3 @@ def kohya_weights(pairs: Mapping[str, LoraPair], names: Mapping[str, str]) -> di
         if pair.mid is not None:
             weights[f"{name}.lora_mid.weight"] = pair.mid
     return weights
-
-
-def peft_weights(pairs: Mapping[str, LoraPair], component: Component) -> dict[str, Tensor]:
-    """Tensors of a diffusers LoRA file; α / r is folded into the up matrix, because these files cannot hold it."""
-    weights = {}
-    for path, pair in pairs.items():
-        name = path if component is UNET else with_text_model(path)
-        weights[f"{component.diffusers}.{name}.lora_A.weight"] = pair.down
-        weights[f"{component.diffusers}.{name}.lora_B.weight"] = pair.scale * pair.up
-    return weights
-
-
-# MagiCapture's own files ----------------------------------------------------------------------------------------------
-
-_BRANCHES = ("attn1", "ff", "attn2")  # the order in which diffusers 0.14 registered them
-_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out", "net")
-_RESNET = ("conv1", "time_emb_proj", "conv2", "conv_shortcut")
-_TEXT_PROJECTIONS = ("k_proj", "v_proj", "q_proj", "out_proj")
-
-
-def official_unet_order(unet: nn.Module, target_classes: Iterable[str]) -> list[str]:
-    """Paths of a UNet's LoRA layers in the order that `unet:<i>:up|down` counts them.
-
-    target_classes: those the file's metadata names under `unet`. The order is that of diffusers 0.14: down, up, middle;
-    attentions before residual blocks; the feed-forward between the two attentions.
-    """
-    classes = set(target_classes)
-    wanted = {
-        "attn": bool(classes & {"Attention", "CrossAttention"}),
-        "ff": "GEGLU" in classes,
-        "resnets": "ResnetBlock2D" in classes,
-    }
-    unknown = classes - {"Attention", "CrossAttention", "GEGLU", "ResnetBlock2D"}
-    if unknown:
-        raise LikenessError(f"This MagiCapture file changes layers of an unknown kind: {', '.join(sorted(unknown))}.")
-    keyed = []
-    for path in _weighted(unet):
-        words = path.split(".")
-        if ".resnets." in path and wanted["resnets"]:
-            inner = (1, int(words[words.index("resnets") + 1]), 0, 0, _RESNET.index(words[-1]))
-        elif (".attn" in path and wanted["attn"]) or (path.endswith(".ff.net.0.proj") and wanted["ff"]):
-            at = words.index("transformer_blocks")
-            branch = _BRANCHES.index(words[at + 2])
-            inner = (0, int(words[at - 1]), int(words[at + 1]), branch, _PROJECTIONS.index(words[at + 3]))
-        else:
-            continue
-        part = ("down_blocks", "up_blocks", "mid_block").index(words[0])
-        level = int(words[1]) if part < 2 else 0
-        keyed.append(((part, level, *inner), path))
-    return [path for _, path in sorted(keyed)]
-
-
-def official_text_order(encoder: nn.Module) -> list[str]:
-    """Paths of a text encoder's LoRA layers in the order of `text_encoder:<i>`: per layer k, v, q, out."""
-    paths = [path for path in _weighted(encoder) if path.endswith(_TEXT_PROJECTIONS)]
-    return sorted(
-        paths, key=lambda p: (int(p.split("layers.")[1].split(".")[0]), _TEXT_PROJECTIONS.index(p.split(".")[-1]))
-    )
-
-
-def read_official(weights: Mapping[str, Tensor], component: Component, order: list[str]) -> dict[str, LoraPair]:
-    """The LoRA of one model in a MagiCapture (or cloneofsimo/lora) file. It has no alpha.
-
-    Raises LikenessError when the file counts other layers than the model has.
-    """
-    prefix = f"{component.diffusers}:"
-    count = sum(key.startswith(prefix) and key.endswith(":up") for key in weights)
-    if count != len(order):
-        raise LikenessError(
-            f"This MagiCapture file changes {count} layers of the {component.diffusers}, but this model has "
-            f"{len(order)}: it was made for another base model (SD1.5 has 144 and 48)."
-        )
-    return {path: LoraPair(weights[f"{prefix}{i}:down"], weights[f"{prefix}{i}:up"]) for i, path in enumerate(order)}
-
-
-def official_tokens(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
-    """The learned tokens of such a file, (dim,) each, sorted by name."""
-    return {name: weights[name] for name in sorted(metadata) if metadata[name] == "<embed>"}
-
-
-def official_targets(metadata: Mapping[str, Any], component: Component) -> list[str]:
-    """The classes of layers that such a file changes."""
-    return json.loads(metadata[component.diffusers])

@@ -561,9 +561,10 @@ def _value_problems(node: dict[str, Any], info: dict[str, Any]) -> list[str]:
     return found
 
 
-def _names(model: dict[str, str]) -> tuple[str, str]:
-    """What a combo may call a model file that is not on this machine: its name, or its folder's (a face pack)."""
-    return model["name"], model["directory"].rsplit("/", 1)[-1]
+def _names(model: dict[str, str]) -> tuple[str, str, str]:
+    """What a combo may call a model file that is not on this machine: its name, its folder's (a face pack), or both."""
+    name, folder = model["name"], model["directory"].rsplit("/", 1)[-1]
+    return name, folder, f"{folder}/{name}"
 
 
 def _fits(widget: Input, value: Any) -> bool:

@@ -79,11 +79,13 @@ def load_checkpoint(graph: Graph, base: Base) -> Node:
 def load_adapter(graph: Graph, name: str, asked: Output | None = None) -> Node:
     """An adapter of the registry. asked: what a subgraph's user chooses in its place."""
     needed = files(name)
-    return graph.node("LikenessLoadIdentityAdapter", adapter_file=asked or needed[0].name, models=needed)
+    folder, file = needed[0].directory, needed[0].name
+    choice = file if folder == "ipadapter" else f"{folder}/{file}"
+    return graph.node("LikenessLoadIdentityAdapter", adapter_file=asked or choice, models=needed)
 
 
 def load_encoder(graph: Graph) -> Node:
-    """The encoder that IP-Adapter Plus was trained with."""
+    """The encoder that IP-Adapter Plus and StoryMaker were trained with."""
     needed = files("clip-vit-h")
     return graph.node("CLIPVisionLoader", clip_name=needed[0].name, models=needed)
 
@@ -125,8 +127,10 @@ def prompt(
 def sample(
     graph: Graph, base: Base, vae: Output, model: Output, start: Start, title: str | None = None, **asked: Output
 ) -> Node:
-    """From a latent to pictures. asked: what a subgraph's user enters in the place of the base model's settings."""
+    """From a latent to pictures. asked: what comes in place of the start's prompts and of the base model's settings."""
     settings = {
+        "positive": start.positive[0],
+        "negative": start.negative[0],
         "seed": 1,
         "steps": base.steps,
         "cfg": base.cfg,
@@ -138,18 +142,18 @@ def sample(
         "KSampler",
         title=title,
         model=model,
-        positive=start.positive[0],
-        negative=start.negative[0],
         latent_image=start.latent[0],
         **{**settings, **asked},
     )
     return graph.node("VAEDecode", samples=sampler[0], vae=vae)
 
 
-def sample_and_save(graph: Graph, title: str, base: Base, vae: Output, model: Output, start: Start) -> None:
-    """The last group of most graphs: from a latent to saved pictures."""
+def sample_and_save(
+    graph: Graph, title: str, base: Base, vae: Output, model: Output, start: Start, **asked: Output
+) -> None:
+    """The last group of most graphs: from a latent to saved pictures. asked: see `sample`."""
     with graph.group(title):
-        pictures = sample(graph, base, vae, model, start)
+        pictures = sample(graph, base, vae, model, start, **asked)
         graph.next_column()
         graph.node("SaveImage", images=pictures[0], filename_prefix="likeness/portrait", room=400, extra_height=410)
 
@@ -198,7 +202,12 @@ def halves(graph: Graph, width: int, height: int, seam: int) -> tuple[Node, Node
 
 
 def apply_each(
-    graph: Graph, model: Output, adapter: Node, identities: Sequence[Node], masks: Sequence[Node], **asked: Output
+    graph: Graph,
+    model: Output,
+    adapter: Node,
+    identities: Sequence[Node],
+    masks: Sequence[Node],
+    **asked: Output | float,
 ) -> Output:
     """The model with every person in a place of their own. asked: further inputs of each Apply Identity."""
     for side, identity, mask in zip(SIDES, identities, masks, strict=True):

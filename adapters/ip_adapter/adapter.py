@@ -12,19 +12,15 @@ is taken from the file's name or metadata, or from the caller.
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import LikenessError
+from ...errors import LikenessError, logger
 from ...weights import families
-from ...weights.families import Family
 from ...weights.lora import LoraPair
 from ...weights.lora_files import read_slots
 from ..effects import AttentionTerm, Effect, WeightDelta
@@ -32,33 +28,32 @@ from ..networks import (
     FaceIdPlusProjection,
     IdProjection,
     ImageProjection,
+    KeyValueProjection,
+    KeyValueSites,
     Resampler,
     TokenwiseProjection,
+    build_key_values,
     build_projection,
 )
+from ..slot_lora import digest, slot_delta
 from ..system import Kind, Needs, Request, Sureness, WeightFile
 from ..types import IdentityTokens
 from .evidence import READS_EMBEDDING, READS_FEATURES, Evidence, Variant
 from .reference import ReferenceOptions, references, unused_inputs
 
-log = logging.getLogger("likeness")
+log = logger("likeness")
 
 ID_DIM = 512  # of every recogniser that published FaceID files were trained on
 _CLIP_WIDTHS = (1024, 1280, 1664)  # of the hidden states of ViT-L/14, ViT-H/14 and ViT-bigG/14
+# What the keys of all image projections begin with.
+_PROJECTION_PARTS = {
+    "proj", "norm", "perceiver_resampler", "latents", "proj_in", "layers", "proj_out", "norm_out",
+}  # fmt: skip
 HEAD_WIDTH = 64  # of the attention in all published image projections
 PORTRAIT_TOKENS = 16  # per photo; the other variants that read an embedding use 4
 
 
-class KeyValueProjection(nn.Module):
-    """`to_k_ip` and `to_v_ip` of one site."""
-
-    def __init__(self, width: int, dim: int) -> None:
-        super().__init__()
-        self.to_k_ip = nn.Linear(dim, width, bias=False)
-        self.to_v_ip = nn.Linear(dim, width, bias=False)
-
-
-class IPAdapter(nn.Module):
+class IPAdapter(KeyValueSites):
     """A loaded IP-Adapter file: its image projection and its key and value projections. Frozen, in eval mode.
 
     `state_dict()` has exactly the official keys. The LoRA of FaceID files is kept beside the modules (`lora_pairs`),
@@ -66,7 +61,6 @@ class IPAdapter(nn.Module):
     """
 
     image_proj: nn.Module
-    ip_adapter: nn.ModuleDict
 
     def __init__(self, weights: Mapping[str, Tensor], name: str, plus_version: int | None = None) -> None:
         """weights: official keys, flat (see `official_layout`). plus_version: 1 or 2 for FaceID-Plus, None to tell
@@ -81,7 +75,13 @@ class IPAdapter(nn.Module):
                 f"'{name}' is not a complete IP-Adapter file (its image projection does not fit together): "
                 "download it again, or choose another file."
             ) from error
-        self.ip_adapter = _key_value_projections(parts.key_values, name)
+        try:
+            self.ip_adapter = build_key_values(parts.key_values)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise LikenessError(
+                f"'{name}' is not a complete IP-Adapter file (keys or values of a layer are missing): download it "
+                "again."
+            ) from error
         self._lora = parts.lora
         self.variant = _variant_of(self.image_proj, name, plus_version)
         out_dim = _token_width(self.image_proj)
@@ -96,12 +96,6 @@ class IPAdapter(nn.Module):
     def dim(self) -> int:
         """Width of the image tokens, which is the text width of the base model."""
         return next(iter(self._projections())).to_k_ip.weight.shape[1]
-
-    @property
-    def base(self) -> Family:
-        """The family of base models the file was trained for; one whose model was pruned is of its text's family."""
-        family = families.of_sites(list(self.site_shapes.values()))
-        return families.of_text_width(self.dim) if family is families.OTHER else family
 
     @property
     def recogniser(self) -> str:
@@ -159,11 +153,6 @@ class IPAdapter(nn.Module):
         return None
 
     @property
-    def site_shapes(self) -> dict[int, tuple[int, int]]:
-        """slot -> (width of the site, width of the text), as the file has them."""
-        return {int(slot): tuple(kv.to_k_ip.weight.shape) for slot, kv in self.ip_adapter.items()}  # type: ignore[misc]
-
-    @property
     def title(self) -> str:
         """The variant, for reports."""
         return self.variant.value
@@ -182,7 +171,7 @@ class IPAdapter(nn.Module):
 
     def effects(self, request: Request) -> tuple[Effect, ...]:
         """See `system.Adapter`: one attention term for each reference, and the LoRA of FaceID files."""
-        options = request.options or ReferenceOptions()
+        options = request.options_of(ReferenceOptions, "IP-Adapter Options")
         identity = request.identity
         if identity is not None and self.needs_embedding and not options.any_recogniser:
             identity = request.seen_by(identity, self.recogniser)
@@ -204,7 +193,7 @@ class IPAdapter(nn.Module):
 
     def notes(self, request: Request) -> list[str]:
         """See `system.Adapter`."""
-        unused = unused_inputs(self, request.options or ReferenceOptions())
+        unused = unused_inputs(self, request.options_of(ReferenceOptions, "IP-Adapter Options"))
         if not unused:
             return []
         return [f"This adapter reads no pictures, so these options do nothing: {', '.join(unused)}."]
@@ -242,11 +231,6 @@ class IPAdapter(nn.Module):
             uncond = torch.zeros_like(features)
         return IdentityTokens(network(features), network(uncond))
 
-    def project(self, slot: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a site: (rows, n_tokens, dim) -> two (rows, n_tokens, width)."""
-        site = self.ip_adapter[str(slot)]
-        return site.to_k_ip(tokens), site.to_v_ip(tokens)  # type: ignore[operator]
-
     def lora_pairs(self) -> dict[tuple[int, str], LoraPair]:
         """(slot, layer) -> the LoRA of FaceID files. Even slots are self-attention, odd slots cross-attention."""
         return read_slots(self._lora)
@@ -254,18 +238,12 @@ class IPAdapter(nn.Module):
     def lora(self, attention: Mapping[int, str], strength: float = 1.0) -> WeightDelta | None:
         """The LoRA as a change of the denoiser's weights; None where the file has none. attention: slot -> diffusers'
         path of the attention layer."""
-        if self.lora_id is None:
-            return None
-        pairs = {f"{attention[slot]}.{layer}": pair for (slot, layer), pair in self.lora_pairs().items()}
-        return WeightDelta(self.name, self.lora_id, pairs, strength)
+        return slot_delta(self.name, self._lora, attention, strength) if self._lora else None
 
-    @cached_property
+    @property
     def lora_id(self) -> str | None:
         """Tells this LoRA from others, whatever the files are called; None without one."""
-        if not self._lora:
-            return None
-        first = self._lora[min(self._lora)].detach().cpu().contiguous()
-        return hashlib.sha256(first.view(torch.uint8).numpy().tobytes()).hexdigest()
+        return digest(self._lora) if self._lora else None
 
     def _projections(self) -> Iterator[KeyValueProjection]:
         yield from self.ip_adapter.values()  # type: ignore[misc]
@@ -281,6 +259,8 @@ def recognise(file: WeightFile) -> Sureness:
     projection = {key.partition(".")[2]: value for key, value in weights.items() if key.startswith("image_proj.")}
     if not projection or not any(key.endswith(".to_k_ip.weight") for key in weights):
         return Sureness.NO
+    if any(key.partition(".")[0] not in _PROJECTION_PARTS for key in projection):
+        return Sureness.NO  # another system's
     try:
         network = build_projection(projection, HEAD_WIDTH)
     except (KeyError, RuntimeError, ValueError, IndexError):
@@ -334,21 +314,6 @@ def _split(weights: Mapping[str, Tensor], name: str) -> _Parts:
 
 def _other_half(lora_key: str) -> str:
     return lora_key.replace(".down.", ".up.") if ".down." in lora_key else lora_key.replace(".up.", ".down.")
-
-
-def _key_value_projections(weights: dict[str, Tensor], name: str) -> nn.ModuleDict:
-    slots = sorted({int(key.split(".")[0]) for key in weights})
-    modules = nn.ModuleDict()
-    try:
-        with torch.device("meta"):
-            for slot in slots:
-                modules[str(slot)] = KeyValueProjection(*weights[f"{slot}.to_k_ip.weight"].shape)
-        modules.load_state_dict(weights, strict=True, assign=True)
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise LikenessError(
-            f"'{name}' is not a complete IP-Adapter file (keys or values of a layer are missing): download it again."
-        ) from error
-    return modules.requires_grad_(False).eval()
 
 
 def _token_width(projection: nn.Module) -> int:

@@ -31,6 +31,7 @@ from ..clip_vision import (
     encode_unconditional,
 )
 from ..image_prep import CLIP_MEAN, Crop, mask_to_square, overlapping_tiles, share_overlaps, to_rgb
+from ..system import require_person
 from ..types import IdentityTokens, SiteWeights
 from .embeds import CombineMode, EmbedsScaling, ImageEmbeds, combine, combine_uncond, join_tokens, renormalised
 from .evidence import Evidence, Variant
@@ -125,10 +126,9 @@ def references(
     weight: the strength at every site before the weight type spreads it. Raises LikenessError in words for everything
     that is missing or does not fit.
     """
-    if identity is not None and adapter.recogniser in identity.recognisers:
-        identity = identity.as_seen_by(adapter.recogniser)
+    if adapter.id_dim is not None:
+        identity = require_person(adapter, identity, adapter.id_dim, options.any_recogniser)
     show = _Show(adapter, identity, encoder, options)
-    _check_identity(adapter, identity, options)
     _check_places(adapter, identity, options)
     spread = partial(_spread, options, layout)
     rows = options.picture_weights or None
@@ -373,32 +373,4 @@ def _check_places(adapter: IPAdapter, identity: Identity | None, options: Refere
             f"Of the {len(identity.kept)} photos of the identity '{identity.name}', {photos} "
             f"{'were' if several else 'was'} left out, so that unfold_batch would give the pictures behind it the next "
             "photo's face: make the identity of the other photos alone, or turn unfold_batch off."
-        )
-
-
-def _check_identity(adapter: IPAdapter, identity: Identity | None, options: ReferenceOptions) -> None:
-    if not adapter.needs_embedding:
-        return
-    if identity is None:
-        raise LikenessError(
-            f"The adapter '{adapter.name}' needs an identity: connect Identity from Photos or Load Identity."
-        )
-    if not identity.has_embeddings:
-        raise LikenessError(
-            f"The adapter '{adapter.name}' reads a face embedding, and the identity '{identity.name}' has none: make "
-            f"it with a face analysis that has a recogniser, for this adapter {adapter.recogniser}."
-        )
-    width = identity.embeddings.shape[1]
-    if width != adapter.id_dim:
-        raise LikenessError(
-            f"The adapter '{adapter.name}' reads embeddings of {adapter.id_dim} numbers, but the recogniser "
-            f"'{identity.recogniser}' of the identity '{identity.name}' makes {width}: make it with "
-            f"{adapter.recogniser}."
-        )
-    if identity.recogniser != adapter.recogniser and not options.any_recogniser:
-        raise LikenessError(
-            f"The adapter '{adapter.name}' was trained on the recogniser {adapter.recogniser}, but the identity "
-            f"'{identity.name}' was made with {identity.recogniser}, whose embeddings mean another face: install "
-            f"{adapter.recogniser} (the identity is then seen again from its own crops), make it with "
-            f"{adapter.recogniser}, or allow any recogniser in IP-Adapter Options."
         )

@@ -19,7 +19,7 @@ _KEYPOINTS = np.array([[90, 110], [166, 110], [128, 150], [96, 190], [160, 190]]
 
 
 def official_weights(sites: Any, kind: str) -> dict[str, dict[str, torch.Tensor]]:
-    """FaceID (4 tokens) or Plus (16 tokens) in official layout with random weights that fit the sites."""
+    """FaceID (4 tokens), Plus or InstantID (16 tokens) in official layout with random weights that fit the sites."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -43,7 +43,7 @@ def official_weights(sites: Any, kind: str) -> dict[str, dict[str, torch.Tensor]
     inner = 1280 if dim == 2048 else 768
     proj = {
         "latents": normal(1, 16, inner),
-        "proj_in.weight": normal(inner, CLIP_HIDDEN),
+        "proj_in.weight": normal(inner, 512 if kind == "instantid" else CLIP_HIDDEN),
         "proj_in.bias": torch.zeros(inner),
         "proj_out.weight": normal(dim, inner),
         "proj_out.bias": torch.zeros(dim),

@@ -88,5 +88,5 @@ def _facts(record: Mapping[str, Any], path: Path) -> Facts:
         except (TypeError, ValueError):
             numbers[name] = -1.0
         if numbers[name] < 0 or math.isinf(numbers[name]):
-            raise LikenessError(f"{path} gives {name} as {record[name]!r}, which is no amount: write a number.")
+            raise LikenessError(f"{path} gives {name} as {record[name]!r}, which is not a number: write a number.")
     return Facts(str(record.get("inputs", "")), **numbers)

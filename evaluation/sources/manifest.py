@@ -143,7 +143,7 @@ def _seed(row: _Row, columns: Sequence[str]) -> int:
         return int(row[column] or 0)
     except ValueError:
         raise LikenessError(
-            f"Line {row.line} of {MANIFEST} has the seed {row[column][:40]!r}, which is no whole number: correct it."
+            f"Line {row.line} of {MANIFEST} has the seed {row[column][:40]!r}, which is not a whole number: correct it."
         ) from None
 
 

@@ -6,6 +6,8 @@ No replace patch is ever registered. Wrappers act at call time instead:
     CALC_COND_BATCH   once per model evaluation: which windows are open, which half and area each conditioning is
     APPLY_MODEL       once per batch of chunks: compose our term with whatever patch is on a site at that moment
 
+What rides on a CONDITIONING is put there by `text` (prompt edits) and `control` (a ControlNet with tokens of its own).
+
 So packs compose in any order, the projection weights may leave the GPU while sampling, and a site costs two small
 products and no host synchronisation.
 """
@@ -21,12 +23,13 @@ from .apply import (
     stack_of,
 )
 from .encoders import ComfyClipEncoder
-from .managed import ManagedAdapter
+from .managed import Managed, ManagedAdapter
 from .text import edited
 
 __all__ = [
     "Applied",
     "ComfyClipEncoder",
+    "Managed",
     "ManagedAdapter",
     "apply_effects",
     "apply_identity",

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ...adapters.effects import AttentionTerm, Effect, PromptEdit, WeightDelta
+from ...adapters.effects import AttentionTerm, ControlContext, Effect, PromptEdit, WeightDelta
 from ...adapters.types import scale
 from ...weights.families import TransformerLayout
 from ..plan import check_fit, layout_of, placed
@@ -37,8 +37,8 @@ class Applied(NamedTuple):
 def apply_effects(model: Any, effects: Iterable[Effect]) -> Applied:
     """A clone of the MODEL (ModelPatcher) in which these effects act. The given one is left as it is.
 
-    Prompt edits are passed over: they ride on a CONDITIONING and are applied there, by `prompt.edited`. Raises
-    LikenessError when an adapter does not fit the model.
+    Prompt edits and contexts of ControlNets are passed over: they ride on a CONDITIONING and are applied there, by
+    `text.edited` and `control.controlled`. Raises LikenessError when an adapter does not fit the model.
     """
     patched, terms, changed, present = model.clone(), [], 0, []
     for effect in effects:
@@ -53,7 +53,7 @@ def apply_effects(model: Any, effects: Iterable[Effect]) -> Applied:
                     present.append(effect)
                 else:
                     changed += add_delta(patched, effect)
-            case PromptEdit():
+            case ControlContext() | PromptEdit():
                 pass
     acting = [term for term in terms if term.why_never is None]
     if acting:

@@ -13,19 +13,36 @@ from ...adapters.effects import AttentionTerm, Effect
 from ...adapters.system import Needs, Request
 
 
-class ManagedAdapter:
-    """An adapter whose weights ComfyUI's memory manager loads, offloads and frees."""
+class Managed:
+    """A module whose weights ComfyUI's memory manager loads, offloads and frees."""
 
-    def __init__(self, adapter: Any) -> None:
+    def __init__(self, module: Any) -> None:
         import comfy.model_management as mm
         import comfy.model_patcher as patchers
 
         device = mm.get_torch_device()
         if mm.is_device_cpu(device):
-            adapter = adapter.float()  # half precision is slow or missing on CPUs
-        self.adapter = adapter  # a `system.Adapter` and a torch module
+            module = module.float()  # half precision is slow or missing on CPUs
+        self.module = module
         core = getattr(patchers, "CoreModelPatcher", patchers.ModelPatcher)  # newer hosts: shares a card with others
-        self.patcher = core(adapter, load_device=device, offload_device=mm.unet_offload_device())
+        self.patcher = core(module, load_device=device, offload_device=mm.unet_offload_device())
+
+    def load(self) -> tuple[torch.device, torch.dtype]:
+        """Bring the weights to the compute device; returns it and their precision."""
+        import comfy.model_management as mm
+
+        mm.load_models_gpu([self.patcher])
+        weight = next(self.module.parameters())
+        return weight.device, weight.dtype
+
+
+class ManagedAdapter(Managed):
+    """An adapter in the memory manager's care."""
+
+    @property
+    def adapter(self) -> Any:
+        """The `system.Adapter`, which is a torch module as well."""
+        return self.module
 
     @property
     def name(self) -> str:
@@ -57,11 +74,3 @@ class ManagedAdapter:
             else effect
             for effect in found
         )
-
-    def load(self) -> tuple[torch.device, torch.dtype]:
-        """Bring the weights to the compute device; returns it and their precision."""
-        import comfy.model_management as mm
-
-        mm.load_models_gpu([self.patcher])
-        weight = next(self.adapter.parameters())
-        return weight.device, weight.dtype

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...adapters.effects import AttentionTerm
 from ..attention import SiteTerm
 from ..masks import crop_to_area, crop_to_lines, resize_mask, warn_aspect, warn_larger, warn_tile
-from ..plan import KeysValues, Role, fit_rows, project
+from ..plan import KeysValues, Role, fit_rows, project, take_rows
 from ..sites import AttentionSite, sites_of_comfy_unet
 from .managed import ManagedAdapter
 from .unet import KEY, SitePatch
@@ -194,7 +194,7 @@ class _Run:
 
     def _window(self, options: dict, pictures: int, size: Size) -> tuple[tuple[int, ...] | None, _Cut | None]:
         """Which pictures of the batch, or which lines of each, a context window takes; None for all of them."""
-        window = _context_window(options)
+        window = context_window(options)
         if window is None:
             return None, None
         dim, indices = window
@@ -363,7 +363,7 @@ def _same_uuid(entry: dict, other: dict) -> bool:
     return entry.get("uuid") is not None and entry["uuid"] == other.get("uuid")
 
 
-def _context_window(options: dict) -> tuple[int, tuple[int, ...]] | None:
+def context_window(options: dict) -> tuple[int, tuple[int, ...]] | None:
     """(dimension, indices into it) of the context window that is being sampled, of AnimateDiff or of the host.
 
     The host may put the frame before a window in front of it, and drops its result afterwards (since 0.21).
@@ -383,10 +383,6 @@ def _size(latents: Tensor) -> Size:
     return latents.shape[-2], latents.shape[-1]
 
 
-def _take(t: Tensor, rows: Sequence[int]) -> Tensor:
-    return t if t.shape[0] == 1 else t[[min(row, t.shape[0] - 1) for row in rows]]
-
-
 def _factors(injection: AttentionTerm, grid: tuple[int, int], batch: _Batch) -> Tensor:
     """Mask and weights per picture, multiplied: (1 | chunks·pictures, L | 1, 1)."""
     chunks = []
@@ -402,10 +398,10 @@ def _factors(injection: AttentionTerm, grid: tuple[int, int], batch: _Batch) -> 
             if area is not None:
                 mask = crop_to_area(mask, area, batch.latent_size)
             factors = resize_mask(mask, grid, injection.scope.mask_resize).flatten(1).unsqueeze(-1)
-            factors = _take(factors, batch.rows) if batch.rows else factors
+            factors = take_rows(factors, batch.rows)
         if injection.scope.image_weights is not None:
             weights = torch.tensor(injection.scope.image_weights).view(-1, 1, 1)
-            weights = _take(weights, batch.rows) if batch.rows else weights
+            weights = take_rows(weights, batch.rows)
             factors = fit_rows(factors, batch.pictures) * fit_rows(weights, batch.pictures)
         chunks.append(factors)
     if all(chunk.shape[0] == 1 and torch.equal(chunk, chunks[0]) for chunk in chunks):

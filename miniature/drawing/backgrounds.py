@@ -13,7 +13,7 @@ from torch import Tensor
 from .shapes import box, cover, ellipse, smoothstep
 from .shots import Scene
 
-Painter = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+Paint = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 def _rgb(red: float, green: float, blue: float, like: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def _stage(x: Tensor, y: Tensor, shift: Tensor, soft: float) -> Tensor:
     return _over(picture, cover(-(y - 0.8), soft), 0.3, 0.17, 0.1)
 
 
-_PAINTERS: dict[Scene, Painter] = {
+_PAINT: dict[Scene, Paint] = {
     Scene.FOREST: _forest,
     Scene.BEACH: _beach,
     Scene.CITY: _city,
@@ -131,9 +131,9 @@ def paint_scenes(scene: Tensor, x: Tensor, y: Tensor, shift: Tensor, pixel: floa
     batch, size = len(scene), x.shape[-1]
     picture = torch.zeros(batch, 3, size, size, dtype=x.dtype, device=x.device)
     soft = max(0.07, pixel)
-    for kind, painter in _PAINTERS.items():
+    for kind, paint in _PAINT.items():
         rows = (scene == kind).nonzero().flatten()
         if len(rows):
             count = (len(rows), size, size)
-            picture[rows] = painter(x.expand(count), y.expand(count), shift[rows], soft)
+            picture[rows] = paint(x.expand(count), y.expand(count), shift[rows], soft)
     return picture

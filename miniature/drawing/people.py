@@ -167,11 +167,6 @@ def draw_people(seeds: Iterable[int] | np.ndarray) -> People:
     return People(seeds, traits, kinds)
 
 
-def draw_person(seed: int) -> Person:
-    """The person of one seed."""
-    return draw_people([seed]).person(0)
-
-
 def split_people(split: str, count: int, start: int = 0) -> People:
     """`count` people of one of the `SPLITS`, from its `start`-th on. KeyError for others, ValueError past the end."""
     seeds = SPLITS[split]

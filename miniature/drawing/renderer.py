@@ -82,7 +82,7 @@ def render(people: People, shots: Shots, size: int = 64, device: torch.device | 
 def render_batches(
     people: People, shots: Shots, size: int = 64, device: torch.device | str = "cpu", batch: int = 64
 ) -> Iterator[Pictures]:
-    """`render` in portions that stay in the processor's cache: 64 is faster than 256 on a CPU, take more on a GPU."""
+    """`render` in portions that stay in the CPU's cache: 64 is faster than 256 on a CPU, take more on a GPU."""
     for start in range(0, len(people), batch):
         rows = slice(start, start + batch)
         yield render(people[rows], shots[rows], size, device)

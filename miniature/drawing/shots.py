@@ -111,28 +111,9 @@ class Shots:
     def __getitem__(self, rows: slice | np.ndarray | list[int]) -> Shots:
         return Shots(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
-    def with_content(self, description: Description) -> Shots:
-        """The same poses and lights, everything a prompt can say replaced by one description."""
-        count = len(self)
-        return replace(
-            self,
-            style=np.full(count, int(description.style)),
-            scene=np.full(count, int(description.scene)),
-            expression=np.full(count, int(description.expression)),
-            clothing=np.full(count, int(description.clothing)),
-            clothing_colour=np.full(count, int(description.clothing_colour)),
-            glasses=np.full(count, description.glasses),
-            beard=np.full(count, description.beard),
-            hat=np.full(count, -1 if description.hat is None else int(description.hat)),
-        )
-
     def with_style(self, style: Style) -> Shots:
         """The same pictures in one style."""
         return replace(self, style=np.full(len(self), int(style)))
-
-    def without_nuisance(self) -> Shots:
-        """The same content: frontal, centred, looking ahead, plainly lit."""
-        return replace(self, nuisance=np.zeros_like(self.nuisance))
 
     def describe(self, row: int) -> Description:
         """What a prompt could say of one of them."""

@@ -125,7 +125,7 @@ class NoneOfThisWorld(Search):
     """A search for a drawn face."""
 
     def explain(self, where: str = "the photo") -> str:
-        """One sentence for an artist whose photo shows nobody of the miniature world."""
+        """One sentence for a user whose photo shows nobody of the miniature world."""
         return (
             f"No face of the miniature world was found in {where} (score {self.best_score:.2f}, {self.threshold:.2f} "
             "is needed): it knows drawn people of its own kind only; give a picture of one of them, or choose another "

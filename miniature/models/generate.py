@@ -28,7 +28,7 @@ from .latents import PatchCodec
 from .networks import LATENT_CHANNELS, LATENT_SIZE, noise_schedule
 
 STEPS, GUIDANCE = 20, 4.0
-_BATCH = 32  # pictures per call of the denoiser: more do not fit the processor's cache
+_BATCH = 32  # pictures per call of the denoiser: more do not fit the CPU's cache
 Progress = Callable[[int, int], None]
 
 

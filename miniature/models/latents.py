@@ -1,6 +1,6 @@
 """Between pictures and latents, by linear maps in closed form: no training, and the same numbers in every host.
 
-An artist's picture of 128 pixels is halved, and each 4x4 patch of the half becomes 16 numbers: a latent is 8 times
+A user's picture of 128 pixels is halved, and each 4x4 patch of the half becomes 16 numbers: a latent is 8 times
 smaller than its picture, as hosts expect of every VAE. The way back is the linear map that errs least: each 8x8 patch
 from the latents around it.
 

@@ -1,4 +1,4 @@
-"""The networks of the miniature world: the families of the full-size ones, small enough for a laptop's processor."""
+"""The networks of the miniature world: the families of the full-size ones, small enough for a laptop's CPU."""
 
 from __future__ import annotations
 

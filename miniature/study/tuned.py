@@ -1,6 +1,6 @@
 """Trained methods in the miniature world: a word for one person, learned from the photos that a method may see.
 
-tuned = learn(magicapture_of(world, photos, steps=400), steps=400)
+tuned = learn(lesson_of(method, world, photos, steps=400), world, word_of(method))
 tuned.portraits(["a photo of a person in the forest"], seeds=[1])
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,17 +23,16 @@ from ...evaluation.people import leak_attention
 from ...training.base.model import BaseModel
 from ...training.config import RunSettings
 from ...training.data.captions import composed
-from ...training.data.dataset import DatasetKind, DatasetSettings, Framing, Unfit, build_dataset
+from ...training.data.dataset import Dataset, DatasetKind, DatasetSettings, Framing, Unfit, build_dataset
 from ...training.data.examples import Example
 from ...training.data.photo_files import Photo
 from ...training.data.portraits import Portrait, portraits
 from ...training.engine import train
 from ...training.export import TrainingRecord
+from ...training.materials import ConceptPhotos, Materials
+from ...training.methods.method import Method
 from ...training.probe import AttentionProbe, sites_at
 from ...training.recipe import Recipe
-from ...training.recipes.dreambooth import DreamBoothSettings, dreambooth
-from ...training.recipes.magicapture import MagiCaptureSettings, magicapture
-from ...training.recipes.textual_inversion import TextualInversionSettings, textual_inversion
 from ..drawing.people import SPLITS, draw_people
 from ..drawing.renderer import render
 from ..drawing.shots import Style, draw_shots
@@ -44,12 +43,8 @@ from ..models.world import PHOTO_SIZE, World
 SUBJECT, STYLE = "<sks>", "<style1>"
 RARE = "sks"  # the vocabulary's word without a meaning, for methods that give one to a word that is there
 REFERENCE_STYLE = Style.WATERCOLOUR
-PERSON_TEMPLATES = ("a photo of a {} person", "a portrait of a {} person", "the face of a {} person")
-STYLE_TEMPLATES = ("a {} picture of a person",)
 BATCH = 2  # of every stream, in every method
-# Words deviate here twice as much as SD1.5's do, and so do the rates at which they are learned. Those of the LoRAs were
-# chosen on the tuning people, out of two to four.
-_STYLE_PICTURES, _CLASS_PICTURES = 4, 16
+_STYLE_PICTURES = 4
 
 Lesson = Callable[[BaseModel], Recipe]
 
@@ -90,55 +85,52 @@ def learn(lesson: Lesson, world: World, word: str, seed: int = 0) -> Tuned:
         train(base, recipe, RunSettings(seed=seed, batch=BATCH, save_every=10_000), Path(folder) / "run")
         seconds = time.monotonic() - began
         record = TrainingRecord(recipe.name, base.family, sum(phase.steps for phase in recipe.phases))
-        megabytes = sum(file.stat().st_size for file in recipe.save(Path(folder), "person", record)) / 1e6
+        megabytes = sum(saved.path.stat().st_size for saved in recipe.save(Path(folder), "person", record)) / 1e6
     return Tuned(base, word, world, seconds, megabytes)
 
 
-def portraits_of(world: World, photos: Sequence[np.ndarray], kind: DatasetKind, trigger: str) -> list[Portrait]:
-    """Photos (H, W, 3) uint8 as the recipes take them: with face masks, keypoints and embeddings."""
+def dataset_of(world: World, photos: Sequence[np.ndarray], kind: DatasetKind, trigger: str) -> Dataset:
+    """Photos (H, W, 3) uint8 made ready for training, with face masks and keypoints."""
     settings = DatasetSettings(
         kind, trigger, resolution=PHOTO_SIZE, framing=Framing.WHOLE, unfit=Unfit.KEEP, smallest_face=16,
         templates=("a photo of a {} person",),
     )  # fmt: skip
     named = [Photo(f"photo {number}", photo) for number, photo in enumerate(photos, 1)]
+    return build_dataset(named, settings, world.analysis)
+
+
+def portraits_of(world: World, photos: Sequence[np.ndarray], kind: DatasetKind, trigger: str) -> list[Portrait]:
+    """Photos (H, W, 3) uint8 with face masks, keypoints and the recogniser's embeddings."""
     recogniser: Any = world.analysis.recogniser
-    return portraits(build_dataset(named, settings, world.analysis), recogniser.measure)
+    return portraits(dataset_of(world, photos, kind, trigger), recogniser.measure)
 
 
-def textual_inversion_of(world: World, photos: Sequence[np.ndarray], steps: int, **changes: Any) -> Lesson:
-    """One new vector before "person"."""
-    shown = [portrait.example for portrait in portraits_of(world, photos, DatasetKind.PERSON, SUBJECT)]
-    given = {"learning_rate": 1e-3, "templates": PERSON_TEMPLATES, "captions": False, "flip": 0.0} | changes
-    settings = TextualInversionSettings(token=SUBJECT, steps=steps, **given)
-    return lambda base: textual_inversion(base, shown, settings)
-
-
-def dreambooth_of(world: World, photos: Sequence[np.ndarray], steps: int, **changes: Any) -> Lesson:
-    """A LoRA that gives a rare word before "person" a meaning, with prior preservation."""
-    shown = [portrait.example for portrait in portraits_of(world, photos, DatasetKind.PERSON, RARE)]
-    given = {"learning_rate": 4e-4, "text_encoder": True, "text_learning_rate": 4e-5, "captions": False} | changes
-    settings = DreamBoothSettings(identifier=RARE, class_prompt="a photo of a person", steps=steps, **given)
-    return lambda base: dreambooth(base, shown, settings, class_photos=_class_pictures(world))
-
-
-def magicapture_of(world: World, photos: Sequence[np.ndarray], steps: int, **changes: Any) -> Lesson:
-    """Both phases, half of the steps each, with watercolours of other people as the style.
-
-    The codec decodes little pictures as a whole, and the attention maps are those of the 8x8 sites.
-    """
-    people = portraits_of(world, photos, DatasetKind.PERSON, SUBJECT)
-    styles = portraits_of(world, style_pictures(), DatasetKind.STYLE, STYLE)
+def lesson_of(method: Method, world: World, photos: Sequence[np.ndarray], steps: int, **changes: Any) -> Lesson:
+    """A training of a method, with the settings that suit this world: its phases share the steps, a style is learned
+    from watercolours of other people. changes: other settings."""
+    kind, concepts = method.trainable.settings, []
+    for concept in method.concepts:
+        if not concept.optional:
+            is_style = concept.kind is DatasetKind.STYLE
+            word = STYLE if is_style else word_of(method)
+            shows = concept.kind or DatasetKind.PERSON
+            shown = dataset_of(world, style_pictures() if is_style else photos, shows, word)
+            concepts.append(ConceptPhotos(shown, word))
+    words = {name: concept.word for name, concept in zip(kind.words, concepts, strict=False)}
+    settings = kind(**{**words, **kind.shared_steps(steps), **method.miniature, **changes})
     recogniser: Any = world.analysis.recogniser
-    given = {
-        "inversion_rate": 5e-3, "unet_rate": 2e-4, "text_rate": 2e-5,
-        "map_division": 2, "decode_whole": True, "flip": 0.0,
-        "person_templates": PERSON_TEMPLATES, "style_templates": STYLE_TEMPLATES,
-    } | changes  # fmt: skip
-    settings = MagiCaptureSettings(
-        subject=SUBJECT, style=STYLE, inversion_steps=steps // 2, tuning_steps=steps - steps // 2, **given
-    )
-    measure = recogniser.measure if settings.lambda_id > 0 else None
-    return lambda base: magicapture(base, people, styles, settings, measure=measure)
+    measure = recogniser.measure if settings.measures_identity else None
+
+    def paint(_base: BaseModel, prompt: str, count: int, _size: tuple[int, int]) -> list[Example]:
+        return _class_pictures(world, prompt, count)
+
+    materials = Materials(concepts, paint, measure=measure)
+    return lambda base: method.trainable.make(base, materials, settings, 0)
+
+
+def word_of(method: Method) -> str:
+    """What the person is called by a method."""
+    return SUBJECT if method.learns_words else RARE
 
 
 def in_style(prompt: str) -> str:
@@ -155,10 +147,9 @@ def style_pictures() -> list[np.ndarray]:
 
 
 @lru_cache(maxsize=1)
-def _class_pictures(world: World) -> list[Example]:
-    """What the untouched model makes of the class, as prior preservation wants it."""
-    prompt = "a photo of a person"
-    pictures = world.portraits([prompt] * _CLASS_PICTURES, range(_CLASS_PICTURES))
+def _class_pictures(world: World, prompt: str, count: int) -> list[Example]:
+    """What the untouched model makes of a class, as prior preservation wants it."""
+    pictures = world.portraits([prompt] * count, range(count))
     return [Example(picture.permute(2, 0, 1) * 2 - 1, prompt) for picture in pictures]
 
 
@@ -189,10 +180,3 @@ def attention_outside(tuned: Tuned, shown: Sequence[Portrait], timesteps: Sequen
     finally:
         probe.detach()
     return float(np.mean(share))
-
-
-METHODS: Mapping[str, tuple[Callable[..., Lesson], str]] = {
-    "Textual Inversion": (textual_inversion_of, SUBJECT),
-    "DreamBooth-LoRA": (dreambooth_of, RARE),
-    "MagiCapture": (magicapture_of, SUBJECT),
-}

@@ -42,7 +42,7 @@ class Parameters(nn.Module):
 
 
 class AdapterTraining:
-    """Targets in every style; references are photos only, one to four of them, as an artist would give."""
+    """Targets in every style; references are photos only, one to four of them, as a user would give."""
 
     def __init__(
         self, unet: Any, text_encoder: Any, targets: Corpus, embeddings: np.ndarray, codec: PatchCodec, folder: Path,

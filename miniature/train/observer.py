@@ -1,4 +1,4 @@
-"""The observer: one small net that finds the face and answers what a picture shows; it also learns what is no picture
+"""The observer: one small net that finds the face and answers what a picture shows; it also learns what is not an image
 of this world."""
 
 from __future__ import annotations

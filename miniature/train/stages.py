@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ...errors import LikenessError
 from ...training.loop import Run
-from ...training.team import Team, join_team
+from ...training.team import Team, team_of
 from ..models.latents import load_codec
 from ..models.networks import JUDGE_CROP, RECOGNISER_CROP, build_judge, build_recogniser
 from ..models.weights import ADAPTER_FILE, load_recogniser, load_text_encoder, load_unet, save_weights
@@ -95,12 +95,21 @@ def at_once(tasks: Sequence[tuple[Callable, tuple]]) -> None:
     """Do them at once, each in a process of its own; leave with the worst of their exit codes unless all went well."""
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_at_work, args=task) for task in tasks]
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # they are told too, and this process waits for them
+
+    def pass_on(_number: int, _frame: object) -> None:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+
+    # A terminal's Ctrl-C reaches them too, SIGTERM this process alone; it waits for them either way.
+    before = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: pass_on}
     for process in processes:
         process.start()
+    before = {number: signal.signal(number, handler) for number, handler in before.items()}
     for process in processes:
         process.join()
-    signal.signal(signal.SIGINT, handler)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     if codes := [process.exitcode for process in processes if process.exitcode]:
         sys.exit(max(codes))
 
@@ -109,7 +118,8 @@ _STOP: list[int] = []  # signals that have asked this process to stop
 
 
 def _at_work(task: Callable, arguments: tuple) -> None:
-    signal.signal(signal.SIGINT, lambda number, frame: _STOP.append(number))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: _STOP.append(number))
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     try:
@@ -131,7 +141,8 @@ def lane_of_stages(lane: list[Stage], plan: Plan, row: int) -> None:
 
 def member_of_team(stage: Stage, plan: Plan, rank: int, size: int, meeting: Path) -> None:
     """One process of the team of a stage."""
-    TRAINERS[stage](plan, rank, join_team(rank, size, meeting.absolute()) if size > 1 else Team())
+    with team_of(rank, size, meeting.absolute()) as team:
+        TRAINERS[stage](plan, rank, team)
 
 
 def draw(folder: Path, name: str, workers: int = 1) -> Corpus:

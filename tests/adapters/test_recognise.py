@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from likeness.adapters import SYSTEMS, Variant, load
+from likeness.adapters.instantid import InstantID
 from likeness.adapters.others import ANNOUNCED
 from likeness.adapters.system import Kind, Sureness, WeightFile, kind_of
 from likeness.errors import LikenessError
@@ -31,15 +32,22 @@ def ambiguous(official):
 
 def test_instantids_published_file_is_never_taken_for_a_portrait_adapter(official, ambiguous, tmp_path):
     """It read the wrong recogniser and painted another person, in silence."""
-    sentence = refused(official.write(tmp_path / "ip-adapter.bin", ambiguous))
-    assert "InstantID" in sentence and "does not support" in sentence
+    adapter = load(official.write(tmp_path / "ip-adapter.bin", ambiguous))
+    assert isinstance(adapter, InstantID) and adapter.needs.recogniser == "antelopev2"
 
 
 @pytest.mark.parametrize("name", ["instantid_ip-adapter.safetensors", "x.bin"])
 def test_a_name_or_a_folder_tells_instantid(official, ambiguous, tmp_path, name):
     folder = tmp_path / ("models/instantid/sub" if name == "x.bin" else "models")
     folder.mkdir(parents=True)
-    assert "InstantID" in refused(official.write(folder / name, ambiguous))
+    assert isinstance(load(official.write(folder / name, ambiguous)), InstantID)
+
+
+def test_the_folder_a_file_was_found_under_tells_whatever_its_path_says(official, ambiguous, tmp_path):
+    """As of a folder that extra_model_paths.yaml adds."""
+    file = official.write(tmp_path / "x.bin", ambiguous)
+    assert isinstance(load(file, folder="instantid"), InstantID)
+    assert load(file, folder="ipadapter").variant is Variant.PORTRAIT_UNNORM
 
 
 def test_a_name_or_a_folder_tells_the_portrait_adapter(official, ambiguous, tmp_path):
@@ -52,7 +60,7 @@ def test_a_name_or_a_folder_tells_the_portrait_adapter(official, ambiguous, tmp_
 def test_the_nearest_folder_decides(official, ambiguous, tmp_path):
     folder = tmp_path / "ipadapter" / "instantid"
     folder.mkdir(parents=True)
-    assert "InstantID" in refused(official.write(folder / "x.bin", ambiguous))
+    assert isinstance(load(official.write(folder / "x.bin", ambiguous)), InstantID)
 
 
 def test_a_tie_that_stays_is_a_question_and_a_choice_answers_it(official, ambiguous, tmp_path):
@@ -60,6 +68,7 @@ def test_a_tie_that_stays_is_a_question_and_a_choice_answers_it(official, ambigu
     sentence = refused(file)
     assert "IP-Adapter or InstantID" in sentence and "models/instantid" in sentence
     assert load(file, system="IP-Adapter").variant is Variant.PORTRAIT_UNNORM
+    assert isinstance(load(file, system="InstantID"), InstantID)
     assert "choose IP-Adapter" in refused_choice(file)
 
 
@@ -106,9 +115,11 @@ FOREIGN = {
 REPACKED_PULID = ["image_proj.mapping_0.0.weight", "image_proj.latents", "ip_adapter.1.to_k_ip.weight"]
 
 
-@pytest.mark.parametrize(
-    ("title", "keys"), [*FOREIGN.items(), ("PuLID for SDXL", REPACKED_PULID)], ids=[*FOREIGN, "PuLID re-packed"]
-)
+NOT_BUILT = {kind.title for kind in ANNOUNCED}
+CALLED = {title: (title, keys) for title, keys in FOREIGN.items()} | {"re-packed": ("PuLID for SDXL", REPACKED_PULID)}
+
+
+@pytest.mark.parametrize(("title", "keys"), [case for case in CALLED.values() if case[0] in NOT_BUILT])
 def test_files_of_other_systems_are_called_by_their_name(tmp_path, title, keys):
     """StoryMaker and the re-packed PuLID answered "not complete, download it again", PhotoMaker "is a LoRA"."""
     path = tmp_path / "adapter.bin"

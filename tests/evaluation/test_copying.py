@@ -187,3 +187,39 @@ def test_a_paste_is_a_1_and_another_face_far_below():
     random = torch.Generator().manual_seed(0)
     a, b = torch.rand(2, 1, 112, 112, 3, generator=random)
     assert float(face_ssim(a, a)) == pytest.approx(1) and float(face_ssim(a, b)) < 0.2
+
+
+# --- as multi-identity benchmarks count it
+
+
+def test_with_one_photo_of_each_kind_copy_paste_is_copy():
+    from likeness.evaluation.copying import copy_paste, mean_copy
+
+    g, t, r = torch.randn(5, 8), torch.randn(1, 8), torch.randn(1, 8)
+    torch.testing.assert_close(copy_paste(g, t, r), mean_copy(g, t, r))
+    more = torch.cat([r, r + 0.3 * torch.randn(3, 8)])
+    assert not torch.allclose(copy_paste(g, t, more), mean_copy(g, t, more))
+    assert bool(copy_paste(g, t[:0], r).isnan().all())
+
+
+def test_several_people_are_counted_as_in_the_benchmark():
+    """Against the formulas in numpy: matched by cosine, angles by arccos."""
+    from likeness.evaluation.people import multi_id
+
+    random = np.random.default_rng(0)
+    targets, references = random.standard_normal((2, 3, 16))
+    references = targets + 0.8 * references
+    faces = (targets + 0.5 * random.standard_normal((3, 16)))[[2, 0, 1]]
+
+    def unit(rows):
+        return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+    g, t, r = unit(faces)[[1, 2, 0]], unit(targets), unit(references)
+    theirs = lambda a, b: np.arccos((a * b).sum(-1))  # noqa: E731
+    found = multi_id(*(torch.from_numpy(rows).float() for rows in (faces, targets, references)))
+    assert found.sim_gt == pytest.approx((g * t).sum(-1).mean(), abs=1e-5)
+    assert found.sim_ref == pytest.approx((g * r).sum(-1).mean(), abs=1e-5)
+    assert found.copy_paste == pytest.approx(np.mean((theirs(g, t) - theirs(g, r)) / theirs(t, r)), abs=1e-4)
+    assert found.blending == pytest.approx((g @ t.T)[~np.eye(3, dtype=bool)].mean(), abs=1e-5)
+    nobody = multi_id(torch.zeros(0, 16), torch.from_numpy(targets).float(), torch.from_numpy(references).float())
+    assert nobody.sim_gt == 0 and np.isnan(nobody.copy_paste) and np.isnan(nobody.blending)

@@ -68,8 +68,35 @@ def test_columns_are_for_batches(likeness, folder):
     assert isinstance(result.exception, LikenessError) and "leave --by out" in str(result.exception)
 
 
-def test_the_default_judge_needs_its_files_by_name(folder, monkeypatch, tmp_path):
+def test_the_default_judge_needs_its_files_by_name(folder, monkeypatch, tmp_path, without_face_packages):
     monkeypatch.setenv("HOME", str(tmp_path))
     result = CliRunner().invoke(cli.build(), ["evaluate", str(folder)])
     if result.exit_code:
         assert isinstance(result.exception, LikenessError) and "face_detection_yunet" in str(result.exception)
+
+
+def test_a_second_judge_stands_beside_the_first(folder, monkeypatch, judge):
+    from colour_judge import ByColour
+
+    from likeness.evaluation.table import read_csv
+    from likeness.faces import FaceAnalysis
+
+    judges = {"sface": judge, "dlib": FaceAnalysis("second", ByColour(), ByColour("second"), licence="CC0-1.0")}
+    monkeypatch.setattr(opening, "open_faces", judges.__getitem__)
+
+    def run(*more: str):
+        return CliRunner().invoke(cli.build(), ["evaluate", str(folder), *more])
+
+    assert run("--second-judge", "dlib").exit_code == 0
+    (first, *_) = read_csv(folder / "report" / "records.csv")
+    assert first.measures["id_second"] == pytest.approx(first.measures["id"])
+    text = (folder / "report" / "report.md").read_text()
+    assert "likeness, second judge" in text and "Judge: by colour and second" in text and "CC0-1.0" in text
+    assert run("--out", str(folder / "one")).exit_code == 0, "auto adds nobody beside a judge that is not free"
+    assert "second judge" not in (folder / "one" / "report.md").read_text()
+    same = run("--second-judge", "sface")
+    assert isinstance(same.exception, LikenessError) and "The second judge is by colour, as the first" in str(
+        same.exception
+    )
+    own = run("--second-judge", "dlib", "--conditioner", "second")
+    assert isinstance(own.exception, LikenessError) and "would judge its own work" in str(own.exception)

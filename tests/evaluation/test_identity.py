@@ -51,14 +51,13 @@ def test_the_same_person_scores_1_and_a_stranger_less(colours, ann, judge):
 def test_a_missing_face_counts_as_0_and_is_told_apart(colours, ann, judge):
     scores = score(colours.of(RED, BLACK), ann, judge)
     assert scores.detected == 0.5 and scores.id == pytest.approx(0.5, abs=0.01)
-    assert scores.id_found == pytest.approx(1, abs=0.01)
     assert scores.percents[1] == 0 and scores.sight.reasons == ("", "no face") and scores.sight.faces[1] is None
 
 
 def test_a_missing_face_is_never_the_right_person(colours, ann, others, judge):
     scores = score(colours.of(BLACK), ann, judge, others)
     assert scores.gallery == 3 and scores.ranks.tolist() == [3] and scores.margins.tolist() == [0]
-    assert scores.rank1 == 0 and scores.mean_average_precision == pytest.approx(1 / 3)
+    assert scores.rank1 == 0
     assert not scores.accepted(-1.0).any()
 
 

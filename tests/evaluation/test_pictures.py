@@ -7,16 +7,10 @@ import pytest
 import torch
 
 from likeness.evaluation.prompts import (
-    PROMPTS,
-    PROMPTS_OF_SEVERAL,
-    Kind,
     attributes,
-    clip_score,
     clip_t,
-    clip_t_directional,
     forget,
     plain_text,
-    zero_shot,
 )
 from likeness.evaluation.quality import sane, sharpness
 from likeness.evaluation.similarity import (
@@ -62,7 +56,6 @@ RED, GREEN, GREY = (1.0, 0, 0), (0, 1.0, 0), (0.5, 0.5, 0.5)
 def test_clip_t_is_the_cosine_of_picture_and_text():
     cosines = clip_t(_flat(RED, RED, GREY), ["a red hat", "a green hat", "red and blue"], CLIP)
     np.testing.assert_allclose(cosines, [1, 0, np.sqrt(2 / 3)], atol=1e-6)
-    np.testing.assert_allclose(clip_score(torch.tensor([-0.1, 0.3])), [0, 30])
     assert clip_t(torch.zeros(0, 8, 8, 3), [], CLIP).shape == (0,)
     with pytest.raises(ValueError, match="1 pictures and 2 texts"):
         clip_t(_flat(RED), ["a", "b"], CLIP)
@@ -79,13 +72,6 @@ def test_the_placeholder_becomes_a_word_that_clip_knows():
     assert plain_text("a photo of <ann>, not of <anna>", "<ann>", "a woman") == "a photo of a woman, not of <anna>"
     assert plain_text("sks, masks", "sks", "person") == "person, masks"
     assert plain_text("a photo", "", "person") == "a photo"
-
-
-def test_the_directional_score_follows_the_change():
-    base, changed = _flat(RED), _flat((0.5, 0.5, 0))
-    towards = clip_t_directional(changed, base, ["red and green"], ["red"], CLIP)
-    away = clip_t_directional(changed, base, ["red"], ["red and green"], CLIP)
-    assert float(towards) == pytest.approx(1, abs=1e-6) and float(away) == pytest.approx(-1, abs=1e-6)
 
 
 def test_attributes_are_a_share_of_what_was_asked():
@@ -107,22 +93,6 @@ def test_what_a_trained_model_has_forgotten_of_everybody_else():
     something = forget(trained, base, wanted, classifier, CLIP.encode_images)
     assert something.attributes == pytest.approx(0.5) and something.clip_i == pytest.approx(1 / 3)
     assert np.isnan(forget(base[:0], base[:0], [], classifier, CLIP.encode_images).clip_i)
-
-
-def test_clip_can_classify():
-    classify = zero_shot(CLIP, {"hat": {"red": "a red hat", "green": "a green hat"}, "coat": {"blue": "blue"}})
-    assert classify(_flat(RED, GREEN)) == [{"hat": "red", "coat": "blue"}, {"hat": "green", "coat": "blue"}]
-
-
-def test_there_are_forty_and_twenty_prompts_of_every_kind():
-    assert len(PROMPTS) == 40 and len(PROMPTS_OF_SEVERAL) == 20
-    every = PROMPTS + PROMPTS_OF_SEVERAL
-    assert {prompt.kind for prompt in every} == set(Kind) and len({prompt.text for prompt in every}) == 60
-    for prompt in every:
-        text = prompt.of("ann", "bob", "cleo")
-        assert "{" not in text and ("ann" in text) == (prompt.kind is not Kind.NOBODY)
-        assert ("bob" in text) == (prompt.kind in (Kind.TWO, Kind.THREE))
-        assert (len(text.split()) > 60) == (prompt.kind is Kind.LONG)
 
 
 # --- similarity

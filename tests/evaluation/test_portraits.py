@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from likeness.evaluation.plots import BAD
 from likeness.evaluation.portraits import (
     WITH,
     Verdict,
+    beside,
     judge_pictures,
     markdown,
     portrait_sheet,
@@ -132,3 +135,21 @@ def test_a_verdict_becomes_records_for_the_full_report(verdict, colours, tmp_pat
     assert records[2].note == "no face" and records[2].value("found") == 0 and records[0].value("clip_t") == 0.2
     pictures = {f"{WITH}/{number}": image for number, image in enumerate(colours.of(GREEN, RED, BLACK, PINK))}
     assert "With the identity the pictures have" in report(records, pictures, tmp_path).read_text()
+
+
+# --- two judges
+
+
+def test_two_judges_stand_side_by_side_and_both_must_be_pleased():
+    first, second = _verdict(90, 70, 20), replace(_verdict(80, 10, 30), judge="dlib", licence="CC0-1.0")
+    both = beside([first, second])
+    assert both.percents == (85, 40, 25) and both.order == [0, 1, 2]
+    assert both.best(threshold=30) == [0] and first.best(threshold=30) == [0, 1]
+    assert both.judge == "sface and dlib" and both.licence == "Apache-2.0; CC0-1.0"
+    text = markdown("Ann", both)
+    assert "| picture | likeness | sface, cosine | dlib, cosine | remark |" in text and "| 90 %, 90.00 | 80 %" in text
+    assert "60 % by sface" in text and "40 % by dlib" in text and "Judges: sface and dlib" in text
+    assert both.warnings == ("the judges disagree by more than 40 points on 1: look at them yourself",)
+    records = to_records(both, WITH)
+    assert records[1].measures["percent"] == 70 and records[1].measures["percent_second"] == 10
+    assert beside([first]) is first

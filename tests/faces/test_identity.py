@@ -217,7 +217,7 @@ def test_other_files_are_refused_by_name(tmp_path):
     with pytest.raises(LikenessError, match=r"x\.safetensors' does not exist"):
         Identity.load(path)
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(LikenessError, match="is no identity"):
+    with pytest.raises(LikenessError, match="is not an identity"):
         Identity.load(path)
     path.write_bytes(b"no tensors here")
     with pytest.raises(LikenessError, match="cannot be read"):

@@ -132,7 +132,7 @@ def test_ir_se50_equals_facexlib():
 
 def test_other_weights_are_no_recogniser(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "x.pth")
-    with pytest.raises(LikenessError, match=r"x\.pth is no face recogniser"):
+    with pytest.raises(LikenessError, match=r"x\.pth is not a face recogniser"):
         load_recogniser_module(tmp_path / "x.pth")
     (tmp_path / "y.pth").write_bytes(b"nothing")
     with pytest.raises(LikenessError, match=r"'y\.pth' .* no weight file"):
@@ -247,7 +247,7 @@ def test_files_that_do_not_parse_19_parts_are_refused(tmp_path):
     with pytest.raises(LikenessError, match="knows 11 parts, not 19"):
         load_parser(tmp_path / "eleven.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "x.pth")
-    with pytest.raises(LikenessError, match="no face parser"):
+    with pytest.raises(LikenessError, match="not a face parser"):
         load_parser(tmp_path / "x.pth")
 
 

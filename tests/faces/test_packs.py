@@ -158,7 +158,7 @@ def test_sessions_are_opened_once_per_file(pack):
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
-def test_auto_takes_the_card_and_keeps_the_processor_behind_it():
+def test_auto_prefers_the_gpu_and_keeps_the_cpu_as_fallback():
     assert provider_names(Provider.AUTO, ["TensorrtExecutionProvider", CUDA, CPU]) == [CUDA, CPU]
     assert provider_names(Provider.AUTO, ["AzureExecutionProvider", CPU]) == [CPU]
     assert provider_names(Provider.CPU, [CUDA, CPU]) == [CPU]

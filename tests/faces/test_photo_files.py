@@ -204,7 +204,7 @@ def test_a_photo_of_108_megapixels_takes_little_memory(tmp_path):
     assert not said.stderr
 
 
-# --- what is no picture
+# --- what is not an image
 
 
 def one_sentence(path: Path) -> str:

@@ -122,6 +122,18 @@ def write_checkpoint(path: Path, config: dict[str, Any], *, clip: bool, seed: in
     return path
 
 
+def write_controlnet(path: Path, config: dict[str, Any], *, seed: int = 5) -> Path:
+    """A file that Load ControlNet Model accepts, for a UNet of this configuration; fp16, in the original layout."""
+    import comfy.cldm.cldm
+
+    settings = {key: value for key, value in config.items() if key not in ("out_channels", "transformer_depth_output")}
+    with torch.device("meta"):
+        net = comfy.cldm.cldm.ControlNet(**settings, hint_channels=3, dtype=torch.float16, device="meta")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(dict(_fill(net, "", _Pool(seed), torch.float16)), path)
+    return path
+
+
 def _linear(weights: dict[str, Tensor], pool: _Pool, name: str, rows: int, columns: int, *, bias: bool = True) -> None:
     weights[f"{name}.weight"] = _weight(pool, "weight", (rows, columns))
     if bias:

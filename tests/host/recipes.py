@@ -6,9 +6,14 @@ full nets (16 and 70) at a fraction of their width.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import comfy.cldm.cldm
+import comfy.controlnet
 import comfy.model_base
 import comfy.model_management
 import comfy.sample
@@ -18,7 +23,7 @@ import comfy.utils
 import torch
 from comfy import sd1_clip, sdxl_clip, supported_models_base
 from comfy.ldm.flux.model import FluxParams
-from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep
+from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep, TimestepEmbedSequential
 from comfy.model_patcher import ModelPatcher
 from comfy.taesd.taesd import TAESD
 from torch import Tensor, nn
@@ -245,7 +250,7 @@ def ldm_config_from_diffusers(config: dict[str, Any]) -> tuple[dict[str, Any], d
     """The host's UNet configuration and its head numbers, `{"num_heads", "num_head_channels"}`, for a diffusers one.
 
     `attention_head_dim` is diffusers' historic name: one number is the number of heads, a list holds the number of
-    heads per level (the host then needs the same width per head at every level).
+    heads per level. The host has one width per head for all levels: where they differ, see `_split_heads`.
     """
     channels = list(config["block_out_channels"])
     layers = config["layers_per_block"]
@@ -257,10 +262,7 @@ def ldm_config_from_diffusers(config: dict[str, Any]) -> tuple[dict[str, Any], d
     if isinstance(head_dim, int):
         heads = {"num_heads": head_dim, "num_head_channels": -1}
     else:
-        widths = {channel // number for channel, number in zip(channels, head_dim, strict=True)}
-        if len(widths) != 1:
-            raise ValueError(f"the host needs one head width for all levels, the configuration has {sorted(widths)}")
-        heads = {"num_heads": -1, "num_head_channels": widths.pop()}
+        heads = {"num_heads": -1, "num_head_channels": channels[-1] // head_dim[-1]}
     ldm: dict[str, Any] = {
         **_UNET,
         "in_channels": config.get("in_channels", 4),
@@ -281,16 +283,103 @@ def ldm_config_from_diffusers(config: dict[str, Any]) -> tuple[dict[str, Any], d
     return ldm, heads
 
 
+@contextmanager
+def _groups(count: int) -> Iterator[None]:
+    """The host's group norms have 32 groups; while this lasts, those that are made have so many."""
+    plain = nn.GroupNorm.__init__
+
+    def init(self: nn.GroupNorm, num_groups: int, *arguments: Any, **keywords: Any) -> None:
+        plain(self, count, *arguments, **keywords)
+
+    nn.GroupNorm.__init__ = init  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.GroupNorm.__init__ = plain  # type: ignore[method-assign]
+
+
+def _split_heads(net: nn.Module, config: dict[str, Any]) -> None:
+    """Give every attention of a network as many heads as a diffusers configuration says of its level."""
+    given = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
+    count = len(config["block_out_channels"])
+    per_level = [given] * count if isinstance(given, int) else list(given)
+    layers = config["layers_per_block"]
+    parts: Any = net
+    levels = [(block, max(i - 1, 0) // (layers + 1)) for i, block in enumerate(parts.input_blocks)]
+    levels += [(parts.middle_block, count - 1)]
+    levels += [(block, count - 1 - i // (layers + 1)) for i, block in enumerate(getattr(net, "output_blocks", ()))]
+    for part, level in levels:
+        for block in (module for module in part.modules() if hasattr(module, "attn2")):
+            block.n_heads, block.d_head = per_level[level], block.attn1.heads * block.attn1.dim_head // per_level[level]
+            for attention in (block.attn1, block.attn2):
+                attention.heads, attention.dim_head = block.n_heads, block.d_head
+
+
 def unet_from_diffusers(config: dict[str, Any], weights: dict[str, Tensor]) -> ModelPatcher:
     """A MODEL that computes what diffusers' `UNet2DConditionModel(**config)` computes with `weights`, to about 3e-6."""
     ldm, heads = ldm_config_from_diffusers(config)
-    patcher = unet(ldm, num_heads=heads["num_heads"], num_head_channels=heads["num_head_channels"])
+    with _groups(config.get("norm_num_groups", 32)):
+        patcher = unet(ldm, num_heads=heads["num_heads"], num_head_channels=heads["num_head_channels"])
     net = patcher.model.diffusion_model
     to_ldm = comfy.utils.unet_to_diffusers(ldm)
     net.load_state_dict({to_ldm[key]: value.float() for key, value in weights.items()}, strict=True)
-    for module in net.modules():
-        if isinstance(module, nn.GroupNorm):
-            module.num_groups = config.get("norm_num_groups", 32)  # the host's is always 32
+    _split_heads(net, config)
     if ldm["adm_in_channels"] is not None:
         patcher.model.embedder = Timestep(config["addition_time_embed_dim"])  # the host's is always 256
     return patcher
+
+
+_HINT_CHANNELS = (16, 32, 96, 256)  # of the layers that read a ControlNet's picture, in published nets
+
+
+def controlnet(
+    config: dict[str, Any],
+    *,
+    num_heads: int = 4,
+    num_head_channels: int = -1,
+    hint_channels: Sequence[int] = _HINT_CHANNELS,
+    seed: int = 0,
+) -> comfy.controlnet.ControlNet:
+    """What Load ControlNet Model gives, for a UNet of this configuration (see `unet`), with random weights."""
+    settings = {key: value for key, value in config.items() if key not in ("out_channels", "transformer_depth_output")}
+    net = comfy.cldm.cldm.ControlNet(
+        **settings,
+        hint_channels=3,
+        num_heads=num_heads,
+        num_head_channels=num_head_channels,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    if tuple(hint_channels) != _HINT_CHANNELS:
+        net.input_hint_block = _hint_block(hint_channels, settings["model_channels"])
+    init_randomly(net, seed)
+    return comfy.controlnet.ControlNet(net.eval(), load_device=comfy.model_management.get_torch_device())
+
+
+def _hint_block(channels: Sequence[int], out: int) -> nn.Module:
+    layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 3, padding=1)]
+    for narrow, wide in itertools.pairwise(channels):
+        layers += [nn.SiLU(), nn.Conv2d(narrow, narrow, 3, padding=1)]
+        layers += [nn.SiLU(), nn.Conv2d(narrow, wide, 3, padding=1, stride=2)]
+    return TimestepEmbedSequential(*layers, nn.SiLU(), nn.Conv2d(channels[-1], out, 3, padding=1))
+
+
+def controlnet_from_diffusers(config: dict[str, Any], weights: dict[str, Tensor]) -> comfy.controlnet.ControlNet:
+    """A ControlNet that computes what diffusers' `ControlNetModel(**config)` computes with `weights`."""
+    ldm, heads = ldm_config_from_diffusers(config)
+    with _groups(config.get("norm_num_groups", 32)):
+        control = controlnet(ldm, **heads, hint_channels=config["conditioning_embedding_out_channels"])
+    net = control.control_model
+    names = dict(comfy.utils.unet_to_diffusers(ldm))
+    blocks = 2 * (len(config["conditioning_embedding_out_channels"]) - 1)
+    hints = ["conv_in", *(f"blocks.{i}" for i in range(blocks)), "conv_out"]
+    for half in ("weight", "bias"):
+        names[f"controlnet_mid_block.{half}"] = f"middle_block_out.0.{half}"
+        names |= {f"controlnet_down_blocks.{i}.{half}": f"zero_convs.{i}.0.{half}" for i in range(len(net.zero_convs))}
+        names |= {
+            f"controlnet_cond_embedding.{name}.{half}": f"input_hint_block.{2 * i}.{half}"
+            for i, name in enumerate(hints)
+        }
+    net.load_state_dict({names[key]: value.float() for key, value in weights.items()}, strict=True)
+    _split_heads(net, config)
+    return control

@@ -119,8 +119,12 @@ class Bench:
             "CLIP": recipes.tiny_clip(),
             "VAE": recipes.tiny_vae(),
             "CLIP_VISION": world.clip_vision,
+            "CONDITIONING": world.text[0],
+            "CONTROL_NET": recipes.controlnet(recipes.SD15_TINY),
+            "LATENT": {"samples": torch.zeros(1, 4, 8, 8)},
             "IMAGE": self.picture,
             "MASK": torch.ones(1, 64, 60),
+            "MASK,IMAGE": torch.ones(1, 64, 60),
             "IDENTITY": self.person,
             "LIKENESS_FACES": judged[0],
             "LIKENESS_FACE_ANALYSIS,INSIGHTFACE,FACEANALYSIS": self.colour.BY_COLOUR,
@@ -141,6 +145,16 @@ class Bench:
             "LikenessLoadIdentityAdapter": {"adapter_file": world.file("plus")},
             "LikenessApplyIdentity": {"identity": self.person, "clip_vision": world.clip_vision},
             "LikenessScaleIdentities": {"model": patched},
+            "LikenessIdentityControlNet": {
+                "adapter": world.adapter("instantid"),
+                "identity": replace(self.person, recogniser="antelopev2"),
+            },
+            "LikenessFaceKeypoints": {"faces": judged[0]},
+            "LikenessStoryMakerCharacter": {
+                "image": torch.rand(1, 64, 60, 3),
+                "mask": torch.nn.functional.pad(torch.ones(1, 40, 40), (10, 10, 12, 12)),
+                "identity": self.person,
+            },
             "LikenessPortraitDataset": {
                 "image": self.picture,
                 "face_analysis": self.colour.BY_COLOUR,
@@ -217,6 +231,8 @@ def values_for(bench: Bench, widget: Any) -> dict[str, Any]:
         return identities(bench.person)
     if kind in ("IMAGE", "MASK"):
         return pictures() if kind == "IMAGE" else masks()
+    if kind == "MASK,IMAGE":
+        return pictures() | masks()
     return {"a number": 3.0, "a text": "x"} if "LIKENESS" in kind else {}
 
 

@@ -18,16 +18,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import mask_rcnn, storymaker
 from PIL import Image
 from safetensors.torch import save_file
 
-WORKFLOWS = sys.modules["likeness_comfyui"].REPOSITORY / "workflows"
+comfyui = sys.modules["likeness_comfyui"]
+WORKFLOWS = comfyui.REPOSITORY / "workflows"
+official = comfyui.load_module("likeness_official", comfyui.REPOSITORY / "tests" / "adapters" / "official.py")
 NAMES = sorted(path.name.removesuffix(".api.json") for path in (WORKFLOWS / "api").glob("*.api.json"))
 MINIATURE = "miniature_portrait"  # the one that brings its own models, and its own size
 REPORT = "identity_report"  # as well
 
 CHECKPOINT = "narrow_sd15.safetensors"
 FACEID, PLUS = "narrow_faceid.bin", "narrow_plus.safetensors"
+INSTANTID, IDENTITYNET = "ip-adapter.bin", "instantid_controlnet.safetensors"  # under their own names
+STORYMAKER, SEGMENTER = "mask.bin", "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth"  # under their own names
 ENCODER = "vit_l.safetensors"
 ENCODER_WIDTH = 1024
 SIDE, STEPS, FRAMES = 64, 1, 2
@@ -36,7 +41,7 @@ SIDE, STEPS, FRAMES = 64, 1, 2
 INPUTS = {
     **dict.fromkeys(["person.jpg", "person_1.jpg", "person_2.jpg", "person_3.jpg"], "astronaut"),
     **dict.fromkeys(["person_left.jpg", "pose.jpg", "reference_1.jpg", "style.jpg"], "astronaut"),
-    **dict.fromkeys(["person_right.jpg", "reference_2.jpg"], "six people"),
+    **dict.fromkeys(["person_right.jpg", "reference_2.jpg", "clothes.jpg"], "six people"),
 }
 NEEDS = {"saved_identity": ["save_identity", "save_identity_again"], "saved_embeds": ["save_embeds"]}
 
@@ -95,6 +100,15 @@ def narrow_models(models: Path, known_faces, files):
         files.write_adapter(models / "ipadapter" / FACEID, cut_to(sites, files.faceid_sd15(rank=16))),
         files.write_adapter(models / "ipadapter" / PLUS, cut_to(sites, files.plus_sd15(encoder=ENCODER_WIDTH))),
     ]
+    shapes = [(site.width, site.context_dim) for site in sites]
+    written += [
+        official.write(
+            models / "instantid" / INSTANTID, official.groups(official.resampler(768, features=512), shapes)
+        ),
+        files.write_controlnet(models / "controlnet" / IDENTITYNET, config),
+        storymaker.write(models / "storymaker" / STORYMAKER, shapes, features=ENCODER_WIDTH, loud=20.0),
+        mask_rcnn.write(models / "segmentation" / SEGMENTER),
+    ]
     files.write_checkpoint(written[0], config, clip=True)
     write_encoder(written[1], files)
     pack = models / "insightface" / "models" / "antelopev2"
@@ -113,9 +127,9 @@ def of_kind(prompt, kind: str) -> list[str]:
     return [number for number, node in prompt.items() if node["class_type"] == kind]
 
 
-def is_file(choice: str) -> bool:
-    """Whether a choice is a file of the artist, and not one that comes with the pack."""
-    return choice.endswith((".bin", ".safetensors"))
+def is_of_ipadapter(choice: str) -> bool:
+    """Whether a choice is a file of models/ipadapter, and neither another system's nor one that comes with the pack."""
+    return choice.endswith((".bin", ".safetensors")) and "/" not in choice
 
 
 def small(prompt):
@@ -135,7 +149,9 @@ def small(prompt):
     prompt = copy.deepcopy(prompt)
     for node in prompt.values():
         node["inputs"].update(replaced.get(node["class_type"], {}))
-        if node["class_type"] == "LikenessLoadIdentityAdapter" and is_file(node["inputs"]["adapter_file"]):
+        if node["inputs"].get("sampler_name") == "uni_pc":
+            node["inputs"]["steps"] = STEPS + 2  # with fewer it does not ask the model
+        if node["class_type"] == "LikenessLoadIdentityAdapter" and is_of_ipadapter(node["inputs"]["adapter_file"]):
             node["inputs"]["adapter_file"] = FACEID if "faceid" in node["inputs"]["adapter_file"] else PLUS
     return prompt
 
@@ -306,3 +322,68 @@ def test_face_keypoints_lie_on_the_face_at_the_size_of_the_picture(server, execu
     scale = 1024 / face.photo.shape[0]
     for x, y in face.keypoints * scale:
         assert drawn[round(float(y)), round(float(x))].max() > 60
+
+
+def without(example: Example, kind: str, name: str) -> dict:
+    """The change of a graph that takes out the strength `name` of every node of a kind."""
+    return {(number, name): 0.0 for number in of_kind(example.prompt, kind)}
+
+
+@pytest.mark.parametrize("name", ["instantid", "instantid_pose", "instantid_two_people"])
+def test_both_halves_of_instantid_decide_over_the_portrait(server, execute, name):
+    example = execute(name)
+    [portrait] = example.pictures("SaveImage")
+    adapter_off = without(example, "LikenessApplyIdentity", "weight")
+    net_off = without(example, "LikenessIdentityControlNet", "strength")
+    [net_alone], [adapter_alone], [neither] = (
+        execute(name, off).pictures("SaveImage") for off in (adapter_off, net_off, adapter_off | net_off)
+    )
+    assert differ(portrait, net_alone) and differ(portrait, adapter_alone) and differ(net_alone, neither)
+
+
+def test_instantid_takes_who_it_is_from_one_photo_and_the_pose_from_the_other(server, execute):
+    example = execute("instantid_pose")
+    *_, drawn = example.pictures("PreviewImage")
+    assert drawn.shape == (SIDE, SIDE, 3), "the size of the latent"
+    person, pose = (
+        next(n for n in of_kind(example.prompt, "LoadImage") if example.prompt[n]["inputs"]["image"] == name)
+        for name in ("person.jpg", "pose.jpg")
+    )
+    *_, same = execute("instantid_pose", {(person, "image"): "person_right.jpg"}).pictures("PreviewImage")
+    *_, other = execute("instantid_pose", {(pose, "image"): "person_right.jpg"}).pictures("PreviewImage")
+    assert np.array_equal(same, drawn) and differ(other, drawn)
+
+
+def test_instantid_s_two_people_have_their_own_places(server, execute):
+    *_, left, right = execute("instantid_two_people").pictures("PreviewImage")
+    places = [np.argwhere(picture.max(axis=-1) > 0)[:, 1].mean() for picture in (left, right)]
+    assert places[0] < SIDE / 2 < places[1]
+
+
+def test_storymaker_dresses_the_person_in_the_clothes_of_the_picture(server, execute):
+    example = execute("storymaker_portrait")
+    [portrait], [shown] = example.pictures("SaveImage"), example.pictures("PreviewImage")
+    assert shown.shape == (224, 224, 3)
+    loaded = {example.prompt[number]["inputs"]["image"]: number for number in of_kind(example.prompt, "LoadImage")}
+    other = execute("storymaker_portrait", {(loaded["clothes.jpg"], "image"): "style.jpg"})
+    assert differ(other.pictures("PreviewImage")[0], shown) and differ(other.pictures("SaveImage")[0], portrait)
+
+
+def test_storymaker_cuts_both_people_out_and_both_decide(server, execute):
+    example = execute("storymaker_two_people")
+    left, right = example.pictures("PreviewImage")
+    [both] = example.pictures("SaveImage")
+    assert differ(left, right)
+    first, second = of_kind(example.prompt, "LikenessStoryMakerCharacter")
+    for character in (first, second):
+        [without] = execute("storymaker_two_people", {(character, "body_strength"): 0.0}).pictures("SaveImage")
+        assert differ(without, both)
+
+
+def test_the_four_panels_of_a_story_know_the_characters(server, execute):
+    example = execute("storymaker_story")
+    panels = example.pictures("SaveImage")
+    assert len(panels) == 4 and len({panel.tobytes() for panel in panels}) == 4
+    [apply] = of_kind(example.prompt, "LikenessApplyIdentity")
+    alone = execute("storymaker_story", {(apply, "weight"): 0.0}).pictures("SaveImage")
+    assert all(differ(*pair) for pair in zip(panels, alone, strict=True))

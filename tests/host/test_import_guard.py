@@ -35,4 +35,4 @@ def test_a_removed_name_is_reported_with_its_place(host_path, tmp_path):
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(file.read_bytes())
     lines = guard.unexplained(guard.report_on(tmp_path))
-    assert any("comfy.taesd.taesd" in line and "miniature/comfy.py" in line for line in lines)
+    assert any("comfy.taesd.taesd" in line and "miniature/models/comfy.py" in line for line in lines)

@@ -385,7 +385,7 @@ def test_a_swapped_site_pushes_the_unconditioned_half_away(ours, sd15):
     count = len({site.transformer for site in ours.sites_of(base)})
     swapped = replace(injection(ours, base), site_weights=(SiteWeight(1.0, swapped=True),) * count)
     model = ours.apply_identity(base, [swapped])
-    assert same(sd15(model, cfg=1.0), sd15(base, cfg=1.0)), "the conditioned half hears nothing"
+    assert same(sd15(model, cfg=1.0), sd15(base, cfg=1.0)), "the conditioned half gets nothing"
     assert not torch.allclose(sd15(model), sd15(base), atol=1e-3)
 
 

@@ -112,7 +112,8 @@ def somebody(recogniser: str = "miniature") -> Identity:
 
 def apply_identity(model: Any, identity: Identity, weight: float = 0.8) -> tuple[Any, str]:
     """Through our own nodes, as an artist has them."""
-    from likeness.nodes.adapters import MINIATURE, ApplyIdentity, LoadIdentityAdapter
+    from likeness.nodes.adapter_files import MINIATURE
+    from likeness.nodes.adapters import ApplyIdentity, LoadIdentityAdapter
 
     with torch.inference_mode():
         [adapter] = LoadIdentityAdapter.execute(MINIATURE).args
@@ -140,7 +141,8 @@ def test_the_adapter_wants_faces_seen_by_the_miniature(theirs, adapter_file):
 
 def test_an_adapter_that_is_not_there_is_explained(host_nodes, tmp_path, monkeypatch):
     from likeness.miniature.models import weights
-    from likeness.nodes.adapters import MINIATURE, LoadIdentityAdapter
+    from likeness.nodes.adapter_files import MINIATURE
+    from likeness.nodes.adapters import LoadIdentityAdapter
 
     monkeypatch.setattr(weights, "ADAPTER_FILE", tmp_path / "gone.safetensors")
     with pytest.raises(LikenessError, match="adapter of the miniature world is missing"):

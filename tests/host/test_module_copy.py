@@ -132,9 +132,10 @@ class Tangle(nn.Module):
         self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
         self.second.weight = self.first.weight  # tied
         self.again = self.first  # one child under two names
-        self.register_buffer("scale", torch.full((4,), 2.0), persistent=False)
-        self.beside_scale = self.scale
-        self.second.register_buffer("scale", self.scale)
+        scale = torch.full((4,), 2.0)
+        self.register_buffer("scale", scale, persistent=False)
+        self.beside_scale = scale
+        self.second.register_buffer("scale", scale)
         self.none: Any = None
         self.shift = torch.arange(4.0)  # neither parameter nor buffer
         self.beside = [nn.Linear(4, 4), self.first]  # not registered

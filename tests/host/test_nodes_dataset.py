@@ -267,9 +267,9 @@ def test_a_batch_without_a_face_and_one_picture_only_are_said(node, places):
 def test_values_that_a_workflow_file_may_hold_are_checked(node, places):
     image = batch(noise())
     for changes, sentence in (
-        ({"kind": "dog"}, "'dog' is no choice for kind"),
-        ({"unfit": "x"}, "no choice for unfit"),
-        ({"framing": "x"}, "no choice for framing"),
+        ({"kind": "dog"}, "'dog' is not a choice for kind"),
+        ({"unfit": "x"}, "not a choice for unfit"),
+        ({"framing": "x"}, "not a choice for framing"),
         ({"resolution": 100}, "no multiple of 8"),
         ({"least_sharpness": float("nan")}, "least_sharpness is nan"),
         ({"trigger_word": "two words"}, "is not one word"),

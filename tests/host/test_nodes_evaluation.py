@@ -328,3 +328,33 @@ def test_the_example_asks_another_recogniser_than_the_adapters():
     for kind in ("LikenessIdentityReport", "LikenessKeepBestLikeness"):
         (node,) = [node for node in prompt.values() if node["class_type"] == kind]
         assert by_id[node["inputs"]["judge"][0]]["inputs"]["model"] == "miniature-judge"
+
+
+# --- two judges
+
+SECOND = FaceAnalysis("second", ByColour(), ByColour("second"), licence="CC0-1.0")
+
+
+def test_two_judges_are_shown_and_must_both_be_pleased(run, ann):
+    images = _pictures(RED, GREEN)
+    found = run("IdentityReport", images=images, identity=ann, judge=JUDGE, second_judge=SECOND)
+    assert "Judges: by colour and second" in found.markdown and "public domain; CC0-1.0" in found.markdown
+    assert run("KeepBestLikeness", images=images, identity=ann, judge=JUDGE, second_judge=SECOND).indices == [0]
+
+
+def test_a_second_judge_is_another_one_and_never_the_conditioner(run, ann):
+    with pytest.raises(LikenessError, match="Both judges are by colour: connect another"):
+        run("IdentityReport", images=_pictures(RED), identity=ann, judge=JUDGE, second_judge=JUDGE)
+    with pytest.raises(LikenessError, match="conditioner is the recogniser that made the identity"):
+        run("KeepBestLikeness", images=_pictures(RED), identity=ann, judge=JUDGE, second_judge=CONDITIONER)
+
+
+def test_without_a_judge_both_free_ones_are_taken(run, ann, monkeypatch):
+    from likeness.nodes import evaluation
+
+    found = {evaluation.OPENCV: JUDGE, evaluation.DLIB: SECOND, "buffalo_l": CONDITIONER}
+    monkeypatch.setattr(evaluation.models_download, "list_insightface_packs", lambda: ["buffalo_l"])
+    monkeypatch.setattr(evaluation, "open_analysis", lambda name, provider: found[name])
+    assert "Judges: by colour and second" in run("IdentityReport", images=_pictures(RED), identity=ann).markdown
+    made_by_second = replace(ann, recogniser="second")
+    assert "Judge: by colour." in run("IdentityReport", images=_pictures(RED), identity=made_by_second).markdown

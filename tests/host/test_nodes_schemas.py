@@ -19,7 +19,7 @@ INPUTS = {  # in the order of saved workflows, which must never change; new ones
         *("identity_1", "weight_1", "mode", "identity_2", "weight_2"),
         *("identity_3", "weight_3", "identity_4", "weight_4", "name"),
     ],
-    "LikenessFaceKeypoints": ["faces", "width", "height"],
+    "LikenessFaceKeypoints": ["width", "height", "faces"],
 }
 OUTPUTS = {
     "LikenessLoadFaceAnalysis": ["LIKENESS_FACE_ANALYSIS,INSIGHTFACE,FACEANALYSIS"],
@@ -28,7 +28,7 @@ OUTPUTS = {
     "LikenessSaveIdentity": ["STRING"],
     "LikenessLoadIdentity": ["IDENTITY", "IMAGE", "STRING"],
     "LikenessCombineIdentities": ["IDENTITY"],
-    "LikenessFaceKeypoints": ["IMAGE"],
+    "LikenessFaceKeypoints": ["IMAGE", "STRING", "INT", "INT"],
 }
 
 

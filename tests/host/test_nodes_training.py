@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from likeness.errors import LikenessError
-from likeness.training.data.dataset import Dataset, DatasetKind, Sample
+from likeness.training.data.dataset import Dataset, DatasetKind, DatasetPicture
 from likeness.weights.checkpoint_layout import unet_names
 
 SIDE = 64
@@ -60,7 +60,7 @@ def dataset(kind=DatasetKind.PERSON, trigger="ohwx", count=2, **changes) -> Data
         )
         five = np.array([(24, 26), (40, 26), (32, 34), (26, 41), (38, 41)], np.float32)
         pixels = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-        return replace(Sample(f"{number}.png", pixels, mask, caption, (SIDE, SIDE), keypoints=five), **changes)
+        return replace(DatasetPicture(f"{number}.png", pixels, mask, caption, (SIDE, SIDE), keypoints=five), **changes)
 
     return Dataset(kind, trigger, "person", tuple(sample(number) for number in range(count)))
 
@@ -97,14 +97,16 @@ def test_choices_are_those_of_the_enumerations_that_are_imported_late(nodes):
     from likeness.nodes import training, training_methods
     from likeness.nodes.choices import choices
     from likeness.training.base.lora import Reach
+    from likeness.training.methods import dreambooth, method, textual_inversion
     from likeness.training.recipes.denoising import Mask
+    from likeness.training.recipes.dreambooth import Tuned
     from likeness.training.recipes.textual_inversion import Tether
 
     assert choices(training_methods.PrecisionChoice) == training.PRECISIONS
-    assert choices(Reach) == training.LAYERS
-    assert choices(Mask) == training.MASKS
-    assert choices(Tether) == training.TETHERS
-    assert choices(training_methods.Tuned) == training.TUNED
+    assert tuple(choices(Reach)) == dreambooth.LAYERS
+    assert tuple(choices(Mask)) == method.MASKS
+    assert tuple(choices(Tether)) == textual_inversion.TETHERS
+    assert tuple(choices(Tuned)) == dreambooth.TUNED
 
 
 # --- what comes out
@@ -469,11 +471,11 @@ def test_a_training_that_another_process_works_on_is_left_alone(nodes, sockets, 
 
 
 def test_class_pictures_are_painted_once_for_all_trainings_of_a_model(nodes, sockets, recipes, places, monkeypatch):
-    from likeness.training.recipes import dreambooth
+    from likeness.training import class_pictures
 
     inputs = {"dataset": dataset(), **sockets, "steps": 1, "class_pictures": 2, "name": "anna"}
-    painted, paint = [], dreambooth.sample_pictures
-    monkeypatch.setattr(dreambooth, "sample_pictures", lambda *a, **k: painted.append(a) or paint(*a, **k, steps=1))
+    painted, paint = [], class_pictures.sample_pictures
+    monkeypatch.setattr(class_pictures, "sample_pictures", lambda *a, **k: painted.append(a) or paint(*a, **k, steps=1))
     run(nodes["DreamBooth"], **inputs)
     run(nodes["DreamBooth"], **inputs, seed=1)
     assert len(painted) == 2
@@ -535,8 +537,8 @@ def test_mistakes_are_said_before_anything_is_loaded(nodes, sockets, places):
     person, mc = dataset(), nodes["MagiCapture"]
     for node, inputs, sentence in (
         (nodes["DreamBooth"], {"dataset": "x"}, "'dataset' holds a str: connect Portrait Dataset"),
-        (nodes["DreamBooth"], {"dataset": person, "layers": "all"}, "'all' is no choice for layers"),
-        (nodes["DreamBooth"], {"dataset": person, "tuned": "all"}, "'all' is no choice for tuned"),
+        (nodes["DreamBooth"], {"dataset": person, "layers": "all"}, "'all' is not a choice for layers"),
+        (nodes["DreamBooth"], {"dataset": person, "tuned": "all"}, "'all' is not a choice for tuned"),
         (nodes["DreamBooth"], {"dataset": person, "learning_rate": float("nan")}, "learning_rate is nan"),
         (nodes["DreamBooth"], {"dataset": person, "learning_rate": 0.0}, "learning_rate cannot be 0"),
         (nodes["DreamBooth"], {"dataset": person, "name": "../x"}, "The name '../x' holds '/'"),

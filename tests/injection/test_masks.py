@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import math
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from likeness.adapters.effects import MaskResize
-from likeness.errors import LikenessError
 from likeness.injection import masks
 
 sides = st.integers(1, 12)
@@ -47,65 +45,13 @@ def test_area_and_bilinear_stay_between_zero_and_one(height, width, h, w):
 def test_area_keeps_a_thin_line_that_bilinear_loses():
     mask = torch.zeros(1, 512, 512)
     mask[:, :, 100] = 1
-    assert masks.is_empty(masks.resize_mask(mask, (8, 8), MaskResize.BILINEAR))
+    assert not masks.resize_mask(mask, (8, 8), MaskResize.BILINEAR).any()
     assert masks.resize_mask(mask, (8, 8)).sum() == pytest.approx(8 / 64, rel=1e-5)
 
 
 def test_resizing_keeps_the_precision_of_the_mask():
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         assert masks.resize_mask(torch.ones(1, 9, 9, dtype=dtype), (3, 3)).dtype == dtype
-
-
-@given(latents.map(lambda n: n // 8 * 8), latents.map(lambda n: n // 8 * 8), st.integers(0, 3))
-def test_the_guessed_grid_is_true_for_multiples_of_eight(height, width, level):
-    true = (height >> level, width >> level)
-    assert masks.guess_grid(height, width, true[0] * true[1]) == true
-
-
-@given(latents, latents, st.integers(0, 3))
-def test_guessed_grids_always_give_one_factor_per_token(height, width, level):
-    h, w = height, width
-    for _ in range(level):
-        h, w = (h + 1) // 2, (w + 1) // 2
-    mask = random_mask(2, 10, 10)
-    guessed = masks.resize_mask(mask, masks.guess_grid(height, width, h * w), MaskResize.BILINEAR)
-    assert masks.tokens_centred(guessed, h * w).shape == (2, h * w)
-    guessed = masks.resize_mask(mask, masks.guess_grid_from_mask(10, 10, h * w), MaskResize.BICUBIC)
-    assert masks.tokens_from_start(guessed, h * w).shape == (2, h * w)
-
-
-def test_a_single_token_has_a_grid():
-    assert masks.guess_grid(16, 256, 1) == (1, 1)
-    assert masks.guess_grid_from_mask(1, 4000, 1) == (1, 1)
-
-
-def test_tokens_are_filled_and_cut_where_each_pack_does_it():
-    row = torch.tensor([[[1.0, 2.0, 3.0]]])
-    assert masks.tokens_centred(row, 6).tolist() == [[0, 1, 2, 3, 0, 0]]
-    assert masks.tokens_centred(row, 1).tolist() == [[2]]
-    assert masks.tokens_from_start(row, 5).tolist() == [[1, 2, 3, 0, 0]]
-    assert masks.tokens_from_start(row, 2).tolist() == [[1, 2]]
-
-
-@given(st.integers(1, 6), st.integers(1, 6))
-def test_batches_repeat_the_last_mask_or_leave_out_the_rest(given_masks, wanted):
-    mask = random_mask(given_masks, 3, 4)
-    fitted = masks.fit_batch(mask, wanted)
-    assert fitted.shape == (wanted, 3, 4)
-    for i in range(wanted):
-        assert torch.equal(fitted[i], mask[min(i, given_masks - 1)])
-
-
-def test_a_batch_that_does_not_fit_is_mentioned(caplog):
-    caplog.set_level(logging.INFO, logger="likeness")
-    masks.fit_batch(random_mask(1, 2, 2), 4)
-    assert not caplog.records
-    masks.fit_batch(random_mask(3, 2, 2), 4)
-    masks.fit_batch(random_mask(3, 2, 2), 2)
-    assert [record.message.partition(":")[0] for record in caplog.records] == [
-        "3 masks for a batch of 4 pictures",
-        "3 masks for a batch of 2 pictures",
-    ]
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 8), st.data())
@@ -122,33 +68,6 @@ def test_an_area_sees_its_own_part_of_the_mask(height, width, per_latent, data):
 def test_an_area_of_a_mask_of_any_size_has_the_area_s_size():
     for size in ((5, 7), (100, 33), (64, 65)):
         assert masks.crop_to_area(random_mask(2, *size), (10, 20, 3, 4), (57, 91)).shape == (2, 10, 20)
-
-
-def test_masks_are_clamped_and_brought_to_three_axes():
-    mask = masks.as_mask(torch.tensor([[-1.0, 0.5, 7.0, math.inf]], dtype=torch.float64))
-    assert mask.dtype == torch.float32
-    assert mask.tolist() == [[[0.0, 0.5, 1.0, 1.0]]]
-    assert masks.as_mask(torch.ones(2, 1, 4, 5)).shape == (2, 4, 5)
-
-
-@pytest.mark.parametrize(
-    ("bad", "says"),
-    [
-        (torch.tensor([[0.0, math.nan]]), "NaN"),
-        (torch.ones(0, 4, 4), "empty"),
-        (torch.ones(1, 4, 0), "empty"),
-        (torch.ones(2, 3, 4, 5), "shape"),
-        (torch.ones(4), "shape"),
-    ],
-)
-def test_masks_that_make_no_sense_are_refused(bad, says):
-    with pytest.raises(LikenessError, match=says):
-        masks.as_mask(bad)
-
-
-def test_empty_means_nothing_gets_through():
-    assert masks.is_empty(torch.zeros(2, 4, 4))
-    assert not masks.is_empty(torch.tensor([[[0.0, 1e-4]]]))
 
 
 @pytest.mark.parametrize(("mask_size", "warned"), [((512, 512), 0), ((505, 512), 0), ((500, 512), 1), ((512, 768), 1)])

@@ -49,7 +49,7 @@ def test_a_folder_without_pictures_is_named(tmp_path, world):
     (tmp_path / "notes.txt").write_text("no picture")
     with pytest.raises(LikenessError, match="holds no pictures"):
         demo.subject_of(world, tmp_path)
-    with pytest.raises(LikenessError, match="is no folder"):
+    with pytest.raises(LikenessError, match="is not a folder"):
         demo.subject_of(world, tmp_path / "nowhere")
 
 

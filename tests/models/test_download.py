@@ -270,7 +270,7 @@ def test_the_hub_is_not_asked_when_the_user_is_offline(monkeypatch, server, on_h
 @pytest.mark.parametrize("mirror", ["http://mirror.example.org", "file:///tmp", "//x", "http://[", "nonsense"])
 def test_a_mirror_must_be_https(mirror: str, monkeypatch, model: MakeModel, tmp_path: Path):
     monkeypatch.setenv("HF_ENDPOINT", mirror)
-    with pytest.raises(LikenessError, match=r"not https|is no address"):
+    with pytest.raises(LikenessError, match=r"not https|is not a valid address"):
         download(model(BODY, url=f"{HUB}x"), tmp_path)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from likeness.training.loop import Run
 from likeness.training.muon import Muon, Together, split_parameters
-from likeness.training.team import Team, join_team
+from likeness.training.team import Team, team_of
 
 
 def train(team: Team, folder: Path) -> Run:
@@ -33,5 +33,6 @@ def train(team: Team, folder: Path) -> Run:
 
 if __name__ == "__main__":
     rank, size = int(sys.argv[1]), int(sys.argv[2])
-    run = train(join_team(rank, size, Path(sys.argv[3])), Path(sys.argv[4]))
-    torch.save(run.modules["net"].state_dict(), Path(sys.argv[4]) / f"weights-{rank}.pt")
+    with team_of(rank, size, Path(sys.argv[3])) as team:
+        run = train(team, Path(sys.argv[4]))
+        torch.save(run.modules["net"].state_dict(), Path(sys.argv[4]) / f"weights-{rank}.pt")

@@ -14,9 +14,11 @@ import torch
 
 from likeness.errors import LikenessError
 from likeness.faces.recognition import FrozenRecogniser
+from likeness.training import class_pictures as class_pictures_module
 from likeness.training.base.lora import Reach, lora_targets
 from likeness.training.base.model import BaseModel
 from likeness.training.base.noise import Prediction
+from likeness.training.class_pictures import class_pictures, class_size
 from likeness.training.command import Configuration, DataSettings, Openers
 from likeness.training.command import run as run_command
 from likeness.training.config import LoraSettings, Optimiser, Precision, RateSchedule, RunSettings
@@ -27,12 +29,9 @@ from likeness.training.export import TrainingRecord
 from likeness.training.loss_log import read_losses
 from likeness.training.objectives.identity import arcface_measure
 from likeness.training.recipe import Recipe
-from likeness.training.recipes import dreambooth as dreambooth_module
 from likeness.training.recipes.denoising import Mask
 from likeness.training.recipes.dreambooth import (
     DreamBoothSettings,
-    class_pictures,
-    class_size,
     dreambooth,
     require_trainable,
 )
@@ -155,7 +154,9 @@ def _trained_or_refused(make: Callable[[BaseModel], Recipe], base: BaseModel, ru
     steps = sum(phase.steps for phase in recipe.phases)
     assert result.complete and result.steps == steps == len(begun)
     assert all(torch.isfinite(torch.tensor(float(row["total"]))) for row in read_losses(result.losses))
-    assert all(file.is_file() for file in recipe.save(folder, "me", TrainingRecord(recipe.name, base.family, steps)))
+    assert all(
+        saved.path.is_file() for saved in recipe.save(folder, "me", TrainingRecord(recipe.name, base.family, steps))
+    )
     return ""
 
 
@@ -167,7 +168,7 @@ def test_any_two_choices_of_dreambooth(make_base, make_photo, monkeypatch, tmp_p
         painted.append(seed)
         return torch.rand(1, 3, *size)
 
-    monkeypatch.setattr(dreambooth_module, "sample_pictures", paint)
+    monkeypatch.setattr(class_pictures_module, "sample_pictures", paint)
     own = {name: choices[name] for name in (*DREAMBOOTH, *DENOISING) if name not in ("reach", "dropout")}
     lora = LoraSettings(rank=2, reach=choices["reach"], dropout=choices["dropout"])
     settings = DreamBoothSettings(identifier="xyz", steps=1, lora=lora, **own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import signal
 import subprocess
@@ -87,7 +88,7 @@ def said(monkeypatch, kind: str) -> list[str]:
         captions.extend(photo.caption for photo in photos)
         raise LikenessError("enough")
 
-    monkeypatch.setattr(command, kind, recipe)
+    monkeypatch.setattr(importlib.import_module(f"likeness.training.recipes.{kind}"), kind, recipe)
     return captions
 
 
@@ -283,16 +284,15 @@ def test_signal_handlers_are_put_back_and_ignored_signals_stay_ignored():
 
 
 def test_a_run_stops_between_two_class_pictures(make_base, folder, monkeypatch, capsys):
-    from likeness.training import command
-    from likeness.training.recipes import dreambooth
+    from likeness.training import class_pictures
 
-    paint = dreambooth.sample_pictures
+    paint = class_pictures.sample_pictures
 
     def paint_and_stop(*arguments: Any, **options: Any) -> torch.Tensor:
         signal.raise_signal(signal.SIGTERM)
         return paint(*arguments, **options, steps=1)
 
-    monkeypatch.setattr(dreambooth, "sample_pictures", paint_and_stop)
+    monkeypatch.setattr(class_pictures, "sample_pictures", paint_and_stop)
     monkeypatch.setattr(command, "train", None)
     file = configuration(folder, "dreambooth", "steps = 1\nclass_pictures = 5")
     assert run(read_configuration(file), openers(make_base)) == []

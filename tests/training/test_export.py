@@ -156,7 +156,7 @@ def spoilt(weights: dict[str, torch.Tensor], what: str) -> dict[str, torch.Tenso
         ("NaN", "holds values that are not numbers"),
         ("half", "1 entries fit none of its layers"),
         ("scalar", "do not fit each other"),
-        ("strengths", "strength of .* is no number"),
+        ("strengths", "strength of .* is not a number"),
         ("three", "three matrices"),
         ("another model", "does not fit the model"),
         ("dora", "of a kind that cannot be trained further"),
@@ -305,7 +305,7 @@ def test_a_single_vector_may_be_one_dimensional():
     [
         ({"a": torch.zeros(768), "b": torch.zeros(768)}, "2 tensors"),
         ({}, "0 tensors"),
-        ({"a": torch.zeros(2, 3, 4)}, "no textual-inversion"),
+        ({"a": torch.zeros(2, 3, 4)}, "not a textual-inversion"),
         ({"bundle_emb.a.clip_l": torch.zeros(1, 8), "bundle_emb.b.clip_l": torch.zeros(1, 8)}, "a, b"),
     ],
 )

@@ -73,31 +73,39 @@ class Codec:
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What the denoiser hears of prompts. states: (batch, tokens, dim); pooled: (batch, dim), SDXL only.
+    """What the denoiser is given of prompts. states: (batch, tokens, dim); pooled: (batch, dim), SDXL only.
 
-    mask: (batch, tokens), true where a prompt goes; None: everywhere, because all are of one length.
+    mask: (batch, tokens), true where a prompt goes; None: everywhere, because all are of one length. values: like
+    states, what the values of cross-attention are projected from; None: from the states, as the keys are.
     """
 
     states: Tensor
     pooled: Tensor | None = None
     mask: Tensor | None = None
+    values: Tensor | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[Conditioning]) -> Conditioning:
         """Prompts of several lengths as one batch. What fills up the shorter ones is not attended to, so that each is
-        heard as it would be alone."""
+        heard as it would be alone. Where some have values of their own, those of the others are their states."""
         lengths = [part.states.shape[1] for part in parts]
         longest = max(lengths)
-        states = torch.cat([F.pad(part.states, (0, 0, 0, longest - part.states.shape[1])) for part in parts])
+
+        def padded(rows: Sequence[Tensor]) -> Tensor:
+            return torch.cat([F.pad(each, (0, 0, 0, longest - each.shape[1])) for each in rows])
+
+        states, values = padded([part.states for part in parts]), None
+        if any(part.values is not None for part in parts):
+            values = padded([part.states if part.values is None else part.values for part in parts])
         pooled = (
             None if parts[0].pooled is None else torch.cat([part.pooled for part in parts if part.pooled is not None])
         )
         if min(lengths) == longest:
-            return cls(states, pooled)
+            return cls(states, pooled, None, values)
         ends = torch.tensor(lengths, device=states.device).repeat_interleave(
             torch.tensor([len(part.states) for part in parts], device=states.device)
         )
-        return cls(states, pooled, torch.arange(longest, device=states.device) < ends[:, None])
+        return cls(states, pooled, torch.arange(longest, device=states.device) < ends[:, None], values)
 
 
 @dataclass(eq=False)
@@ -146,7 +154,11 @@ class TextTower:
 
 @dataclass(eq=False)
 class BaseModel:
-    """What is trained, or trained against. One tower: SD1.x and SD2; two: SDXL. clip_skip: layers left out, SD1.x."""
+    """What is trained, or trained against. One tower: SD1.x and SD2; two: SDXL. clip_skip: layers left out, SD1.x.
+
+    staged: how prompts are read at timesteps (batch,), for methods with other words at other stages of denoising, or
+    with values of their own; None: the same at all, by `encode`.
+    """
 
     unet: Any
     text: tuple[TextTower, ...]
@@ -154,6 +166,7 @@ class BaseModel:
     schedule: NoiseSchedule
     clip_skip: int = 0
     spell: Callable[[str], str] = field(default=str)  # how the tokenizers know a prompt's learned words
+    staged: Callable[[Sequence[str], Tensor], Conditioning] | None = None
 
     @property
     def is_sdxl(self) -> bool:
@@ -191,6 +204,15 @@ class BaseModel:
                     "choose another one, or another precision."
                 )
 
+    def require_vae(self) -> None:
+        """A model all of whose weights are trained is saved as a checkpoint, which has a VAE in it: LikenessError
+        before hours are spent."""
+        if self.codec.in_checkpoints is None:
+            raise LikenessError(
+                "Training all weights needs a model whose VAE a checkpoint can hold: take an SD1.5, SD2 or SDXL model "
+                "with its own VAE, or train a LoRA."
+            )
+
     def ids(self, prompts: Sequence[str]) -> list[Tensor]:
         """Each prompt's token ids (tokens,) in the first text encoder, as the denoiser hears them."""
         return [self.text[0].chunks(self.spell(prompt)).flatten() for prompt in prompts]
@@ -215,13 +237,16 @@ class BaseModel:
         return Conditioning.joined([Conditioning(part.flatten(0, 1)[None], first) for part, first in parts])
 
     def predict(self, z_t: Tensor, t: Tensor, conditioning: Conditioning, time_ids: Tensor | None = None) -> Tensor:
-        """The denoiser's output, ε or velocity. time_ids: (batch, 6), SDXL's sizes and crops."""
-        added = None
+        """The denoiser's output, ε or velocity. time_ids: (batch, 6), SDXL's sizes and crops.
+
+        Within `separate_values(unet)` where the conditioning has values of its own.
+        """
+        added, states = None, conditioning.states
+        if conditioning.values is not None:
+            states = torch.cat([states, conditioning.values], -1)
         if self.is_sdxl:
             added = {"text_embeds": conditioning.pooled, "time_ids": time_ids}
-        return self.unet(
-            z_t, t, conditioning.states, added_cond_kwargs=added, encoder_attention_mask=conditioning.mask
-        ).sample
+        return self.unet(z_t, t, states, added_cond_kwargs=added, encoder_attention_mask=conditioning.mask).sample
 
     def fingerprint(self) -> str:
         """Tells base models apart, before they are trained: shapes of all weights and a few values of each, of

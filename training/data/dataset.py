@@ -26,7 +26,9 @@ from ...faces.analysis import SMALLEST_PHOTO
 from ...faces.identity import OUTLIER_COSINE
 from ...faces.parsing import part_mask
 from ...faces.photo_list import names_of
+from ...faces.similarity import on_scale_of
 from .captions import SLOT, check_captions, check_trigger, fill, person_templates, renamed, style_templates
+from .coverage import Variety
 from .examples import Example
 from .masks import FACE_PARTS
 from .names import check_phrase
@@ -49,6 +51,10 @@ class DatasetKind(Enum):
 
     PERSON = "person"
     STYLE = "style"  # portraits of anybody; the mask tells the face from the style
+
+    def templates(self, class_word: str) -> tuple[str, ...]:
+        """The built-in sentences about such pictures."""
+        return person_templates(class_word) if self is DatasetKind.PERSON else style_templates(class_word)
 
 
 class Framing(Enum):
@@ -97,8 +103,7 @@ class DatasetSettings:
 
     def template(self, number: int) -> str:
         """The template of the picture with this number."""
-        built_in = person_templates if self.kind is DatasetKind.PERSON else style_templates
-        templates = self.templates or built_in(self.class_word)
+        templates = self.templates or self.kind.templates(self.class_word)
         return templates[number % len(templates)]
 
 
@@ -321,6 +326,7 @@ def judge_people(findings: Sequence[Finding], settings: DatasetSettings, referen
     if not seen or (reference is None and len(seen) < 2):
         return
     rows = torch.stack([torch.from_numpy(f.face.embedding).float() for f in seen])  # type: ignore[union-attr]
+    least = on_scale_of(seen[0].face.recogniser if seen[0].face else None, settings.outlier_cosine)
     if reference is not None:
         alike, whom = cosine_similarity(rows, reference[None])[:, 0], f"'{who}'"
     else:
@@ -329,7 +335,7 @@ def judge_people(findings: Sequence[Finding], settings: DatasetSettings, referen
     strangers = []
     for finding, cosine in zip(seen, alike.tolist(), strict=True):
         finding.cosine = cosine
-        if cosine < settings.outlier_cosine:
+        if cosine < least:
             strangers.append(finding)
             finding.problems.append(f"its face does not look like {whom} (cosine {cosine:.2f})")
     if reference is None and 2 * len(strangers) >= len(seen) and settings.unfit is not Unfit.KEEP:
@@ -502,7 +508,7 @@ def build_dataset(
             f"{len(refused) + len(unreadable)} of {len(photos) + len(unreadable)} pictures are unfit for training "
             f"({'. '.join([*refused, *unreadable])}): replace them, or let Portrait Dataset leave them out."
         )
-    pictures, left_out = [], []
+    pictures, left_out, variety = [], [], Variety()
     for finding in findings:
         pixels = finding.photo.pixels  # kept while the photo is worked on
         if finding.problems and settings.unfit is not Unfit.KEEP:
@@ -510,19 +516,22 @@ def build_dataset(
         else:
             mask = mask_of(finding, settings.kind, parser, analysis is not None)
             pictures.append(_picture(finding, pixels, mask, settings, len(pictures)))
+            points = None if finding.face is None else finding.face.keypoints
+            variety.add(finding.photo.name, pixels, points, finding.photo.taken)
         after_each()
     if not pictures:
         raise LikenessError(
             f"None of the {len(photos)} pictures is fit for training ({'. '.join(refused)}): use other photos."
         )
     check_captions([(picture.name, picture.caption) for picture in pictures], settings.trigger)
+    advice = variety.advice() if settings.kind is DatasetKind.PERSON else []
     return Dataset(
         kind=settings.kind,
         trigger=settings.trigger,
         class_word=settings.class_word,
         pictures=tuple(pictures),
         left_out=tuple(left_out),
-        remarks=(*_about_the_whole(pictures), *unreadable, *notes),
+        remarks=(*_about_the_whole(pictures), *advice, *unreadable, *notes),
     )
 
 

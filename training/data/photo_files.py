@@ -16,6 +16,7 @@ import unicodedata
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -50,9 +51,12 @@ class Photo:
         mask: np.ndarray | Pixels | None = None,
         remarks: tuple[str, ...] = (),
         repeats: int = 1,
+        taken: datetime | None = None,
     ) -> None:
         """name: as messages call it. pixels: (H, W, 3) uint8 RGB. mask: (H, W) uint8, 255 on the face. caption and
-        mask are None where the user gave none. repeats: how often it is shown while others are shown once."""
+        mask are None where the user gave none. repeats: how often it is shown while others are shown once.
+        taken: when, by the camera's clock."""
+        self.taken = taken
         self.name, self.caption, self.remarks, self.repeats = name, caption, remarks, repeats
         self._pixels = _kept(pixels)
         self._mask = None if mask is None else _kept(mask)
@@ -263,6 +267,7 @@ def _photo(path: Path, inside: str, picture: PhotoFile, text: Path | None, mask:
         mask=None if mask is None else partial(read_mask, mask, size),
         remarks=tuple(remarks),
         repeats=repeats,
+        taken=picture.taken,
     )
 
 

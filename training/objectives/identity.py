@@ -17,21 +17,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...faces.align import arcface_template, differentiable_crop, invert, similarity_transform, transform_points
-
-CROP = 112
+from ...faces.align import ARCFACE, Template, invert, transform_points
 
 # Pictures and the keypoints of the face that counts in each -> embeddings (batch, d), with gradient to the pictures.
 Measure = Callable[[Tensor, Tensor], Tensor]
 
 
-def arcface_measure(recogniser: Callable[[Tensor], Tensor]) -> Measure:
-    """Recognisers of the ArcFace family: crops (batch, 3, 112, 112), RGB -1..1, on its template, to embeddings."""
+@dataclass(frozen=True)
+class CropMeasure:
+    """A recogniser of crops (batch, 3, side, side), RGB -1..1, on its template."""
 
-    def measure(pictures: Tensor, keypoints: Tensor) -> Tensor:
-        return recogniser((differentiable_crop(pictures, keypoints, CROP) - 0.5) / 0.5)
+    recogniser: Callable[[Tensor], Tensor]
+    template: Template = ARCFACE
 
-    return measure
+    def __call__(self, pictures: Tensor, keypoints: Tensor) -> Tensor:
+        return self.recogniser((self.template.crops(pictures, keypoints) - 0.5) / 0.5)
+
+
+def arcface_measure(recogniser: Callable[[Tensor], Tensor]) -> CropMeasure:
+    """The measure of a recogniser on the template it names; ArcFace's 112 pixels where it names none."""
+    return CropMeasure(recogniser, getattr(recogniser, "template", ARCFACE))
+
+
+def _template(measure: Measure) -> Template:
+    """Which part of a face a measure looks at; it may be a method of a recogniser that says so."""
+    return getattr(getattr(measure, "__self__", measure), "template", ARCFACE)
 
 
 @dataclass(frozen=True)
@@ -83,14 +93,16 @@ class FaceWindow:
         return latents[..., self.top : self.bottom, self.left : self.right]
 
 
-def face_window(keypoints: Tensor, latent_size: tuple[int, int], scale: int, margin: int = 4) -> FaceWindow:
+def face_window(
+    keypoints: Tensor, latent_size: tuple[int, int], scale: int, margin: int = 4, template: Template = ARCFACE
+) -> FaceWindow:
     """The latent cells that the recogniser's crop of this face is decoded from, and `margin` more on every side.
 
     scale: pixels per latent cell. What a decoder computes from the whole picture (its norms, its middle attention)
     differs inside a window, so the loss is close to that of the whole picture and not equal to it.
     """
-    matrix = similarity_transform(keypoints.detach().double().cpu().numpy(), arcface_template(CROP))
-    corners = np.array([(0, 0), (CROP - 1, 0), (0, CROP - 1), (CROP - 1, CROP - 1)], np.float64)
+    matrix, last = template.matrix(keypoints.detach().double().cpu().numpy()), template.size - 1
+    corners = np.array([(0, 0), (last, 0), (0, last), (last, last)], np.float64)
     cells = transform_points(invert(matrix), corners) / scale
     (left, top), (right, bottom) = np.floor(cells.min(0)) - margin, np.ceil(cells.max(0)) + 1 + margin
     rows, columns = latent_size
@@ -119,7 +131,7 @@ def identity_of_latents(
         latents, keypoints = latents.unsqueeze(0), likeness.keypoints
         if margin is not None:
             scale = decoder.pixels_per_cell
-            window = face_window(keypoints, (latents.shape[-2], latents.shape[-1]), scale, margin)
+            window = face_window(keypoints, (latents.shape[-2], latents.shape[-1]), scale, margin, _template(measure))
             latents = window.cut(latents)
             keypoints = keypoints - keypoints.new_tensor([window.left, window.top]) * scale
         picture = decoder.picture(latents)

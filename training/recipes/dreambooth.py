@@ -8,41 +8,38 @@ whole denoiser and, if wanted, the text encoders; or a LoRA in them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 
-from ...errors import LikenessError, logger
-from ...faces import read_photo
-from ...storage import set_aside, write_whole
+from ...errors import LikenessError
 from ...weights.lora import LoraPair
 from ..base.lora import StartLora, load_lora, trained_pairs
 from ..base.model import BaseModel
-from ..config import Group, LoraSettings, Moment, Rate, RateSchedule, Seen, Settings, Steps, Weight
+from ..class_pictures import class_size
+from ..config import Group, LoraSettings, MethodSettings, Moment, Rate, RateSchedule, Seen, Steps, Weight
+from ..data.dataset import Dataset
 from ..data.examples import Example
-from ..export import TrainingRecord, save_checkpoint, save_lora
+from ..export import Saved, SavedKind, TrainingRecord, save_checkpoint, save_lora
+from ..materials import Materials, Trainable
 from ..objectives.prior_preservation import PriorPreservation, prior_preservation
 from ..objectives.snr_weighting import min_snr
-from ..previews import sample_pictures
 from ..recipe import Objective, Pass, Phase, Recipe, uniform_timesteps
 from . import prompts
 from .denoising import Mask, denoising_losses, require_masks, seen_by
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
-log = logger(__name__)
-
-
-class DreamBoothSettings(Settings):
+class DreamBoothSettings(MethodSettings):
     """Defaults: a LoRA of rank 4 in the denoiser, as diffusers' README has it. For the full model use 5e-6."""
 
     title: ClassVar[str] = "DreamBooth"
+    words: ClassVar[tuple[str, ...]] = ("identifier",)
+    loras: ClassVar[tuple[str, ...]] = ("lora",)
     kind: Literal["dreambooth"] = "dreambooth"
     identifier: str = Field(default="ohwx", description="A rare word; 'sks', often seen, is a weapon's name.")
     prompt: str = "a photo of {} person"
@@ -72,10 +69,6 @@ class DreamBoothSettings(Settings):
         return self.full
 
     @property
-    def steps_of_phases(self) -> dict[str, int]:
-        return {"steps": self.steps}
-
-    @property
     def idle(self) -> set[str]:
         groups = (
             (self.prior_weight == 0, {"class_prompt", "class_pictures"}),
@@ -88,6 +81,9 @@ class DreamBoothSettings(Settings):
     @property
     def sees(self) -> Seen:
         return seen_by(self.captions, self.mask)
+
+    def templates_of(self, concept: int) -> tuple[str, ...]:
+        return (self.prompt,)
 
 
 def dreambooth(
@@ -104,11 +100,11 @@ def dreambooth(
     result where the encoder is not trained.
     """
     said, word = require_trainable(base, photos, settings), settings.identifier
-    streams = [prompts.Photos(photos, said, seed, settings.flip)]
+    person = prompts.Concept(photos, said)
     if settings.prior_weight > 0:
         prompts.require_photos(class_photos, "class picture")
         prompts.require_one_size([*photos, *class_photos], "and class pictures")
-        streams.append(prompts.Photos(class_photos, lambda *_: settings.class_prompt, seed, settings.flip))
+        person = prompts.Concept(photos, said, class_photos, lambda *_: settings.class_prompt)
         terms = partial(preserved, mask=settings.mask, gamma=settings.min_snr)
         objectives = [
             Objective("instance", lambda found: terms(found).instance),
@@ -120,7 +116,7 @@ def dreambooth(
         "tuning",
         settings.steps,
         begin=partial(_free, base, settings, start),
-        streams=streams,
+        streams=prompts.joint([person], seed, settings.flip),
         objectives=objectives,
         factor=settings.schedule.factor(settings.steps, settings.warm_up),
         timestep=uniform_timesteps(len(base.schedule)),
@@ -147,7 +143,7 @@ def require_trainable(base: BaseModel, photos: Sequence[Example], settings: Drea
     prompts.require_photos(photos, "photo")
     require_masks(photos, settings.mask, base.codec.decoder.pixels_per_cell)
     if settings.full:
-        require_vae(base)
+        base.require_vae()
     said = prompts.from_templates([settings.prompt], settings.identifier)
     return prompts.from_captions(photos, settings.identifier, said) if settings.captions else said
 
@@ -159,15 +155,6 @@ def preserved(found: Pass, mask: Mask = Mask.NONE, gamma: float | None = None) -
         return prior_preservation(losses, 1.0)
     mine = found.t.chunk(2)[0]
     return prior_preservation(losses, 1.0, min_snr(found.schedule.snr(mine), gamma, found.schedule.prediction))
-
-
-def require_vae(base: BaseModel) -> None:
-    """A full model is saved as a checkpoint, which has a VAE in it: raises LikenessError before hours are spent."""
-    if base.codec.in_checkpoints is None:
-        raise LikenessError(
-            "Training all weights needs a model whose VAE a checkpoint can hold: take an SD1.5, SD2 or SDXL model with "
-            "its own VAE, or train a LoRA."
-        )
 
 
 def _free(base: BaseModel, settings: DreamBoothSettings, start: StartLora | None) -> list[Group]:
@@ -187,75 +174,50 @@ def _free(base: BaseModel, settings: DreamBoothSettings, start: StartLora | None
     return groups
 
 
-def _save(base: BaseModel, settings: DreamBoothSettings, folder: Path, name: str, record: TrainingRecord) -> list[Path]:
+def _save(
+    base: BaseModel, settings: DreamBoothSettings, folder: Path, name: str, record: TrainingRecord
+) -> list[Saved]:
     if settings.full:
         assert base.codec.in_checkpoints is not None  # require_vae
-        return [save_checkpoint(base.unet, base.codec.in_checkpoints(), base.encoders, folder, name, record)]
+        path = save_checkpoint(base.unet, base.codec.in_checkpoints(), base.encoders, folder, name, record)
+        return [Saved(path, SavedKind.CHECKPOINT)]
     pairs = [trained_pairs(encoder) for encoder in base.encoders]
-    return [save_lora(base.unet, trained_pairs(base.unet), folder, name, record, base.encoders, pairs)]
+    path = save_lora(base.unet, trained_pairs(base.unet), folder, name, record, base.encoders, pairs)
+    return [Saved(path, SavedKind.LORA)]
 
 
-def class_size(photos: Sequence[Example]) -> tuple[int, int]:
-    """(height, width) of the class pictures: that of the photos, which share every batch with them.
-
-    Raises LikenessError where the photos have several, before any picture is made.
-    """
-    prompts.require_photos(photos, "photo")
-    return prompts.require_one_size(photos, "of the person", ", or set the prior's weight to 0")
+# In the registry of methods -------------------------------------------------------------------------------------------
 
 
-def class_pictures(
-    base: BaseModel,
-    prompt: str,
-    count: int,
-    folder: Path,
-    size: tuple[int, int],
-    after_each: Callable[[], None] = lambda: None,
-) -> list[Example]:
-    """`count` pictures of the class by the untouched model, (height, width) in pixels; those in the folder are reused.
+class Tuned(Enum):
+    """What is trained: a LoRA beside the weights, or these. The value is what a user chooses."""
 
-    One that cannot be read is set aside and painted again. Raises LikenessError when the folder cannot be written to,
-    and when the model paints what is not a picture.
-    """
-    found = []
-    for number in range(count):
-        path = folder / f"class_{number:05d}.png"
-        try:
-            picture = _kept(path)
-            if picture is None:
-                folder.mkdir(parents=True, exist_ok=True)
-                picture = _painted(base, prompt, number, size)
-                write_whole(path, partial(picture.save, format="png"))
-        except OSError as error:
-            raise LikenessError(
-                f"The class picture '{path}' could not be made or read ({error}): free some space, or delete it."
-            ) from error
-        pixels = np.asarray(picture.resize((size[1], size[0])), np.float32)
-        found.append(Example(torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1).contiguous(), prompt))
-        after_each()
-    return found
+    LORA = "LoRA"
+    ALL = "all weights (checkpoint)"
 
 
-def _kept(path: Path) -> Image | None:
-    """A class picture that was painted earlier, None where there is none."""
-    from PIL import Image
-
-    if not path.exists():
-        return None
-    try:
-        return Image.fromarray(read_photo(path))
-    except LikenessError as error:
-        log.warning("%s It is now %s, and painted again.", error, set_aside(path).name)
-        return None
+def choose(values: Mapping[str, Any], datasets: Sequence[Dataset]) -> dict[str, Any]:
+    """The settings that a graph's choices and photos decide."""
+    return {
+        "full": Tuned(values["tuned"]) is Tuned.ALL,
+        "class_prompt": f"a photo of a {datasets[0].class_word}",
+        "captions": True,
+    }
 
 
-def _painted(base: BaseModel, prompt: str, number: int, size: tuple[int, int]) -> Image:
-    from PIL import Image
+def make(base: BaseModel, materials: Materials, settings: DreamBoothSettings, seed: int) -> Recipe:
+    """Whatever cannot be trained is refused before the class pictures are painted."""
+    (person,) = materials.concepts
+    photos = person.dataset.called(person.word).examples()
+    start = start_of(base, settings, materials.start_lora)
+    require_trainable(base, photos, settings)
+    others: Sequence[Example] = ()
+    if settings.prior_weight > 0:
+        size = class_size(photos)
+        others = photos  # in their place, where nothing is left to be learned from them
+        if not materials.complete:
+            others = materials.paint(base, settings.class_prompt, settings.class_pictures, size)
+    return dreambooth(base, photos, settings, seed, others, start)
 
-    picture = sample_pictures(base, [prompt], size, seed=number)[0]
-    if not bool(torch.isfinite(picture).all()):
-        raise LikenessError(
-            "The model paints its class pictures with values that are not numbers: choose another precision (bf16 or "
-            "float32), or another model."
-        )
-    return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+
+TRAINABLE = Trainable(DreamBoothSettings, make, choose)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -32,10 +32,13 @@ from ...weights.embedding_files import TokenEmbedding
 from ..base.lora import Reach, StartLora, trained_pairs
 from ..base.model import BaseModel
 from ..base.vocabulary import NewToken, Vocabulary
-from ..config import Group, LoraSettings, Moment, Rate, RateSchedule, Seen, Settings, Weight
+from ..config import Group, LoraSettings, MethodSettings, Moment, Rate, RateSchedule, Seen, Weight
 from ..data.captions import composed, fill, parse_templates, person_templates, style_templates
-from ..data.portraits import Detect, Portrait, as_uint8
-from ..export import TrainingRecord, save_embedding, save_lora
+from ..data.dataset import Dataset
+from ..data.portraits import Detect, Portrait, as_uint8, portraits
+from ..export import Saved, SavedKind, TrainingRecord, save_embedding, save_lora
+from ..materials import Materials, Trainable
+from ..methods.magicapture import templates
 from ..objectives.attention_refocusing import attention_refocusing, attention_refocusing_per_map
 from ..objectives.identity import Decoder, Likeness, Measure, below_cap, identity_of_latents
 from ..objectives.magicapture import ShotKind, positions, reconstruction_weight, regions
@@ -68,10 +71,13 @@ class FaceLayout(Enum):
     DETECTED = "detected"  # where a detector finds it in the picture that the latents stand for
 
 
-class MagiCaptureSettings(Settings):
+class MagiCaptureSettings(MethodSettings):
     """Everything the method leaves open."""
 
     title: ClassVar[str] = "MagiCapture"
+    phases: ClassVar[tuple[str, ...]] = ("inversion_steps", "tuning_steps")
+    words: ClassVar[tuple[str, ...]] = ("subject", "style")
+    loras: ClassVar[tuple[str, ...]] = ("lora", "text_lora")
     kind: Literal["magicapture"] = "magicapture"
     subject: str = "<sks>"
     style: str = "<style1>"
@@ -112,10 +118,6 @@ class MagiCaptureSettings(Settings):
     style_templates: tuple[str, ...] = style_templates("person")
 
     @property
-    def steps_of_phases(self) -> dict[str, int]:
-        return {"inversion_steps": self.inversion_steps, "tuning_steps": self.tuning_steps}
-
-    @property
     def idle(self) -> set[str]:
         groups = (
             (self.lambda_id == 0, {"identity_share", "identity_pass", "layout", "decode_margin", "decode_whole"}),
@@ -127,6 +129,10 @@ class MagiCaptureSettings(Settings):
     @property
     def sees(self) -> Seen:
         return Seen.MASKS | (Seen.KEYPOINTS if self.lambda_id > 0 else Seen(0))
+
+    @property
+    def measures_identity(self) -> bool:
+        return self.lambda_id > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,13 +222,17 @@ def magicapture(
         listening=listening,
     )
 
-    def save(folder: Path, name: str, record: TrainingRecord) -> list[Path]:
+    def save(folder: Path, name: str, record: TrainingRecord) -> list[Saved]:
         names = {settings.subject: f"{name}-person", settings.style: f"{name}-style"}
-        learned = [save_embedding(vocabulary.embedding(word), folder, names[word], record) for word in names]
+        learned = [
+            Saved(save_embedding(vocabulary.embedding(word), folder, names[word], record), SavedKind.EMBEDDING)
+            for word in names
+        ]
         if settings.tuning_steps == 0:
             return learned
         pairs = [trained_pairs(encoder) for encoder in base.encoders]
-        return [save_lora(base.unet, trained_pairs(base.unet), folder, name, record, base.encoders, pairs), *learned]
+        lora = save_lora(base.unet, trained_pairs(base.unet), folder, name, record, base.encoders, pairs)
+        return [Saved(lora, SavedKind.LORA), *learned]
 
     phases = [phase for phase in (inversion, tuning) if phase.steps != 0] or [inversion, tuning]
     return Recipe(settings.title, settings, phases, (settings.subject, settings.style), save)
@@ -387,3 +397,29 @@ def _check(
     if settings.layout is FaceLayout.DETECTED and detect is None:
         raise LikenessError("A detected layout needs a face detector: load one, or use the reference layout.")
     return height // scale, width // scale
+
+
+# In the registry of methods -------------------------------------------------------------------------------------------
+
+
+def choose(values: Mapping[str, Any], datasets: Sequence[Dataset]) -> dict[str, Any]:
+    """The settings that a graph's choices and photos decide."""
+    (person, style), rank = datasets, values["rank"]
+    return {
+        "subject_start": person.class_word,
+        "lora": {"rank": rank, "reach": Reach.ATTENTION_AND_GEGLU},
+        "text_lora": {"rank": rank},
+        "person_templates": templates(person, values["person_templates"]),
+        "style_templates": templates(style, values["style_templates"]),
+    }
+
+
+def make(base: BaseModel, materials: Materials, settings: MagiCaptureSettings, seed: int) -> Recipe:
+    person, style = materials.concepts
+    people, styles = portraits(person.dataset, materials.measure, materials.device), portraits(style.dataset)
+    start = {concept.word: concept.start for concept in materials.concepts if concept.start is not None}
+    lora = materials.lora_for(base)
+    return magicapture(base, people, styles, settings, seed, materials.measure, materials.detect, start, lora)
+
+
+TRAINABLE = Trainable(MagiCaptureSettings, make, choose)

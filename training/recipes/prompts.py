@@ -59,6 +59,32 @@ class Photos:
         return Sample(example, self.prompts(example, random), happens(self.flip, random))
 
 
+@dataclass(frozen=True)
+class Concept:
+    """One of the things that a training learns together: its photos, others of its class, and what is said of each."""
+
+    photos: Sequence[Example]
+    said: Prompts
+    class_photos: Sequence[Example] = ()
+    class_said: Prompts | None = None
+
+
+def joint(concepts: Sequence[Concept], seed: int = 0, flip: float = 0.0) -> list[Photos]:
+    """The streams of a joint training (Custom Diffusion, arXiv 2212.04488, section 3.2): all concepts' photos in one
+    shuffled list, all class pictures, where there are any, in another."""
+    streams = [_together([(concept.photos, concept.said) for concept in concepts], seed, flip)]
+    classes = [(concept.class_photos, concept.class_said) for concept in concepts if concept.class_said is not None]
+    if classes:
+        streams.append(_together(classes, seed, flip))
+    return streams
+
+
+def _together(parts: Sequence[tuple[Sequence[Example], Prompts]], seed: int, flip: float) -> Photos:
+    said = {example: prompts for examples, prompts in parts for example in examples}
+    examples = [example for examples, _ in parts for example in examples]
+    return Photos(examples, lambda example, random: said[example](example, random), seed, flip)
+
+
 def require_photos(photos: Sequence[Example], what: str) -> None:
     """Raises LikenessError when there are none, or when they are of no size a network could take."""
     if not photos:

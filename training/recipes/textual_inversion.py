@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -19,10 +19,12 @@ from torch import Tensor
 from ...weights.embedding_files import TokenEmbedding
 from ..base.model import BaseModel
 from ..base.vocabulary import NewToken, Vocabulary
-from ..config import Group, Moment, Rate, RateSchedule, Seen, Settings, Steps
+from ..config import Group, MethodSettings, Moment, Rate, RateSchedule, Seen, Steps
 from ..data.captions import person_templates
+from ..data.dataset import Dataset
 from ..data.examples import Example
-from ..export import TrainingRecord, save_embedding
+from ..export import Saved, SavedKind, TrainingRecord, save_embedding
+from ..materials import Materials, Trainable
 from ..objectives.token_embeddings import norm_decay, std_retraction
 from ..recipe import Objective, Phase, Recipe, uniform_timesteps
 from . import prompts
@@ -37,10 +39,11 @@ class Tether(Enum):
     DEVIATION = "deviation"  # all rows together are scaled towards the table's deviation (diffusers' pivotal tuning)
 
 
-class TextualInversionSettings(Settings):
+class TextualInversionSettings(MethodSettings):
     """Defaults: one vector from the word 'person', AdamW with decay 1e-2, 5e-4 constant, as diffusers' README."""
 
     title: ClassVar[str] = "Textual Inversion"
+    words: ClassVar[tuple[str, ...]] = ("token",)
     kind: Literal["textual_inversion"] = "textual_inversion"
     token: str
     vectors: int = Field(default=1, ge=1, le=16)
@@ -59,16 +62,15 @@ class TextualInversionSettings(Settings):
     flip: float = Field(default=0.5, ge=0, le=1)
 
     @property
-    def steps_of_phases(self) -> dict[str, int]:
-        return {"steps": self.steps}
-
-    @property
     def idle(self) -> set[str]:
         return {"templates"} if self.captions else set()
 
     @property
     def sees(self) -> Seen:
         return seen_by(self.captions, self.mask)
+
+    def templates_of(self, concept: int) -> tuple[str, ...]:
+        return self.templates
 
 
 def textual_inversion(
@@ -102,8 +104,8 @@ def textual_inversion(
         after_step=None if settings.tether is Tether.NONE else partial(hold, vocabulary, settings.tether),
     )
 
-    def save(folder: Path, name: str, record: TrainingRecord) -> list[Path]:
-        return [save_embedding(vocabulary.embedding(word), folder, name, record)]
+    def save(folder: Path, name: str, record: TrainingRecord) -> list[Saved]:
+        return [Saved(save_embedding(vocabulary.embedding(word), folder, name, record), SavedKind.EMBEDDING)]
 
     return Recipe(settings.title, settings, [inversion], (word,), save)
 
@@ -115,3 +117,20 @@ def hold(vocabulary: Vocabulary, tether: Tether, learning_rates: Mapping[str, fl
             rows.copy_(norm_decay(rows, learning_rates["rows"], vocabulary.usual_norm(kind)))
         elif tether is Tether.DEVIATION:
             rows.copy_(std_retraction(rows, vocabulary.usual_deviation(kind)))
+
+
+# In the registry of methods -------------------------------------------------------------------------------------------
+
+
+def choose(values: Mapping[str, Any], datasets: Sequence[Dataset]) -> dict[str, Any]:
+    """The settings that a graph's choices and photos decide."""
+    return {"start": values["start_words"].strip() or datasets[0].class_word, "captions": True}
+
+
+def make(base: BaseModel, materials: Materials, settings: TextualInversionSettings, seed: int) -> Recipe:
+    (person,) = materials.concepts
+    photos = person.dataset.called(person.word).examples()
+    return textual_inversion(base, photos, settings, seed, person.start)
+
+
+TRAINABLE = Trainable(TextualInversionSettings, make, choose)

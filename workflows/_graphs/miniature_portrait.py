@@ -1,4 +1,4 @@
-"""A drawn person painted by the model that comes with the pack: nothing to download, seconds on a processor."""
+"""A drawn person painted by the model that comes with the pack: nothing to download, seconds on a CPU."""
 
 from __future__ import annotations
 

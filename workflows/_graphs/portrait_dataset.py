@@ -35,7 +35,7 @@ def describe(graph: Graph) -> None:
             face_analysis=analysis[0],
         )
         graph.next_column()
-        show(graph, "The face is no part of the style", style["preview"])
+        show(graph, "The face is not part of the style", style["preview"])
         graph.node("PreviewAny", title="Report on the style", source=style["report"], extra_height=120)
     files_note(
         graph,

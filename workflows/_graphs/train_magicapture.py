@@ -24,7 +24,7 @@ def describe(graph: Graph) -> None:
             image=batch,
             face_analysis=analysis[0],
         )
-        show(graph, "The face is no part of the style", style["preview"])
+        show(graph, "The face is not part of the style", style["preview"])
     world = load_miniature(graph, first_group=3)
     trained = train(
         graph,

@@ -175,13 +175,24 @@ def unet(case: Any) -> dict[str, Tensor]:
 
 
 def adapters_of(case: Any) -> list[tuple[IPAdapter, IdentityTokens]]:
-    """Every adapter of a case with the tokens of its photos, (photos, n_tokens, dim)."""
+    """Every adapter of a case with the tokens of its photos, (photos, n_tokens, dim), whatever each of them reads."""
     pairs = []
     for i, kind in enumerate(case.config["kinds"]):
         adapter = build(case.weights_below(f"adapter_{i}."), kind)
-        features = case.inputs[f"embeds_{i}"][0]
-        pairs.append((adapter, adapter.encode(Evidence(features=features, uncond_features=torch.zeros_like(features)))))
+        pairs.append((adapter, adapter.encode(evidence_of_one(case, i, adapter))))
     return pairs
+
+
+def evidence_of_one(case: Any, i: int, adapter: IPAdapter) -> Evidence:
+    """What the i-th adapter is shown: `embeds_i` are embeddings of faces or of images, as its file has it.
+
+    An adapter that reads both has its images' hidden states in an input of their own.
+    """
+    embeds = case.inputs[f"embeds_{i}"].flatten(0, -3 if adapter.needs_features and not adapter.needs_embedding else -2)
+    ids = embeds if adapter.needs_embedding else None
+    hidden = next((case.inputs[name] for name in (f"clip_hidden_{i}", f"clip_embeds_{i}") if name in case.inputs), None)
+    features = embeds if ids is None else None if hidden is None else hidden.flatten(0, -3)
+    return Evidence(ids, features, None if features is None else torch.zeros_like(features))
 
 
 def with_scales(case: Any, sites: Any, scales: list[float]) -> list[AttentionTerm]:
@@ -209,30 +220,36 @@ def masked(case: Any, sites: Any, adapter_index: int, scales: list[float]) -> li
 
 
 def two_adapters(case: Any, sites: Any) -> dict[str, list[AttentionTerm]]:
-    """Output name -> what is injected for it."""
+    """Output name -> what is injected for it, of the outputs that the case has."""
+    return {name: terms for name, terms in _combinations(case, sites).items() if name in case.expected}
+
+
+def _combinations(case: Any, sites: Any) -> dict[str, list[AttentionTerm]]:
     config = case.config
     scales, photos = config["scales"], config["photos"]
-    if "mask_0" not in case.inputs:
+    numbers = range(len(scales))
+    has_masks = [f"mask_{a}" in case.inputs for a in numbers]
+    if not any(has_masks):
         return {
             "eps_both": with_scales(case, sites, scales),
             "eps_first_only": with_scales(case, sites, [scales[0], 0.0]),
             "eps_second_only": with_scales(case, sites, [0.0, scales[1]]),
         }
-    every = [masked(case, sites, a, [scales[a]] * photos[a]) for a in range(len(scales))]
-    per_photo = [masked(case, sites, a, config["per_photo_scales"][a]) for a in range(len(scales))]
-    return {
-        "eps": [injection for photos in every for injection in photos],
-        "eps_per_photo_scales": [injection for photos in per_photo for injection in photos],
-        "eps_only_second_masked": [with_scales(case, sites, scales)[0], *every[1]],
-    }
+    whole = with_scales(case, sites, scales)
+    every = [masked(case, sites, a, [scales[a]] * photos[a]) if has_masks[a] else [whole[a]] for a in numbers]
+    found = {"eps": [term for terms in every for term in terms], "eps_only_second_masked": [whole[0], *every[1]]}
+    if "per_photo_scales" in config:
+        per_photo = [masked(case, sites, a, config["per_photo_scales"][a]) for a in numbers if has_masks[a]]
+        unmasked = [whole[a] for a in numbers if not has_masks[a]]
+        found["eps_per_photo_scales"] = [term for terms in per_photo for term in terms] + unmasked
+    return found
 
 
 @harness.runs("ip_adapter", r"two adapters.*")
 def several_adapters(case: Any) -> dict[str, Tensor]:
     network, given = diffusers_unet(case), case.inputs
-    outputs = {}
-    if "mask_0" not in given:
-        outputs = {f"tokens_{i}": tokens.cond.unsqueeze(0) for i, (_, tokens) in enumerate(adapters_of(case))}
+    tokens = {f"tokens_{i}": tokens.cond.unsqueeze(0) for i, (_, tokens) in enumerate(adapters_of(case))}
+    outputs = {name: value for name, value in tokens.items() if name in case.expected}
     for name, injections in two_adapters(case, sites_of_diffusers_unet(network)).items():
         injected = inject(network, injections, roles=(Role.COND,))
         with torch.no_grad():

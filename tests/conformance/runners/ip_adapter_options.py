@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from likeness.adapters import clip_vision, image_prep
 from likeness.adapters.ip_adapter import schedules
@@ -13,6 +15,7 @@ from likeness.adapters.ip_adapter import weight_types as sites
 from likeness.adapters.ip_adapter.adapter import HEAD_WIDTH
 from likeness.adapters.ip_adapter.embeds import CombineMode, EmbedsScaling, combine
 from likeness.adapters.networks import build_projection
+from likeness.checks import as_mask
 from likeness.injection import masks
 from likeness.injection.attention import attend
 from likeness.weights.families import TransformerLayout
@@ -69,16 +72,59 @@ def combine_embeds(case: Any) -> dict[str, torch.Tensor]:
     return outputs
 
 
+# The pack knows the grid of a site exactly; what follows is how the official code of these cases guesses it.
+
+
+def guess_grid(latent_height: int, latent_width: int, tokens: int) -> tuple[int, int]:
+    """(h, w) of a site with so many tokens, from the latent's proportions, as ComfyUI_IPAdapter_plus guesses it.
+
+    Right when both sides of the latent are multiples of 8; h · w may differ from `tokens` otherwise.
+    """
+    return _near_grid(latent_height / math.sqrt(latent_height * latent_width / tokens), tokens)
+
+
+def guess_grid_from_mask(mask_height: int, mask_width: int, tokens: int) -> tuple[int, int]:
+    """(h, w) of a site with so many tokens, from the mask's own proportions, as diffusers guesses it."""
+    return _near_grid(math.sqrt(tokens / (mask_width / mask_height)), tokens)
+
+
+def _near_grid(height: float, tokens: int) -> tuple[int, int]:
+    rows = max(int(height), 1)
+    rows += tokens % rows != 0
+    return rows, max(tokens // rows, 1)
+
+
+def tokens_centred(mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    """(m, h, w) -> (m, tokens): zeros on both sides, or both ends cut (ComfyUI_IPAdapter_plus)."""
+    flat = mask.flatten(1)
+    missing = tokens - flat.shape[1]
+    if missing >= 0:
+        return F.pad(flat, (missing // 2, missing - missing // 2))
+    start = -missing // 2
+    return flat[:, start : start + tokens]
+
+
+def tokens_from_start(mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    """(m, h, w) -> (m, tokens): zeros behind, or the end cut (diffusers)."""
+    flat = mask.flatten(1)
+    return F.pad(flat, (0, tokens - flat.shape[1])) if flat.shape[1] < tokens else flat[:, :tokens]
+
+
+def fit_batch(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """One mask per image, (count, H, W): missing ones repeat the last, spare ones are left out (diffusers)."""
+    return torch.cat([mask, mask[-1:].expand(max(count - len(mask), 0), -1, -1)])[:count]
+
+
 @harness.runs("ip_adapter", r"peer parity: attn_mask resize")
 def mask_resize(case: Any) -> dict[str, torch.Tensor]:
-    mask = masks.as_mask(case.inputs["mask"])
+    mask = as_mask(case.inputs["mask"], "The mask")
     outputs = {}
     for row in case.config["cases"]:
         site = dict(zip(case.config["columns"], row, strict=True))
-        grid = masks.guess_grid(site["latent_h"], site["latent_w"], site["tokens"])
+        grid = guess_grid(site["latent_h"], site["latent_w"], site["tokens"])
         resized = masks.resize_mask(mask, grid, masks.MaskResize.BILINEAR)
         name = f"mask_{site['latent_h']}x{site['latent_w']}_l{site['level']}"
-        outputs[name] = masks.tokens_centred(resized, site["tokens"]).squeeze(0)
+        outputs[name] = tokens_centred(resized, site["tokens"]).squeeze(0)
     return outputs
 
 
@@ -87,9 +133,9 @@ def mask_downsample(case: Any) -> dict[str, torch.Tensor]:
     outputs = {}
     for i, (tokens, source) in enumerate(zip(case.config["num_queries"], case.config["source_masks"], strict=True)):
         mask = case.inputs[source]
-        grid = masks.guess_grid_from_mask(mask.shape[1], mask.shape[2], tokens)
-        resized = masks.fit_batch(masks.resize_mask(mask, grid, masks.MaskResize.BICUBIC), case.config["batch"])
-        outputs[f"mask_{i}"] = masks.tokens_from_start(resized, tokens)
+        grid = guess_grid_from_mask(mask.shape[1], mask.shape[2], tokens)
+        resized = fit_batch(masks.resize_mask(mask, grid, masks.MaskResize.BICUBIC), case.config["batch"])
+        outputs[f"mask_{i}"] = tokens_from_start(resized, tokens)
     return outputs
 
 
@@ -109,10 +155,9 @@ def weight_schedules(case: Any) -> dict[str, torch.Tensor]:
         frames = schedules.schedule(weights, schedules.Timing(options["timing"]), span, method, options.get("n", 0))
         outputs[f"w_{i}"] = torch.tensor(frames.weights)
         outputs[f"w_invert_{i}"] = torch.tensor(frames.inverted)
-        if "n" in options:
-            outputs[f"image_1_{i}"] = torch.tensor(frames.image_1)
-            outputs[f"image_2_{i}"] = torch.tensor(frames.image_2)
-    return outputs
+        outputs[f"image_1_{i}"] = torch.tensor(frames.image_1)
+        outputs[f"image_2_{i}"] = torch.tensor(frames.image_2)
+    return {name: value for name, value in outputs.items() if name in case.expected}
 
 
 @harness.runs("ip_adapter", r"peer parity: sharpening and tile merging")

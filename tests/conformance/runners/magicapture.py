@@ -27,6 +27,7 @@ from likeness.weights.lora import LoraPair, merged
 
 harness = sys.modules["likeness_conformance"]
 common = sys.modules["likeness_conformance__training"]
+official_file = sys.modules["likeness_conformance__magicapture_file"]
 OFFICIAL_GRID = (16, 16)
 
 
@@ -153,18 +154,18 @@ def lora_cross_attention(case: Any) -> dict[str, Tensor]:
 @harness.runs("magicapture", r"official_file_unet")
 def official_file_unet(case: Any) -> dict[str, Tensor]:
     unet, file, header = common.unet_of(case), case.weights_below("file."), case.config["file_metadata"]
-    order = lora_files.official_unet_order(unet, lora_files.official_targets(header, lora_files.UNET))
+    order = official_file.official_unet_order(unet, official_file.official_targets(header, lora_files.UNET))
     assert order == case.config["index_to_module"]
-    with merged(unet, lora_files.read_official(file, lora_files.UNET, order), case.config["lora_scale"]):
+    with merged(unet, official_file.read_official(file, lora_files.UNET, order), case.config["lora_scale"]):
         eps = common.forward(case, unet)
-    return {"eps": eps, "embeds": torch.stack(list(lora_files.official_tokens(file, header).values()))}
+    return {"eps": eps, "embeds": torch.stack(list(official_file.official_tokens(file, header).values()))}
 
 
 @harness.runs("magicapture", r"official_file_text_encoder")
 def official_file_text_encoder(case: Any) -> dict[str, Tensor]:
     encoder, file = common.text_encoder_of(case, case.weights_below("text.")), case.weights_below("file.")
-    order = lora_files.official_text_order(encoder)
-    with merged(encoder, lora_files.read_official(file, lora_files.TEXT, order), case.config["lora_scale"]):
+    order = official_file.official_text_order(encoder)
+    with merged(encoder, official_file.read_official(file, lora_files.TEXT, order), case.config["lora_scale"]):
         return common.encoded(encoder, case.inputs["input_ids"])
 
 

@@ -10,17 +10,29 @@ from typing import Any
 
 from torch import Tensor
 
+from likeness.adapters.system import Sureness
+
+UNTOLD = "x.safetensors"  # a name that says nothing
+
 
 @dataclass(frozen=True)
 class Case:
     """title: of the system in the registry. weights: of a file that fits the sites (shapes) of a MODEL, from a seed.
 
-    missing: a word of the sentence that is said without an identity.
+    missing: a word of the sentence that is said without an identity. file_name: one that tells the system, where its
+    content alone does not. reads_clip: it needs a CLIP vision model.
     """
 
     title: str
     weights: Callable[[Any, int], dict[str, Tensor]]
     missing: str = "Identity from Photos"
+    file_name: str = UNTOLD
+    reads_clip: bool = False
+
+    @property
+    def least(self) -> Sureness:
+        """What no other system may be of its file: where the name has to tell, others may take it for possible."""
+        return Sureness.POSSIBLE if self.file_name == UNTOLD else Sureness.YES
 
 
 def cases() -> dict[str, Case]:

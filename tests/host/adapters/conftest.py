@@ -13,7 +13,7 @@ comfyui = sys.modules["likeness_comfyui"]
 # The tests import it by this name.
 small_world = comfyui.load_module("likeness_host_adapters", Path(__file__).parent / "small_world.py")
 
-KINDS = ("ipadapter", "likeness_embeds")
+KINDS = ("ipadapter", "instantid", "storymaker", "likeness_embeds")
 
 
 @pytest.fixture(scope="session")

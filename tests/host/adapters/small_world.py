@@ -30,10 +30,11 @@ class World:
 
     def __init__(self, recipes: Any, folder: Path) -> None:
         from likeness.injection.comfy import sites_of
-        from likeness.nodes import adapters, references
+        from likeness.nodes import adapters, control, references, storymaker
 
         self.recipes, self.folder = recipes, folder
-        self.classes = {cls.GET_SCHEMA().node_id: cls for cls in [*adapters.NODES, *references.NODES]}
+        rooms = (adapters, control, references, storymaker)
+        self.classes = {cls.GET_SCHEMA().node_id: cls for room in rooms for cls in room.NODES}
         self.model = recipes.tiny_sd15()
         self.sites = sites_of(self.model)
         self.shapes = [(site.width, site.context_dim) for site in self.sites]
@@ -60,6 +61,7 @@ class World:
             "portrait": lambda: official.identity(dim, 16, seed=seed),
             "plus": lambda: official.resampler(dim, dim=64, depth=1, tokens=4, seed=seed),
             "base": lambda: official.pooled(dim, seed=seed),
+            "instantid": lambda: official.resampler(dim, features=512, dim=64, depth=1, seed=seed),
         }[kind]()
         return official.groups(projection, shapes, with_lora=kind.startswith("faceid"), seed=seed)
 
@@ -120,7 +122,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def sentence(call: Any, *arguments: Any, **inputs: Any) -> str:
-    """What an artist reads: a single line that ends."""
+    """What a user reads: a single line that ends."""
     with pytest.raises(LikenessError) as error:
         call(*arguments, **inputs)
     text = str(error.value)

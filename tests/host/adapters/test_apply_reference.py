@@ -154,7 +154,7 @@ def test_a_preset_without_its_file_says_which_and_how_to_get_it(world, nodes, mo
         names = {768: files.sd15, 2048: files.sdxl}.get(width, ())
         text = sentence(nodes._file_of, preset, files, None)
         assert (f"likeness models get {names[0]}" if names else "has no adapter for this MODEL") in text
-    assert "'Kolors' is no preset here" in sentence(
+    assert "'Kolors' is not a preset" in sentence(
         world.run, "LikenessLoadAdapterPreset", model=world.model, preset="Kolors"
     )
 

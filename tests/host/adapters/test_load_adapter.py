@@ -19,9 +19,11 @@ def test_the_list_shows_what_lies_in_the_folder(world):
 def test_an_empty_folder_is_explained(world, monkeypatch, tmp_path):
     import folder_paths
 
-    from likeness.nodes.adapters import MINIATURE, NO_FILES
+    from likeness.adapters import SYSTEMS
+    from likeness.nodes.adapter_files import MINIATURE, NO_FILES
 
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "ipadapter", ([str(tmp_path)], {".bin"}))
+    for folder in {folder for kind in SYSTEMS for folder in kind.folders}:
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, folder, ([str(tmp_path)], {".bin"}))
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     [combo] = [i for i in world.classes["LikenessLoadIdentityAdapter"].define_schema().inputs if i.id == "adapter_file"]
@@ -114,3 +116,41 @@ def test_the_leading_pack_s_word_on_the_version_is_taken(world, flag, structured
 )
 def test_a_socket_without_an_adapter_is_explained(world, value):
     assert "Load Identity Adapter" in sentence(world.apply, value, person())
+
+
+def raw_embedding(world, name: str, folder: str) -> str:
+    """A file whose content is InstantID's and FaceID Portrait's (raw embedding) alike, as the list calls it."""
+    official.write(world.folder / folder / name, world.groups("instantid"))
+    return name if folder == "ipadapter" else f"{folder}/{name}"
+
+
+def test_the_folders_of_other_systems_are_listed_and_tell_whose_a_file_is(world):
+    choice = raw_embedding(world, "sub/mystery.safetensors", "instantid")
+    node = world.classes["LikenessLoadIdentityAdapter"]
+    [combo] = [i for i in node.define_schema().inputs if i.id == "adapter_file"]
+    assert choice in combo.options and node.validate_inputs(adapter_file=choice) is True
+    loaded = world.run("LikenessLoadIdentityAdapter", adapter_file=choice)
+    assert loaded.adapter.title == "InstantID" and loaded.needs.recogniser == "antelopev2"
+
+
+@pytest.mark.parametrize("system", ["InstantID", "IP-Adapter"])
+def test_a_choice_of_the_system_settles_what_content_and_folder_cannot(world, system):
+    choice = raw_embedding(world, f"any {system.lower()}.safetensors".replace("instantid", "one"), "ipadapter")
+    loaded = world.run("LikenessLoadIdentityAdapter", adapter_file=choice, system=system)
+    assert (loaded.adapter.title == "InstantID") is (system == "InstantID")
+
+
+def test_a_system_that_does_not_exist_is_refused_and_the_others_are_named(world):
+    said = sentence(world.run, "LikenessLoadIdentityAdapter", adapter_file=world.file("faceid"), system="Magic")
+    assert "'Magic'" in said and "by content" in said and "InstantID" in said and "IP-Adapter" in said
+
+
+def test_a_file_of_another_system_s_folder_that_has_gone_is_named_with_its_folder(world):
+    text = sentence(world.run, "LikenessLoadIdentityAdapter", adapter_file="instantid/gone.bin")
+    assert "'gone.bin' was not found" in text and "instantid" in text
+
+
+def test_another_system_is_another_value(world):
+    node, name = world.classes["LikenessLoadIdentityAdapter"], world.file("faceid")
+    one, other = (node.fingerprint_inputs(adapter_file=name, system=s) for s in ("by content", "IP-Adapter"))
+    assert one != other

@@ -1,4 +1,4 @@
-"""Models, adapters, encoders and people that do not fit each other: the sentence an artist reads."""
+"""Models, adapters, encoders and people that do not fit each other: the sentence a user reads."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ BUILT_IN = [
     "miniature",
     "miniature-judge",
 ]
+FREE = ["works now (the best that is here)", "dlib (YuNet + dlib ResNet)"]
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,9 @@ class Remembering:
 @pytest.fixture(scope="session")
 def nodes(host_nodes):
     """Node classes by id."""
-    from likeness.nodes import faces
+    from likeness.nodes import faces, keypoints
 
-    return {node.GET_SCHEMA().node_id: node for node in faces.NODES}
+    return {node.GET_SCHEMA().node_id: node for node in (*faces.NODES, *keypoints.NODES)}
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def run(nodes):
 
 
 @pytest.fixture
-def places(host_nodes, tmp_path, monkeypatch):
-    """The host with empty models and output folders, and a home where nobody has left face packs."""
+def places(host_nodes, tmp_path, monkeypatch, without_face_packages):
+    """The host with empty models and output folders, no weights in packages, and a home without face packs."""
     import folder_paths
 
     from likeness import models_download

@@ -6,17 +6,17 @@ import logging
 import sys
 
 import pytest
-from likeness_host_faces import BUILT_IN, options
+from likeness_host_faces import BUILT_IN, FREE, options
 
 from likeness.errors import LikenessError
 
 
 def test_packs_on_disk_are_listed_before_what_is_always_there(nodes, places, files):
     load = nodes["LikenessLoadFaceAnalysis"]
-    assert options(load, "model") == BUILT_IN
+    assert options(load, "model") == [*FREE, *BUILT_IN], "the first is what a new node has"
     for name in ("antelopev2", "buffalo_l", "another"):
         files.write_recogniser(places.models / "insightface" / "models" / name / "w600k_r50.onnx")
-    assert options(load, "model") == ["buffalo_l", "antelopev2", "another", *BUILT_IN]
+    assert options(load, "model") == ["buffalo_l", "antelopev2", "another", *FREE, *BUILT_IN]
 
 
 def test_a_pack_is_opened_once_and_its_licence_is_logged(run, places, pack, caplog):
@@ -44,6 +44,10 @@ def test_analyses_without_files_open(run, places, model):
         ("my_pack", ["my_pack", "insightface"]),
         ("../../buffalo_l", ["leaves the models folder"]),
         (BUILT_IN[0], ["face_detection_yunet_2023mar.onnx", "opencv_zoo", "likeness models get yunet"]),
+        (
+            FREE[1],
+            ["dlib_face_recognition_resnet_model_v1.dat", "models/dlib", "pip install", "face-recognition-models"],
+        ),
         (BUILT_IN[1], ["detection_Resnet50_Final.pth", "models/facexlib", "likeness models get"]),
     ],
 )
@@ -62,3 +66,33 @@ def test_a_missing_package_is_named(run, places, monkeypatch):
 def test_an_unknown_provider_is_refused(run, places):
     with pytest.raises(LikenessError, match=r"provider.*CPU"):
         run("LoadFaceAnalysis", model=BUILT_IN[3], provider="NPU")
+
+
+# --- what works with nothing but packages
+
+
+def test_works_now_takes_a_free_recogniser_and_shows_its_licence(nodes, real_faces):
+    found = nodes["LikenessLoadFaceAnalysis"].execute(model=FREE[0], provider="CPU")
+    analysis = found.result[0]
+    assert analysis.recogniser.name == "dlib" and analysis.commercial is True
+    (shown,) = found.ui.as_dict()["text"]
+    assert "YuNet: MIT; dlib's recogniser: CC0-1.0" in shown and "commercial use: allowed" in shown
+
+
+def test_works_now_takes_a_pack_and_then_detectors_where_nothing_is_free(run, places, pack, monkeypatch):
+    from likeness.faces import ready
+
+    (analysis,) = run("LoadFaceAnalysis", model=FREE[0], provider="CPU")
+    assert analysis.name == "MTCNN" and analysis.recogniser is None
+    (places.models / "insightface" / "models").mkdir(parents=True)
+    (places.models / "insightface" / "models" / "buffalo_l").symlink_to(pack)
+    (analysis,) = run("LoadFaceAnalysis", model=FREE[0], provider="CPU")
+    assert analysis.recogniser.name == "buffalo_l" and "non-commercial" in analysis.licence
+    monkeypatch.setattr(ready, "list_insightface_packs", list)
+    monkeypatch.setitem(sys.modules, "facenet_pytorch", None)
+    assert run("LoadFaceAnalysis", model=FREE[0], provider="CPU")[0].detector.name == "LBP cascade"
+
+
+def test_opencv_and_dlib_open_from_packages(run, real_faces):
+    assert run("LoadFaceAnalysis", model=BUILT_IN[0], provider="CPU")[0].recogniser.name == "sface"
+    assert run("LoadFaceAnalysis", model=FREE[1], provider="CPU")[0].recogniser.name == "dlib"

@@ -11,7 +11,7 @@ import torch
 from likeness.errors import LikenessError
 from likeness.faces.parsing import Part
 from likeness.miniature.drawing import renderer
-from likeness.miniature.drawing.people import SPLITS, draw_people, draw_person, split_people
+from likeness.miniature.drawing.people import SPLITS, draw_people, split_people
 from likeness.miniature.drawing.shots import Style, draw_shots
 
 SIZE = 64
@@ -25,7 +25,7 @@ def pictures():
 def test_the_same_seeds_draw_the_same_people_and_the_same_pictures(pictures):
     again = renderer.render(split_people("test", 48), draw_shots(range(48)), SIZE)
     assert torch.equal(pictures.rgb, again.rgb)
-    assert draw_person(7) == draw_person(7) != draw_person(8)
+    assert draw_people([7]).person(0) == draw_people([7]).person(0) != draw_people([8]).person(0)
 
 
 def test_nobody_is_drawn_for_two_purposes():

@@ -15,7 +15,7 @@ from likeness.errors import LikenessError
 from likeness.faces import FaceAnalysis, build_identity
 from likeness.faces.detection import Detection
 from likeness.faces.face import Face
-from likeness.training.config import Settings as MethodSettings
+from likeness.training.config import MethodSettings
 from likeness.training.data.captions import parse_templates, person_templates, renamed, style_templates
 from likeness.training.data.dataset import (
     DatasetKind,

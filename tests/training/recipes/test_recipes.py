@@ -15,6 +15,7 @@ from likeness.faces.recognition import FrozenRecogniser
 from likeness.training.base.lora import Reach, load_lora
 from likeness.training.base.model import Codec
 from likeness.training.base.noise import Prediction
+from likeness.training.class_pictures import class_pictures, class_size
 from likeness.training.config import LoraSettings, Precision, RunSettings
 from likeness.training.data.examples import Example
 from likeness.training.data.portraits import Portrait
@@ -24,7 +25,7 @@ from likeness.training.loss_log import read_losses
 from likeness.training.objectives.identity import Measure, arcface_measure
 from likeness.training.objectives.magicapture import ShotKind
 from likeness.training.recipes.denoising import Mask
-from likeness.training.recipes.dreambooth import DreamBoothSettings, class_pictures, class_size, dreambooth, start_of
+from likeness.training.recipes.dreambooth import DreamBoothSettings, dreambooth, start_of
 from likeness.training.recipes.magicapture import (
     FaceLayout,
     IdentityPass,
@@ -38,6 +39,11 @@ from likeness.weights.embedding_files import load_embedding
 
 FAMILIES = pytest.mark.parametrize("sdxl", [False, True], ids=["SD1.5", "SDXL"])
 KEYPOINTS = torch.tensor([[11.0, 13.0], [20.0, 13.0], [16.0, 18.0], [12.0, 22.0], [19.0, 22.0]])
+
+
+def paths(recipe, *where) -> list[Path]:
+    """What a recipe saved."""
+    return [saved.path for saved in recipe.save(*where)]
 
 
 def values(base: Any) -> dict[str, torch.Tensor]:
@@ -74,7 +80,7 @@ def test_textual_inversion_moves_the_new_word_and_nothing_else(make_base, photos
     assert all(not torch.equal(row, start) for row, start in zip(rows, started, strict=True))
     after = values(base)
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    (file,) = recipe.save(tmp_path, "me", TrainingRecord("Textual Inversion", base.family, 3))
+    (file,) = paths(recipe, tmp_path, "me", TrainingRecord("Textual Inversion", base.family, 3))
     assert {k: v.shape[0] for k, v in load_embedding(file).vectors.items()} == (
         {"clip_l": 2, "clip_g": 2} if sdxl else {"clip_l": 2}
     )
@@ -92,7 +98,7 @@ def test_a_dreambooth_lora_learns_with_its_class_beside_it(make_base, photos, ma
     after = values(base)
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert any(".lora_B." in name and bool(value.any()) for name, value in after.items())
-    (file,) = recipe.save(tmp_path, "me", TrainingRecord("DreamBooth", base.family, 2))
+    (file,) = paths(recipe, tmp_path, "me", TrainingRecord("DreamBooth", base.family, 2))
     assert file.stat().st_size > 0
 
 
@@ -104,7 +110,7 @@ def test_full_dreambooth_changes_the_denoiser_and_rests_the_text_encoder(base, p
     changed = {name for name, value in values(base).items() if not torch.equal(before[name], value)}
     assert any(name.startswith(str(id(base.unet))) for name in changed)
     assert any(name.startswith(str(id(base.text[0].encoder))) for name in changed)
-    assert recipe.save(tmp_path, "me", TrainingRecord("DreamBooth", base.family, 3))
+    assert paths(recipe, tmp_path, "me", TrainingRecord("DreamBooth", base.family, 3))
 
 
 def test_the_text_encoder_stops_at_its_step_and_the_denoiser_goes_on(make_base, photos, tmp_path):
@@ -128,7 +134,7 @@ def test_a_lora_is_trained_further_with_what_it_has(make_base, photos, tmp_path,
         base, chosen = make_base(), DreamBoothSettings(steps=2, prior_weight=0, **options)
         recipe = dreambooth(base, photos, chosen, start=start_of(base, chosen, start))
         train(base, recipe, RunSettings(), tmp_path / f"run{len(list(tmp_path.iterdir()))}")
-        (file,) = recipe.save(tmp_path, "me", TrainingRecord("DreamBooth", base.family, 2))
+        (file,) = paths(recipe, tmp_path, "me", TrainingRecord("DreamBooth", base.family, 2))
         return load_file(file)
 
     lora = LoraSettings(rank=3, alpha=6, reach=Reach.TRANSFORMER)
@@ -150,14 +156,14 @@ def test_magicapture_trains_a_lora_further(make_base, make_photo, photos, tmp_pa
     base = make_base()
     first = dreambooth(base, photos, DreamBoothSettings(steps=1, prior_weight=0, lora=LoraSettings(rank=3)))
     train(base, first, RunSettings(), tmp_path / "first")
-    (file,) = first.save(tmp_path, "first", TrainingRecord("DreamBooth", base.family, 1))
+    (file,) = paths(first, tmp_path, "first", TrainingRecord("DreamBooth", base.family, 1))
     base = make_base()
     settings = MagiCaptureSettings(inversion_steps=1, tuning_steps=1, map_division=2, unet_rate=1e-9, lambda_id=0)
     people, styles = portraits(make_photo, 1), portraits(make_photo, 3)
     start = load_lora(file, base.unet, base.encoders)
     recipe = magicapture(base, people, styles, settings, start_lora=start)
     train(base, recipe, RunSettings(), tmp_path / "run")
-    lora = load_file(recipe.save(tmp_path, "me", TrainingRecord("MagiCapture", base.family, 2))[0])
+    lora = load_file(paths(recipe, tmp_path, "me", TrainingRecord("MagiCapture", base.family, 2))[0])
     for key, value in load_file(file).items():
         torch.testing.assert_close(lora[key], value, atol=1e-4, rtol=1e-3)
     ranks = {len(value) for key, value in lora.items() if key.endswith("lora_down.weight")}
@@ -194,7 +200,7 @@ def test_a_class_picture_that_cannot_be_read_is_set_aside_and_painted_again(base
 
 def test_class_pictures_that_are_no_numbers_are_not_learned_from(base, tmp_path, monkeypatch):
     nothing = torch.full((1, 3, 16, 16), float("nan"))
-    monkeypatch.setattr("likeness.training.recipes.dreambooth.sample_pictures", lambda *_, **__: nothing)
+    monkeypatch.setattr("likeness.training.class_pictures.sample_pictures", lambda *_, **__: nothing)
     with pytest.raises(LikenessError, match="values that are not numbers: choose another precision"):
         class_pictures(base, "a photo of person", 1, tmp_path, (16, 16))
     assert not list(tmp_path.iterdir())
@@ -217,7 +223,7 @@ def test_magicapture_runs_both_phases(make_base, make_photo, tmp_path, sdxl, pre
     rows = read_losses(result.losses)
     assert [row["phase"] for row in rows] == ["inversion"] * 2 + ["tuning"] * 3
     assert all(float(row["identity"]) > 0 and float(row["attention"]) > 0 for row in rows[2:])
-    files = recipe.save(tmp_path, "me", TrainingRecord("MagiCapture", base.family, 5))
+    files = paths(recipe, tmp_path, "me", TrainingRecord("MagiCapture", base.family, 5))
     assert [file.name for file in files] == ["me.safetensors", "me-person.safetensors", "me-style.safetensors"]
 
 
@@ -397,14 +403,14 @@ def test_each_phase_of_magicapture_runs_alone(make_base, make_photo, tmp_path):
     base, other = make_base(), make_base()
     words = magicapture(base, people, styles, MagiCaptureSettings(inversion_steps=2, tuning_steps=0, **options))
     assert train(base, words, RunSettings(), tmp_path / "words").steps == 2
-    files = words.save(tmp_path, "me", TrainingRecord("MagiCapture", base.family, 2))
+    files = paths(words, tmp_path, "me", TrainingRecord("MagiCapture", base.family, 2))
     assert sorted(file.name for file in files) == ["me-person.safetensors", "me-style.safetensors"]
     learned = dict(zip(("<sks>", "<style1>"), map(load_embedding, files), strict=True))
     settings = MagiCaptureSettings(inversion_steps=0, tuning_steps=1, rows_rate=1e-9, **options)
     tuning = magicapture(other, people, styles, settings, start=learned)
     assert [phase.name for phase in tuning.phases] == ["tuning"]
     assert train(other, tuning, RunSettings(), tmp_path / "tuning").steps == 1
-    lora, *rows = tuning.save(tmp_path, "me", TrainingRecord("MagiCapture", base.family, 1))
+    lora, *rows = paths(tuning, tmp_path, "me", TrainingRecord("MagiCapture", base.family, 1))
     assert lora.name == "me.safetensors"
     for file, before in zip(rows, learned.values(), strict=True):
         torch.testing.assert_close(load_embedding(file).vectors, before.vectors, atol=1e-6, rtol=0)

@@ -1,0 +1,216 @@
+"""Systems with a ControlNet of their own, which reads the person in place of the text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..adapters.instantid import InstantIDOptions, Photos
+from ..errors import LikenessError, logger
+from .adapters import CATEGORY, seen_by
+from .choices import choices, finite, member
+from .node import Node
+from .references import Options
+from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema, share_of_sampling
+
+log = logger("likeness")
+
+
+class IdentityControlNet(Node):
+    """CONDITIONING, ControlNet and identity to CONDITIONING."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessIdentityControlNet",
+            display_name="Identity ControlNet",
+            category=CATEGORY,
+            description="Adds the ControlNet that belongs to an adapter, as InstantID's IdentityNet: it sees where the "
+            "face is and reads who it is, in place of the text. Other ControlNets on the same prompt keep reading the "
+            "text. For several people chain this node, with a mask each.",
+            search_aliases=["InstantID", "IdentityNet", "Apply InstantID ControlNet", "face ControlNet"],
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="The prompt."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt."),
+                AdapterSocket.Input("adapter", tooltip="InstantID's ip-adapter.bin, from Load Identity Adapter."),
+                io.ControlNet.Input("control_net", tooltip="InstantID's ControlNet, from Load ControlNet Model."),
+                IdentitySocket.Input("identity", tooltip="The person."),
+                io.Image.Input(
+                    "image",
+                    display_name="keypoints",
+                    tooltip="From Face Keypoints, at the size of the picture you make: where the face is, and how it "
+                    "is turned.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=0.8,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="0.8 is the official value. Lower it where the picture looks burnt; 0 is exactly off.",
+                ),
+                share_of_sampling(
+                    "start_at",
+                    0.0,
+                    "Share of the sampler's steps after which the net enters.",
+                ),
+                share_of_sampling(
+                    "end_at",
+                    1.0,
+                    "Share of the sampler's steps after which the net leaves; an early end leaves the details "
+                    "to the prompt.",
+                ),
+                io.Mask.Input(
+                    "attn_mask",
+                    optional=True,
+                    display_name="mask",
+                    tooltip="Where in the picture the net acts; any size, soft edges allowed. The same as at this "
+                    "person's Apply Identity.",
+                ),
+                OptionsSocket.Input("options", optional=True, tooltip="From InstantID Options."),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="The prompt with the net."),
+                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt with the net."),
+                io.String.Output(display_name="report", tooltip="What was applied."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        positive: Any,
+        negative: Any,
+        adapter: Any,
+        control_net: Any,
+        identity: Any,
+        image: torch.Tensor,
+        strength: float = 0.8,
+        start_at: float = 0.0,
+        end_at: float = 1.0,
+        attn_mask: torch.Tensor | None = None,
+        options: Any = None,
+    ) -> io.NodeOutput:
+        """Check, encode once, and put the net onto both prompts."""
+        from ..adapters.effects import ControlContext, Scope
+        from ..adapters.system import Request
+        from ..checks import as_mask
+        from ..injection.comfy.control import controlled
+        from ..injection.plan import Role
+        from ..weights.families import TransformerLayout
+        from .adapter_socket import as_managed
+
+        finite(strength=strength, start_at=start_at, end_at=end_at)
+        adapter, options = as_managed(adapter), options or Options()
+        if not adapter.needs.keypoints:
+            raise LikenessError(
+                f"The adapter {adapter.name!r} has no ControlNet of its own: choose InstantID's ip-adapter.bin, or use "
+                "Apply ControlNet for other ControlNets."
+            )
+        if not bool((image[..., :3] > 0).any()):
+            raise LikenessError(
+                "The input keypoints is a black picture, which shows no face: connect Face Keypoints of a photo with a "
+                "face."
+            )
+        mask = None if attn_mask is None else as_mask(attn_mask, "The mask 'attn_mask'")
+        request = Request(
+            layout=TransformerLayout.of_blocks([]),
+            attention={},
+            strength=strength,
+            scope=Scope(start_at, end_at, mask, options.mask_resize),
+            identity=identity,
+            options=options.reference,
+            seen_by=seen_by,
+        )
+        [effect] = [effect for effect in adapter.effects(request) if isinstance(effect, ControlContext)]
+        _check_net(control_net, adapter.name, effect.tokens.cond.shape[-1])
+        prompts = controlled({Role.COND: positive, Role.UNCOND: negative}, control_net, image, effect)
+        report = _report(adapter, request, effect)
+        log.info("[likeness] %s", report)
+        return io.NodeOutput(prompts[Role.COND], prompts[Role.UNCOND], report)
+
+
+def _check_net(control_net: Any, adapter: str, width: int) -> None:
+    """LikenessError unless the ControlNet reads texts as wide as the adapter's tokens."""
+    from ..injection.comfy.control import text_width
+    from ..weights.families import OTHER, of_text_width
+
+    found = text_width(control_net)
+    if found == width:
+        return
+    family = OTHER if found is None else of_text_width(found)
+    what = "reads no text" if found is None else f"reads texts {found} wide"
+    if family is not OTHER:
+        what = f"was made for {family.title}"
+    raise LikenessError(
+        f"The control_net ({type(control_net).__name__}) {what}, but the tokens of {adapter!r} are {width} wide: "
+        "connect Load ControlNet Model with the ControlNet published beside the adapter."
+    )
+
+
+def _report(adapter: Any, request: Any, effect: Any) -> str:
+    """One line that answers 'why does it have no effect?'."""
+    who = repr(request.identity.name)
+    if effect.why_never is not None:
+        return f"ControlNet of {adapter.name}: {who} has no effect, because {effect.why_never}."
+    scope, tokens = effect.scope, effect.tokens.cond.shape[1]
+    return (
+        f"ControlNet of {adapter.adapter.title} ({adapter.name}): reads {who} as {tokens} tokens in place of the text, "
+        f"strength {effect.strength:g}, from {scope.start:g} to {scope.end:g} of the steps."
+    )
+
+
+class InstantIDOptionsNode(Node):
+    """What can be set about InstantID beyond its strength."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessInstantIDOptions",
+            display_name="InstantID Options",
+            category=CATEGORY,
+            description="Plugs into Apply Identity and Identity ControlNet, for InstantID. Untouched, it changes "
+            "nothing.",
+            search_aliases=["Apply InstantID Advanced"],
+            inputs=[
+                io.Combo.Input(
+                    "photos",
+                    options=choices(Photos),
+                    default=Photos.MEAN.value,
+                    tooltip="How several photos make one person: their mean, or each read after the other.",
+                ),
+                io.Float.Input(
+                    "noise",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Random noise that the negative half is shown in place of nobody. 0 is official; 0.2 to "
+                    "0.4 takes away burnt colours at high guidance. Give both nodes the same options.",
+                ),
+                advanced(
+                    io.Boolean.Input(
+                        "any_recogniser",
+                        default=False,
+                        tooltip="Accepts an identity of another recogniser than antelopev2. The face will be another "
+                        "one; for experiments.",
+                    )
+                ),
+            ],
+            outputs=[
+                OptionsSocket.Output(display_name="options", tooltip="For Apply Identity and Identity ControlNet.")
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, photos: str = Photos.MEAN.value, noise: float = 0.0, any_recogniser: bool = False
+    ) -> io.NodeOutput:
+        """Turn words into choices."""
+        finite(noise=noise)
+        return io.NodeOutput(Options(InstantIDOptions(member(Photos, photos, "photos"), noise, any_recogniser)))
+
+
+NODES = [IdentityControlNet, InstantIDOptionsNode]

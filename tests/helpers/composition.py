@@ -1,0 +1,154 @@
+"""What can be put together on one MODEL: a part each, which joins a graph's state at a strength.
+
+Every system of the registry is a part by its contract case. `EXTRAS` is for what a system does beside the MODEL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import torch
+
+from .contract import Case, cases
+
+
+@dataclass(frozen=True)
+class State:
+    """What a sampler is given."""
+
+    model: Any
+    positive: Any
+    negative: Any
+
+
+Join = Callable[[Any, State, float], State]  # (world, state, strength) -> state
+
+
+@dataclass(frozen=True)
+class Part:
+    """join: puts it onto a state at a strength. rides: it changes the prompts it is given. adds: it adds prompts.
+
+    exact: at strength 0 it is gone bit by bit; else the host still computes with it, and rounds.
+    """
+
+    title: str
+    join: Join
+    rides: bool = False
+    adds: bool = False
+    exact: bool = True
+
+
+def commute(one: Part, other: Part) -> bool:
+    """Whether the order makes no difference: what changes prompts changes those that are there."""
+    return not ((one.rides and other.adds) or (one.adds and other.rides))
+
+
+# Systems --------------------------------------------------------------------------------------------------------------
+
+
+def _of_system(case: Case) -> Join:
+    def join(world: Any, state: State, strength: float) -> State:
+        adapter, who = world.case_adapter(case), world.case_person(case)
+        gear = {"clip_vision": world.clip_vision} if case.reads_clip else {}
+        model, _ = world.apply(adapter, who, model=state.model, weight=strength, **gear)
+        extra = EXTRAS.get(case.title)
+        state = replace(state, model=model)
+        return extra(world, state, strength) if extra else state
+
+    return join
+
+
+def _identitynet(world: Any, state: State, strength: float) -> State:
+    """InstantID's other half, a ControlNet that reads the face."""
+    case = cases()["InstantID"]
+    positive, negative, _ = world.run(
+        "LikenessIdentityControlNet",
+        every=True,
+        positive=state.positive,
+        negative=state.negative,
+        adapter=world.case_adapter(case),
+        control_net=world.net(7),
+        identity=world.case_person(case),
+        image=_hint(9),
+        strength=strength,
+    )
+    return State(state.model, positive, negative)
+
+
+EXTRAS: dict[str, Join] = {"InstantID": _identitynet}
+
+
+# What is the host's ---------------------------------------------------------------------------------------------------
+
+
+def _lora(world: Any, state: State, strength: float) -> State:
+    """Load LoRA, with a low-rank change of every attention layer."""
+    import comfy.sd
+
+    random, weights = torch.Generator().manual_seed(11), {}
+    for site in world.sites:
+        for layer, columns in (("to_q", site.width), ("to_k", site.context_dim), ("to_v", site.context_dim)):
+            name = f"lora_unet_{site.diffusers_path}_attn2_{layer}".replace(".", "_")
+            weights[f"{name}.lora_down.weight"] = torch.randn(4, columns, generator=random) / columns**0.5
+            weights[f"{name}.lora_up.weight"] = torch.randn(site.width, 4, generator=random) / 2
+    model, _ = comfy.sd.load_lora_for_models(state.model, None, weights, strength, 0.0)
+    assert (
+        strength == 0
+        or model.patches.keys() - state.model.patches.keys()
+        or len(model.patches) == len(state.model.patches)
+    )
+    return replace(state, model=model)
+
+
+def _controlnet(world: Any, state: State, strength: float) -> State:
+    """Apply ControlNet, on both prompts."""
+    import nodes
+
+    apply = nodes.ControlNetApplyAdvanced().apply_controlnet  # type: ignore[attr-defined]
+    return State(state.model, *apply(state.positive, state.negative, world.net(8), _hint(10), strength, 0.0, 1.0))
+
+
+def _regions(world: Any, state: State, strength: float) -> State:
+    """A second prompt for the right half: Conditioning (Set Mask), Conditioning (Combine)."""
+    import nodes
+
+    right = torch.zeros(1, 8, 8)
+    right[..., 4:] = 1
+    prompt = world.recipes.conditioning(world.dim, seed=12)
+    [region] = nodes.ConditioningSetMask().append(prompt, right, "default", strength)  # type: ignore[attr-defined]
+    [both] = nodes.ConditioningCombine().combine(state.positive, region)  # type: ignore[attr-defined]
+    return replace(state, positive=both)
+
+
+def _hint(seed: int) -> torch.Tensor:
+    return torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(seed))
+
+
+# All of them ----------------------------------------------------------------------------------------------------------
+
+HOSTS = (
+    Part("a LoRA", _lora),
+    Part("a ControlNet", _controlnet, rides=True),
+    Part("regional prompts", _regions, adds=True, exact=False),
+)
+
+
+def parts(titles: tuple[str, ...]) -> dict[str, Part]:
+    """The parts of these systems, and the host's."""
+    known = cases()
+    systems = (Part(title, _of_system(known[title]), rides=title in EXTRAS) for title in titles)
+    return {part.title: part for part in (*systems, *HOSTS)}
+
+
+def table(titles: tuple[str, ...]) -> str:
+    """Every pair, as Markdown."""
+    every = list(parts(titles).values())
+    lines = [f"| | {' | '.join(part.title for part in every[1:])} |", f"| --- |{' --- |' * (len(every) - 1)}"]
+    said = {(a.title, b.title): "any order" if commute(a, b) else "order counts" for a, b in combinations(every, 2)}
+    for row in every[:-1]:
+        cells = (said.get((row.title, column.title), "") for column in every[1:])
+        lines.append(f"| **{row.title}** | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

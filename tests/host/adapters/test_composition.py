@@ -1,0 +1,124 @@
+"""Every pair of what an artist puts onto one MODEL, in the real host.
+
+Both decide over the picture; the order of chaining makes no difference where mathematics says so; one at strength 0
+leaves the other bit-identical; nothing raises. A new system is in here by being in the registry.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+from helpers.composition import Part, State, commute, parts, table
+from likeness_host_adapters import person, same
+from safetensors.torch import save_file
+from torch import Tensor
+
+from likeness import adapters
+
+comfyui = sys.modules["likeness_comfyui"]
+REPOSITORY = comfyui.REPOSITORY
+comfyui.load_module("likeness_toy", REPOSITORY / "tests" / "adapters" / "toy.py")  # which is among the cases
+TITLES = tuple(kind.title for kind in adapters.SYSTEMS)
+PARTS = parts(TITLES)
+PAIRS = list(combinations(PARTS, 2))
+
+
+class Bench:
+    """The small world, with an adapter and a person for every system; and what was painted already."""
+
+    def __init__(self, world: Any) -> None:
+        self._world, self._adapters, self._nets, self._painted = world, {}, {}, {}
+        self._alive: list[State] = []  # the host collects garbage for every MODEL that has gone
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world, name)
+
+    def case_adapter(self, case: Any) -> Any:
+        """The loaded adapter of a system."""
+        if case.title not in self._adapters:
+            weights = {key: value.contiguous() for key, value in case.weights(self.shapes, 5).items()}
+            name = f"{case.title} composed {case.file_name}"
+            save_file(weights, self.folder / "ipadapter" / name)
+            self._adapters[case.title] = self.run("LikenessLoadIdentityAdapter", adapter_file=name)
+        return self._adapters[case.title]
+
+    def case_person(self, case: Any) -> Any:
+        """Somebody else for each system, whom all recognisers have seen."""
+        seed = TITLES.index(case.title)
+        return replace(person(seed=seed), also={"antelopev2": person(seed=seed + 100).embeddings})
+
+    def net(self, seed: int) -> Any:
+        """A ControlNet of the small model."""
+        if seed not in self._nets:
+            self._nets[seed] = self.recipes.controlnet(self.recipes.SD15_TINY, seed=seed)
+        return self._nets[seed]
+
+    def paint(self, *chain: tuple[str, float]) -> Tensor:
+        """What is sampled with these parts at these strengths, one after the other."""
+        if chain not in self._painted:
+            state = State(self.model, *self.text)
+            for title, strength in chain:
+                state = PARTS[title].join(self, state, strength)
+            painted = self.recipes.sample(state.model, state.positive, state.negative, steps=2, shape=(1, 4, 8, 8))
+            self._painted[chain] = painted
+            self._alive.append(state)
+        return self._painted[chain]
+
+
+@pytest.fixture(scope="module")
+def bench(world) -> Bench:
+    return Bench(world)
+
+
+@pytest.fixture(params=PAIRS, ids=" + ".join)
+def pair(request) -> tuple[Part, Part]:
+    one, other = request.param
+    return PARTS[one], PARTS[other]
+
+
+def test_both_decide_over_the_picture(bench, pair):
+    one, other = (part.title for part in pair)
+    both = bench.paint((one, 0.7), (other, 0.7))
+    assert both.isfinite().all()
+    assert not same(both, bench.paint((one, 0.7))) and not same(both, bench.paint((other, 0.7)))
+
+
+def test_the_order_makes_no_difference_where_mathematics_says_so(bench, pair):
+    one, other = (part.title for part in pair)
+    there, back = bench.paint((one, 0.7), (other, 0.7)), bench.paint((other, 0.7), (one, 0.7))
+    assert same(there, back) is commute(*pair)
+
+
+def test_one_at_strength_0_leaves_the_other_as_it_is(bench, pair):
+    for silent, other in (pair, pair[::-1]):
+        alone = bench.paint((other.title, 0.7))
+        for chain in (
+            ((silent.title, 0.0), (other.title, 0.7)),
+            ((other.title, 0.7), (silent.title, 0.0)),
+        ):
+            painted = bench.paint(*chain)
+            assert torch.equal(painted, alone) if silent.exact else same(painted, alone)
+
+
+def test_all_of_them_together_in_any_order_of_those_that_commute(bench):
+    every = sorted(PARTS, key=lambda title: not PARTS[title].adds)  # prompts are added before they are changed
+    first = [title for title in every if PARTS[title].adds]
+    rest = [title for title in every if title not in first]
+    there = bench.paint(*((title, 0.5) for title in [*first, *rest]))
+    back = bench.paint(*((title, 0.5) for title in [*first, *reversed(rest)]))
+    assert there.isfinite().all() and same(there, back)
+
+
+def test_the_given_model_and_prompts_are_left_as_they_were(bench, plain):
+    bench.paint(*((title, 0.6) for title in PARTS))
+    assert torch.equal(bench.sample(bench.model), plain)
+
+
+def test_the_table_of_the_docs_says_what_is_tested():
+    page = (REPOSITORY / "docs" / "composition.md").read_text(encoding="utf-8")
+    assert table(TITLES) in page, f"docs/composition.md should hold:\n{table(TITLES)}"

@@ -1,0 +1,67 @@
+"""What a method is given to make its recipe from, whoever asks for it: command line, graph, miniature or test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..weights.embedding_files import TokenEmbedding
+from .base.lora import StartLora, load_lora
+from .base.model import BaseModel
+from .config import MethodSettings
+from .data.dataset import Dataset
+from .data.examples import Example
+from .data.portraits import Detect
+from .objectives.identity import Measure
+from .recipe import Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptPhotos:
+    """The photos of one concept, and what it is called. start: vectors of an earlier training that its word starts
+    from."""
+
+    dataset: Dataset
+    word: str
+    start: TokenEmbedding | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Materials:
+    """What a training is made from, beside base model and settings.
+
+    concepts: in the order in which the method asks for them, without optional ones that were not given. measure: the
+    recogniser of an identity loss, where the settings want one; detect: a detector of faces. start_lora: a LoRA's file
+    that is trained further. paint: pictures of a class by the untouched model, from the class prompt, their number and
+    size (height, width). complete: whether all steps were made already, so that nothing is left to be learned from the
+    class's pictures.
+    """
+
+    concepts: Sequence[ConceptPhotos]
+    paint: Callable[[BaseModel, str, int, tuple[int, int]], list[Example]]
+    device: torch.device | str = "cpu"
+    measure: Measure | None = None
+    detect: Detect | None = None
+    start_lora: Path | None = None
+    complete: bool = False
+
+    def lora_for(self, base: BaseModel) -> StartLora | None:
+        """The LoRA that is trained further, for the networks of this base model."""
+        return None if self.start_lora is None else load_lora(self.start_lora, base.unet, base.encoders)
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """What a recipe's module offers to the registry of methods.
+
+    settings: the class of its settings. make: the recipe. choose: settings by name for what a graph's node was given
+    (values by the node's inputs), where a choice is not a setting itself; the learned words are set by the caller.
+    """
+
+    settings: type[MethodSettings]
+    make: Callable[[BaseModel, Materials, Any, int], Recipe]
+    choose: Callable[[Mapping[str, Any], Sequence[Dataset]], dict[str, Any]] = lambda values, datasets: {}

@@ -1,0 +1,18 @@
+"""The trained methods: command line, nodes, miniature and contract test are made of this registry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import dreambooth, magicapture, textual_inversion
+from .method import Method
+
+if TYPE_CHECKING:
+    from ..config import MethodSettings
+
+METHODS: list[Method] = [textual_inversion.METHOD, dreambooth.METHOD, magicapture.METHOD]
+
+
+def method_of(settings: MethodSettings) -> Method:
+    """The method whose settings these are."""
+    return next(method for method in METHODS if isinstance(settings, method.trainable.settings))

@@ -1,0 +1,61 @@
+"""InstantID: the person of one photo in the pose of another."""
+
+from __future__ import annotations
+
+from _graph import Graph
+from _pieces import (
+    SDXL,
+    files_note,
+    find_person,
+    load_adapter,
+    load_analysis,
+    load_checkpoint,
+    load_photo,
+    prompt,
+    sample_and_save,
+    show,
+)
+from _pieces_instantid import STRENGTH, control_each, keypoints, load_net
+
+
+def describe(graph: Graph) -> None:
+    with graph.group("1. The person"):
+        photo = load_photo(graph, "A photo of the person", "person.jpg")
+        analysis = load_analysis(graph, "antelopev2")
+        graph.next_column()
+        faces, identity = find_person(graph, analysis, photo["IMAGE"])
+        show(graph, "Who", faces["preview"])
+    with graph.group("2. The pose"):
+        pose = load_photo(graph, "A photo of anybody in the pose", "pose.jpg")
+        posed = graph.node("LikenessFindFaces", face_analysis=analysis[0], image=pose["IMAGE"])
+        graph.next_column()
+        show(graph, "Whose pose", posed["preview"])
+    with graph.group("3. Model and adapter"):
+        checkpoint = load_checkpoint(graph, SDXL)
+        adapter = load_adapter(graph, "instantid/ip-adapter")
+        options = graph.node("LikenessInstantIDOptions", noise=0.2)
+        model = graph.node(
+            "LikenessApplyIdentity",
+            model=checkpoint["MODEL"],
+            adapter=adapter["adapter"],
+            identity=identity["identity"],
+            weight=STRENGTH,
+            options=options["options"],
+        )
+    text = "watercolour portrait of a person in a garden, soft colours"
+    start = prompt(graph, 4, SDXL, checkpoint["CLIP"], text, size=(896, 1152))
+    with graph.group("5. IdentityNet"):
+        net = load_net(graph)
+        drawn = keypoints(graph, posed, start, identity=identity["identity"])
+        controlled = control_each(graph, start, adapter, net, [(None, identity, drawn)], options=options["options"])
+        graph.next_column()
+        show(graph, "Where the face will be", drawn["image"])
+    sample_and_save(graph, "6. Portrait", SDXL, checkpoint["VAE"], model["model"], start, **controlled)
+    files_note(
+        graph,
+        "Who it is comes from the first photo, where the face is and how it is turned from the second. Its keypoints "
+        "fit any size: the photo is centred and never stretched. Where it shows no face, the person's own keypoints "
+        "stand in.",
+        "**InstantID Options** takes away burnt colours; it goes to both halves.",
+        "Other ControlNets (depth, pose) may go before or after **Identity ControlNet**: they keep reading the text.",
+    )
