@@ -24,6 +24,7 @@ class LikenessExtension(ComfyExtension):
             faces,
             ipadapter_plus,
             keypoints,
+            masks,
             miniature,
             references,
             storymaker,
@@ -35,6 +36,7 @@ class LikenessExtension(ComfyExtension):
         nodes = [
             *faces.NODES,
             *keypoints.NODES,
+            *masks.NODES,
             *adapters.NODES,
             *control.NODES,
             *references.NODES,
