@@ -24,6 +24,7 @@ class LikenessExtension(ComfyExtension):
             faces,
             ipadapter_plus,
             keypoints,
+            masks,
             miniature,
             prompts,
             pulid,
@@ -37,6 +38,7 @@ class LikenessExtension(ComfyExtension):
         nodes = [
             *faces.NODES,
             *keypoints.NODES,
+            *masks.NODES,
             *adapters.NODES,
             *control.NODES,
             *prompts.NODES,

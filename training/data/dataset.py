@@ -24,6 +24,7 @@ from ...faces import Choice, Face, FaceAnalysis, FaceParser, Identity, cosine_si
 from ...faces.align import clip_box
 from ...faces.analysis import SMALLEST_PHOTO, Recogniser
 from ...faces.identity import OUTLIER_COSINE
+from ...faces.masks import ellipse_mask
 from ...faces.parsing import part_mask
 from ...faces.photo_list import names_of
 from ...faces.similarity import on_scale_of
@@ -446,32 +447,6 @@ def _proportional(size: tuple[int, int], resolution: int) -> tuple[int, int]:
 
 
 # --- masks
-
-
-def ellipse_mask(size: tuple[int, int], face: Face) -> np.ndarray:
-    """(H, W) uint8: an ellipse from the hairline to the chin, leaning as the face does; in its box without keypoints.
-
-    Its proportions are those of a face on the FFHQ template: from the eyes one eye-mouth distance up and 1.75 down.
-    """
-    if face.keypoints is None:
-        x1, y1, x2, y2 = (float(value) for value in face.box)
-        centre, half_width, half_height = np.array([(x1 + x2) / 2, (y1 + y2) / 2]), (x2 - x1) / 2, (y2 - y1) / 2
-        down = np.array([0.0, 1.0])
-    else:
-        points = np.asarray(face.keypoints, np.float64)
-        eyes, mouth = points[:2].mean(0), points[3:].mean(0)
-        length = max(float(np.linalg.norm(mouth - eyes)), 1e-3)
-        down = (mouth - eyes) / length
-        centre, half_height = eyes + 0.375 * length * down, 1.375 * length
-        half_width = max(1.15 * float(np.linalg.norm(points[1] - points[0])), 0.95 * length)  # the latter in profile
-    half_height, half_width = max(half_height, 0.5), max(half_width, 0.5)
-    reach, mask = max(half_height, half_width), np.zeros(size, np.uint8)
-    around = (centre[:, None] + np.array([-reach, reach + 2])).clip(0, [[size[1]], [size[0]]]).astype(int)
-    (left, right), (top, bottom) = around  # the rest of a large photo takes no part
-    x, y = np.arange(left, right) - centre[0], np.arange(top, bottom)[:, None] - centre[1]
-    along, across = x * down[0] + y * down[1], x * down[1] - y * down[0]
-    mask[top:bottom, left:right] = 255 * ((along / half_height) ** 2 + (across / half_width) ** 2 <= 1)
-    return mask
 
 
 def mask_of(
