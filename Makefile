@@ -32,7 +32,8 @@ guard: setup
 # become an identity, with recognisers that come in packages.
 demo: first
 ifeq ($(FACES),real)
-	$(BIN)/python -m likeness.evaluation.real_photo --out demo $(if $(PHOTO),--photo $(PHOTO))
+	$(BIN)/python -m likeness.evaluation.real_photo --out demo $(if $(PHOTO),--photo "$(PHOTO)") \
+	    --others $(wildcard build/photos/obama.jpg build/photos/biden.jpg)
 else
 	$(BIN)/python -m likeness.miniature.demo --out demo $(if $(PHOTOS),--photos $(PHOTOS)) \
 	    $(if $(filter comfyui,$(HOST)),--comfyui)

@@ -32,7 +32,7 @@ def build() -> typer.Typer:
     """The command tree."""
     import typer
 
-    from . import calibrate, evaluate, identity, models, train
+    from . import batch, calibrate, evaluate, identity, models, train
     from .edge import Verb, likeness
 
     app = typer.Typer(
@@ -43,6 +43,7 @@ def build() -> typer.Typer:
         add_completion=False,
     )
     app.add_typer(models.commands(), name="models", help="Model files: what is here, what is missing, get it.")
+    app.add_typer(batch.commands(), name="batch", help=batch.HELP)
     for name, verb in {
         "identity": identity.identity,
         "evaluate": evaluate.evaluate_folder,

@@ -12,11 +12,14 @@ import torch
 
 from ..checks import as_mask, require_painted
 from ..errors import LikenessError
-from ..faces import Face, FaceAnalysis, Identity, to_photos
+from ..faces import Face, FaceAnalysis, Identity, cosine_similarity, mean_direction, to_photos
+from ..faces.similarity import ARCFACE_SAME, on_scale_of
+from .copying import mean_copy
 from .identity import (
     FACE_INSIDE,
     LEAST_SCORE,
     Calibration,
+    References,
     check_judge,
     is_inside,
     percent,
@@ -25,9 +28,9 @@ from .identity import (
     score_sight,
     see,
 )
-from .people import match
+from .people import NOBODY, MultiId, match, multi_id
 from .plots import CELL, Cell, sheet
-from .table import Record
+from .table import NOTHING, Record
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,6 +39,7 @@ COLUMNS, MOST_SHOWN, ENDS_SHOWN = 8, 64, 16
 PHOTOS_SHOWN = COLUMNS
 GOOD = 60.0  # percent
 DISAGREE = 40.0  # points between two judges from which a person should look
+SAME_PHOTO = 0.95  # cosine of a photo to one that was given, from which it is that one again
 MOST_NAMED = 8
 WITH, WITHOUT = "the identity", "no identity"  # as methods in words: "with the identity ... more than no identity"
 
@@ -52,6 +56,8 @@ class Verdict:
     licence: str
     warnings: tuple[str, ...] = ()
     by_judge: tuple[Verdict, ...] = ()  # of each, where several judged the same pictures
+    multi: tuple[MultiId, ...] = ()  # of each picture, where it has several people or they have photos not given
+    copies: tuple[float, ...] = ()  # `copying.mean_copy` of each picture of one person who has photos not given
 
     @property
     def mean(self) -> float:
@@ -107,11 +113,13 @@ def judge_pictures(
     regions: torch.Tensor | None = None,
     calibration: Calibration | None = None,
     after_each: Callable[[], object] = lambda: None,
+    held_out: torch.Tensor | None = None,
 ) -> Verdict:
     """How much pictures (n, H, W, 3) RGB 0..1 show the person, or all of the people; see `identity.score`.
 
-    `calibration`, of the judge, says what is usual where there are few photos. `after_each` is called after every
-    picture, for progress and cancelling.
+    `calibration`, of the judge, says what is usual where there are few photos. `held_out`, photos of the people that
+    were not given to the method, tell likeness from copying. `after_each` is called after every picture and photo, for
+    progress and cancelling.
     """
     if not identities:
         raise LikenessError("There is nobody to compare with: connect an identity.")
@@ -120,18 +128,22 @@ def judge_pictures(
     regions = None if regions is None else _regions(regions, len(images))
     warnings = check_judge(judge, [identity.recogniser for identity in identities], allow_same_recogniser)
     people = [references_of(identity, judge) for identity in identities]
+    others = None if held_out is None else _other_photos(held_out, judge, identities, people, after_each)
+    means = torch.stack([person.mean for person in people])
+    copies: list[float] = []
     if len(people) == 1:
         sight = see(images, judge, regions=regions, after_each=after_each)
         scores = score_sight(sight, people[0], calibration=calibration)
         percents, cosines, reasons = scores.percents.tolist(), scores.cosines.tolist(), scores.sight.reasons
+        faces = [sight.embeddings[n : n + 1] if face is not None else means[:0] for n, face in enumerate(sight.faces)]
+        if others is not None:
+            copies = mean_copy(scores.sight.embeddings, others[0], people[0].embeddings).tolist()
     else:
-        means, levels = (
-            torch.stack([person.mean for person in people]),
-            [person.level(calibration) for person in people],
-        )
-        found = []
+        levels = [person.level(calibration) for person in people]
+        faces, found = [], []
         for number, image in enumerate(images):
-            found.append(_least(_all_faces(image, number, judge, regions), means, levels))
+            faces.append(_rows_of(_all_faces(image, number, judge, regions), means))
+            found.append(_least(faces[-1], means, levels))
             after_each()
         percents, cosines, reasons = ([row[place] for row in found] for place in range(3))
     return Verdict(
@@ -142,7 +154,56 @@ def judge_pictures(
         judge=recogniser_of(judge).name,
         licence=judge.licence,
         warnings=warnings,
+        multi=tuple(_as_benchmarks_count(faces, means, others)),
+        copies=tuple(copies),
     )
+
+
+def _other_photos(
+    photos: torch.Tensor,
+    judge: FaceAnalysis,
+    identities: Sequence[Identity],
+    people: Sequence[References],
+    after_each: Callable[[], object],
+) -> list[torch.Tensor]:
+    """Everybody's faces (t, D) in photos that were not given; a face that looks like nobody takes no part.
+
+    LikenessError when somebody is in none of them, or a photo is one that was given.
+    """
+    means, least = torch.stack([person.mean for person in people]), on_scale_of(recogniser_of(judge).name, ARCFACE_SAME)
+    rows: list[list[torch.Tensor]] = [[] for _ in people]
+    for number, photo in enumerate(photos):
+        faces = _rows_of(_all_faces(photo, number, judge, None), means)
+        matching = match(faces, means)
+        for own, face, cosine in zip(rows, matching.face_of, matching.cosines, strict=True):
+            if face != NOBODY and cosine >= least:
+                own.append(faces[face])
+        after_each()
+    if lacking := [repr(who.name) for who, own in zip(identities, rows, strict=True) if not own]:
+        raise LikenessError(
+            f"The judge {judge.name} finds nobody on 'held_out' who looks like {' or '.join(lacking)}: connect other "
+            "photos of every person, or disconnect it."
+        )
+    found = [torch.stack(own) for own in rows]
+    for who, own, person in zip(identities, found, people, strict=True):
+        if (alike := float(cosine_similarity(own, person.embeddings).max())) >= SAME_PHOTO:
+            raise LikenessError(
+                f"A photo on 'held_out' shows the same as one that {who.name!r} was made of (cosine {alike:.2f}): "
+                "connect photos that were not given, or disconnect it."
+            )
+    return found
+
+
+def _as_benchmarks_count(
+    faces: Sequence[torch.Tensor], means: torch.Tensor, others: Sequence[torch.Tensor] | None
+) -> list[MultiId]:
+    """Each picture's figures; without other photos only what can be said of several people, from the given ones."""
+    if others is not None:
+        targets = torch.stack([mean_direction(rows) for rows in others])
+        return [multi_id(seen, targets, means) for seen in faces]
+    if len(means) == 1:
+        return []
+    return [replace(multi_id(seen, means, means), sim_gt=math.nan, copy_paste=math.nan) for seen in faces]
 
 
 def _regions(regions: torch.Tensor, pictures: int) -> torch.Tensor:
@@ -171,10 +232,15 @@ def _all_faces(image: torch.Tensor, number: int, judge: FaceAnalysis, regions: t
     ]
 
 
-def _least(faces: Sequence[Face], means: torch.Tensor, levels: Sequence[float]) -> tuple[float, float, str]:
-    """Percent and cosine of the person who is kept least, and what is missing."""
+def _rows_of(faces: Sequence[Face], means: torch.Tensor) -> torch.Tensor:
+    """The faces' embeddings (n, D), as wide as the people's."""
     vectors = [torch.from_numpy(np.asarray(face.embedding, np.float32)) for face in faces]
-    matching = match(torch.stack(vectors) if vectors else means[:0], means)
+    return torch.stack(vectors) if vectors else means[:0]
+
+
+def _least(faces: torch.Tensor, means: torch.Tensor, levels: Sequence[float]) -> tuple[float, float, str]:
+    """Percent and cosine of the person who is kept least, and what is missing."""
+    matching = match(faces, means)
     percents = [float(percent(torch.tensor(c), level)) for c, level in zip(matching.cosines, levels, strict=True)]
     worst = int(np.argmin(percents))
     missing = "" if len(faces) >= len(means) else f"{len(faces)} of {len(means)} faces"
@@ -200,19 +266,50 @@ def sentence(verdict: Verdict, threshold: float = GOOD, baseline: Verdict | None
     return f"{text}, {missing} without a face." if missing else f"{text}."
 
 
+# What multi-identity benchmarks call their figures, and what MultiId calls them.
+_BENCHMARK = {"Sim(GT)": "sim_gt", "Sim(Ref)": "sim_ref", "copy-paste": "copy_paste", "blending": "blending"}
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of what is known; NaN where nothing is."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def _figures(verdict: Verdict) -> dict[str, list[float]]:
+    """The benchmark's figures that are known of any picture, and our own measure of copying."""
+    columns = {head: [getattr(one, name) for one in verdict.multi] for head, name in _BENCHMARK.items()}
+    if verdict.copies:
+        columns["copy"] = list(verdict.copies)
+    return {head: values for head, values in columns.items() if not math.isnan(_mean(values))}
+
+
+def benchmark_line(verdict: Verdict) -> str:
+    """The means of what multi-identity benchmarks count, by each judge; empty where nothing is."""
+    said = []
+    for one in verdict.by_judge or (verdict,):
+        if figures := _figures(one):
+            means = ", ".join(f"{head} {_mean(values):.2f}" for head, values in figures.items())
+            said.append(f"{one.judge}: {means}")
+    return f"As multi-identity benchmarks count it, by {'; by '.join(said)}." if said else ""
+
+
 def markdown(
     title: str, verdict: Verdict, threshold: float = GOOD, baseline: Verdict | None = None, remarks: Sequence[str] = ()
 ) -> str:
     """The sentence, the warnings, and a line for every picture, best first; counted from 0 as the host does."""
     lines = [f"# {title}", "", sentence(verdict, threshold, baseline), ""]
     lines += [line for warning in verdict.warnings for line in (f"**Warning: {warning}.**", "")]
-    lines += [line for remark in remarks for line in (remark, "")]
+    lines += [line for remark in (benchmark_line(verdict), *remarks) if remark for line in (remark, "")]
     judges = verdict.by_judge or (verdict,)
+    figures = _figures(judges[0])
     heads = [f"{one.judge}, cosine" for one in verdict.by_judge] or ["cosine"]
+    heads += figures
     lines += [f"| picture | likeness | {' | '.join(heads)} | remark |", f"| --- | --- |{' --- |' * len(heads)} --- |"]
     for n in verdict.order:
         cosines = [f"{one.percents[n]:.0f} %, " * bool(verdict.by_judge) + f"{one.cosines[n]:.2f}" for one in judges]
-        lines.append(f"| {n} | {verdict.percents[n]:.0f} % | {' | '.join(cosines)} | {verdict.reasons[n]} |")
+        known = [NOTHING if math.isnan(values[n]) else f"{values[n]:.2f}" for values in figures.values()]
+        lines.append(f"| {n} | {verdict.percents[n]:.0f} % | {' | '.join([*cosines, *known])} | {verdict.reasons[n]} |")
     named = "Judges" if verdict.by_judge else "Judge"
     lines += ["", f"{named}: {verdict.judge}. Licence of the judge: {verdict.licence}."]
     return "\n".join(lines) + "\n"
@@ -278,6 +375,14 @@ def to_records(
             first, second = verdict.by_judge[:2]
             measures |= {"percent": first.percents[number], "percent_second": second.percents[number]}
             measures["id_second"] = second.cosines[number]
+            if second.copies:
+                measures["copy_second"] = second.copies[number]
+        if verdict.multi:
+            seen = verdict.multi[number]
+            measures |= {"id_ref": seen.sim_ref, "id_other": seen.sim_gt, "copy_paste": seen.copy_paste}
+            measures["blending"] = seen.blending
+        if verdict.copies:
+            measures["copy"] = verdict.copies[number]
         text = prompts[number] if number < len(prompts) else ""
         record = Record(method, person, text, number, f"{method}/{number}", measures, why)
         if clip is not None:

@@ -61,6 +61,7 @@ MEASURES: dict[str, str] = {
     "faces": "how many faces the picture shows",
     "id_min": "id of the least well kept person of several",
     "confusion": "how much nearer the wrong person is, over faces",
+    "blending": "cosine of a picture's faces to the people they are not, as multi-identity benchmarks count it",
     "leak": "change outside of a person's region over the change inside",
     "sharpness": "sharpness of the face",
     "sane": "1 when the picture is a picture",

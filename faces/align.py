@@ -151,7 +151,7 @@ def warp_tensor(
     return crops + level if border is Border.CONSTANT else crops
 
 
-def _touched(matrix: np.ndarray, size: tuple[int, int], photo: tuple[int, int]) -> tuple[slice, slice]:
+def touched(matrix: np.ndarray, size: tuple[int, int], photo: tuple[int, int]) -> tuple[slice, slice]:
     """Rows and columns of the photo (height, width) that a crop of this size can sample, at least one of each."""
     corners = np.array([(0, 0), (size[0] - 1, 0), (0, size[1] - 1), (size[0] - 1, size[1] - 1)], np.float64)
     inside = transform_points(invert(matrix), corners)
@@ -177,7 +177,7 @@ def warp(
     """
     matrix = np.asarray(matrix, np.float64)
     if border is Border.CONSTANT:
-        rows, columns = _touched(matrix, size, image.shape[:2])
+        rows, columns = touched(matrix, size, image.shape[:2])
         image = image[rows, columns]
         matrix = matrix.copy()
         matrix[:, 2] += matrix[:, :2] @ np.array([columns.start, rows.start], np.float64)
@@ -226,7 +226,7 @@ class Template:
         matrix = self.matrix(keypoints)
         if not self.halves or _scale(matrix) > 0.5:
             return warp(image, matrix, (self.size, self.size))
-        rows, columns = _touched(matrix, (self.size, self.size), image.shape[:2])
+        rows, columns = touched(matrix, (self.size, self.size), image.shape[:2])
         top, left, bottom, right = (
             at // HALVING_GRID * HALVING_GRID
             for at in (rows.start, columns.start, rows.stop + HALVING_GRID, columns.stop + HALVING_GRID)

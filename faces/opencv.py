@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -19,3 +21,17 @@ def opencv() -> Any:
             "its place on a machine without a display."
         ) from error
     return cv2
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Opens a network without the line that OpenCV 5 writes about targets, which nobody asked for."""
+    logging = getattr(getattr(opencv(), "utils", None), "logging", None)
+    if logging is None:  # of a build without it
+        yield
+        return
+    before = logging.setLogLevel(logging.LOG_LEVEL_ERROR)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(before)

@@ -20,7 +20,7 @@ from .analysis import INSIGHTFACE_LICENCE, FaceAnalysis
 from .detection import Detection, shrink_to
 from .onnx_file import Graph, read_graph
 from .onnx_session import Provider, open_session
-from .opencv import opencv
+from .opencv import opencv, without_warnings
 from .recognition import TorchRecogniser, has_own_normalisation, load_recogniser_module, recogniser_name
 from .retinaface import RetinaFaceDetector
 from .scrfd import LAYOUTS, Scrfd
@@ -164,7 +164,8 @@ class YuNet:
     @cached_property
     def _network(self) -> Any:
         nothing = np.zeros(0, np.uint8)
-        return opencv().FaceDetectorYN.create("onnx", self.model, nothing, (320, 320), 0.1, 0.3, 5000)
+        with without_warnings():
+            return opencv().FaceDetectorYN.create("onnx", self.model, nothing, (320, 320), 0.1, 0.3, 5000)
 
     def detect(self, image_bgr: np.ndarray, size: int | None = None) -> list[Detection]:
         """See `Detector.detect`."""

@@ -7,7 +7,7 @@ always meant by its name, and label maps hold the values of `Part`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import LikenessError
-from .align import ffhq_crop, ffhq_template, invert, robust_similarity_transform, warp_nearest
+from .align import FFHQ_GREY_RGB, ffhq_template, invert, robust_similarity_transform, touched, warp, warp_nearest
 from .weights import Weights, block_count, builds, read_weights
 
 CROP_SIZE = 512
@@ -356,16 +356,42 @@ def network_classes(network: BiSeNet | ParseNet) -> int:
     return last.out_channels
 
 
-def parse_face(parser: FaceParser, photo: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-    """Labels (H, W) uint8 of `Part` for one face of a photo (H, W, 3) uint8 RGB; background outside its crop.
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Labels of `Part` in the window of a photo that one face's crop covers; all else is background."""
 
-    The network sees the upright FFHQ crop, because it does badly on whole photos; its labels are brought back with
+    labels: np.ndarray  # (h, w) uint8
+    rows: slice
+    columns: slice
+    keypoints: np.ndarray  # (5, 2), of the photo
+
+
+def parse_faces(parser: FaceParser, photo: np.ndarray, keypoints: Sequence[np.ndarray]) -> list[Labelled]:
+    """What each face of a photo (H, W, 3) uint8 RGB shows where.
+
+    The network sees the upright FFHQ crops, because it does badly on whole photos; its labels are brought back with
     nearest neighbours.
     """
-    crop = ffhq_crop(photo, keypoints, CROP_SIZE)
-    labels = parser.parse_crops(torch.from_numpy(crop)[None])[0].numpy()
-    back = invert(robust_similarity_transform(keypoints, ffhq_template(CROP_SIZE)))
-    return warp_nearest(labels, back, (photo.shape[1], photo.shape[0]), fill=Part.BACKGROUND)
+    side = (CROP_SIZE, CROP_SIZE)
+    found = []
+    for points in keypoints:
+        matrix = robust_similarity_transform(points, ffhq_template(CROP_SIZE))
+        crop = torch.from_numpy(warp(photo, matrix, side, fill=FFHQ_GREY_RGB))
+        labels = parser.parse_crops(crop[None])[0].numpy()
+        rows, columns = touched(matrix, side, photo.shape[:2])
+        back = invert(matrix)
+        back[:, 2] -= (columns.start, rows.start)
+        size = (columns.stop - columns.start, rows.stop - rows.start)
+        found.append(Labelled(warp_nearest(labels, back, size, fill=Part.BACKGROUND), rows, columns, points))
+    return found
+
+
+def parse_face(parser: FaceParser, photo: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+    """Labels (H, W) uint8 of `Part` for one face of a photo (H, W, 3) uint8 RGB; background outside its crop."""
+    [found] = parse_faces(parser, photo, [keypoints])
+    labels = np.full(photo.shape[:2], Part.BACKGROUND, np.uint8)
+    labels[found.rows, found.columns] = found.labels
+    return labels
 
 
 def part_mask(labels: np.ndarray, parts: Iterable[Part]) -> np.ndarray:

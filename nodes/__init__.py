@@ -25,6 +25,7 @@ class LikenessExtension(ComfyExtension):
             faces,
             ipadapter_plus,
             keypoints,
+            masks,
             miniature,
             prompts,
             pulid,
@@ -38,6 +39,7 @@ class LikenessExtension(ComfyExtension):
         nodes = [
             *faces.NODES,
             *keypoints.NODES,
+            *masks.NODES,
             *adapters.NODES,
             *control.NODES,
             *prompts.NODES,

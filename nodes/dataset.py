@@ -257,6 +257,14 @@ class PortraitDataset(Node):
                     optional=True,
                     tooltip="The person meant, where photos show several people. Otherwise the largest face is taken.",
                 ),
+                FaceAnalysisSocket.Input(
+                    "second_judge",
+                    optional=True,
+                    tooltip=(
+                        "Another recogniser, for example dlib beside OpenCV: a photo counts as somebody else's where "
+                        "either of them says so."
+                    ),
+                ),
             ],
             outputs=[
                 DatasetSocket.Output(
@@ -314,6 +322,7 @@ class PortraitDataset(Node):
         image: torch.Tensor | None = None,
         face_analysis: Any = None,
         identity: Identity | None = None,
+        second_judge: Any = None,
     ) -> io.NodeOutput:
         readable(trigger_word=trigger_word, class_word=class_word, save_as=save_as, templates=templates)
         finite(least_sharpness=least_sharpness, outlier_threshold=outlier_threshold)
@@ -338,7 +347,9 @@ class PortraitDataset(Node):
                 least_sharpness=least_sharpness,
                 outlier_cosine=outlier_threshold,
             )
-            dataset = _make(settings, place, image, face_analysis, _parser(masks), identity, save_as.strip())
+            dataset = _make(
+                settings, place, image, face_analysis, _parser(masks), identity, save_as.strip(), second_judge
+            )
         _log(dataset)
         page = torch.from_numpy(sheet(dataset))[None].float() / 255
         return io.NodeOutput(dataset, page, dataset.report(), ui=ui.PreviewText(dataset.report()))
@@ -372,9 +383,11 @@ def _make(
     parser: FaceParser | None,
     identity: Identity | None,
     save_as: str,
+    second_judge: Any = None,
 ) -> Dataset:
     """A new dataset, or the one that was saved from the same photos and settings."""
     analysis = None if face_analysis is None else adopt_analysis(face_analysis)
+    second = None if second_judge is None else adopt_analysis(second_judge)
     if identity is not None and not isinstance(identity, Identity):
         raise LikenessError(
             f"The input 'identity' holds a {type(identity).__name__}, not an identity of this pack: connect Identity "
@@ -385,14 +398,16 @@ def _make(
         safe_name(save_as)  # before the photos are read
     found = _photos(place, image)
     if save_as:
-        made_from = fingerprint(found.photos, settings, analysis, parser, identity)
+        made_from = fingerprint(found.photos, settings, analysis, parser, identity, second)
         where, is_there = place_for(dataset_root(), save_as, made_from)
         if is_there:
             saved = load_dataset(where)
             return replace(saved, remarks=(*saved.remarks, *found.unreadable, *found.notes))
         check_folder(dataset_root(), "The folder of datasets")
     count = counter(2 * len(found.photos))
-    dataset = build_dataset(found.photos, settings, analysis, parser, identity, found.unreadable, count, found.notes)
+    dataset = build_dataset(
+        found.photos, settings, analysis, parser, identity, found.unreadable, count, found.notes, second
+    )
     if where is None:
         return dataset
     save_dataset(dataset, where, made_from)

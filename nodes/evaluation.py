@@ -52,6 +52,10 @@ SECOND_TIP = (
     "A second recogniser that judges the same pictures, for example dlib beside OpenCV: both numbers are shown, and a "
     "picture is kept only if it reaches the threshold with both. Not the one that made the identity."
 )
+HELD_OUT_TIP = (
+    "Other photos of the people, which the method was not given: the report then says whether pictures are nearer to "
+    "the person or to the given photo (Sim(GT), Sim(Ref), copy-paste)."
+)
 
 
 # --- what both nodes take
@@ -150,6 +154,7 @@ def _verdict(
     allowed: bool,
     region: torch.Tensor | None,
     step: Callable[[], object],
+    held_out: torch.Tensor | None = None,
 ) -> Verdict:
     """What all judges say of the pictures."""
     return beside(
@@ -162,6 +167,7 @@ def _verdict(
                 regions=region,
                 calibration=_calibration(judge),
                 after_each=step,
+                held_out=held_out,
             )
             for judge in judges
         ]
@@ -287,6 +293,7 @@ class IdentityReport(Node):
                 ),
                 *_identity_inputs(),
                 FaceAnalysisSocket.Input("second_judge", optional=True, tooltip=SECOND_TIP),
+                io.Image.Input("held_out", optional=True, tooltip=HELD_OUT_TIP),
             ],
             outputs=[
                 io.Image.Output(
@@ -344,6 +351,7 @@ class IdentityReport(Node):
         identity_3: Identity | None = None,
         identity_4: Identity | None = None,
         second_judge: Any = None,
+        held_out: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         readable(title=title, prompts=prompts or "")
         finite(threshold=threshold)
@@ -352,12 +360,13 @@ class IdentityReport(Node):
         texts = _lines(prompts or "", len(images))
         encoder = _encoder(texts, clip, clip_vision)
 
-        step = counter(len(judges) * (len(images) + (0 if baseline is None else len(baseline))))
+        looked_at = [len(batch) for batch in (images, baseline, held_out) if batch is not None]
+        step = counter(len(judges) * sum(looked_at))
 
-        def verdict_of(pictures: torch.Tensor) -> Verdict:
-            return _verdict(judges, pictures, people, allowed, region, step)
+        def verdict_of(pictures: torch.Tensor, held_out: torch.Tensor | None = None) -> Verdict:
+            return _verdict(judges, pictures, people, allowed, region, step, held_out)
 
-        verdict, plain = verdict_of(images), None if baseline is None else verdict_of(baseline)
+        verdict, plain = verdict_of(images, held_out), None if baseline is None else verdict_of(baseline)
         obeyed = None if encoder is None else clip_t(images, texts, encoder).tolist()
         remarks = [] if obeyed is None else [f"CLIP-T: {sum(obeyed) / len(obeyed):.3f} on average."]
         kept = sorted(verdict.best(threshold=threshold))

@@ -17,9 +17,10 @@ MAY_IMPORT = {
     "adapters": {"faces", "weights"},
     "injection": {"adapters", "weights"},
     "evaluation": {"faces", "models", "weights"},
+    "batch": {"evaluation", "faces", "models"},
     "training": {"adapters", "injection", "faces", "models", "weights"},
     "miniature": {"adapters", "evaluation", "faces", "injection", "models", "training", "weights"},
-    "cli": {"adapters", "evaluation", "faces", "injection", "miniature", "models", "training", "weights"},
+    "cli": {"adapters", "batch", "evaluation", "faces", "injection", "miniature", "models", "training", "weights"},
     "nodes": {"adapters", "evaluation", "faces", "injection", "miniature", "models", "training", "weights"},
 }
 MODULES = sorted(path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py"))

@@ -101,7 +101,7 @@ def identifier(parameter: Parameter) -> str:
 
 def test_the_walk_meets_every_verb():
     assert {parameter.verb for parameter in ALL} >= USUAL.keys() and len(ALL) > 25
-    assert {parameter.kind for parameter in ALL} == {str, int, bool, Path}
+    assert {parameter.kind for parameter in ALL} == {str, int, float, bool, Path}
 
 
 @pytest.mark.parametrize("verb", sorted(USUAL))

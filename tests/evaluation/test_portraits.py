@@ -70,6 +70,63 @@ def test_of_several_people_the_least_well_kept_one_counts(colours, ann, bob, jud
     assert judge_pictures(torch.full((1, 64, 64, 3), torch.nan), [ann, bob], judge).percents == (0.0,)
 
 
+# --- photos that were not given
+
+
+OTHER_RED, OTHER_GREEN = (1.0, 0.6, 0.25), (0.25, 1.0, 0.6)  # the same people on another day
+
+
+def test_photos_that_were_not_given_tell_likeness_from_copying(colours, identify, judge):
+    ann, between = identify("ann", RED), (1.0, 0.45, 0.25)
+    verdict = judge_pictures(colours.of(RED, OTHER_RED, between, BLACK), [ann], judge, held_out=colours.of(OTHER_RED))
+    given, other, middle, nobody = verdict.multi
+    assert given.copy_paste == pytest.approx(1, abs=1e-2) and given.sim_ref > 0.999 > given.sim_gt
+    assert other.copy_paste == pytest.approx(-1, abs=1e-2) and other.sim_gt > 0.999 > other.sim_ref
+    assert -0.5 < middle.copy_paste < 0.5
+    assert nobody.sim_gt == nobody.sim_ref == 0 and np.isnan(nobody.copy_paste) and np.isnan(nobody.blending)
+    assert verdict.copies[:3] == pytest.approx([one.copy_paste for one in verdict.multi[:3]]), "one photo of each kind"
+    words = markdown("Report", verdict)
+    assert "As multi-identity benchmarks count it, by by colour: Sim(GT)" in words and "blending" not in words
+    assert "| picture | likeness | cosine | Sim(GT) | Sim(Ref) | copy-paste | copy | remark |" in words
+    assert "| 3 | 0 % | 0.00 | 0.00 | 0.00 | – | – | no face |" in words
+    measures = to_records(verdict, WITH)[0].measures
+    assert measures["copy_paste"] == given.copy_paste and measures["id_other"] == given.sim_gt
+
+
+def test_of_several_people_it_counts_as_the_benchmark_does(colours, ann, bob, judge):
+    """Every photo may show one of them or both; `multi_id` gives the figures of faces, targets and given photos."""
+    both = colours.pair(RED, OTHER_GREEN)
+    one = judge_pictures(both, [ann, bob], judge, held_out=colours.of(OTHER_GREEN, OTHER_RED))
+    together = judge_pictures(both, [ann, bob], judge, held_out=colours.pair(OTHER_RED, OTHER_GREEN))
+    [figures], [same] = one.multi, together.multi
+    assert figures == same and -0.5 < figures.copy_paste < 0.5 and figures.blending < 0.5 and not one.copies
+    [without] = judge_pictures(both, [ann, bob], judge).multi
+    assert np.isnan(without.sim_gt) and np.isnan(without.copy_paste) and without.sim_ref == figures.sim_ref
+    assert "Sim(GT)" not in markdown("R", judge_pictures(both, [ann, bob], judge))
+
+
+def test_both_judges_count_it(colours, identify, judge, other_judge):
+    ann, photos = identify("ann", RED), {"held_out": colours.of(OTHER_RED)}
+    verdicts = [
+        judge_pictures(colours.of(RED), [ann], one, allow_same_recogniser=True, **photos)
+        for one in (judge, other_judge)
+    ]
+    together = beside(verdicts)
+    assert "by by colour: Sim(GT) " in markdown("R", together) and "; by conditioner: Sim(GT) " in markdown(
+        "R", together
+    )
+    assert to_records(together, WITH)[0].measures["copy_second"] == verdicts[1].copies[0]
+
+
+def test_photos_that_say_nothing_of_copying_are_refused(colours, ann, bob, judge):
+    with pytest.raises(LikenessError, match=r"finds nobody on 'held_out' who looks like 'bob': connect other photos"):
+        judge_pictures(colours.of(RED), [ann, bob], judge, held_out=colours.of(OTHER_RED))
+    with pytest.raises(LikenessError, match=r"looks like 'ann' or 'bob'"):
+        judge_pictures(colours.of(RED), [ann, bob], judge, held_out=colours.of(BLACK))
+    with pytest.raises(LikenessError, match=r"on 'held_out' shows the same as one that 'ann' was made of \(cosine 1"):
+        judge_pictures(colours.of(RED), [ann], judge, held_out=colours.of(OTHER_RED, RED))
+
+
 def test_the_recogniser_that_made_the_identity_is_refused(colours, ann, other_judge):
     with pytest.raises(LikenessError, match="would judge its own work"):
         judge_pictures(colours.of(RED), [ann], other_judge)

@@ -6,7 +6,9 @@ The weights come in packages that `make setup` installs.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +34,8 @@ from likeness.faces.dlib_file import read_dlib
 from likeness.faces.found import Rule, find_faces, identity_of
 from likeness.faces.onnx_file import read_graph
 from likeness.faces.ready import free_judges, open_dlib, open_opencv, works_now
-from likeness.models.free_faces import DLIB, SFACE, find_free
+from likeness.models.free_faces import DLIB, SFACE, YUNET, find_free
+from likeness.models.registry import registry
 
 PHOTOS = Path(__file__).parents[2] / "build" / "photos"
 OBAMA = ("obama.jpg", "obama2.jpg", "obama3.jpg")
@@ -225,6 +228,24 @@ def test_a_hard_photo_gives_the_person_or_one_sentence(analysis, astronaut, chan
 
 
 # --- the weights
+
+
+@pytest.mark.parametrize("network", [YUNET, SFACE, DLIB], ids=lambda network: network.what)
+def test_a_packages_weights_are_the_published_ones_and_its_licence_is_said_everywhere(network):
+    """The checksum in the registry, and one licence in the registry, in Load Face Analysis and in docs/models.md."""
+    [inside] = network.inside_packages()
+    [known] = [model for model in registry() if model.filename == inside.name]
+    content = inside.read_bytes()
+    assert hashlib.sha256(content).hexdigest() in known.sha256 and len(content) == known.size_bytes
+    licence = known.licence.split()[0]
+    assert licence in ("MIT", "Apache-2.0", "CC0-1.0") and known.commercial is True
+    what = {YUNET: "YuNet", SFACE: "SFace", DLIB: "dlib's recogniser"}[network]
+    for analysis in (open_opencv(), open_dlib()):
+        if what in analysis.licence:
+            assert f"{what}: {licence}" in analysis.licence and analysis.commercial is True
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    [row] = re.findall(rf"^\| {what}(?:, 8 bits)? \| (?!the installed)[^|]*\| ([^|]*) \| yes \|$", page, re.MULTILINE)
+    assert row.startswith(licence)
 
 
 def test_dlibs_file_holds_what_is_known_of_it():

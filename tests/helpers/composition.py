@@ -1,6 +1,7 @@
 """What can be put together on one MODEL: a part each, which joins a graph's state at a strength.
 
-Every system of the registry is a part by its contract case. `EXTRAS` is for what a system does beside the MODEL.
+Every system of the registry is a part by its contract case: on the MODEL, or through the prompt where the case has one.
+`EXTRAS` is for what a system does beside them.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ Join = Callable[[Any, State, float], State]  # (world, state, strength) -> state
 class Part:
     """join: puts it onto a state at a strength. rides: it changes the prompts it is given. adds: it adds prompts.
 
-    exact: at strength 0 it is gone bit by bit; else the host still computes with it, and rounds.
+    begin: writes the positive prompt, with which the graph begins whatever stands in it. plain: that text without
+    anybody. exact: at strength 0 it is gone bit by bit; else the host still computes with it, and rounds.
     """
 
     title: str
     join: Join
+    begin: Join | None = None
+    plain: str = ""
     rides: bool = False
     adds: bool = False
     exact: bool = True
@@ -49,7 +53,28 @@ def commute(one: Part, other: Part) -> bool:
 # Systems --------------------------------------------------------------------------------------------------------------
 
 
-def _of_system(case: Case) -> Join:
+def _of_system(case: Case) -> Part:
+    return _through_the_prompt(case) if case.prompt else _on_the_model(case)
+
+
+def _through_the_prompt(case: Case) -> Part:
+    """Identity Prompt gives a prompt and a MODEL, and each goes its own way through the graph."""
+
+    def prompt(world: Any, state: State, strength: float) -> tuple[Any, Any]:
+        adapter, who = world.case_adapter(case), world.case_person(case)
+        model, positive, _ = world.prompt(adapter, who, model=state.model, text=case.prompt, strength=strength)
+        return model, positive
+
+    def begin(world: Any, state: State, strength: float) -> State:
+        return replace(state, positive=prompt(world, state, strength)[1])
+
+    def join(world: Any, state: State, strength: float) -> State:
+        return replace(state, model=prompt(world, state, strength)[0])
+
+    return Part(case.title, join, begin, case.plain)
+
+
+def _on_the_model(case: Case) -> Part:
     def join(world: Any, state: State, strength: float) -> State:
         adapter, who = world.case_adapter(case), world.case_person(case)
         gear = {"clip_vision": world.clip_vision} if case.reads_clip else {}
@@ -58,7 +83,7 @@ def _of_system(case: Case) -> Join:
         state = replace(state, model=model)
         return extra(world, state, strength) if extra else state
 
-    return join
+    return Part(case.title, join, rides=case.title in EXTRAS)
 
 
 def _identitynet(world: Any, state: State, strength: float) -> State:
@@ -95,11 +120,6 @@ def _lora(world: Any, state: State, strength: float) -> State:
             weights[f"{name}.lora_down.weight"] = torch.randn(4, columns, generator=random) / columns**0.5
             weights[f"{name}.lora_up.weight"] = torch.randn(site.width, 4, generator=random) / 2
     model, _ = comfy.sd.load_lora_for_models(state.model, None, weights, strength, 0.0)
-    assert (
-        strength == 0
-        or model.patches.keys() - state.model.patches.keys()
-        or len(model.patches) == len(state.model.patches)
-    )
     return replace(state, model=model)
 
 
@@ -139,8 +159,7 @@ HOSTS = (
 def parts(titles: tuple[str, ...]) -> dict[str, Part]:
     """The parts of these systems, and the host's."""
     known = cases()
-    systems = (Part(title, _of_system(known[title]), rides=title in EXTRAS) for title in titles)
-    return {part.title: part for part in (*systems, *HOSTS)}
+    return {part.title: part for part in (*(_of_system(known[title]) for title in titles), *HOSTS)}
 
 
 def table(titles: tuple[str, ...]) -> str:

@@ -163,11 +163,13 @@ def _lora_weights(pool: _Pool, rank: int, scale: float) -> dict[str, Tensor]:
     return weights
 
 
-def faceid_sd15(*, tokens: int = 4, rank: int = 128, seed: int = 1) -> dict[str, dict[str, Tensor]]:
-    """`ip-adapter-faceid_sd15.bin`: MLPProjModel (ID), 16 pairs of key/value matrices, LoRA on all 32 slots; fp16."""
+def faceid_sd15(*, tokens: int = 4, rank: int = 128, seed: int = 1, id_dim: int = 512) -> dict[str, dict[str, Tensor]]:
+    """`ip-adapter-faceid_sd15.bin`: MLPProjModel (ID), 16 pairs of key/value matrices, LoRA on all 32 slots; fp16.
+
+    id_dim: numbers of the recogniser's embedding; ArcFace's have 512, dlib's and SFace's 128."""
     pool = _Pool(seed)
     projection: dict[str, Tensor] = {}
-    _linear(projection, pool, "proj.0", 1024, 512)
+    _linear(projection, pool, "proj.0", 1024, id_dim)
     _linear(projection, pool, "proj.2", tokens * SD15_CONTEXT, 1024)
     _norm(projection, pool, "norm", SD15_CONTEXT)
     layers = {**_key_value_weights(pool), **_lora_weights(pool, rank, scale=0.2)}

@@ -103,6 +103,13 @@ class Client:
 
         png = io.BytesIO()
         Image.fromarray(image).save(png, "PNG")
+        return self._upload(name, png.getvalue(), "image/png")
+
+    def upload_file(self, path: Path) -> str:
+        """Store a JPEG as it is among the inputs; returns the name that LoadImage takes."""
+        return self._upload(path.name, path.read_bytes(), "image/jpeg")
+
+    def _upload(self, name: str, content: bytes, kind: str) -> str:
         edge = uuid.uuid4().hex
         fields = "".join(
             f'--{edge}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'
@@ -110,9 +117,9 @@ class Client:
         )
         head = (
             f'{fields}--{edge}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
-            "Content-Type: image/png\r\n\r\n"
+            f"Content-Type: {kind}\r\n\r\n"
         )
-        body = head.encode() + png.getvalue() + f"\r\n--{edge}--\r\n".encode()
+        body = head.encode() + content + f"\r\n--{edge}--\r\n".encode()
         answer = json.loads(self.post("/upload/image", body, f"multipart/form-data; boundary={edge}"))
         return "/".join(part for part in (answer["subfolder"], answer["name"]) if part)
 

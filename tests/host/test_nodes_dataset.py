@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ INPUTS = [  # in the order of saved workflows, which must never change; new ones
         "save_as",
         "templates",
     ),
-    *("smallest_face", "least_sharpness", "outlier_threshold", "image", "face_analysis", "identity"),
+    *("smallest_face", "least_sharpness", "outlier_threshold", "image", "face_analysis", "identity", "second_judge"),
 ]
 REQUIRED = {"kind": "person", "trigger_word": "ohwx", "resolution": 128}
 
@@ -67,6 +68,16 @@ def analysis(files, known_faces, tmp_path_factory):
     files.write_detector(folder / "det_10g.onnx", [face for faces in known_faces.values() for face in faces])
     files.write_recogniser(folder / "w600k_r50.onnx")
     return load_pack(folder)
+
+
+@dataclass(frozen=True)
+class Sees:
+    """Takes everybody for one person."""
+
+    name: str
+
+    def embed(self, image_rgb, keypoints):
+        return np.array([1.0, 2.0, 3.0], np.float32)
 
 
 class Middle:
@@ -167,6 +178,19 @@ def test_a_batch_of_any_channels_and_a_folder_of_mixed_sizes_and_modes_go_togeth
     for channels in (1, 4):
         image = torch.rand(1, 90, 70, channels).repeat_interleave(2, 1).repeat_interleave(2, 2)
         assert len(run(node, image=image, face_analysis=MIDDLE)[0]) == 1
+
+
+def test_a_second_judge_is_asked_and_must_be_another_one(node, places):
+    one_eyed = replace(MIDDLE, recogniser=Sees("second"))
+    pictures = batch(noise(), noise(1))
+    report = run(node, image=pictures, face_analysis=replace(MIDDLE, recogniser=Sees("first")), second_judge=one_eyed)[
+        2
+    ]
+    assert "by the second judge" in report
+    with pytest.raises(LikenessError, match="on 'second_judge' is second, as the first one: connect another one"):
+        run(node, image=pictures, face_analysis=one_eyed, second_judge=one_eyed)
+    with pytest.raises(LikenessError, match=r"face analysis input holds a str|second_judge"):
+        run(node, image=pictures, face_analysis=MIDDLE, second_judge="dlib")
 
 
 def test_a_style_needs_no_face(node, places):

@@ -110,6 +110,21 @@ def test_the_baseline_tells_what_the_identity_adds(run, ann):
     assert "+120 points against the pictures without identity" in found.markdown
 
 
+def test_photos_that_were_not_given_tell_copies_and_several_people_are_counted(run, ann, output):
+    other = (1.0, 0.6, 0.25)
+    found = run(
+        "IdentityReport", images=_pictures(RED, other), identity=ann, judge=JUDGE, held_out=_pictures(other), save=True
+    )
+    assert "As multi-identity benchmarks count it, by by colour: Sim(GT) 0." in found.markdown
+    assert "| 0 | 120 % | 1.00 | 0." in found.markdown and "| 1.00 | 1.00 |  |" in found.markdown, "a copy"
+    [records] = output.rglob("records.csv")
+    head = records.read_text().splitlines()[0].split(",")
+    assert {"id_ref", "id_other", "copy", "copy_paste"} <= set(head)
+    blue = replace(ann, name="bob", embeddings=ann.embeddings.roll(1, 1), aligned=ann.aligned.flip(3))
+    both = run("IdentityReport", images=_pictures(RED), identity=ann, identity_2=blue, judge=JUDGE).markdown
+    assert "Sim(Ref)" in both and "blending" in both and "Sim(GT)" not in both
+
+
 def test_a_report_is_saved_and_never_over_another(run, ann, output):
     for number in (1, 2):
         found = run("IdentityReport", images=_pictures(RED, BLACK), identity=ann, judge=JUDGE, save=True, title="Ann")
@@ -200,6 +215,9 @@ def test_a_region_tells_where_the_person_should_be(run, ann):
         ({"images": torch.zeros(0, 64, 64, 3)}, "no picture to judge|input images is empty"),
         ({"clip": object()}, "CLIP-T needs"),
         ({"judge": FaceAnalysis("boxes", ByColour())}, "boxes has no recogniser"),
+        ({"held_out": _pictures(BLUE)}, "finds nobody on 'held_out' who looks like 'ann': connect other photos"),
+        ({"held_out": _pictures(RED)}, r"on 'held_out' shows the same as one that 'ann' was made of"),
+        ({"held_out": torch.zeros(0, 64, 64, 3)}, "finds nobody on 'held_out'"),
     ],
 )
 def test_what_cannot_be_measured_is_explained(run, ann, inputs, words):

@@ -163,7 +163,8 @@ def test_every_combo_made_from_files_is_checked_before_anything_runs(all_schemas
                 assert node.validate_inputs(**{name: choice}) is True, (node_id, choice)
     assert found == {
         *("LikenessLoadFaceAnalysis.model", "LikenessLoadIdentity.file", "LikenessLoadIdentityAdapter.adapter_file"),
-        *("LikenessLoadEmbeds.file", "LikenessLoadConcept.file", "LikenessPortraitDataset.masks"),
+        *("LikenessLoadEmbeds.file", "LikenessPortraitDataset.masks", "LikenessFaceMask.parser"),
+        "LikenessLoadConcept.file",
         *("LikenessTrainDreamBooth.start_from", "LikenessTrainMagiCapture.start_from"),
     }
 

@@ -22,8 +22,9 @@ from torch import Tensor
 from ...errors import LikenessError
 from ...faces import Choice, Face, FaceAnalysis, FaceParser, Identity, cosine_similarity, order_faces, parse_face
 from ...faces.align import clip_box
-from ...faces.analysis import SMALLEST_PHOTO
+from ...faces.analysis import SMALLEST_PHOTO, Recogniser
 from ...faces.identity import OUTLIER_COSINE
+from ...faces.masks import ellipse_mask
 from ...faces.parsing import part_mask
 from ...faces.photo_list import names_of
 from ...faces.similarity import on_scale_of
@@ -211,6 +212,14 @@ class Dataset:
 # --- one photo
 
 
+@dataclass(frozen=True, eq=False)
+class SecondJudge:
+    """Another recogniser that looks at the same faces, and whom it looks for (D,), where that is known."""
+
+    recogniser: Recogniser
+    reference: Tensor | None = None
+
+
 @dataclass
 class Finding:
     """What is known of one photo without its pixels. `problems` make it unfit, `remarks` do not."""
@@ -223,13 +232,21 @@ class Finding:
     others: list[Face] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    second: Tensor | None = None  # (D,) the face as a second recogniser sees it
     cosine: float | None = None  # to the person
+    second_cosine: float | None = None  # the same by the second recogniser
 
 
 def look_at(
-    photo: Photo, number: int, settings: DatasetSettings, analysis: FaceAnalysis | None, reference: Tensor | None
+    photo: Photo,
+    number: int,
+    settings: DatasetSettings,
+    analysis: FaceAnalysis | None,
+    reference: Tensor | None,
+    second: Recogniser | None = None,
 ) -> Finding:
-    """Find the meant face of a photo and judge the photo by itself. reference: (D,), whom to look for."""
+    """Find the meant face of a photo and judge the photo by itself. reference: (D,), whom to look for; second: a
+    recogniser that looks at the same face."""
     pixels, mask, face, others = photo.pixels, photo.mask, None, []
     size = pixels.shape[0], pixels.shape[1]
     is_person, is_tiny = settings.kind is DatasetKind.PERSON, min(size) < SMALLEST_PHOTO
@@ -246,6 +263,8 @@ def look_at(
         return finding
     if is_person:
         finding.problems += _about_the_face(finding, mask, settings)
+        if second is not None and face is not None and face.embedding is not None and face.keypoints is not None:
+            finding.second = torch.from_numpy(second.embed(pixels, face.keypoints)).float()
     subject = _cut(pixels, face.box) if is_person and face is not None else pixels
     if (sharp := sharpness(subject)) < settings.least_sharpness:
         finding.problems.append(f"it is blurred (sharpness {sharp:.0f}, {settings.least_sharpness:.0f} is needed)")
@@ -316,34 +335,52 @@ def _cosine(one: Finding, other: Finding) -> float | None:
     return float(cosine_similarity(torch.from_numpy(a)[None], torch.from_numpy(b)[None])[0, 0])
 
 
-def judge_people(findings: Sequence[Finding], settings: DatasetSettings, reference: Tensor | None, who: str) -> None:
+def judge_people(
+    findings: Sequence[Finding],
+    settings: DatasetSettings,
+    reference: Tensor | None,
+    who: str,
+    second: SecondJudge | None = None,
+) -> None:
     """Mark photos of somebody else: unlike the reference, or unlike the photo that is most like all others.
 
-    Raises LikenessError when half of the photos or more are strangers to the rest, because then nobody can tell who is
-    meant; not when unfit photos are kept.
+    With a second judge a photo must show the person to both. Raises LikenessError when half of the photos or more are
+    strangers to the rest, because then nobody can tell who is meant; not when unfit photos are kept.
     """
     seen = [f for f in findings if f.face is not None and f.face.embedding is not None and not f.problems]
     if not seen or (reference is None and len(seen) < 2):
         return
     rows = torch.stack([torch.from_numpy(f.face.embedding).float() for f in seen])  # type: ignore[union-attr]
-    least = on_scale_of(seen[0].face.recogniser if seen[0].face else None, settings.outlier_cosine)
-    if reference is not None:
-        alike, whom = cosine_similarity(rows, reference[None])[:, 0], f"'{who}'"
-    else:
+    own, whom = second.reference if second else None, f"'{who}'"
+    if reference is None:
         table = cosine_similarity(rows, rows)
-        alike, whom = table[int(table.sum(1).argmax())], "the others"
+        middle, whom = int(table.sum(1).argmax()), "the others"
+        alike, own = table[middle], seen[middle].second
+    else:
+        alike = cosine_similarity(rows, reference[None])[:, 0]
+    judges = [seen[0].face.recogniser if seen[0].face else None, second.recogniser.name if second else None]
     strangers = []
     for finding, cosine in zip(seen, alike.tolist(), strict=True):
         finding.cosine = cosine
-        if cosine < least:
+        if finding.second is not None and own is not None:
+            finding.second_cosine = float(cosine_similarity(finding.second[None], own[None])[0, 0])
+        said = list(zip(judges, (finding.cosine, finding.second_cosine), strict=True))
+        doubts = [(name, value) for name, value in said if value is not None and value < _least(name, settings)]
+        if doubts:
             strangers.append(finding)
-            finding.problems.append(f"its face does not look like {whom} (cosine {cosine:.2f})")
+            words = ", ".join(f"cosine {value:.2f}" + (f" by {name}" if second else "") for name, value in doubts)
+            finding.problems.append(f"its face does not look like {whom} ({words})")
     if reference is None and 2 * len(strangers) >= len(seen) and settings.unfit is not Unfit.KEEP:
         rest = [f.photo.name for f in seen if f not in strangers]
         raise LikenessError(
             f"The photos show different people: {', '.join(f.photo.name for f in strangers)} beside {', '.join(rest)}. "
             "Keep the photos of one person, or connect the identity of the one you mean."
         )
+
+
+def _least(recogniser: str | None, settings: DatasetSettings) -> float:
+    """The cosine below which a face is somebody else's to this recogniser."""
+    return on_scale_of(recogniser, settings.outlier_cosine)
 
 
 # --- cropping
@@ -412,32 +449,6 @@ def _proportional(size: tuple[int, int], resolution: int) -> tuple[int, int]:
 # --- masks
 
 
-def ellipse_mask(size: tuple[int, int], face: Face) -> np.ndarray:
-    """(H, W) uint8: an ellipse from the hairline to the chin, leaning as the face does; in its box without keypoints.
-
-    Its proportions are those of a face on the FFHQ template: from the eyes one eye-mouth distance up and 1.75 down.
-    """
-    if face.keypoints is None:
-        x1, y1, x2, y2 = (float(value) for value in face.box)
-        centre, half_width, half_height = np.array([(x1 + x2) / 2, (y1 + y2) / 2]), (x2 - x1) / 2, (y2 - y1) / 2
-        down = np.array([0.0, 1.0])
-    else:
-        points = np.asarray(face.keypoints, np.float64)
-        eyes, mouth = points[:2].mean(0), points[3:].mean(0)
-        length = max(float(np.linalg.norm(mouth - eyes)), 1e-3)
-        down = (mouth - eyes) / length
-        centre, half_height = eyes + 0.375 * length * down, 1.375 * length
-        half_width = max(1.15 * float(np.linalg.norm(points[1] - points[0])), 0.95 * length)  # the latter in profile
-    half_height, half_width = max(half_height, 0.5), max(half_width, 0.5)
-    reach, mask = max(half_height, half_width), np.zeros(size, np.uint8)
-    around = (centre[:, None] + np.array([-reach, reach + 2])).clip(0, [[size[1]], [size[0]]]).astype(int)
-    (left, right), (top, bottom) = around  # the rest of a large photo takes no part
-    x, y = np.arange(left, right) - centre[0], np.arange(top, bottom)[:, None] - centre[1]
-    along, across = x * down[0] + y * down[1], x * down[1] - y * down[0]
-    mask[top:bottom, left:right] = 255 * ((along / half_height) ** 2 + (across / half_width) ** 2 <= 1)
-    return mask
-
-
 def mask_of(
     finding: Finding, kind: DatasetKind, parser: FaceParser | None = None, analysed: bool = True
 ) -> np.ndarray | None:
@@ -479,17 +490,22 @@ def build_dataset(
     unreadable: Sequence[str] = (),
     after_each: Callable[[], Any] = lambda: None,
     notes: Sequence[str] = (),
+    second: FaceAnalysis | None = None,
 ) -> Dataset:
     """The dataset of these photos. identity: the person meant, where photos show several people.
 
-    unreadable: sentences about pictures that could not be opened; notes: about other files. `after_each` is called
-    twice for every photo, for progress and cancelling. Raises LikenessError when nothing is left, when a caption lacks
-    the trigger word, when people are mixed beyond telling, or, with `Unfit.STOP`, when any photo is unfit; all photos
-    are named together.
+    unreadable: sentences about pictures that could not be opened; notes: about other files. second: an analysis with
+    another recogniser, to which, too, every photo of a person must show that person. `after_each` is called twice for
+    every photo, for progress and cancelling. Raises LikenessError when nothing is left, when a caption lacks the
+    trigger word, when people are mixed beyond telling, or, with `Unfit.STOP`, when any photo is unfit; all photos are
+    named together.
     """
     if not photos:
         raise LikenessError("There is no picture to train on: connect images, or name a folder with photos.")
     reference = _reference(identity, analysis)
+    judge = None
+    if second is not None and settings.kind is DatasetKind.PERSON:
+        judge = second_judge(second, identity, analysis)
     if settings.kind is DatasetKind.PERSON and analysis is None and not all(photo.has_mask for photo in photos):
         raise LikenessError(
             "Nobody can look for faces in the photos of a person: connect a face analysis, or put a mask beside every "
@@ -497,11 +513,11 @@ def build_dataset(
         )
     findings = []
     for number, photo in enumerate(photos):
-        findings.append(look_at(photo, number, settings, analysis, reference))
+        findings.append(look_at(photo, number, settings, analysis, reference, judge.recogniser if judge else None))
         after_each()
     judge_copies(findings)
     if settings.kind is DatasetKind.PERSON:
-        judge_people(findings, settings, reference, identity.name if identity else "")
+        judge_people(findings, settings, reference, identity.name if identity else "", judge)
     refused = [f"{f.photo.name}: {'; '.join(f.problems)}" for f in findings if f.problems]
     if settings.unfit is Unfit.STOP and (refused or unreadable):
         raise LikenessError(
@@ -548,6 +564,26 @@ def _reference(identity: Identity | None, analysis: FaceAnalysis | None) -> Tens
     return identity.mean_embedding()
 
 
+def second_judge(second: FaceAnalysis, identity: Identity | None, analysis: FaceAnalysis | None) -> SecondJudge:
+    """The other recogniser beside that of `analysis`; LikenessError where it is none, or no other."""
+    first = analysis.recogniser.name if analysis and analysis.recogniser else None
+    if first is None:
+        raise LikenessError(
+            "A second judge stands beside a first one: connect to 'face_analysis' an analysis with a recogniser, for "
+            "example OpenCV, or disconnect 'second_judge'."
+        )
+    if second.recogniser is None or second.recogniser.name == first:
+        what = "has no recogniser" if second.recogniser is None else f"is {first}, as the first one"
+        raise LikenessError(
+            f"The face analysis on 'second_judge' {what}: connect another one, for example dlib beside OpenCV, or "
+            "disconnect it."
+        )
+    if identity is None:
+        return SecondJudge(second.recogniser)
+    seen = identity.seen_again(second.recogniser).as_seen_by(second.recogniser.name)
+    return SecondJudge(second.recogniser, seen.mean_embedding())
+
+
 def _picture(
     finding: Finding, pixels: np.ndarray, mask: np.ndarray | None, settings: DatasetSettings, number: int
 ) -> DatasetPicture:
@@ -584,7 +620,8 @@ def _about_the_crop(finding: Finding, frame: Frame, settings: DatasetSettings) -
         people = "somebody else is" if bystanders == 1 else f"{bystanders} other people are"
         remarks.append(f"{people} in the picture: the method may learn them too")
     if finding.cosine is not None:
-        remarks.append(f"cosine {finding.cosine:.2f}")
+        other = f", {finding.second_cosine:.2f} by the second judge" if finding.second_cosine is not None else ""
+        remarks.append(f"cosine {finding.cosine:.2f}{other}")
     return remarks
 
 
@@ -605,11 +642,14 @@ def fingerprint(
     analysis: FaceAnalysis | None = None,
     parser: FaceParser | None = None,
     identity: Identity | None = None,
+    second: FaceAnalysis | None = None,
 ) -> str:
     """What a dataset was made of and how, in 32 letters: the same for the same photos and settings."""
     digest = hashlib.sha256()
     names = analysis.name if analysis else None, parser.name if parser else None
     digest.update(repr((settings, names, SLOT)).encode())
+    if second is not None:
+        digest.update(second.name.encode())
     if identity is not None and identity.has_embeddings:
         digest.update(identity.mean_embedding().numpy().tobytes())
     for photo in photos:

@@ -58,16 +58,31 @@ class Bench:
             self._nets[seed] = self.recipes.controlnet(self.recipes.SD15_TINY, seed=seed)
         return self._nets[seed]
 
-    def paint(self, *chain: tuple[str, float]) -> Tensor:
-        """What is sampled with these parts at these strengths, one after the other."""
-        if chain not in self._painted:
-            state = State(self.model, *self.text)
+    def begin(self, writers: tuple[str, ...], strengths: dict[str, float]) -> State:
+        """Prompts of those that write one, all combined; without anybody in it where one is not in the graph."""
+        positive, negative = self.text
+        written = []
+        for title in writers:
+            part, state = PARTS[title], State(self.model, self.encoded(PARTS[title].plain)[0], negative)
+            begun = part.begin(self, state, strengths[title]) if part.begin and title in strengths else state
+            written += begun.positive
+        return State(self.model, written or positive, negative)
+
+    def paint(self, *chain: tuple[str, float], among: tuple[Part, ...] = ()) -> Tensor:
+        """What is sampled with these parts at these strengths, one after the other.
+
+        among: parts it is compared with; the prompts are those of all that write one.
+        """
+        parts = (*(PARTS[title] for title, _ in chain), *among)
+        writers = tuple(sorted({part.title for part in parts if part.begin}))
+        if (chain, writers) not in self._painted:
+            state = self.begin(writers, dict(chain))
             for title, strength in chain:
                 state = PARTS[title].join(self, state, strength)
             painted = self.recipes.sample(state.model, state.positive, state.negative, steps=2, shape=(1, 4, 8, 8))
-            self._painted[chain] = painted
+            self._painted[chain, writers] = painted
             self._alive.append(state)
-        return self._painted[chain]
+        return self._painted[chain, writers]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +100,7 @@ def test_both_decide_over_the_picture(bench, pair):
     one, other = (part.title for part in pair)
     both = bench.paint((one, 0.7), (other, 0.7))
     assert both.isfinite().all()
-    assert not same(both, bench.paint((one, 0.7))) and not same(both, bench.paint((other, 0.7)))
+    assert not any(same(both, bench.paint((title, 0.7), among=pair)) for title in (one, other))
 
 
 def test_the_order_makes_no_difference_where_mathematics_says_so(bench, pair):
@@ -96,7 +111,7 @@ def test_the_order_makes_no_difference_where_mathematics_says_so(bench, pair):
 
 def test_one_at_strength_0_leaves_the_other_as_it_is(bench, pair):
     for silent, other in (pair, pair[::-1]):
-        alone = bench.paint((other.title, 0.7))
+        alone = bench.paint((other.title, 0.7), among=pair)
         for chain in (
             ((silent.title, 0.0), (other.title, 0.7)),
             ((other.title, 0.7), (silent.title, 0.0)),

@@ -43,9 +43,9 @@ class Remembering:
 @pytest.fixture(scope="session")
 def nodes(host_nodes):
     """Node classes by id."""
-    from likeness.nodes import faces, keypoints
+    from likeness.nodes import faces, keypoints, masks
 
-    return {node.GET_SCHEMA().node_id: node for node in (*faces.NODES, *keypoints.NODES)}
+    return {node.GET_SCHEMA().node_id: node for node in (*faces.NODES, *keypoints.NODES, *masks.NODES)}
 
 
 @pytest.fixture

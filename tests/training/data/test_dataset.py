@@ -300,6 +300,55 @@ def test_somebody_else_among_several_photos_is_left_out():
     assert "does not look like the others (cosine -1.00)" in made.report()
 
 
+class Blind(Markers):
+    """A second recogniser that takes everybody for Anna."""
+
+    def embed(self, image_rgb, keypoints):
+        return np.array([-0.5, 0.5, -0.5], np.float32)
+
+
+SECOND = FaceAnalysis("second", Markers(), Markers("second"))
+BLIND = FaceAnalysis("blind", Markers(), Blind("blind"))
+
+
+@pytest.mark.parametrize("meant", [None, ANNA])
+@pytest.mark.parametrize(("first", "second"), [(ANALYSIS, BLIND), (BLIND, ANALYSIS), (ANALYSIS, SECOND)])
+def test_a_photo_is_used_only_if_it_shows_the_person_to_both_judges(first, second, meant):
+    photos = [photo(0), photo(1), photo(2), photo(3, faces=((BORIS, (40, 50, 80)),))]
+    identity = None
+    if meant:
+        face = first.find(photo().pixels)[0]
+        identity = build_identity([photo().pixels], [face], "meant")
+    made = build_dataset(photos, person(), first, identity=identity, second=second)
+    [left_out] = made.left_out
+    whom = "'meant'" if meant else "the others"
+    doubts = [one.recogniser.name for one in (first, second) if one is not BLIND]
+    assert left_out.name == "3.png"
+    assert left_out.reasons[0].startswith(f"its face does not look like {whom} (cosine -")
+    assert all(f"by {name}" in left_out.reasons[0] for name in doubts) and "by blind" not in left_out.reasons[0]
+    assert any("by the second judge" in remark for remark in made.pictures[0].remarks)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (ANALYSIS, ANALYSIS, "is markers, as the first one: connect another one"),
+        (ANALYSIS, FaceAnalysis("eyes only", Markers()), "has no recogniser: connect another one"),
+        (FaceAnalysis("eyes only", Markers()), SECOND, "connect to 'face_analysis' an analysis with a recogniser"),
+    ],
+)
+def test_a_second_judge_that_is_none_is_refused_in_one_sentence(first, second, words):
+    with pytest.raises(LikenessError, match=words):
+        build_dataset([photo()], person(), first, second=second)
+    style = DatasetSettings(DatasetKind.STYLE, "ohwx", resolution=64)
+    assert len(build_dataset([photo()], style, first, second=second)) == 1, "nobody is judged there"
+
+
+def test_a_second_judge_makes_another_dataset():
+    photos = [photo(0), photo(1)]
+    assert fingerprint(photos, person(), ANALYSIS) != fingerprint(photos, person(), ANALYSIS, second=SECOND)
+
+
 @pytest.mark.parametrize("colours", [(ANNA, BORIS), (ANNA, ANNA, BORIS, BORIS)])
 def test_people_mixed_half_and_half_stop_unless_the_meant_one_is_given(colours):
     photos = [photo(seed, faces=((colour, (40, 50, 80)),)) for seed, colour in enumerate(colours)]

@@ -1,0 +1,282 @@
+"""Everything that can be known to be wrong before a row runs: servers, workflow, table, files. Nothing is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import LikenessError
+from .client import OLDEST
+from .graph import Workflow, link_of, read_workflow
+from .people import Identities, OpenFaces, Person, find_people, with_identities
+from .plan import Plan
+from .problems import Fault, Problems, nearest
+from .rows import Compiler
+from .schema import Kind, NodeClass, Nodes, Spec, is_secret
+from .table import Table
+from .workers import Away, Facts, Served, Worker
+
+MOST_ROWS = 10_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a server said before the batch."""
+
+    worker: Worker
+    facts: Facts
+    nodes: Nodes  # of the workflow's classes
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """A plan that was looked at; it may run where `problems` are none."""
+
+    plan: Plan
+    workflow: Workflow
+    compiler: Compiler
+    people: Sequence[Person]
+    problems: Problems
+    lines: int
+    servers: Sequence[Seen]
+
+
+async def look_at_servers(workers: Sequence[Worker], workflow: Workflow, problems: Problems) -> list[Seen]:
+    """Ask every server what it is and has. One that is away is a problem."""
+    wanted = {node["class_type"] for node in workflow.graph.values()}
+
+    async def ask(worker: Worker) -> Seen | None:
+        try:
+            await worker.open()
+            facts = await worker.facts()
+            return Seen(worker, facts, Nodes(await worker.object_info()).only(wanted))
+        except Away as error:
+            problems.add(worker.name, 0, "", "", Fault(str(error), "start it, or leave it out"))
+            return None
+
+    seen = [one for one in await asyncio.gather(*map(ask, workers)) if one is not None]
+    for one in seen:
+        if one.facts.version and one.facts.version < OLDEST:
+            fault = Fault(f"runs ComfyUI {one.facts.version_text}", "update it to 0.3.48 or newer")
+            problems.add(one.worker.name, 0, "", "", fault)
+    versions = {one.facts.version_text for one in seen}
+    if len(versions) > 1:
+        problems.warn(f"the servers run different versions ({', '.join(sorted(versions))}): pixels may differ")
+    return seen
+
+
+async def check(
+    plan: Plan, workers: Sequence[Worker], open_faces: OpenFaces, keep: Path, skip_people: bool = False
+) -> Checked:
+    """Look at everything. `keep` is the folder for identities. LikenessError for unreadable files."""
+    problems = Problems()
+    workflow = read_workflow(plan.workflow)
+    table = Table(plan.table) if plan.table else None
+    servers = await look_at_servers(workers, workflow, problems)
+    nodes = _together([seen.nodes for seen in servers])
+    name = plan.workflow.name
+    if servers:
+        _check_graph(workflow, nodes, servers, plan, name, problems)
+    compiler = Compiler(plan, workflow, table, nodes, problems)
+    people = _people(plan, compiler, open_faces, keep, skip_people, problems)
+    lines = sum(1 for _ in compiler.rows(people))
+    if not lines and not problems:
+        problems.add(compiler.source, 0, "", "", Fault("holds no rows", "write a line below the columns"))
+    if lines > MOST_ROWS:
+        problems.add(compiler.source, 0, "", "", Fault(f"makes {lines} rows", f"split it: {MOST_ROWS} rows at most"))
+    if plan.expect is not None and not problems and lines != plan.expect and plan.shard[1] == 1:
+        fault = Fault(f"makes {lines} rows, but {plan.expect} are expected", "correct the table or `expect`")
+        problems.add(compiler.source, 0, "", "", fault)
+    _warn_of_differences(compiler, servers, problems)
+    await _check_constants(workflow, compiler, servers, name, problems)
+    if plan.judging.keep and (plan.seeds is None or plan.judging.keep > plan.seeds.count):
+        fault = Fault(f"keeps the best {plan.judging.keep}", "make at least as many: raise the count of seeds")
+        problems.add("likeness", 0, "keep", "", fault)
+    if plan.judging.most and not compiler.seed_holes:
+        fault = Fault("rows are repeated with another seed, but none is set", "add seeds, or a seed column")
+        problems.add("likeness", 0, "retry_below", "", fault)
+    return Checked(plan, workflow, compiler, people, problems, lines, servers)
+
+
+def _people(
+    plan: Plan, compiler: Compiler, open_faces: OpenFaces, keep: Path, skip: bool, problems: Problems
+) -> Sequence[Person]:
+    if plan.people is None or compiler.people_column is None:
+        return []
+    people = find_people(plan.people, problems)
+    if any(spec.kind is Kind.IDENTITY for _, spec in compiler.people_column.inputs):
+        try:
+            return with_identities(
+                people, Identities(keep, plan.people.faces, open_faces), plan.people.best, problems, skip
+            )
+        except LikenessError as error:  # the face analysis itself
+            problems.add("people", 0, "faces", plan.people.faces, Fault(str(error).rstrip("."), ""))
+            return []
+    return people
+
+
+# --- the workflow
+
+
+def _together(servers: Sequence[Nodes]) -> Nodes:
+    """What some server offers: choices are those of all."""
+    if len(servers) < 2:
+        return servers[0] if servers else Nodes({})
+    return _Together(servers)
+
+
+class _Together(Nodes):
+    def __init__(self, servers: Sequence[Nodes]):
+        super().__init__({name: nodes._info[name] for nodes in reversed(servers) for name in nodes})
+        self._servers = servers
+
+    def __getitem__(self, name: str) -> NodeClass:
+        if name not in self._read:
+            classes = [nodes[name] for nodes in self._servers if name in nodes]
+            inputs = {
+                key: _any_choice([c.inputs[key] for c in classes if key in c.inputs]) for key in classes[0].inputs
+            }
+            first = classes[0]
+            paid = any(one.paid for one in classes)
+            self._read[name] = NodeClass(name, inputs, first.outputs, first.is_output, paid)
+        return self._read[name]
+
+
+def _any_choice(specs: Sequence[Spec]) -> Spec:
+    first = specs[0]
+    options = {key: value for spec in specs for key, value in spec.options.items()}
+    return Spec(
+        first.kind, first.types, first.required, first.least, first.most, options, first.open_ended, first.pictures
+    )
+
+
+def _check_graph(
+    workflow: Workflow, nodes: Nodes, servers: Sequence[Seen], plan: Plan, name: str, problems: Problems
+) -> None:
+    graph = workflow.graph
+    for number, node in graph.items():
+        kind = node["class_type"]
+        lacking = [seen.worker.name for seen in servers if kind not in seen.nodes]
+        if lacking:
+            everywhere = len(lacking) == len(servers)
+            where = "no server has" if everywhere else f"{lacking[0]} lacks"
+            fault = Fault(f"{where} the node {kind!r}", "install its pack there, or leave the server out")
+            problems.add(name, 0, number, "", fault)
+            if everywhere:
+                continue
+        known = nodes[kind]
+        if known.paid and not plan.allow_paid:
+            problems.add(
+                name, 0, number, "", Fault(f"the node {kind!r} costs money", "use --allow-paid if that is meant")
+            )
+        for given, spec in known.inputs.items():
+            if spec.required and given not in node["inputs"]:
+                fault = Fault(f"{workflow.describe(number)} lacks the input {given!r}", "export the workflow again")
+                problems.add(name, 0, f"{number}.{given}", "", fault)
+        for given, value in node["inputs"].items():
+            if is_secret(value):
+                fault = Fault("looks like a key or a password, and would be written into pictures", "remove it")
+                problems.add(name, 0, f"{number}.{given}", "(hidden)", fault)
+            if (link := link_of(value)) is not None:
+                _check_link(workflow, nodes, number, given, link, name, problems)
+    outputs = [
+        number for number, node in graph.items() if node["class_type"] in nodes and nodes[node["class_type"]].is_output
+    ]
+    if not outputs and all(node["class_type"] in nodes for node in graph.values()):
+        problems.add(name, 0, "", "", Fault("saves nothing", "add a Save Image node and export it again"))
+    for wanted in plan.outputs:
+        if wanted not in graph and not any(
+            wanted in (n["_meta"].get("title"), n["class_type"]) for n in graph.values()
+        ):
+            problems.add("outputs", 0, wanted, "", Fault("names no node of the workflow", nearest(wanted, graph)))
+
+
+def _check_link(
+    workflow: Workflow, nodes: Nodes, number: str, given: str, link: tuple[str, int], name: str, problems: Problems
+) -> None:
+    source, output = link
+    column = f"{number}.{given}"
+    if source not in workflow.graph:
+        problems.add(name, 0, column, "", Fault(f"is linked to node {source!r}, which is not there", "export it again"))
+        return
+    kinds = workflow.graph[source]["class_type"], workflow.graph[number]["class_type"]
+    if any(kind not in nodes for kind in kinds):
+        return
+    made, spec = nodes[kinds[0]].outputs, nodes[kinds[1]].spec(given)
+    if not 0 <= output < len(made):
+        fault = Fault(
+            f"is linked to output {output} of {workflow.describe(source)}, which has {len(made)}", "export it again"
+        )
+        problems.add(name, 0, column, "", fault)
+    elif spec is not None and not _fits(made[output], spec):
+        fault = Fault(f"takes {' or '.join(sorted(spec.types))}, but is linked to {made[output]}", "link it anew")
+        problems.add(name, 0, column, "", fault)
+
+
+def _fits(made: str, spec: Spec) -> bool:
+    offered = {part.strip() for part in made.split(",")}
+    special = {"*", "COMBO"} | {t for t in spec.types if t.startswith("COMFY_")}  # types that the host settles itself
+    return bool(
+        offered & spec.types or (offered | spec.types) & special or any(t.startswith("COMFY_") for t in offered)
+    )
+
+
+async def _check_constants(
+    workflow: Workflow, compiler: Compiler, servers: Sequence[Seen], name: str, problems: Problems
+) -> None:
+    """Values that stand in the workflow: choices, ranges, and files on the servers."""
+    holes = set(compiler.holes)
+    for number, node in workflow.graph.items():
+        for given, value in node["inputs"].items():
+            if link_of(value) or any(a.node == number and a.input == given for a in holes):
+                continue
+            for seen in servers:
+                if node["class_type"] not in seen.nodes:
+                    continue
+                spec = seen.nodes[node["class_type"]].spec(given)
+                if spec is None:
+                    problems.warn(f"{seen.worker.name} ignores the input {given!r} of {workflow.describe(number)}")
+                    continue
+                if fault := await _constant_fault(spec, value, seen.worker):
+                    said = Fault(f"{fault.reason} on {seen.worker.name}", fault.suggestion)
+                    problems.add(name, 0, f"{number}.{given}", value, said)
+                    if len(servers) > 1 and spec.kind is not Kind.COMBO and spec.kind is not Kind.UPLOAD:
+                        break
+
+
+async def _constant_fault(spec: Spec, value: Any, worker: Worker) -> Fault | None:
+    if spec.kind is Kind.COMBO and not spec.open_ended and not isinstance(value, (list, dict)):
+        try:
+            spec.parse(value)
+        except Fault as fault:
+            return fault
+    if spec.kind in (Kind.INT, Kind.FLOAT) and isinstance(value, (int, float)) and not spec.least <= value <= spec.most:
+        return Fault("is out of range", f"use {spec.least} to {spec.most}")
+    if spec.kind is Kind.UPLOAD and isinstance(value, str) and value and value not in spec.options:
+        folder, _, file = value.rpartition("/")
+        try:
+            if not await worker.has(Served("", file, folder, "input")):
+                return Fault("is not in the input folder", nearest(value, spec.options) or "put it there")
+        except (Away, OSError):
+            return None
+    return None
+
+
+def _warn_of_differences(compiler: Compiler, servers: Sequence[Seen], problems: Problems) -> None:
+    """Rows that only some servers can run stay on those."""
+    if len(servers) < 2:
+        return
+    for column in compiler.columns + compiler.axes:
+        for address, spec in column.inputs:
+            if spec.kind is not Kind.COMBO:
+                continue
+            kind = compiler.workflow.graph[address.node]["class_type"]
+            offers = [set(s.nodes[kind].inputs[address.input].options) for s in servers if kind in s.nodes]
+            used = {key for key in column._known if isinstance(key, str)}
+            if missing := sorted(used & set.union(*offers) - set.intersection(*offers)):
+                problems.warn(
+                    f"{missing[0]!r} of {column.name!r} is not on every server: its rows stay on those that have it"
+                )

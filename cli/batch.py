@@ -1,0 +1,625 @@
+"""`likeness batch`: a checked table in, pictures and a table of likeness out. See docs/batches.md."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import LikenessError, one_line
+from . import opening
+from .edge import Verb
+
+if TYPE_CHECKING:
+    from ..batch.engine import Engine, Settings
+    from ..batch.plan import Plan
+    from ..batch.problems import Problems
+    from ..batch.session import Run
+    from ..batch.workers import Worker
+
+HELP = "Many portraits from a table, on one ComfyUI or many. 批量生成：一张表，一台或多台 ComfyUI。"
+_EXAMPLES = """
+Examples:
+
+  likeness batch run portrait_api.json rows.csv --out runs/june --server http://127.0.0.1:8188
+
+  likeness batch run plan.yaml --out runs/june --server http://gpu1:8188 --server http://gpu2:8188
+
+  likeness batch check portrait_api.json rows.csv --server http://127.0.0.1:8188
+"""
+_SHOWN = 20  # problems on the terminal
+_LINE = 30.0  # seconds between lines where nobody watches
+
+Source = Annotated[Path, typer.Argument(help="A workflow in API format, or a plan (.yaml, .json).")]
+TableFile = Annotated[Path | None, typer.Argument(help="The table: .csv, .tsv, .jsonl or .parquet.")]
+Out = Annotated[Path, typer.Option("--out", help="The run's folder. The same command goes on with it.")]
+RunFolder = Annotated[Path, typer.Argument(help="The --out folder of a batch.")]
+Servers = Annotated[
+    list[str] | None, typer.Option("--server", help="Address of a ComfyUI, such as http://127.0.0.1:8188; repeatable.")
+]
+Local = Annotated[
+    str, typer.Option("--local", help="Start so many ComfyUI here, or `gpus` for one on each GPU (COMFYUI_PATH).")
+]
+HostArguments = Annotated[
+    str, typer.Option("--host-args", help="Arguments for ComfyUI that we start, such as '--cpu'.")
+]
+Ray = Annotated[str, typer.Option("--ray", help="Start ComfyUI in a Ray cluster: its address, `auto` or `local`.")]
+Workers = Annotated[int, typer.Option("--workers", help="How many ComfyUI in the Ray cluster.")]
+RayGpus = Annotated[float, typer.Option("--ray-gpus", min=0.0, max=16.0, help="GPUs for each of them.")]
+HeaderEnv = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--header-env", help="SERVER:HEADER=VARIABLE, a header whose value is in the environment; repeatable."
+    ),
+]
+Ca = Annotated[Path | None, typer.Option("--ca", help="Certificates of the servers, PEM.")]
+TrustEnv = Annotated[bool, typer.Option("--trust-env", help="Use the proxies that the environment names.")]
+Files = Annotated[Path | None, typer.Option("--files", help="The folder that paths in cells are below.")]
+Seeds = Annotated[str, typer.Option("--seeds", help="INPUT=COUNT or INPUT=COUNT@START, such as KSampler.seed=4@1000.")]
+Expect = Annotated[int | None, typer.Option("--expect", min=0, help="Refuse unless there are exactly so many rows.")]
+Shard = Annotated[str, typer.Option("--shard", help="I/N: the part of the rows that this machine runs.")]
+SkipPeople = Annotated[bool, typer.Option("--skip-people", help="Leave out people whose photos show no face.")]
+AllowUnlink = Annotated[bool, typer.Option("--allow-unlink", help="Let a cell take the place of a link.")]
+AllowPaid = Annotated[bool, typer.Option("--allow-paid", help="Let nodes run that cost money.")]
+AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Rows that save no file are done.")]
+JudgeName = Annotated[str, typer.Option("--judge", help="Measure likeness meanwhile: sface, or a pack.")]
+Keep = Annotated[int, typer.Option("--keep", min=0, help="Mark the best so many of those that differ in the seed.")]
+RetryBelow = Annotated[
+    float, typer.Option("--retry-below", min=0.0, max=120.0, help="Percent of likeness below which a row is repeated.")
+]
+Most = Annotated[
+    int, typer.Option("--most-retries", min=0, max=20, help="Repetitions of a row, each with another seed.")
+]
+Window = Annotated[int, typer.Option("--window", min=1, max=16, help="Rows in each server's queue.")]
+Grace = Annotated[float, typer.Option("--grace", min=0.1, max=86400, help="Seconds a server may be away.")]
+Stall = Annotated[float, typer.Option("--stall", min=1, max=864000, help="Seconds without progress of a row.")]
+TimeLimit = Annotated[float, typer.Option("--timeout", min=0, max=864000, help="Seconds for a row; 0: no limit.")]
+GiveUp = Annotated[float, typer.Option("--give-up", min=0, max=8640000, help="Seconds without any server; 0: never.")]
+NoBreaker = Annotated[bool, typer.Option("--no-breaker", help="Do not stop after 20 failures of one kind in a row.")]
+Durable = Annotated[bool, typer.Option("--durable", help="Survive a power cut too, not only a kill; slower.")]
+Shared = Annotated[Path | None, typer.Option("--shared", help="The servers' output folder, where it is mounted here.")]
+Extend = Annotated[bool, typer.Option("--extend", help="The table has grown: add its new rows to the run.")]
+Name = Annotated[str, typer.Option("--name", help="Readable names below by-name/, such as {person}/{seed}.")]
+Events = Annotated[bool, typer.Option("--json", help="Events for other programs, one JSON object per line.")]
+
+
+def commands() -> typer.Typer:
+    """The group `batch`."""
+    app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
+    app.command("run", cls=Verb, epilog=_EXAMPLES)(run_batch)
+    app.command("check", cls=Verb, epilog=_EXAMPLES)(check_batch)
+    app.command("status", cls=Verb)(show_status)
+    app.command("retry", cls=Verb)(retry)
+    app.command("report", cls=Verb)(report_batch)
+    app.command("export", cls=Verb)(export_batch)
+    return app
+
+
+def run_batch(
+    source: Source,
+    table: TableFile = None,
+    out: Out = Path("run"),
+    server: Servers = None,
+    local: Local = "",
+    host_args: HostArguments = "",
+    ray: Ray = "",
+    workers: Workers = 1,
+    ray_gpus: RayGpus = 1.0,
+    header_env: HeaderEnv = None,
+    ca: Ca = None,
+    trust_env: TrustEnv = False,
+    files: Files = None,
+    seeds: Seeds = "",
+    expect: Expect = None,
+    shard: Shard = "1/1",
+    skip_people: SkipPeople = False,
+    allow_unlink: AllowUnlink = False,
+    allow_paid: AllowPaid = False,
+    allow_empty: AllowEmpty = False,
+    judge: JudgeName = "",
+    keep: Keep = 0,
+    retry_below: RetryBelow = 0.0,
+    most_retries: Most = 2,
+    window: Window = 2,
+    grace: Grace = 30.0,
+    stall: Stall = 900.0,
+    timeout: TimeLimit = 0.0,
+    give_up: GiveUp = 0.0,
+    no_breaker: NoBreaker = False,
+    durable: Durable = False,
+    shared: Shared = None,
+    extend: Extend = False,
+    name: Name = "",
+    events: Events = False,
+) -> None:
+    """Check a table, run it, and write pictures, a manifest, sheets and a report. 检查表格并运行全部行。
+
+    Exit codes: 0 all done, 1 some rows failed, 2 the check found mistakes, 3 stopped after failures of one kind, 130
+    stopped with Ctrl-C. The same command goes on where it stopped.
+    """
+    from ..batch.manifest import check_template
+    from ..batch.session import begin, go_on, is_begun, writing
+    from ..batch.session import extend as add_rows
+
+    plan, named = _plan(
+        source, table, files, seeds, expect, shard, allow_unlink, allow_paid, allow_empty, judge, keep, retry_below,
+        most_retries, name,
+    )  # fmt: skip
+    settings = _settings(window, grace, stall, timeout, give_up, no_breaker)
+    tell = Teller(events)
+    with writing(out):
+        found = _workers(server or named, local, host_args, ray, workers, ray_gpus, header_env, ca, trust_env, out)
+
+        async def work() -> int:
+            async with _open(found):
+                begun = is_begun(out)
+                if begun and not extend:
+                    run = go_on(out, plan, durable)
+                    servers = await _nodes_of(found, run)
+                else:
+                    checked = await _checked(plan, found, out / "identities", skip_people)
+                    _show(checked.problems, out / "errors.csv")
+                    if checked.problems:
+                        return 2
+                    if plan.name:
+                        check_template(plan.name, list(checked.compiler.shown))
+                    if begun:
+                        run = go_on(out, None, durable)
+                        tell("extended", {"rows": add_rows(run, checked)})
+                    else:
+                        run = begin(out, checked, durable)
+                    servers = [(seen.worker, seen.nodes) for seen in checked.servers]
+                return await _execute(run, servers, settings, tell, shared)
+
+        code = asyncio.run(work())
+    raise typer.Exit(code)
+
+
+def check_batch(
+    source: Source,
+    table: TableFile = None,
+    server: Servers = None,
+    header_env: HeaderEnv = None,
+    ca: Ca = None,
+    trust_env: TrustEnv = False,
+    files: Files = None,
+    seeds: Seeds = "",
+    expect: Expect = None,
+    shard: Shard = "1/1",
+    skip_people: SkipPeople = False,
+    allow_unlink: AllowUnlink = False,
+    allow_paid: AllowPaid = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for errors.csv and identities.")] = None,
+) -> None:
+    """Look at everything that a run would need, and send nothing. 只检查，不运行。"""
+    plan, named = _plan(source, table, files, seeds, expect, shard, allow_unlink, allow_paid, False, "", 0, 0.0, 0, "")
+    found = _workers(server or named, "", "", "", 1, 1.0, header_env, ca, trust_env, Path())
+
+    async def work() -> int:
+        async with _open(found):
+            with contextlib.ExitStack() as stack:
+                keep = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="likeness-check-")))
+                keep.mkdir(parents=True, exist_ok=True)
+                checked = await _checked(plan, found, keep / "identities", skip_people)
+                _show(checked.problems, out / "errors.csv" if out else None)
+                if checked.problems:
+                    return 2
+                print(f"{checked.lines} rows on {len(checked.servers)} server(s): all is well.")
+                return 0
+
+    raise typer.Exit(asyncio.run(work()))
+
+
+def show_status(
+    folder: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False
+) -> None:
+    """How far a run is; it may be running. 查看进度。"""
+    from ..batch.session import open_run
+
+    run = open_run(folder)
+    counts, lines = run.journal.counts(), run.journal.lines()
+    failures = list(
+        run.journal.query(
+            "select error_kind, error, count(*) from row where state='failed' group by 1, 2 order by 3 desc limit 5"
+        )
+    )
+    if as_json:
+        kinds = [{"kind": kind, "error": error, "rows": count} for kind, error, count in failures]
+        print(json.dumps({"run": run.id, "lines": lines, **counts, "failures": kinds}))
+        return
+    total = sum(counts.values())
+    print(f"{counts.get('done', 0)} of {total} rows are done ({lines} lines of the table).")
+    for state in ("sent", "todo", "parked", "failed"):
+        if counts.get(state):
+            print(f"{state}: {counts[state]}")
+    for kind, error, count in failures:
+        print(one_line(f"  {count} x {kind}: {error}"))
+
+
+def retry(
+    folder: RunFolder,
+    row: Annotated[list[str] | None, typer.Option("--row", help="Only these rows, by id; repeatable.")] = None,
+    server: Servers = None,
+    local: Local = "",
+    host_args: HostArguments = "",
+    ray: Ray = "",
+    workers: Workers = 1,
+    ray_gpus: RayGpus = 1.0,
+    header_env: HeaderEnv = None,
+    ca: Ca = None,
+    trust_env: TrustEnv = False,
+    window: Window = 2,
+    grace: Grace = 30.0,
+    give_up: GiveUp = 0.0,
+    events: Events = False,
+) -> None:
+    """Run the failed rows of a run again. 重试失败的行。"""
+    from ..batch.journal import RowState
+    from ..batch.session import go_on, open_run, writing
+
+    open_run(folder).journal.close()
+    tell = Teller(events)
+    with writing(folder, "The run"):
+        run = go_on(folder)
+        seqs = [_row_of(run, one) for one in row] if row else run.journal.in_state(RowState.FAILED, RowState.PARKED)
+        run.journal.again(seqs)
+        found = _workers(server or [], local, host_args, ray, workers, ray_gpus, header_env, ca, trust_env, folder)
+
+        async def work() -> int:
+            async with _open(found):
+                servers = await _nodes_of(found, run)
+                return await _execute(run, servers, _settings(window, grace, 900.0, 0.0, give_up, False), tell, None)
+
+        code = asyncio.run(work())
+    raise typer.Exit(code)
+
+
+def report_batch(
+    folder: RunFolder,
+    judge: Annotated[bool, typer.Option("--measure", help="First measure likeness of what nobody has judged.")] = False,
+    no_sheets: Annotated[bool, typer.Option("--no-sheets", help="Tables only.")] = False,
+) -> None:
+    """Write manifest, sheets and report of a run again. 重新生成报告。"""
+    from ..batch.judge import judge_of
+    from ..batch.report import write_all
+    from ..batch.session import open_run, row_files, writing
+
+    open_run(folder).journal.close()
+    with writing(folder, "The run"):
+        run = open_run(folder, read_only=False)
+        if judge and (look := judge_of(run, opening.open_faces)):
+            for seq in run.journal.unjudged():
+                this = run.journal.row(seq)
+                run.journal.measure(seq, look(this, row_files(run, this)))
+        for path in write_all(run, sheets=not no_sheets):
+            print(one_line(path))
+
+
+def export_batch(
+    folder: RunFolder, to: Annotated[Path, typer.Argument(help="The file to write: .csv, .jsonl or .parquet.")]
+) -> None:
+    """Write a run as one table. 导出为一张表。"""
+    from ..batch.manifest import export
+    from ..batch.session import open_run
+    from .edge import check_new_file
+
+    run = open_run(folder)
+    check_new_file(to, "The table")
+    print(f"{export(run, to)} lines: {one_line(to)}")
+
+
+# --- from words to a plan
+
+
+def _plan(
+    source: Path,
+    table: Path | None,
+    files: Path | None,
+    seeds: str,
+    expect: int | None,
+    shard: str,
+    allow_unlink: bool,
+    allow_paid: bool,
+    allow_empty: bool,
+    judge: str,
+    keep: int,
+    below: float,
+    most: int,
+    name: str,
+) -> tuple[Plan, list[str]]:
+    """The plan, and the servers that it names."""
+    from ..batch.plan import Judging, Plan, is_plan, read_plan, read_shard, with_seeds
+
+    servers: list[str] = []
+    if is_plan(source):
+        if table is not None:
+            raise LikenessError("A plan names its own table: leave the second file out.")
+        plan, running = read_plan(source)
+        named = running.get("servers") or []
+        servers = [named] if isinstance(named, str) else list(map(str, named))
+    else:
+        plan = Plan(workflow=source, table=table)
+    if seeds:
+        into, _, numbers = seeds.rpartition("=")
+        count, _, start = numbers.partition("@")
+        if not into or not count.isdecimal() or (start and not start.isdecimal()):
+            raise LikenessError(f"--seeds is {seeds!r}: write one such as KSampler.seed=4 or KSampler.seed=4@1000.")
+        plan = with_seeds(plan, [into], int(count), int(start or 0))
+    if (keep or below) and not judge and not plan.judging.judge:
+        raise LikenessError("--keep and --retry-below need somebody who judges: add --judge sface.")
+    if judge:
+        plan = replace(plan, judging=Judging(judge, keep, below, most if below else 0))
+    changes: dict[str, Any] = {
+        "files": files or plan.files,
+        "expect": plan.expect if expect is None else expect,
+        "shard": read_shard(shard) if shard != "1/1" else plan.shard,
+        "allow_unlink": allow_unlink or plan.allow_unlink,
+        "allow_paid": allow_paid or plan.allow_paid,
+        "allow_empty": allow_empty or plan.allow_empty,
+        "name": name or plan.name,
+    }
+    return replace(plan, **changes), servers
+
+
+def _settings(window: int, grace: float, stall: float, timeout: float, give_up: float, no_breaker: bool) -> Settings:
+    from ..batch.engine import Settings
+
+    probe = min(1.0, grace / 4)
+    return Settings(
+        window=window,
+        grace=grace,
+        stall=stall,
+        timeout=timeout,
+        give_up=give_up,
+        breaker=0 if no_breaker else 20,
+        first_probe=probe,
+    )
+
+
+def _workers(
+    server: Sequence[str],
+    local: str,
+    host_args: str,
+    ray: str,
+    workers: int,
+    ray_gpus: float,
+    header_env: Sequence[str] | None,
+    ca: Path | None,
+    trust_env: bool,
+    out: Path,
+) -> list[Worker]:
+    import shlex
+
+    from ..batch.client import Access, HttpServer, read_address
+    from ..batch.local import Comfy, find_comfy, local_servers
+
+    headers = _headers(header_env or ())
+    found: list[Worker] = []
+    for text in server:
+        address = read_address(text)
+        own = {key: value for where, key, value in headers if where in ("*", address.url, address.url.split("//")[1])}
+        found.append(HttpServer(address, Access(own, ca, trust_env)))
+    if local:
+        found += local_servers(
+            local, Comfy(find_comfy(), arguments=shlex.split(host_args)), (out / "workers").resolve()
+        )
+    if ray:
+        from ..batch.ray_workers import check_count, ray_workers
+
+        comfy = Comfy(find_comfy(), arguments=shlex.split(host_args))
+        found += ray_workers(ray, check_count(workers), comfy, gpus=ray_gpus)
+    if not found:
+        raise LikenessError("No server is named: add --server http://127.0.0.1:8188, or --local 1 to start one here.")
+    names = [worker.name for worker in found]
+    if double := next((one for one in names if names.count(one) > 1), ""):
+        raise LikenessError(f"The server {double} is named twice: remove one.")
+    return found
+
+
+def _headers(given: Sequence[str]) -> list[tuple[str, str, str]]:
+    """SERVER:HEADER=VARIABLE. The values are never shown."""
+    found = []
+    for text in given:
+        left, _, variable = text.rpartition("=")
+        where, _, header = left.rpartition(":")
+        if not where or not header or not variable:
+            raise LikenessError(f"--header-env is {text!r}: write one such as gpu1:8188:Authorization=GPU1_TOKEN.")
+        if not (value := os.environ.get(variable)):
+            raise LikenessError(f"The variable {variable!r} of --header-env is not set: export it first.")
+        if any(letter in value for letter in "\r\n\0"):
+            raise LikenessError(f"The variable {variable!r} of --header-env holds a line break: correct it.")
+        found.append((where, header, value))
+    return found
+
+
+# --- running
+
+
+@contextlib.asynccontextmanager
+async def _open(workers: Sequence[Worker]) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await asyncio.gather(*(worker.close() for worker in workers), return_exceptions=True)
+
+
+async def _checked(plan: Plan, workers: Sequence[Worker], keep: Path, skip_people: bool) -> Any:
+    from ..batch.check import check
+
+    return await check(plan, workers, opening.open_faces, keep, skip_people)
+
+
+async def _nodes_of(workers: Sequence[Worker], run: Run) -> list[Any]:
+    """Servers of a run that goes on; one that is away may come later."""
+    from ..batch.schema import Nodes
+    from ..batch.workers import Away
+
+    wanted = {node["class_type"] for node in run.work.graph.values()}
+
+    async def ask(worker: Worker) -> tuple[Worker, Nodes]:
+        try:
+            await worker.open()
+            await worker.facts()
+            return worker, Nodes(await worker.object_info()).only(wanted)
+        except Away as error:
+            print(one_line(f"{worker.name} is away: {error}"), file=sys.stderr)
+            return worker, Nodes({})
+
+    return list(await asyncio.gather(*map(ask, workers)))
+
+
+async def _execute(run: Run, servers: Sequence[Any], settings: Settings, tell: Teller, shared: Path | None) -> int:
+    from ..batch.judge import judge_of
+    from ..batch.report import write_all
+    from ..batch.session import execute
+
+    if not run.journal.is_wal:
+        tell("journal", {"note": "this folder is on a network disk: the journal is slower there"})
+    tell.begin(run)
+    with contextlib.ExitStack() as stack:
+
+        def started(engine: Engine) -> None:
+            tell.engine = engine
+            stack.enter_context(_on_signal(engine.stop))
+
+        end = await execute(run, servers, settings, judge_of(run, opening.open_faces), tell, shared, started)
+    tell.end(end.name.lower())
+    for path in write_all(run):
+        tell("wrote", {"path": str(path)})
+    return end.value
+
+
+@contextlib.contextmanager
+def _on_signal(stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C stops in order: once to finish what runs, twice to take it back."""
+    loop = asyncio.get_running_loop()
+    try:
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(sign, stop)
+    except (NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
+        before = None
+        with contextlib.suppress(ValueError):
+            before = signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(stop))
+        yield
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+        return
+    yield
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        loop.remove_signal_handler(sign)
+
+
+class Teller:
+    """Says what happens: a bar on a terminal, a line now and then elsewhere, or events as JSON."""
+
+    def __init__(self, events: bool):
+        self.events = events
+        self.engine: Engine | None = None
+        self._bar: Any = None
+        self._done = self._failed = self._total = 0
+        self._said = 0.0
+
+    def begin(self, run: Run) -> None:
+        """The run starts or goes on."""
+        counts = run.journal.counts()
+        self._total, self._done = sum(counts.values()), counts.get("done", 0)
+        self._failed = counts.get("failed", 0)
+        if self.events:
+            self("begin", {"run": run.id, "rows": self._total, **counts})
+        elif sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self._total, initial=self._done, unit="row", smoothing=0.05)
+
+    def end(self, why: str) -> None:
+        """The run has ended."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        self("end", {"why": why, "done": self._done, "failed": self._failed})
+
+    def __call__(self, kind: str, data: Mapping[str, Any]) -> None:
+        self._done += kind == "done"
+        self._failed += kind == "failed"
+        if self.events:
+            print(json.dumps({"event": kind, "time": round(time.time(), 3), **data}, ensure_ascii=False), flush=True)
+            return
+        if self._bar is not None and kind in ("done", "failed"):
+            self._bar.update()
+            self._bar.set_postfix_str(self._servers(), refresh=False)
+        elif kind == "done" and time.monotonic() - self._said > _LINE:
+            self._said = time.monotonic()
+            print(one_line(f"{self._done} of {self._total} rows done, {self._failed} failed; {self._servers()}"))
+        if kind in _SENTENCES:
+            self._say(one_line(_SENTENCES[kind].format_map({**_NOTHING, **data})))
+
+    def _say(self, sentence: str) -> None:
+        if self._bar is not None:
+            self._bar.write(sentence)
+        else:
+            print(sentence, flush=True)
+
+    def _servers(self) -> str:
+        """How many servers are up, and how long it will take with them."""
+        lanes = self.engine.lanes if self.engine is not None else []
+        up = [lane for lane in lanes if lane.is_up]
+        rate = sum(1 / lane.pace for lane in up if lane.pace > 0)
+        left = max(0, self._total - self._done - self._failed)
+        when = f", {_duration(left / rate)} left" if rate else ""
+        return f"{self._failed} failed, {len(up)}/{len(lanes)} servers{when}"
+
+
+_NOTHING = dict.fromkeys(
+    ("server", "error", "kind", "idx", "path", "why", "done", "failed", "count", "note", "rows"), ""
+)
+_SENTENCES = {
+    "down": "{server} is away: {error}",
+    "up": "{server} is there",
+    "zombie": "{error}",
+    "failed": "row {idx} failed ({kind}): {error}",
+    "parked": "row {idx} has ended servers, and waits for the end",
+    "breaker": "stopped: {count} failures of one kind in a row ({error})",
+    "waiting": "no server answers; waiting",
+    "journal": "{note}",
+    "extended": "{rows} new rows",
+    "end": "{why}: {done} rows done, {failed} failed",
+    "wrote": "{path}",
+}
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def _show(problems: Problems, path: Path | None) -> None:
+    for warning in problems.warnings:
+        print(one_line(f"note: {warning}"))
+    for problem in problems.found[:_SHOWN]:
+        print(problem, file=sys.stderr)
+    if problems.count > _SHOWN:
+        print(f"… and {problems.count - _SHOWN} more.", file=sys.stderr)
+    if path is not None:
+        path.unlink(missing_ok=True)
+        if problems:
+            problems.write(path)
+            print(one_line(f"all of them: {path}"), file=sys.stderr)
+
+
+def _row_of(run: Run, text: str) -> int:
+    seq = run.journal.seq_of(text.lower())
+    if seq is None:
+        raise LikenessError(f"There is no row {text!r}: take a row_id from the manifest.")
+    return seq
