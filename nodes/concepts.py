@@ -25,6 +25,7 @@ CONCEPTS = Shelf(KIND, KIND, "The concept", (".safetensors", ".bin", ".ckpt", ".
 DELTAS = Shelf(KIND, KIND, "The concept", (".bin",))
 NO_CONCEPTS = "(no file in models/custom_diffusion)"
 MOST_CONCEPTS = 4
+MOST_GROWTH = 5.0  # of a merge, from which it is worth a warning
 
 
 def find_concept(name: str) -> Path:
@@ -138,6 +139,7 @@ class ApplyConcept(Node):
     def execute(cls, model: Any, clip: Any, concept: Any, strength: float) -> io.NodeOutput:
         """Apply and report."""
         from ..injection.comfy import apply_concept
+        from ..weights.concepts import some_of
 
         finite(strength=strength)
         concept = as_concept(concept, "concept")
@@ -148,7 +150,8 @@ class ApplyConcept(Node):
         if applied.size:
             lines.append(f"K and V differ from the MODEL's own by {applied.size:.1%}")
         if concept.weights and applied.alone:
-            lines.append(f"{applied.alone} keys and values are not in the file and stay as they are")
+            names = some_of(applied.alone)
+            lines.append(f"{len(applied.alone)} keys and values are not in the file and stay as they are ({names})")
         if applied.foreign:
             lines.append("it was trained on another base model, whose difference comes along: load that one")
         report = "; ".join(lines) + "."
@@ -190,6 +193,19 @@ class MergeConcepts(Node):
                         "ones.",
                     )
                 ),
+                advanced(
+                    io.Float.Input(
+                        "softness",
+                        default=0.0,
+                        min=0.0,
+                        max=1.0,
+                        step=0.0001,
+                        optional=True,
+                        round=False,
+                        tooltip="0 keeps each concept exactly. Where the report says that the weights grow, 0.001 to "
+                        "0.1 keeps the picture whole and each concept less exactly.",
+                    )
+                ),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="All of them, for Apply or Save Concept."),
@@ -198,7 +214,7 @@ class MergeConcepts(Node):
         )
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, captions: str = "", **given: Any) -> io.NodeOutput:
+    def execute(cls, model: Any, clip: Any, captions: str = "", softness: float = 0.0, **given: Any) -> io.NodeOutput:
         """Check, encode, solve."""
         from ..injection.comfy import concept_base, merger_of
         from ..weights.concept_merging import merge_concepts
@@ -206,12 +222,13 @@ class MergeConcepts(Node):
         numbers = [n for n in range(1, MOST_CONCEPTS + 1) if given.get(f"concept_{n}") is not None]
         texts = {f"phrase_{n}": given.get(f"phrase_{n}") or "" for n in numbers}
         readable(captions=captions, **texts)
+        finite(softness=softness)
         concepts = [as_concept(given[f"concept_{n}"], f"concept_{n}") for n in numbers]
         phrases = [_phrases(c, texts[f"phrase_{n}"], f"phrase_{n}") for c, n in zip(concepts, numbers, strict=True)]
         styles = [bool(given.get(f"style_{n}")) for n in numbers]
         base = concept_base(model, *concepts)
         lines = [line.strip() for line in captions.splitlines() if line.strip()]
-        merger = merger_of(clip, list(zip(concepts, phrases, styles, strict=True)), lines)
+        merger = merger_of(clip, list(zip(concepts, phrases, styles, strict=True)), lines, softness)
         merged = merge_concepts(concepts, base, merger)
         report = (
             f"Merged {len(concepts)} concepts, words: {_words(merged.concept)}; "
@@ -222,7 +239,13 @@ class MergeConcepts(Node):
             report += f"; the captions do not fix all directions, so that a ridge of {merger.ridge:.1e} was added"
         if merged.averaged:
             report += f"; {merged.averaged} weights of queries and output have no closed form and are averaged"
-        log.info("[likeness] %s.", report)
+        if merged.growth > MOST_GROWTH:
+            report += (
+                f"; the weights move {merged.growth:.0f} times as far as any concept's own, which spoils pictures: the "
+                "text encoder hears nearly the same in these prompts. Start their words from different tokens, train "
+                "them together, or raise softness"
+            )
+        (log.warning if merged.growth > MOST_GROWTH else log.info)("[likeness] %s.", report)
         return io.NodeOutput(merged.concept, f"{report}.")
 
 

@@ -59,10 +59,15 @@ class Merger:
     projection: Tensor
     ridge: float
     rows: int
+    softness: float = 0.0
 
     @classmethod
-    def of(cls, captions: Tensor, constraints: Constraints) -> Merger:
-        """captions: R, (M, d). Float64; a ridge where G cannot be inverted well."""
+    def of(cls, captions: Tensor, constraints: Constraints, softness: float = 0.0) -> Merger:
+        """captions: R, (M, d). Float64; a ridge where G cannot be inverted well.
+
+        softness: 0 meets the constraints exactly. Where two concepts' prompts are nearly the same to the text encoder,
+        that takes huge weights; what is added to the diagonal of D Cᵀ, as a share of its mean, keeps them small.
+        """
         r, c = captions.double(), constraints.features.double()
         gram, ridge = r.T @ r, 0.0
         values = torch.linalg.eigvalsh(gram)
@@ -71,9 +76,10 @@ class Merger:
             gram = gram + ridge * torch.eye(len(gram), dtype=gram.dtype)
         d = torch.linalg.solve(gram, c.T).T
         inner = d @ c.T
+        inner = inner + softness * float(inner.diagonal().mean()) * torch.eye(len(inner), dtype=inner.dtype)
         # Prompts that say nearly the same make it singular; what they have in common is then kept once.
         projection = torch.linalg.pinv((inner + inner.T) / 2, rtol=1e-13, hermitian=True) @ d
-        return cls(constraints, projection, ridge, len(r))
+        return cls(constraints, projection, ridge, len(r), softness)
 
     def merged(self, base: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, float]:
         """W of one layer from W0 and the concepts' own, all (o, d), and the residual ‖W Cᵀ − Tᵀ‖ / ‖T‖; float32."""
@@ -85,12 +91,14 @@ class Merger:
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """Several concepts as one. residual: the largest of all layers. averaged: how many weights have no closed form,
+    """Several concepts as one. residual: the largest of all layers. growth: how much further from the base the keys and
+    values are than those of the concept that is furthest. averaged: how many weights have no closed form,
     those of queries and output, and are the mean of the concepts'."""
 
     concept: Concept
     residual: float
     averaged: int
+    growth: float
 
 
 def merge_concepts(concepts: Sequence[Concept], base: Mapping[str, Tensor], merger: Merger) -> Merged:
@@ -105,16 +113,22 @@ def merge_concepts(concepts: Sequence[Concept], base: Mapping[str, Tensor], merg
         )
     weights: dict[str, Tensor | LoraPair] = {}
     residuals: dict[str, float] = {}
+    moved, furthest = 0.0, [0.0] * len(concepts)
     for name in dict.fromkeys(name for concept in concepts for name in concept.weights):
         whole = [whole_weight(concept, name, base[name]) for concept in concepts]
         if name.endswith(("to_k.weight", "to_v.weight")):
-            weights[name], residuals[name] = merger.merged(base[name], whole)
+            w, residuals[name] = merger.merged(base[name], whole)
+            weights[name] = w
+            moved += float((w - base[name]).square().sum())
+            furthest = [f + float((w - base[name]).square().sum()) for f, w in zip(furthest, whole, strict=True)]
         else:
             weights[name] = torch.stack(whole).mean(0)
     tokens = {word: token for concept in concepts for word, token in concept.tokens.items()}
     title = " + ".join(concept.name for concept in concepts)
     merged = Concept(title, (Layout.DELTA,), weights, tokens, metadata={"ss_base_weights": base_signature(base)})
-    return Merged(merged, check_residual(residuals), len(weights) - len(residuals))
+    worst = max(residuals.values(), default=0.0) if merger.softness else check_residual(residuals)
+    growth = (moved / max(furthest)) ** 0.5 if max(furthest) else 1.0
+    return Merged(merged, worst, len(weights) - len(residuals), growth)
 
 
 def check_residual(residuals: Mapping[str, float]) -> float:

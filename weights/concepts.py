@@ -204,7 +204,7 @@ class _Reader:
         if self._unknown:
             raise LikenessError(
                 f"{name!r} holds {len(self._unknown)} entries that Custom Diffusion has no place for "
-                f"({_some(self._unknown)}): choose a file of keys and values of cross-attention alone."
+                f"({some_of(self._unknown)}): choose a file of keys and values of cross-attention alone."
             )
         weights = {**self._weights, **{layer: self._pair(layer, parts) for layer, parts in self._halves.items()}}
         layouts = tuple(layout for layout in Layout if layout in self._layouts) or (Layout.TOKENS,)
@@ -265,7 +265,7 @@ def _rows(name: str, embed: Tensor, width: int | None) -> Tensor:
     return embed.reshape(-1, width)
 
 
-def _some(names: Iterable[str]) -> str:
+def some_of(names: Iterable[str]) -> str:
     """A few of them."""
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -293,7 +293,7 @@ def check_base(concept: Concept, base: Weights, model: str = "the MODEL") -> Non
     if strange:
         raise LikenessError(
             f"{len(strange)} of the {len(concept.weights)} weights in {concept.name!r} are of layers that {model} does "
-            f"not have ({_some(strange)}): load the base model that it was trained on."
+            f"not have ({some_of(strange)}): load the base model that it was trained on."
         )
     for name, value in concept.weights.items():
         shape = (value.up.shape[0], value.down.shape[1]) if isinstance(value, LoraPair) else tuple(value.shape)

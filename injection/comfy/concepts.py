@@ -27,7 +27,7 @@ class AppliedConcept(NamedTuple):
     model: Any
     clip: Any
     changed: int
-    alone: int
+    alone: list[str]
     size: float
     foreign: bool
 
@@ -55,7 +55,7 @@ def apply_concept(model: Any, clip: Any, concept: Concept, strength: float = 1.0
         applied.model,
         None if clip is None else _told(clip, concept, strength),
         applied.changed,
-        len(left_alone(concept, base)),
+        left_alone(concept, base),
         (square / before) ** 0.5 if before else 0.0,
         bool(base) and is_other_base(concept.metadata.get("ss_base_weights", ""), base),
     )
@@ -82,10 +82,13 @@ def _told(clip: Any, concept: Concept, strength: float) -> Any:
 
 
 @torch.no_grad()
-def merger_of(clip: Any, concepts: list[tuple[Concept, list[str], bool]], captions: list[str]) -> Merger:
+def merger_of(
+    clip: Any, concepts: list[tuple[Concept, list[str], bool]], captions: list[str], softness: float = 0.0
+) -> Merger:
     """The closed form for concepts with what prompts call them, as in '<new1> cat', and whether they are styles.
 
-    captions: ordinary ones; empty: built-in ones. Features are those that the MODEL reads from this CLIP.
+    captions: ordinary ones; empty: built-in ones. softness: see `Merger.of`. Features are those that the MODEL reads
+    from this CLIP.
     """
     for concept, _, _ in concepts:
         clip = with_words(clip, concept.tokens)
@@ -95,7 +98,7 @@ def merger_of(clip: Any, concepts: list[tuple[Concept, list[str], bool]], captio
         torch.cat([features(encoder, *prompt) for phrase in phrases for prompt in constraint_prompts(phrase, style)])
         for _, phrases, style in concepts
     ]
-    return Merger.of(ordinary, Constraints.of(rows))
+    return Merger.of(ordinary, Constraints.of(rows), softness)
 
 
 def features(encoder: ComfyTextEncoder, text: str, prefix: str = "") -> Tensor:

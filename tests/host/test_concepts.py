@@ -163,7 +163,8 @@ def test_reports_say_what_changes_and_what_is_foreign(world, nodes, recipes):
     report = run(nodes["ApplyConcept"], **world, concept=learned)[2]
     assert "14 weights changed" in report and "words: <new1>" in report and "another base" not in report
     half = Concept("half", (Layout.DELTA,), dict(list(learned.weights.items())[:4]), {})
-    assert "10 keys and values are not in the file" in run(nodes["ApplyConcept"], **world, concept=half)[2]
+    report = run(nodes["ApplyConcept"], **world, concept=half)[2]
+    assert "10 keys and values are not in the file" in report and "attn2.to_k.weight" in report
     other = {"model": recipes.tiny_sd15(seed=7), "clip": world["clip"]}
     assert "another base model" in run(nodes["ApplyConcept"], **other, concept=learned)[2]
 
@@ -393,6 +394,10 @@ def test_the_node_trains_one_concept_and_its_outputs_have_it(training, recipes, 
     learned = load_concept(tmp_path / "anna.safetensors")
     assert learned.phrases == ["<anna> person"] and any("to_q" in name for name in learned.weights)
     assert vector_places(clip, "a photo of a <anna> person") == [(5, 1.0)]
+    from comfy.sd1_clip import load_embed
+
+    theirs = load_embed("anna-anna", [str(tmp_path / "embeddings")], WIDTH, "clip_l")
+    assert torch.equal(theirs, learned.tokens["<anna>"].vectors["clip_l"]), "the host's own loader reads the word"
     from likeness.injection.comfy import apply_concept
 
     text = [recipes.conditioning(WIDTH, seed=1), recipes.conditioning(WIDTH, seed=2)]

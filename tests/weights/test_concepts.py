@@ -13,7 +13,7 @@ from torch import Tensor
 
 from likeness.errors import LikenessError
 from likeness.weights.concept_compression import RankRule, compress, rank_by_share, rank_choice, rank_official
-from likeness.weights.concept_merging import Constraints, Merger, check_residual
+from likeness.weights.concept_merging import Constraints, Merger, check_residual, merge_concepts
 from likeness.weights.concepts import (
     Concept,
     Layout,
@@ -238,6 +238,21 @@ def test_nearly_equal_rows_are_kept_and_do_no_harm():
     w1 = w0 + 0.1 * noise(6, 24, seed=2)
     w, residual, _ = merge(noise(100, 24, seed=3), [c, c * (1 + 1e-7)], w0, [w1, w1])
     assert residual < 1e-3 and float((w - w0).abs().max()) < 2
+
+
+def test_prompts_that_say_nearly_the_same_grow_the_weights_unless_they_are_kept_softly():
+    c, names = noise(3, WIDTH), KEYS
+    own = base()
+    one, two = (
+        Concept(w, (Layout.DELTA,), {n: own[n] + 0.1 * noise(4, WIDTH, seed=s) for n in names}, {})
+        for w, s in (("a", 50), ("b", 60))
+    )
+    near = Constraints.of([c, c + 1e-4 * noise(3, WIDTH, seed=7)])
+    captions = noise(2 * WIDTH, WIDTH, seed=3)
+    exact = merge_concepts([one, two], own, Merger.of(captions, near))
+    soft = merge_concepts([one, two], own, Merger.of(captions, near, softness=0.01))
+    assert exact.residual < 1e-3 and exact.growth > 20
+    assert soft.growth < 2 and soft.residual > exact.residual
 
 
 def test_concepts_that_contradict_each_other_are_refused():

@@ -94,6 +94,7 @@ class CustomDiffusionSettings(MethodSettings):
     face_mask: bool = Field(default=False, description="Whether only the face is learned.")
     steps: Steps = 500
     learning_rate: Rate = 2e-5
+    text_learning_rate: Rate | None = Field(default=None, description="Of the words; None: that of the weights.")
     schedule: RateSchedule = RateSchedule.CONSTANT
     warm_up: Moment = 0
     weight_decay: float = Field(default=1e-2, ge=0, le=1)
@@ -121,7 +122,7 @@ class CustomDiffusionSettings(MethodSettings):
             (True, {"preset", "class_folder"}),  # what they stand for tells runs apart
             (self.prior_weight == 0, {"class_pictures", "class_files"}),
             (bool(self.class_folder), {"class_pictures"}),
-            (not self.new_words, {"start"}),
+            (not self.new_words, {"start", "text_learning_rate"}),
         )
         return {name for without_effect, group in groups if without_effect for name in group}
 
@@ -202,7 +203,8 @@ def custom_diffusion(
         trained.update(free_attention(base.unet, settings.layers is Layers.ALL))
         groups = [Group("attention", trained, settings.learning_rate, settings.weight_decay)]
         if vocabulary is not None:
-            groups.append(Group("rows", vocabulary.rows, settings.learning_rate, settings.weight_decay))
+            rate = settings.text_learning_rate or settings.learning_rate
+            groups.append(Group("rows", vocabulary.rows, rate, settings.weight_decay))
         return groups
 
     tuning = Phase(
