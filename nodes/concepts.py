@@ -358,6 +358,7 @@ class SaveConcept(Node):
             display_name="Save Concept",
             category=CATEGORY,
             description="Writes a concept to models/custom_diffusion. Never replaces a file.",
+            search_aliases=["Custom Diffusion save", "delta.bin"],
             is_output_node=True,
             inputs=[
                 ConceptSocket.Input("concept", tooltip="From Merge Concepts, Compress Concept or Load Concept."),

@@ -118,7 +118,7 @@ METHOD = Method(
     miniature={
         "layers": LAYERS[0],
         "learning_rate": 1e-3,
-        "start": ("person",),
+        "start": ("person", "photo", "portrait"),
         "prompt": "a photo of a {}",
         "captions": False,
         "zoom": "none",
