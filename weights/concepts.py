@@ -282,7 +282,7 @@ def is_changeable(name: str) -> bool:
 
 def check_base(concept: Concept, base: Weights, model: str = "the MODEL") -> None:
     """LikenessError where a concept's weights are of another base model. base: its own, by diffusers' name."""
-    keys = [value for name, value in base.items() if name.endswith("to_k.weight")]
+    keys = [value for name, value in base.items() if name.endswith("attn2.to_k.weight")]
     ours, theirs = concept.text_width, keys[0].shape[1] if keys else 0
     if ours is not None and ours != theirs:
         raise LikenessError(
@@ -339,7 +339,8 @@ def _family(width: int) -> str:
 
 def left_alone(concept: Concept, base: Weights) -> list[str]:
     """Keys and values of the base model that a concept has nothing for, and so stay as they are."""
-    return [name for name in base if name.endswith(("to_k.weight", "to_v.weight")) and name not in concept.weights]
+    theirs = [name for name in base if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
+    return [name for name in theirs if name not in concept.weights]
 
 
 def changes_of(concept: Concept, base: Weights) -> dict[str, Tensor | LoraPair]:

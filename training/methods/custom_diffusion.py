@@ -116,7 +116,7 @@ METHOD = Method(
     search_aliases=("multi-concept", "cross-attention training", "delta.bin"),
     # Its own vocabulary has neither the rare words nor those that say how far away a picture is.
     miniature={
-        "layers": LAYERS[0],
+        "layers": LAYERS[1],
         "learning_rate": 1e-3,
         "start": ("person", "photo", "portrait"),
         "prompt": "a photo of a {}",
