@@ -31,12 +31,14 @@ from likeness.faces import (
     read_photo,
     unit,
 )
+from likeness.faces.align import clip_box, expand_box
 from likeness.faces.dlib_centre import CENTRE
 from likeness.faces.dlib_file import read_dlib
 from likeness.faces.found import Rule, find_faces, identity_of
 from likeness.faces.onnx_file import read_graph
 from likeness.faces.onnx_session import _open as open_session_once
 from likeness.faces.opencv import opencv as opencv_module
+from likeness.faces.packs import load_dlib
 from likeness.faces.ready import free_judges, open_dlib, open_opencv, works_now
 from likeness.models.free_faces import DLIB, SFACE, YUNET, find_free
 from likeness.models.registry import registry
@@ -140,6 +142,23 @@ def test_a_half_hidden_face_is_still_the_person(analysis, presidents):
     seen = see_photos([read_photo(presidents / name) for name in names], analysis)
     assert bool(seen.found.all())
     assert float(cosine_similarity(seen.embeddings[:1], seen.embeddings[1:]).min()) > 0.55
+
+
+def test_mtcnn_finds_tight_crops_because_they_are_padded(pictures):
+    """dlib's recogniser with MTCNN in YuNet's place, on photos cut at the face's box."""
+    analysis = load_dlib(find_free(DLIB))
+    plain, crops = see_photos(pictures.values(), analysis), []
+    for photo, face in zip(pictures.values(), plain.faces, strict=True):
+        assert face is not None
+        x1, y1, x2, y2 = clip_box(expand_box(face.box, 1.1, square=False), photo.shape[:2]).astype(int)
+        crops.append(np.ascontiguousarray(photo[y1:y2, x1:x2]))
+    assert analysis.name == "MTCNN + dlib"
+    seen = see_photos(crops, analysis)
+    assert bool(seen.found.all())
+    alike = cosine_similarity(seen.embeddings, plain.embeddings)
+    own = torch.eye(len(crops), dtype=torch.bool)
+    assert float(alike[own].min()) > float(alike[~own].max()) + 0.1
+    assert auc(alike[own].double().numpy(), alike[~own].double().numpy()) > 0.99
 
 
 # --- identities
