@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
 import torch
+from helpers import official
 from helpers import photomaker as made
 from safetensors.torch import save_file
 
@@ -19,7 +19,6 @@ from likeness.errors import LikenessError
 from likeness.faces import Identity
 from likeness.injection.plan import layout_of
 
-official = sys.modules["likeness_official"]
 TINY = [(width, 128) for width in (32, 64, 64, 64, 32, 32, 64)]
 SDXL = [(width, 2048) for width, _ in official.SDXL]
 

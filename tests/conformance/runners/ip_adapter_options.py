@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from conformance import harness
 
 from likeness.adapters import clip_vision, image_prep
 from likeness.adapters.ip_adapter import schedules
@@ -19,8 +19,6 @@ from likeness.checks import as_mask
 from likeness.injection import masks
 from likeness.injection.attention import attend
 from likeness.weights.families import TransformerLayout
-
-harness = sys.modules["likeness_conformance"]
 
 
 @harness.runs("ip_adapter", r"peer parity: weight types")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from likeness_host_adapters import CLIP, official, person, pictures, same, sentence
+from helpers.small_world import CLIP, official, person, pictures, same, sentence
 
 
 def test_an_sdxl_adapter_on_another_model_is_named(world, recipes):
