@@ -69,7 +69,7 @@ NEUTRAL = Mode(0, Projection.OFF)
 VERSION_1_1 = Mode(20, Projection.ORTHO_V2)
 
 
-class Photos(Enum):
+class TokenPooling(Enum):
     """How several photos make one person; the value is the name an artist chooses."""
 
     OFFICIAL = "as published"
@@ -93,13 +93,13 @@ class PuLIDOptions:
     """
 
     mode: Mode | None = None
-    photos: Photos = Photos.OFFICIAL
+    photos: TokenPooling = TokenPooling.OFFICIAL
     background: Background = Background.WHITE
     antialias: bool = True
     any_recogniser: bool = False
 
 
-class KeyValueProjection(nn.Module):
+class IdentityKeyValues(nn.Module):
     """`id_to_k` and `id_to_v` of one site."""
 
     def __init__(self, width: int, dim: int) -> None:
@@ -120,7 +120,7 @@ class Projections(nn.Module):
         slots = sorted({key[len(_LAYERS) :].split(".")[0] for key in sites}, key=int)
         with torch.device("meta"):
             self.id_adapter_attn_layers = nn.ModuleDict(
-                {slot: KeyValueProjection(*sites[f"{_LAYERS}{slot}.id_to_k.weight"].shape) for slot in slots}
+                {slot: IdentityKeyValues(*sites[f"{_LAYERS}{slot}.id_to_k.weight"].shape) for slot in slots}
             )
         self.load_state_dict(sites, strict=True, assign=True)
         self.requires_grad_(False).eval()
@@ -225,7 +225,7 @@ def encode(
     encoder: IDEncoder | IDFormer,
     ids: Tensor,
     seen: EvaFeatures,
-    photos: Photos = Photos.OFFICIAL,
+    photos: TokenPooling = TokenPooling.OFFICIAL,
     weights: Tensor | None = None,
 ) -> IdentityTokens:
     """The tokens of one person from n photos, without zeros.
@@ -235,14 +235,14 @@ def encode(
     """
     ids_and_eva = torch.cat([ids, seen.pooled / seen.pooled.norm(dim=-1, keepdim=True)], dim=-1)
     nobody = encoder(torch.zeros_like(ids_and_eva[:1]), [torch.zeros_like(states[:1]) for states in seen.hidden])
-    if isinstance(encoder, IDFormer) and photos is not Photos.MEAN:
+    if isinstance(encoder, IDFormer) and photos is not TokenPooling.MEAN:
         side_by_side = [states.flatten(0, 1).unsqueeze(0) for states in seen.hidden]
         return IdentityTokens(encoder(ids_and_eva.unsqueeze(0), side_by_side), nobody)
     each = encoder(ids_and_eva, seen.hidden)
-    if photos is Photos.MEAN:
+    if photos is TokenPooling.MEAN:
         share = torch.ones_like(ids[:, 0]) if weights is None else weights
         return IdentityTokens(torch.einsum("n,ntd->td", share / share.sum(), each).unsqueeze(0), nobody)
-    count = each.shape[1] if photos is Photos.EVERY_TOKEN else ID_TOKENS
+    count = each.shape[1] if photos is TokenPooling.EVERY_TOKEN else ID_TOKENS
     further = [row[None, :count] for row in each[1:]]
     return IdentityTokens(
         torch.cat([each[:1], *further], dim=1), torch.cat([nobody, *(nobody[:, :count] for _ in further)], dim=1)

@@ -149,7 +149,7 @@ def weight_schedules(case: Any) -> dict[str, torch.Tensor]:
             add_starting=options.get("add_starting_frames", 0),
             add_ending=options.get("add_ending_frames", 0),
         )
-        method = schedules.Method(options.get("method", "full batch"))
+        method = schedules.FrameSharing(options.get("method", "full batch"))
         frames = schedules.schedule(weights, schedules.Timing(options["timing"]), span, method, options.get("n", 0))
         outputs[f"w_{i}"] = torch.tensor(frames.weights)
         outputs[f"w_invert_{i}"] = torch.tensor(frames.inverted)
