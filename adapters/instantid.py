@@ -125,9 +125,9 @@ class InstantID(KeyValueSites):
     def encode(self, embedding: Tensor, noise: float = 0.0) -> IdentityTokens:
         """Tokens of a raw embedding (1, n, id_dim) of n photos, and of none; each (1, 16, width of the text), on the
         CPU."""
-        nobody = noise * _noise_of(embedding.cpu()) if noise else torch.zeros_like(embedding)
+        uncond_embedding = noise * _noise_of(embedding.cpu()) if noise else torch.zeros_like(embedding)
         device = self.image_proj.latents.device
-        tokens = IdentityTokens(*(self.image_proj(e.to(device, torch.float32)) for e in (embedding, nobody)))
+        tokens = IdentityTokens(*(self.image_proj(e.to(device, torch.float32)) for e in (embedding, uncond_embedding)))
         return tokens.to("cpu", torch.float32)
 
 

@@ -46,11 +46,11 @@ TRIGGER = "img"
 LATEST_MERGE = 30  # step; later than this the official demos never merge
 
 
-# --- what an artist can set
+# --- what a user can set
 
 
 class PhotoCrop(Enum):
-    """Which crop of a photo is looked at; the value is the name an artist chooses."""
+    """Which crop of a photo is looked at; the value is the name a user chooses."""
 
     HEAD = "head"  # an upright square of twice the face: what training showed
     PORTRAIT = "portrait"  # turned upright, the eyes always in the same place
@@ -58,7 +58,7 @@ class PhotoCrop(Enum):
 
 
 class MergeTiming(Enum):
-    """How the share after which the person enters is counted in a run; the value is the name an artist chooses."""
+    """How the share after which the person enters is counted in a run; the value is the name a user chooses."""
 
     OFFICIAL = "official steps"  # int(share · steps), at most 30, and one step more: the demos' style strength
     STEPS = "share of the steps"  # the paper's
@@ -66,7 +66,7 @@ class MergeTiming(Enum):
 
 
 class LongPrompts(Enum):
-    """What happens to a prompt of more than 75 tokens; the value is the name an artist chooses."""
+    """What happens to a prompt of more than 75 tokens; the value is the name a user chooses."""
 
     WINDOWS = "read all of it"  # in several windows, as the host does
     CUT = "cut as the official code"  # to 77 tokens, the end token as well
@@ -74,7 +74,7 @@ class LongPrompts(Enum):
 
 @dataclass(frozen=True, eq=False)
 class PhotoMakerOptions:
-    """Everything an artist can set beside strength and window; the defaults are those of the official code.
+    """Everything a user can set beside strength and window; the defaults are those of the official code.
 
     images: shown in place of the first person's crops, (n, H, W, 3) each. merge_step: the official `start_merge_step`,
     the last step without the person; -1: none. It wins over the window's start, and over `merge`.

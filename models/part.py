@@ -90,7 +90,7 @@ def _lock(file: BinaryIO) -> bool:
         if os.name == "nt":
             import msvcrt
 
-            file.seek(1 << 40)  # a byte that nobody reads
+            file.seek(1 << 40)  # a byte that is never read
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl

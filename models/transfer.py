@@ -29,7 +29,7 @@ _WORTH = 1 << 20  # bytes of such progress
 _REQUESTS = 200  # for one file, however well it goes on
 _RETRY_SECONDS = 1.0
 _MAY_RECOVER = frozenset({408, 425, 429, 500, 502, 503, 504})
-_LARGEST = 10**10  # bytes of a file whose size nobody knows; the largest of the registry has 6.9 GB
+_LARGEST = 10**10  # bytes of a file of unknown size; the largest of the registry has 6.9 GB
 _ROUNDED = 1.1  # by how much a file may exceed its rounded size
 
 
@@ -160,8 +160,8 @@ def _unreachable(model: ModelFile, url: str, reason: str) -> str:
 def _refused(model: ModelFile, url: str, error: urllib.error.HTTPError) -> str:
     if error.code in (401, 403) and is_on_hub(model):
         return (
-            f"{model.source} lets nobody fetch {model.name} without an account: accept its licence there, set the "
-            "environment variable HF_TOKEN to your access token and run the same again."
+            f"{model.source} does not allow downloading {model.name} without an account: accept its licence there, set "
+            "the environment variable HF_TOKEN to your access token and run the same again."
         )
     if error.code in (404, 410):
         return (

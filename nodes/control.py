@@ -187,8 +187,8 @@ class InstantIDOptionsNode(Node):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Random noise that the negative half is shown in place of nobody. 0 is official; 0.2 to "
-                    "0.4 takes away burnt colours at high guidance. Give both nodes the same options.",
+                    tooltip="Random noise that the negative half reads instead of zeros. 0 is official; 0.2 "
+                    "to 0.4 takes away burnt colours at high guidance. Give both nodes the same options.",
                 ),
                 advanced(
                     io.Boolean.Input(

@@ -28,7 +28,7 @@ MOST_ZEROS = 80
 
 
 class Preset(Enum):
-    """How the person's attention joins the text's; the value is the name an artist chooses."""
+    """How the person's attention joins the text's; the value is the name a user chooses."""
 
     PUBLISHED = "as published"
     FIDELITY = "fidelity"

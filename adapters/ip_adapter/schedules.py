@@ -18,7 +18,7 @@ from ...errors import LikenessError
 
 
 class Timing(Enum):
-    """The curve from the first weight to the last; the value is the name an artist chooses."""
+    """The curve from the first weight to the last; the value is the name a user chooses."""
 
     CUSTOM = "custom"  # the weights as they are written, one per frame
     LINEAR = "linear"
@@ -29,7 +29,7 @@ class Timing(Enum):
 
 
 class FrameSharing(Enum):
-    """How the frames share several pictures; the value is the name an artist chooses."""
+    """How the frames share several pictures; the value is the name a user chooses."""
 
     FULL_BATCH = "full batch"  # frame i shows picture i, and the curve spans all frames
     SHIFT_BATCHES = "shift batches"  # one curve per pair of neighbours, always from the earlier to the later

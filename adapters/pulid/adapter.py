@@ -7,7 +7,7 @@ or, in the files that ComfyUI users have, `image_proj.*` and `ip_adapter.<slot>.
 of `injection.sites`.
 
     aligned photo ──parsing, grey──▶ EVA02-CLIP ──▶ e, hidden states      photo ──antelopev2──▶ f
-    E = [encoder([f, e / |e|], hidden), zeros]        10 tokens (v1) or 32 (v1.1), and places to attend to nobody
+    E = [encoder([f, e / |e|], hidden), zeros]        10 tokens (v1) or 32 (v1.1), and zero tokens that stand for no one
     out = T + w · merge(softmax(q kᵀ/√d) v)           k = E W_k, v = E W_v, T the attention to the text; see `merge`
 
 The unconditioned half reads the encoder of zeros. The recogniser's embedding is read as it comes, not as a unit vector.
@@ -70,7 +70,7 @@ VERSION_1_1 = Mode(20, Projection.ORTHO_V2)
 
 
 class TokenPooling(Enum):
-    """How several photos make one person; the value is the name an artist chooses."""
+    """How several photos make one person; the value is the name a user chooses."""
 
     OFFICIAL = "as published"
     EVERY_TOKEN = "every token of every photo"  # version 1's "ID mix"
@@ -78,7 +78,7 @@ class TokenPooling(Enum):
 
 
 class Background(Enum):
-    """What EVA02-CLIP sees around face and hair; the value is the name an artist chooses."""
+    """What EVA02-CLIP sees around face and hair; the value is the name a user chooses."""
 
     WHITE = "white"
     PHOTO = "as in the photo"
@@ -234,18 +234,18 @@ def encode(
     the first photo and those of the embedding of every further one, version 1.1 all photos in one pass.
     """
     ids_and_eva = torch.cat([ids, seen.pooled / seen.pooled.norm(dim=-1, keepdim=True)], dim=-1)
-    nobody = encoder(torch.zeros_like(ids_and_eva[:1]), [torch.zeros_like(states[:1]) for states in seen.hidden])
+    uncond = encoder(torch.zeros_like(ids_and_eva[:1]), [torch.zeros_like(states[:1]) for states in seen.hidden])
     if isinstance(encoder, IDFormer) and photos is not TokenPooling.MEAN:
         side_by_side = [states.flatten(0, 1).unsqueeze(0) for states in seen.hidden]
-        return IdentityTokens(encoder(ids_and_eva.unsqueeze(0), side_by_side), nobody)
+        return IdentityTokens(encoder(ids_and_eva.unsqueeze(0), side_by_side), uncond)
     each = encoder(ids_and_eva, seen.hidden)
     if photos is TokenPooling.MEAN:
         share = torch.ones_like(ids[:, 0]) if weights is None else weights
-        return IdentityTokens(torch.einsum("n,ntd->td", share / share.sum(), each).unsqueeze(0), nobody)
+        return IdentityTokens(torch.einsum("n,ntd->td", share / share.sum(), each).unsqueeze(0), uncond)
     count = each.shape[1] if photos is TokenPooling.EVERY_TOKEN else ID_TOKENS
     further = [row[None, :count] for row in each[1:]]
     return IdentityTokens(
-        torch.cat([each[:1], *further], dim=1), torch.cat([nobody, *(nobody[:, :count] for _ in further)], dim=1)
+        torch.cat([each[:1], *further], dim=1), torch.cat([uncond, *(uncond[:, :count] for _ in further)], dim=1)
     )
 
 

@@ -71,7 +71,7 @@ class IdentityControl(ControlBase):
         return found if before is None else added(before, found)
 
     def _is_open(self, t: Tensor, options: dict) -> bool:
-        """By the steps of the run; by noise where nobody tells the steps."""
+        """By the steps of the run; by noise level where the steps are unknown."""
         if self.scope.whole_run:
             return True
         now, steps = float(t.flatten()[0]), options.get("sample_sigmas")

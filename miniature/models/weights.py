@@ -76,7 +76,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     with _explained(file):
         weights = load_file(file)
         if broken := first_not_finite(weights):
-            raise ValueError(f"{broken} holds values that are no numbers")
+            raise ValueError(f"{broken} holds NaN or infinity")
         return {key: t.float() if t.is_floating_point() else t for key, t in weights.items()}
 
 
