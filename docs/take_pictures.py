@@ -217,8 +217,7 @@ def preview_pictures(page: Any) -> list[bytes]:
 
 def main() -> None:
     sys.path.append(str(REPOSITORY / "tests"))
-    sys.path.append(str(REPOSITORY / "tests" / "host"))
-    comfyui, server_module = import_module("comfyui"), import_module("server")
+    comfyui, server_module = import_module("comfyui"), import_module("helpers.server")
     host = comfyui.find()
     if host is None:
         sys.exit(f"docs/take_pictures.py {comfyui.HOW_TO_GET_IT}")

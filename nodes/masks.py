@@ -26,7 +26,7 @@ FROM_KEYPOINTS = "keypoints (no download)"
 TINT = torch.tensor([1.0, 0.2, 0.2])
 
 
-class People(Enum):
+class MaskedPeople(Enum):
     """Whose mask is made."""
 
     CHOSEN = "the chosen face"
@@ -89,8 +89,8 @@ class FaceMask(Node):
                 parser_input(),
                 io.Combo.Input(
                     "people",
-                    options=choices(People),
-                    default=People.CHOSEN.value,
+                    options=choices(MaskedPeople),
+                    default=MaskedPeople.CHOSEN.value,
                     tooltip="Whose mask: one for each photo, or one for each face, in the order of the rule.",
                 ),
                 io.Int.Input(
@@ -130,23 +130,23 @@ class FaceMask(Node):
         faces: FoundFaces,
         region: str = Region.FACE.value,
         parser: str = FROM_KEYPOINTS,
-        people: str = People.CHOSEN.value,
+        people: str = MaskedPeople.CHOSEN.value,
         grow: int = 0,
         feather: int = 0,
         and_also: str = "",
     ) -> io.NodeOutput:
         found = found_of(faces)
         regions = {member(Region, region, "region"), *_regions(and_also)}
-        whose = member(People, people, "people")
+        whose = member(MaskedPeople, people, "people")
         network = managed_parser(parser)
         step = counter(len(found.photos))
         masks: list[np.ndarray] = []
         photos: list[np.ndarray] = []
         for photo, chosen, everybody in zip(found.photos, found.chosen, found.all_faces, strict=True):
-            meant = everybody if whose is not People.CHOSEN else [chosen] if chosen else []
+            meant = everybody if whose is not MaskedPeople.CHOSEN else [chosen] if chosen else []
             beside = [face for face in everybody if not _among(face, meant)]
             made = region_masks(photo, meant, regions, network, beside)
-            rows = list(made) if whose is People.EACH else [_as_one(made, regions)]
+            rows = list(made) if whose is MaskedPeople.EACH else [_as_one(made, regions)]
             masks += [feathered(grown(mask, grow), feather) for mask in rows]
             photos += [photo] * len(rows)
             step()

@@ -44,6 +44,10 @@ def rooms_of(path: Path) -> set[str]:
     return found
 
 
+def test_every_room_has_a_row():
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == MAY_IMPORT.keys()
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_room_imports_only_what_lies_below_it(path):
     room = path.relative_to(ROOT).parts[0]

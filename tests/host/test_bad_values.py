@@ -10,7 +10,6 @@ import asyncio
 import inspect
 import math
 import re
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,14 +20,13 @@ from typing import Any
 import bad_values
 import pytest
 import torch
-from helpers import photomaker
+from helpers import by_colour, datasets, photomaker, small_world
 from safetensors.torch import save_file
 
 from likeness.errors import LikenessError
 from likeness.faces import Identity
 
 HERE = Path(__file__).parent
-comfyui = sys.modules["likeness_comfyui"]
 
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 NUMBERS = (math.nan, math.inf, -math.inf, -1, 0, 1e-300, 1e38, 10**18, -(10**18), 10**400, 2.5, "1.0", "", [1])
@@ -109,9 +107,8 @@ class Bench:
 
         self.base, self.outside = base, base.parents[2]
         self.nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(LikenessExtension().get_node_list())}
-        self.small = comfyui.load_module("likeness_host_adapters", HERE / "adapters" / "small_world.py")
-        self.colour = comfyui.load_module("likeness_host_faces", HERE / "faces" / "by_colour.py")
-        training = comfyui.load_module("likeness_host_training", HERE / "test_nodes_training.py")
+        self.small = small_world
+        self.colour = by_colour
         world = self.small.World(recipes, base / "models")
         self.person, self.picture = self.small.person(2), self.colour.coloured(self.colour.RED, self.colour.DARK_RED)
         judged = self.run("LikenessFindFaces", face_analysis=self.colour.BY_COLOUR, image=self.picture)
@@ -133,7 +130,7 @@ class Bench:
             "LIKENESS_ADAPTER,IPADAPTER": adapter,
             "LIKENESS_ADAPTER_OPTIONS": world.options(),
             "LIKENESS_EMBEDS": self.small.encoded(world),
-            "LIKENESS_DATASET": training.dataset(),
+            "LIKENESS_DATASET": datasets.dataset(),
         }
         self.run("LikenessSaveIdentity", identity=self.person, filename="good")
         self.run("LikenessSaveEmbeds", embeds=self.of_type["LIKENESS_EMBEDS"], filename="good")
@@ -163,7 +160,7 @@ class Bench:
                 "face_analysis": self.colour.BY_COLOUR,
                 **small,
             },
-            "LikenessTrainMagiCapture": {"style": training.STYLE, **quick},
+            "LikenessTrainMagiCapture": {"style": datasets.STYLE, **quick},
             "LikenessTrainDreamBooth": quick,
             "LikenessTrainTextualInversion": quick,
             "LikenessIdentityReport": {"judge": self.colour.BY_COLOUR, "identity": self.by_colour(judged[0])},

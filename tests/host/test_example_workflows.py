@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import comfyui
 import numpy as np
 import pytest
 import torch
-from helpers import mask_rcnn, photomaker, pulid, storymaker
+from helpers import mask_rcnn, official, photomaker, pulid, storymaker
 from PIL import Image
 from safetensors.torch import save_file
 
-comfyui = sys.modules["likeness_comfyui"]
 WORKFLOWS = comfyui.REPOSITORY / "workflows"
-official = comfyui.load_module("likeness_official", comfyui.REPOSITORY / "tests" / "adapters" / "official.py")
 NAMES = sorted(path.name.removesuffix(".api.json") for path in (WORKFLOWS / "api").glob("*.api.json"))
 MINIATURE = "miniature_portrait"  # the one that brings its own models, and its own size
 REPORT = "identity_report"  # as well

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
-
-server_module = sys.modules["likeness_host_server"]
+from helpers import server as server_module
 
 # Node and input -> a value that is not there, and what the sentence says about it.
 GONE = {

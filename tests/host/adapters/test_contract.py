@@ -6,7 +6,6 @@ tiny MODEL of this folder. The toy system of the tests stands for one that uses 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import toy
 from helpers.contract import cases
-from likeness_host_adapters import official, same, sentence
-from likeness_host_adapters import person as one_person
+from helpers.small_world import official, same, sentence
+from helpers.small_world import person as one_person
 from safetensors.torch import save_file
 
 from likeness import adapters
@@ -25,8 +25,6 @@ from likeness.adapters.others import ANNOUNCED
 from likeness.adapters.system import WeightFile
 from likeness.injection.comfy import edited
 
-comfyui = sys.modules["likeness_comfyui"]
-toy = comfyui.load_module("likeness_toy", comfyui.REPOSITORY / "tests" / "adapters" / "toy.py")
 SYSTEMS = {kind.title: kind for kind in (*adapters.SYSTEMS, toy.SYSTEM)}
 CASES = cases()
 
