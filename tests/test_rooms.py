@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "miniature": {"adapters", "evaluation", "faces", "injection", "models", "training", "weights"},
     "cli": {"adapters", "batch", "evaluation", "faces", "injection", "miniature", "models", "training", "weights"},
     "nodes": {
-        *{"adapters", "evaluation", "faces", "injection", "miniature", "models", "restoration", "training", "weights"}
+        *("adapters", "evaluation", "faces", "injection", "miniature", "models", "restoration", "training", "weights")
     },
 }
 MODULES = sorted(path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py"))

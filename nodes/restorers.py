@@ -1,0 +1,103 @@
+"""Face restorers and networks for super-resolution on the sockets, in the care of ComfyUI's memory manager."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from .. import models_download
+from ..errors import LikenessError, logger
+from ..injection.comfy.managed import Managed
+from ..restoration import restorers, upscale
+from ..restoration.restorers import FaceRestorer, Wishes
+from ..restoration.upscale import Upscaler
+
+log = logger(__name__)
+KIND = "facerestore_models"
+SUFFIXES = frozenset({".pth", ".pt", ".ckpt", ".bin", ".safetensors"})
+# The first that is here is chosen. What may be used commercially, as far as its authors say, comes first.
+PREFERRED = ("GFPGANv1.4.pth", "GFPGANv1.3.pth", "RestoreFormer.pth")
+_OTHER_NETWORKS = ("parsing_", "detection_", "yolov5", "79999_iter", "recognition_", "alignment_")
+_PER_FACE = 700e6 / 512**2  # bytes for each pixel of a face's crop, at its most
+_PER_PIXEL = 512 * 512 * 3 * 4 * 384.0  # bytes for a tile, as the host estimates them, times scale
+
+
+def restorer_files() -> list[str]:
+    """Files that may be restorers, the preferred ones first; the preferred one alone where there is none."""
+    found = [
+        name
+        for name in models_download.list_files(KIND, SUFFIXES)
+        if not name.rsplit("/", 1)[-1].lower().startswith(_OTHER_NETWORKS)
+    ]
+    first = [name for name in PREFERRED if name in found]
+    last = [name for name in found if "codeformer" in name.lower()]  # not for commercial use
+    return [*first, *(name for name in found if name not in (*first, *last)), *last] or [PREFERRED[0]]
+
+
+class ManagedRestorer(Managed):
+    """A face restorer in the memory manager's care."""
+
+    def __init__(self, restorer: FaceRestorer, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(restorer.network.to(dtype))
+        self.restorer = restorer
+
+    @property
+    def licence(self) -> str:
+        """Of its weights, in words."""
+        return f"{self.restorer.kind.title}: {self.restorer.kind.licence}"
+
+    def restore(self, crops: Tensor, wishes: Wishes) -> Tensor:
+        """See `FaceRestorer.restore`, on the device that the host computes on."""
+        self.load(_PER_FACE * self.restorer.side**2 * len(crops))
+        return self.restorer.restore(crops, wishes)
+
+
+_adopted: WeakKeyDictionary[Any, ManagedRestorer] = WeakKeyDictionary()
+
+
+def restorer_of(value: Any) -> ManagedRestorer:
+    """What is on the socket: ours, or the network of ComfyUI's or another pack's loader, wrapped once."""
+    if isinstance(value, ManagedRestorer):
+        return value
+    try:
+        if value in _adopted:
+            return _adopted[value]
+        return _adopted.setdefault(value, ManagedRestorer(restorers.adopted(value)))
+    except TypeError:  # no weak references to a number or a text
+        raise LikenessError(f"The input restorer holds a {type(value).__name__}: connect Load Face Restorer.") from None
+
+
+class ManagedUpscaler(Managed):
+    """A network for super-resolution in the memory manager's care."""
+
+    def __init__(self, upscaler: Upscaler) -> None:
+        patcher = getattr(upscaler.descriptor, "patcher", None)  # newer hosts' loader makes one
+        if patcher is None:
+            super().__init__(upscaler.network)
+        else:
+            self.module, self.patcher = upscaler.network, patcher
+        self.upscaler = upscaler
+
+    def ready(self, fast: bool) -> torch.dtype | None:
+        """Load it; returns the half precision to compute in, None for float32: on CPUs, and where `fast` is off."""
+        import comfy.model_management as mm
+
+        device, _ = self.load(_PER_PIXEL * max(self.upscaler.scale, 1))
+        if not fast or device.type == "cpu":
+            return None
+        works = {torch.float16: mm.should_use_fp16(device), torch.bfloat16: mm.should_use_bf16(device)}
+        return next((dtype for dtype in self.upscaler.half if works[dtype]), None)
+
+
+_upscalers: WeakKeyDictionary[Any, ManagedUpscaler] = WeakKeyDictionary()
+
+
+def upscaler_of(value: Any) -> ManagedUpscaler:
+    """The network on ComfyUI's socket, wrapped once."""
+    upscaler = upscale.adopted(value)
+    if value not in _upscalers:
+        _upscalers[value] = ManagedUpscaler(upscaler)
+    return _upscalers[value]
