@@ -162,7 +162,7 @@ class DetailFaces(Node):
         done = rework_faces(
             list(pictures.colours), faces, rework, upright(resolution // 8 * 8, crop_factor), options, regions=regions
         )
-        return finish(pictures, done, remarks_on(faces, options, analysis), list(pictures.colours))
+        return finish(pictures, done, remarks_on(faces, options, analysis))
 
 
 NODES: list[type[io.ComfyNode]] = [DetailFaces]

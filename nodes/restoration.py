@@ -23,10 +23,10 @@ from ..restoration.colour import ColourMatch
 from ..restoration.crops import Framing, paste_crops
 from ..restoration.guard import guard_of
 from ..restoration.paste import Shape
-from ..restoration.preview import beside, marked
+from ..restoration.preview import beside, marked, middles
 from ..restoration.restore import Fate, Options, Restored, restore_faces
 from ..restoration.restorers import Wishes, load_restorer, precision_of
-from ..restoration.upscale import resized, tile_count
+from ..restoration.upscale import resized
 from .choices import choices, member, must_exist, named
 from .faces import found_of
 from .masks import managed_parser, parsers
@@ -334,14 +334,20 @@ class Pictures:
         return cls(image.expand(*image.shape[:3], 3) if is_grey else image[..., :3], alpha, is_grey, photos)
 
     def like(self, colours: Sequence[Tensor]) -> Tensor:
-        """Changed colours as a batch of the same kind, transparency enlarged with them."""
-        batch = torch.stack(list(colours)).clamp(0, 1)
+        """Changed colours as a batch of the same kind, transparency enlarged with them. One picture is not copied: it
+        may have a gigabyte."""
+        batch = joined(colours)
         if self.is_grey:
             return batch.mean(-1, keepdim=True)
         if self.alpha is None:
             return batch
         alpha = [resized(one, batch.shape[1], batch.shape[2]) for one in self.alpha]
         return torch.cat([batch, torch.stack(alpha)], -1)
+
+
+def joined(rows: Sequence[Tensor]) -> Tensor:
+    """The rows of a batch as one tensor, without a copy where there is one only."""
+    return rows[0][None] if len(rows) == 1 else torch.stack(list(rows))
 
 
 def regions_of(region: Tensor | None, pictures: Pictures) -> list[Tensor] | None:
@@ -381,16 +387,16 @@ def remarks_on(faces: Sequence[Sequence[Face]], options: Options, analysis: Face
     return remarks
 
 
-def finish(pictures: Pictures, done: Restored, said: Sequence[str], before: Sequence[Tensor]) -> io.NodeOutput:
+def finish(pictures: Pictures, done: Restored, said: Sequence[str]) -> io.NodeOutput:
     """What a node gives: pictures, comparison, preview, mask and report."""
     for outcome in done.outcomes:
         if outcome.fate is not Fate.RESTORED:
             log.warning("[likeness] %s.", outcome.sentence())
     report = report_of(done, said)
-    pairs = beside(done.before, done.after) if done.before else beside(before, done.pictures)
+    pairs = beside(done.before, done.after) if done.before else middles(list(pictures.colours), done.pictures)
     preview = torch.stack([marked(picture, done.outcomes, n) for n, picture in enumerate(pictures.colours)])
     return io.NodeOutput(
-        pictures.like(done.pictures), pairs, preview, torch.stack(done.covered), report, ui=ui.PreviewText(report)
+        pictures.like(done.pictures), pairs, preview, joined(done.covered), report, ui=ui.PreviewText(report)
     )
 
 
@@ -462,7 +468,7 @@ class RestoreFaces(Node):
             after_each=counter(max(sum(map(len, faces)), 1)),
         )
         said = [*remarks_on(faces, options, analysis), managed.licence]
-        return finish(pictures, done, said, list(pictures.colours))
+        return finish(pictures, done, said)
 
 
 # --- enlarging
@@ -529,19 +535,16 @@ class UpscalePortrait(Node):
         pictures, asked, network = Pictures.of(image), Wanted(**wanted), upscaler_of(upscale_model)
         if restorer is None:
             canvases = _enlarged(pictures, network, scale_by, fast)
-            kept = Restored(canvases, [canvas.new_zeros(canvas.shape[:2]) for canvas in canvases])
-            plain = [resized(one, *canvas.shape[:2]) for one, canvas in zip(pictures.colours, canvases, strict=True)]
+            mask = torch.zeros(len(canvases), *canvases[0].shape[:2])
             said = "no restorer is connected: faces were only enlarged"
-            return io.NodeOutput(
-                pictures.like(canvases), beside(plain, canvases), pictures.colours, torch.stack(kept.covered), said
-            )
+            finished, pairs = pictures.like(canvases), middles(list(pictures.colours), canvases)
+            return io.NodeOutput(finished, pairs, pictures.colours, mask, said)
         if face_analysis is None:
             raise LikenessError("Restoring faces needs the input face_analysis: connect Load Face Analysis.")
         managed, analysis = restorer_of(restorer), adopt_analysis(face_analysis)
         regions, options = regions_of(asked.region, pictures), asked.options(analysis)
         faces = asked.faces_of(pictures.photos, analysis, counter(len(pictures.photos)))
         canvases = _enlarged(pictures, network, scale_by, fast)
-        plain = [canvas.clone() for canvas in canvases] if not any(faces) else []
         done = restore_faces(
             list(pictures.colours),
             faces,
@@ -552,15 +555,15 @@ class UpscalePortrait(Node):
             regions=regions,
             after_each=counter(max(sum(map(len, faces)), 1)),
         )
-        return finish(pictures, done, [*remarks_on(faces, options, analysis), managed.licence], plain)
+        return finish(pictures, done, [*remarks_on(faces, options, analysis), managed.licence])
 
 
 def _enlarged(pictures: Pictures, network: ManagedUpscaler, scale_by: float, fast: bool) -> list[Tensor]:
     """Every picture at the size that is wanted."""
     count, height, width = pictures.colours.shape[:3]
     size = max(round(height * scale_by), 1), max(round(width * scale_by), 1)
-    step = counter(count * tile_count(height, width))
     half = network.ready(fast)
+    step = counter(count * network.upscaler.tile_count(height, width))
     return [resized(network.upscaler.enlarge(one, half, after_each=step), *size) for one in pictures.colours]
 
 
@@ -636,7 +639,7 @@ class PasteFacesBack(Node):
             Options(strength, member(ColourMatch, colours, "colours"), 0.0, shape, parser),
             regions_of(region, pictures),
         )
-        return io.NodeOutput(pictures.like(canvases), torch.stack(covered))
+        return io.NodeOutput(pictures.like(canvases), joined(covered))
 
 
 NODES: list[type[io.ComfyNode]] = [LoadFaceRestorer, RestoreFaces, UpscalePortrait, PasteFacesBack]

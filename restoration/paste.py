@@ -127,6 +127,6 @@ def put_back(
     before, after, replaced = pixels[:3], pixels[3:6], pixels[6:]
     own = picture[rows, columns].permute(2, 0, 1)
     added = after - before + replaced * (before - own)
-    picture[rows, columns] = (own + amount * share * added).permute(1, 2, 0)
+    picture[rows, columns] = (own + amount * share * added).clamp(0, 1).permute(1, 2, 0)
     if covered is not None:
         covered[rows, columns] = torch.maximum(covered[rows, columns], share[0])

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .restore import Fate, Outcome
+from .upscale import resized
+
+MIDDLE = 768  # pixels
 
 COLOURS = {Fate.RESTORED: (60, 220, 90), Fate.REDUCED: (255, 196, 0), Fate.KEPT: (255, 70, 60)}
 
@@ -17,6 +21,20 @@ def beside(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
     """Every picture or crop before, at the left, and after: (n, H, 2 W, 3). Crops (3, S, S) or pictures (H, W, 3)."""
     pairs = [torch.cat([_upright(one), _upright(other)], 1) for one, other in zip(before, after, strict=True)]
     return torch.stack(pairs).clamp(0, 1)
+
+
+def middles(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
+    """The middle of every picture (H, W, 3) at the size of the result, before and after: (n, h, 2 w, 3)."""
+    rows, columns = after[0].shape[0], after[0].shape[1]
+    scale = rows / before[0].shape[0], columns / before[0].shape[1]
+    height, width = min(MIDDLE, rows), min(MIDDLE, columns)
+    top, left = (rows - height) // 2, (columns - width) // 2
+    shown = [one[top : top + height, left : left + width] for one in after]
+    parts = [
+        one[int(top / scale[0]) :, int(left / scale[1]) :][: ceil(height / scale[0]), : ceil(width / scale[1])]
+        for one in before
+    ]
+    return beside([resized(part, height, width) for part in parts], shown)
 
 
 def _upright(pixels: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ full the tile is halved, down to `SMALLEST`, and the work goes on where it was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,6 +17,9 @@ from torch import Tensor
 from ..device_errors import is_out_of_memory
 
 TILE, OVERLAP, SMALLEST = 512, 32, 128
+CPU_TILE = 320  # smaller tensors stay in the allocator's arena and in the caches: half the time
+STRETCH = 1.25  # how much longer a tile may be, if that saves a row or a column of them
+Side = tuple[int, int]  # height, width
 Network = Callable[[Tensor], Tensor]  # (1, C, h, w), 0..1 -> (1, C', s h, s w)
 
 
@@ -28,25 +32,35 @@ class Tile(NamedTuple):
     width: int
 
 
-def tiles_of(height: int, width: int, tile: int = TILE, overlap: int = OVERLAP) -> Iterator[Tile]:
+def tiles_of(height: int, width: int, tile: Side = (TILE, TILE), overlap: int = OVERLAP) -> Iterator[Tile]:
     """The windows of a picture, row by row; one, where it fits."""
-    if height <= tile and width <= tile:
+    if height <= tile[0] and width <= tile[1]:
         yield Tile(0, 0, height, width)
         return
-    for top in _starts(height, tile, overlap):
-        for left in _starts(width, tile, overlap):
-            yield Tile(top, left, min(tile, height - top), min(tile, width - left))
+    for top in _starts(height, tile[0], overlap):
+        for left in _starts(width, tile[1], overlap):
+            yield Tile(top, left, min(tile[0], height - top), min(tile[1], width - left))
 
 
 def _starts(length: int, tile: int, overlap: int) -> range:
     return range(0, length - overlap, tile - overlap) if length > tile else range(1)
 
 
+def fitted(height: int, width: int, tile: int = TILE, overlap: int = OVERLAP) -> Side:
+    """Tiles about this large that cover the picture with the fewest pixels seen twice, all of one size."""
+    return _fitted(height, tile, overlap), _fitted(width, tile, overlap)
+
+
+def _fitted(length: int, tile: int, overlap: int) -> int:
+    count = max(math.ceil((length - overlap) / (int(STRETCH * tile) - overlap)), 1)
+    return max(math.ceil((length + (count - 1) * overlap) / count), overlap + 1)
+
+
 def upscaled(
     picture: Tensor,
     network: Network,
     scale: float,
-    tile: int = TILE,
+    tile: Side = (TILE, TILE),
     overlap: int = OVERLAP,
     after_each: Callable[[], object] = lambda: None,
 ) -> Tensor:
@@ -59,16 +73,16 @@ def upscaled(
         try:
             return _upscaled(picture, network, scale, tile, overlap, after_each)
         except Exception as error:
-            if not is_out_of_memory(error) or tile // 2 < SMALLEST:
+            if not is_out_of_memory(error) or max(tile) // 2 < SMALLEST:
                 raise
-        tile //= 2  # outside of the handler, which holds on to the tensors of the attempt
+        tile = tile[0] // 2, tile[1] // 2  # outside of the handler, which holds on to the tensors of the attempt
 
 
 def _upscaled(
-    picture: Tensor, network: Network, scale: float, tile: int, overlap: int, after_each: Callable[[], object]
+    picture: Tensor, network: Network, scale: float, tile: Side, overlap: int, after_each: Callable[[], object]
 ) -> Tensor:
     height, width = picture.shape[-2:]
-    if height <= tile and width <= tile:
+    if height <= tile[0] and width <= tile[1]:
         whole = network(picture).float().cpu()
         after_each()
         return whole

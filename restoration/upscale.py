@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import LikenessError
-from .tiles import OVERLAP, TILE, tiles_of, upscaled
+from .tiles import CPU_TILE, OVERLAP, TILE, Side, fitted, tiles_of, upscaled
 
 MOST_PIXELS = 1_000_000_000  # of an enlarged picture, 12 GB
 LUMA = (0.2989, 0.5870, 0.1140)
@@ -34,12 +34,20 @@ class Upscaler:
         """How many times it enlarges."""
         return int(self.descriptor.scale)
 
+    def tile_of(self, height: int, width: int) -> Side:
+        """The size of the tiles of a picture, on the device where the network lies."""
+        on_cpu = next(self.network.parameters()).device.type == "cpu"
+        return fitted(height, width, CPU_TILE if on_cpu else TILE)
+
+    def tile_count(self, height: int, width: int) -> int:
+        """How many tiles a picture of this size is."""
+        return sum(1 for _ in tiles_of(height, width, self.tile_of(height, width)))
+
     @torch.no_grad()
     def enlarge(
         self,
         picture: Tensor,
         half: torch.dtype | None = None,
-        tile: int = TILE,
         after_each: Callable[[], object] = lambda: None,
     ) -> Tensor:
         """A picture (H, W, 3), RGB 0..1, `scale` times as large, float32 on the CPU.
@@ -60,7 +68,8 @@ class Upscaler:
             planes = (planes * planes.new_tensor(LUMA).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
 
         def network(window: Tensor) -> Tensor:
-            window = window.to(device)
+            # Convolutions are up to twice as fast so, on CPUs and on GPUs in half precision.
+            window = window.to(device).contiguous(memory_format=torch.channels_last)
             if half is not None:
                 with torch.autocast(device.type, half):
                     made = self.descriptor(window).float()
@@ -68,13 +77,10 @@ class Upscaler:
                     return made
             return self.descriptor(window)
 
-        made = upscaled(planes, network, self.scale, tile, OVERLAP, after_each)
-        return made.expand(-1, 3, -1, -1)[0].permute(1, 2, 0).clamp(0, 1)
-
-
-def tile_count(height: int, width: int) -> int:
-    """How many tiles a picture of this size is."""
-    return sum(1 for _ in tiles_of(height, width))
+        made = upscaled(planes, network, self.scale, self.tile_of(*picture.shape[:2]), OVERLAP, after_each)
+        if made.is_inference() and not torch.is_inference_mode_enabled():
+            made = made.clone()  # spandrel's; nobody could write into it
+        return made.clamp_(0, 1).expand(-1, 3, -1, -1)[0].permute(1, 2, 0)
 
 
 def adopted(descriptor: Any) -> Upscaler:

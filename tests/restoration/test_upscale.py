@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from likeness.errors import LikenessError
 from likeness.restoration import upscale
 from likeness.restoration.spandrel_files import described
-from likeness.restoration.tiles import SMALLEST, feather, tiles_of, upscaled
+from likeness.restoration.tiles import SMALLEST, STRETCH, TILE, feather, fitted, tiles_of, upscaled
 
 
 def doubled(window: torch.Tensor) -> torch.Tensor:
@@ -28,19 +28,30 @@ def network(scale: int = 4) -> upscale.Upscaler:
 def test_tiles_cover_the_picture_and_a_local_network_gives_the_same_as_untiled(height, width, tile, overlap):
     picture = torch.rand(1, 3, height, width)
     seen = torch.zeros(height, width)
-    for top, left, tall, wide in tiles_of(height, width, tile, overlap):
+    for top, left, tall, wide in tiles_of(height, width, (tile, tile), overlap):
         assert 0 < tall <= tile and 0 < wide <= tile
         seen[top : top + tall, left : left + wide] += 1
     assert seen.min() >= 1
     steps: list[int] = []
-    made = upscaled(picture, doubled, 2, tile, overlap, lambda: steps.append(1))
+    made = upscaled(picture, doubled, 2, (tile, tile), overlap, lambda: steps.append(1))
     assert torch.allclose(made, doubled(picture), atol=1e-5)
-    assert len(steps) == len(list(tiles_of(height, width, tile, overlap)))
+    assert len(steps) == len(list(tiles_of(height, width, (tile, tile), overlap)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 8000), st.integers(1, 8000))
+def test_fitted_tiles_are_bounded_alike_and_see_no_more_than_fixed_ones(height, width):
+    tile = fitted(height, width)
+    assert max(tile) <= STRETCH * TILE
+    ours, fixed = (list(tiles_of(height, width, size)) for size in (tile, (TILE, TILE)))
+    assert sum(t.height * t.width for t in ours) <= sum(t.height * t.width for t in fixed)
+    assert len(ours) <= len(fixed)
+    assert max(t.top + t.height for t in ours) == height and max(t.left + t.width for t in ours) == width
 
 
 def test_away_from_the_seams_a_real_network_gives_the_same_as_untiled():
     made, picture = network(2), torch.rand(1, 3, 96, 80)
-    tiled, whole = upscaled(picture, made.descriptor, 2, 64, 32), made.descriptor(picture)
+    tiled, whole = upscaled(picture, made.descriptor, 2, (64, 64), 32), made.descriptor(picture)
     assert (tiled - whole).abs().max() < 0.1  # its field of view is wider than the overlap
     inside = (slice(None), slice(None), slice(0, 30), slice(0, 30))
     assert torch.allclose(tiled[inside], whole[inside], atol=1e-3)
@@ -56,20 +67,20 @@ def test_full_memory_halves_the_tile_down_to_the_smallest():
         return doubled(window)
 
     picture = torch.rand(1, 3, 300, 200)
-    assert torch.allclose(upscaled(picture, narrow, 2, 512), doubled(picture), atol=1e-5)
+    assert torch.allclose(upscaled(picture, narrow, 2), doubled(picture), atol=1e-5)
     assert sizes[:3] == [300, 256, 128] and max(sizes[2:]) == SMALLEST
 
     def never(window: torch.Tensor) -> torch.Tensor:
         raise torch.cuda.OutOfMemoryError("out of memory")
 
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        upscaled(picture, never, 2, 512)
+        upscaled(picture, never, 2)
 
     def broken(window: torch.Tensor) -> torch.Tensor:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        upscaled(picture, broken, 2, 512)
+        upscaled(picture, broken, 2)
 
 
 def test_a_cancel_inside_the_loop_ends_it():
@@ -84,7 +95,7 @@ def test_a_cancel_inside_the_loop_ends_it():
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        upscaled(torch.rand(1, 3, 64, 64), doubled, 2, 32, 8, step)
+        upscaled(torch.rand(1, 3, 64, 64), doubled, 2, (32, 32), 8, step)
     assert len(steps) == 2
 
 

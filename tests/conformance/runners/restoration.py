@@ -135,7 +135,7 @@ def tiled_scale(case: Any) -> dict[str, torch.Tensor]:
     config, network = case.config, described(case.weights, "the case").eval()
     stride = config.get("output_stride", 1)
     rows = [
-        upscaled(image[None], network, config["scale"], config["tile"], config["overlap"])
+        upscaled(image[None], network, config["scale"], (config["tile"],) * 2, config["overlap"])
         for image in case.inputs["image"]
     ]
     return {"image": torch.cat(rows)[..., ::stride, ::stride]}
