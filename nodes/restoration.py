@@ -173,7 +173,10 @@ class Wanted:
                 meant.append(sorted(search.faces, key=lambda face: -face.area))
                 step()
         if member(IfNone, self.if_none, "if_none") is IfNone.ERROR and not all(meant):
-            raise LikenessError(f"Picture {[bool(one) for one in meant].index(False) + 1} shows no face to restore.")
+            number = [bool(one) for one in meant].index(False) + 1
+            raise LikenessError(
+                f"Picture {number} shows no face to restore: leave it out, or let if_none keep such pictures."
+            )
         return [list(faces) for faces in meant]
 
     def options(self, analysis: FaceAnalysis) -> Options:

@@ -73,13 +73,8 @@ def restorer_of(value: Any) -> ManagedRestorer:
 class ManagedUpscaler(Managed):
     """A network for super-resolution in the memory manager's care."""
 
-    def __init__(self, upscaler: Upscaler) -> None:
-        patcher = getattr(upscaler.descriptor, "patcher", None)  # newer hosts' loader makes one
-        if patcher is None:
-            super().__init__(upscaler.network)
-        else:
-            self.module, self.patcher = upscaler.network, patcher
-        self.upscaler = upscaler
+    def __init__(self, upscaler: Upscaler, patcher: Any) -> None:
+        self.upscaler, self.module, self.patcher = upscaler, upscaler.network, patcher
 
     def ready(self, fast: bool) -> torch.dtype | None:
         """Load it; returns the half precision to compute in, None for float32: on CPUs, and where `fast` is off."""
@@ -92,12 +87,13 @@ class ManagedUpscaler(Managed):
         return next((dtype for dtype in self.upscaler.half if works[dtype]), None)
 
 
-_upscalers: WeakKeyDictionary[Any, ManagedUpscaler] = WeakKeyDictionary()
+_patchers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of descriptions; a patcher holds the network alone
 
 
 def upscaler_of(value: Any) -> ManagedUpscaler:
-    """The network on ComfyUI's socket, wrapped once."""
+    """The network on ComfyUI's socket, with the patcher that newer hosts' loader has made, or one of ours."""
     upscaler = upscale.adopted(value)
-    if value not in _upscalers:
-        _upscalers[value] = ManagedUpscaler(upscaler)
-    return _upscalers[value]
+    patcher = getattr(value, "patcher", None) or _patchers.get(value)
+    if patcher is None:
+        patcher = _patchers[value] = Managed(upscaler.network).patcher
+    return ManagedUpscaler(upscaler, patcher)

@@ -97,6 +97,8 @@ def test_one_chosen_face_of_find_faces(run, restorer, photo):
     found = run("FindFaces", face_analysis=BY_COLOUR, image=image, if_none="skip photo")[0]
     finished, *_, report = run("RestoreFaces", **inputs(restorer, image, faces=found, people="the chosen face"))
     assert "1 face: 1 restored" in report and torch.equal(finished[1], image[1])
+    with pytest.raises(LikenessError, match="Picture 2 shows no face to restore"):
+        run("RestoreFaces", **inputs(restorer, image, faces=found, if_none="error"))
     with pytest.raises(LikenessError, match="connect its faces"):
         run("RestoreFaces", **inputs(restorer, image, people="the chosen face"))
     with pytest.raises(LikenessError, match="2 pictures of 60x64 and the image is 1 picture of 60x64"):
@@ -284,3 +286,34 @@ def test_a_long_sequence_keeps_its_order_and_moves_the_bar(run, restorer, photo,
     assert "12 faces: 12 restored" in report and moved[-1] == (12, 12)
     one = run("RestoreFaces", **inputs(restorer, frames[7:8]))[0]
     assert torch.allclose(finished[7], one[0], atol=1e-4)
+
+
+def test_an_upscale_model_goes_when_the_graph_lets_go_of_it(run, photo, upscale_model):
+    import gc
+    import weakref
+
+    network = upscale_model()
+    run("UpscalePortrait", image=photo, upscale_model=network, scale_by=1.0)
+    gone = weakref.ref(network)
+    del network
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_parser_decides_what_is_pasted_and_stays_in_the_hosts_care(run, restorer, photo, places):
+    import comfy.model_management as host
+
+    from likeness.faces.parsing import BiSeNet
+    from likeness.nodes import masks
+
+    path = places.models / "facexlib" / "parsing_bisenet.pth"
+    path.parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(BiSeNet(4, 19).state_dict(), path)
+    shaped, parsed = (
+        run("RestoreFaces", **inputs(restorer, photo, paste=paste))[3]
+        for paste in ("face shape (no download)", path.name)
+    )
+    assert not torch.equal(shaped, parsed)
+    managed = masks._opened(path, path.stat().st_mtime_ns)[1]
+    assert any(loaded.model is managed.patcher for loaded in host.current_loaded_models)
