@@ -55,7 +55,8 @@ READY = """node => window.app?.vueAppReady && app.extensionManager.workflow.acti
 # stay empty.
 PREVIEW = """async () => {
   const models = ['CheckpointLoaderSimple', 'CLIPVisionLoader', 'ControlNetLoader', 'LikenessLoadIdentityAdapter',
-    'LikenessLoadIdentity', 'LikenessLoadEmbeds', 'LikenessLoadMiniature', 'LikenessStoryMakerCharacter'];
+    'LikenessLoadIdentity', 'LikenessLoadEmbeds', 'LikenessLoadMiniature', 'LikenessStoryMakerCharacter',
+    'LikenessLoadFaceRestorer', 'UpscaleModelLoader'];
   const {output} = await app.graphToPrompt();
   const wanted = Object.keys(output).filter(id => output[id].class_type === 'PreviewImage');
   const links = id => Object.values(output[id].inputs).filter(Array.isArray);

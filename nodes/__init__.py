@@ -20,6 +20,7 @@ class LikenessExtension(ComfyExtension):
             adapters,
             control,
             dataset,
+            detail,
             evaluation,
             faces,
             ipadapter_plus,
@@ -29,6 +30,7 @@ class LikenessExtension(ComfyExtension):
             prompts,
             pulid,
             references,
+            restoration,
             storymaker,
             training,
         )
@@ -50,5 +52,7 @@ class LikenessExtension(ComfyExtension):
             *training.NODES,
             *miniature.NODES,
             *evaluation.NODES,
+            *restoration.NODES,
+            *detail.NODES,
         ]
         return [checked(node) for node in nodes]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,10 +45,18 @@ def managed_parser(parser: str) -> FaceParser | None:
     """The parser of a combo on the device that the host computes on, in its care; None for the keypoints' choice."""
     if named(parser, "parser") == FROM_KEYPOINTS:
         return None
-    opened = load_parser(models_download.find_file("facexlib", parser))
-    log.info("[likeness] Face parser %s; licence: %s", opened.name, opened.licence)
-    Managed(opened.network).load()
+    path = models_download.find_file("facexlib", parser)
+    opened, managed = _opened(path, path.stat().st_mtime_ns)
+    managed.load()
     return opened
+
+
+@lru_cache(maxsize=2)
+def _opened(path: Path, changed: int) -> tuple[FaceParser, Managed]:
+    """A parser and what keeps it in the host's care, which must live as long as it is used."""
+    opened = load_parser(path)
+    log.info("[likeness] Face parser %s; licence: %s", opened.name, opened.licence)
+    return opened, Managed(opened.network)
 
 
 def parser_input() -> io.Combo.Input:

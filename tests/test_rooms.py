@@ -16,12 +16,15 @@ MAY_IMPORT = {
     "faces": {"models", "weights"},
     "adapters": {"faces", "weights"},
     "injection": {"adapters", "weights"},
+    "restoration": {"faces", "weights"},
     "evaluation": {"faces", "models", "weights"},
     "batch": {"evaluation", "faces", "models"},
     "training": {"adapters", "injection", "faces", "models", "weights"},
     "miniature": {"adapters", "evaluation", "faces", "injection", "models", "training", "weights"},
     "cli": {"adapters", "batch", "evaluation", "faces", "injection", "miniature", "models", "training", "weights"},
-    "nodes": {"adapters", "evaluation", "faces", "injection", "miniature", "models", "training", "weights"},
+    "nodes": {
+        *("adapters", "evaluation", "faces", "injection", "miniature", "models", "restoration", "training", "weights")
+    },
 }
 MODULES = sorted(path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py"))
 

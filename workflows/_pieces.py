@@ -143,7 +143,13 @@ def prompt(
 
 
 def sample(
-    graph: Graph, base: Base, vae: Output, model: Output, start: Start, title: str | None = None, **asked: Output
+    graph: Graph,
+    base: Base,
+    vae: Output,
+    model: Output,
+    start: Start,
+    title: str | None = None,
+    **asked: Output | float,
 ) -> Node:
     """From a latent to pictures. asked: what comes in place of the start's prompts and of the base model's settings."""
     settings = {

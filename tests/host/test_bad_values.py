@@ -20,11 +20,12 @@ from typing import Any
 import bad_values
 import pytest
 import torch
-from helpers import by_colour, datasets, photomaker, small_world
+from helpers import by_colour, datasets, photomaker, restorers, small_world
 from safetensors.torch import save_file
 
 from likeness.errors import LikenessError
 from likeness.faces import Identity
+from likeness.restoration.spandrel_files import described
 
 HERE = Path(__file__).parent
 
@@ -131,7 +132,11 @@ class Bench:
             "LIKENESS_ADAPTER_OPTIONS": world.options(),
             "LIKENESS_EMBEDS": self.small.encoded(world),
             "LIKENESS_DATASET": datasets.dataset(),
+            "LIKENESS_RESTORER,FACERESTORE_MODEL,UPSCALE_MODEL": described(restorers.restoreformer(), "x"),
+            "UPSCALE_MODEL": described(restorers.esrgan(scale=1), "x"),
         }
+        restorer = base / "models" / "facerestore_models" / "GFPGANv1.4.pth"
+        torch.save(restorers.gfpgan(), restorer)
         self.run("LikenessSaveIdentity", identity=self.person, filename="good")
         self.run("LikenessSaveEmbeds", embeds=self.of_type["LIKENESS_EMBEDS"], filename="good")
         patched, _ = world.apply(adapter, self.person, clip_vision=world.clip_vision)
@@ -150,6 +155,11 @@ class Bench:
                 "identity": replace(self.person, recogniser="antelopev2"),
             },
             "LikenessFaceKeypoints": {"faces": judged[0]},
+            "LikenessLoadFaceRestorer": {"file": restorer.name},
+            "LikenessRestoreFaces": {"identity_guard": 0.0},
+            "LikenessUpscalePortrait": {"scale_by": 1.0},
+            "LikenessPasteFacesBack": {"crops": judged[2]},
+            "LikenessDetailFaces": {"resolution": 64, "steps": 1, "positive": world.text[0], "negative": world.text[0]},
             "LikenessStoryMakerCharacter": {
                 "image": torch.rand(1, 64, 60, 3),
                 "mask": torch.nn.functional.pad(torch.ones(1, 40, 40), (10, 10, 12, 12)),

@@ -11,7 +11,7 @@ GONE = {
     ("LikenessLoadFaceAnalysis", "model"): ("gone_pack", "insightface"),
     ("LikenessLoadIdentity", "file"): ("gone.safetensors", "save one, or put the file there"),
     ("LikenessLoadEmbeds", "file"): ("gone.ipadpt", "save one, or put the file there"),
-    ("LikenessFaceMask", "parser"): ("parsing_gone.pth", "facexlib"),
+    ("LikenessLoadFaceRestorer", "file"): ("gone.pth", "facerestore_models"),
     ("LikenessPortraitDataset", "masks"): ("parsing_gone.pth", "facexlib"),
     ("LikenessPortraitDataset", "folder"): ("gone", "put the photos into a folder there"),
 }
