@@ -25,7 +25,7 @@ from .types import IdentityTokens, KeyValueScaling, SiteWeight, SiteWeights, v_o
 
 
 class MaskResize(Enum):
-    """How a mask is brought to another size; the value is the name an artist chooses."""
+    """How a mask is brought to another size; the value is the name a user chooses."""
 
     AREA = "area"  # the mean of what a token covers: thin regions keep their share even at 8 x 8 tokens
     BILINEAR = "bilinear"  # as ComfyUI_IPAdapter_plus

@@ -178,8 +178,7 @@ def refocusing(base: BaseModel, steps: int) -> Recipe:
 def host_trainer(size: Size, checkpointing: bool) -> Variant | None:
     """ComfyUI's TrainLoraNode on a UNet of the same topology, or None without ComfyUI."""
     overhead = load_module("likeness_overhead", HERE / "overhead.py")
-    comfyui = overhead.load_module("likeness_comfyui", overhead.REPOSITORY / "tests" / "comfyui.py")
-    if comfyui.find() is None:
+    if overhead.comfyui_of_the_tests().find() is None:
         return None
     recipes = overhead.start_host()
     from comfy_extras.nodes_train import TrainLoraNode

@@ -21,6 +21,7 @@ class LikenessExtension(ComfyExtension):
             concepts,
             control,
             dataset,
+            detail,
             evaluation,
             faces,
             ipadapter_plus,
@@ -30,6 +31,7 @@ class LikenessExtension(ComfyExtension):
             prompts,
             pulid,
             references,
+            restoration,
             storymaker,
             training,
         )
@@ -52,5 +54,7 @@ class LikenessExtension(ComfyExtension):
             *training.NODES,
             *miniature.NODES,
             *evaluation.NODES,
+            *restoration.NODES,
+            *detail.NODES,
         ]
         return [checked(node) for node in nodes]

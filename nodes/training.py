@@ -134,7 +134,9 @@ def _outputs(clip: str) -> list[Any]:
             "files", display_name="files", tooltip="The files that were written, and how prompts name what was learned."
         ),
         io.Image.Output("losses", display_name="losses", tooltip="The curves of all losses."),
-        io.Image.Output("samples", display_name="samples", tooltip="The sample prompts, painted by the trained model."),
+        io.Image.Output(
+            "samples", display_name="samples", tooltip="The sample prompts as the trained model makes them."
+        ),
     ]
 
 

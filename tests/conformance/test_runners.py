@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-harness = sys.modules["likeness_conformance"]
-runner = sys.modules["likeness_conformance_ip_adapter"]
-options = sys.modules["likeness_conformance_ip_adapter_options"]
-comfyui = sys.modules["likeness_comfyui"]
-official = comfyui.load_module("likeness_official", comfyui.REPOSITORY / "tests" / "adapters" / "official.py")
+from conformance import harness
+from conformance.runners import ip_adapter as runner
+from conformance.runners import ip_adapter_options as options
+from helpers import official
 
 WIDTH, SITES = 32, [(32, 32)] * 3
 
 
-def case(weights, inputs, config, expected=()) -> object:
+def case(weights, inputs, config, expected=()) -> harness.Case:
     tensors = dict.fromkeys(expected, torch.zeros(1))
     return harness.Case(Path("x"), "ip_adapter", "two adapters", config, 0.0, 0.0, weights, inputs, tensors)
 

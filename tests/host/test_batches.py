@@ -8,7 +8,6 @@ import io
 import json
 import os
 import signal
-import sys
 import threading
 import time
 import uuid
@@ -17,14 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import server as server_module
 from PIL import Image
 from typer.testing import CliRunner
 
 from likeness import cli
 from likeness.miniature.comfyui_server import PACK, started
 
-comfyui = sys.modules["likeness_comfyui"]
-server_module = sys.modules["likeness_host_server"]
 WORKFLOW = PACK / "workflows" / "api" / "miniature_portrait.api.json"
 PLAIN = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 255}},

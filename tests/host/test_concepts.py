@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import datasets
 from helpers.concepts import WIDTH, concept
 from helpers.host_call import call
 from torch import Tensor
@@ -376,8 +377,7 @@ def training(host_nodes, folder, tmp_path, monkeypatch) -> Any:
 
 
 def photos(trigger: str, count: int = 2) -> Any:
-    helper = comfyui.load_module("likeness_host_training", Path(__file__).parent / "test_nodes_training.py")
-    return helper.dataset(trigger=trigger, count=count)
+    return datasets.dataset(trigger=trigger, count=count)
 
 
 def trained(node: Any, recipes: Any, **given: Any) -> Any:

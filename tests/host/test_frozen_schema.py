@@ -117,7 +117,8 @@ def _input_changes(old: dict[str, Any], new: dict[str, Any] | None) -> list[str]
 
 @pytest.fixture(scope="module")
 def current(object_info) -> Contract:
-    comfyui = sys.modules["likeness_comfyui"]
+    import comfyui
+
     return contract(object_info, comfyui.load_module("_graph", comfyui.REPOSITORY / "workflows" / "_graph.py"))
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 
+import comfyui
 import pytest
 
-WORKFLOWS = sys.modules["likeness_comfyui"].REPOSITORY / "workflows"
+WORKFLOWS = comfyui.REPOSITORY / "workflows"
 API_SUFFIX = ".api.json"
 SAVERS = {  # nodes whose first widget is the name of a file
     "LikenessSaveIdentity": "models/likeness_identities",
