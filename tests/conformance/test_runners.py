@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conformance import harness
+from conformance.runners import custom_diffusion as concepts
 from conformance.runners import ip_adapter as runner
 from conformance.runners import ip_adapter_options as options
 from helpers import official
@@ -38,9 +39,6 @@ def test_a_faceid_adapter_beside_one_that_reads_images(photos):
 def test_schedules_give_what_the_case_has(asked):
     row = {"weights": "0,1", "timing": "linear", "frames": 3, "n": 2}
     assert set(options.weight_schedules(case({}, {}, {"cases": [row]}, asked))) == set(asked)
-
-
-concepts = sys.modules["likeness_conformance_custom_diffusion"]
 
 
 def whole_network(layout: str, queries: bool, sdxl: bool) -> object:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conformance import harness
 from helpers import datasets
 from helpers.concepts import WIDTH, concept
 from helpers.host_call import call
@@ -18,9 +17,6 @@ from likeness.errors import LikenessError
 from likeness.weights.concepts import Concept, Layout, load_concept, read_concept
 from likeness.weights.embedding_files import TokenEmbedding
 
-comfyui = sys.modules["likeness_comfyui"]
-CONFORMANCE = Path(__file__).parents[1] / "conformance"
-harness = comfyui.load_module("likeness_conformance", CONFORMANCE / "harness.py")
 CASES = [
     path
     for path in harness.find_cases(harness.golden_folder())
@@ -30,7 +26,9 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def runner() -> Any:
-    return comfyui.load_module("likeness_conformance_custom_diffusion", CONFORMANCE / "runners" / "custom_diffusion.py")
+    from conformance.runners import custom_diffusion
+
+    return custom_diffusion
 
 
 @pytest.fixture(scope="module")

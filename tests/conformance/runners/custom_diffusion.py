@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from typing import Any
 
 import torch
+from conformance import harness
 from torch import Tensor, nn
 
 from likeness.training.base.attention_weights import free_attention, no_gradient_at_start
@@ -18,7 +18,6 @@ from likeness.weights.concept_merging import Constraints, Merger
 from likeness.weights.concepts import Concept, changes_of, read_concept
 from likeness.weights.lora import merged
 
-harness = sys.modules["likeness_conformance"]
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2"
 
 
