@@ -44,7 +44,7 @@ from likeness.miniature.models.backend import observe
 from likeness.miniature.models.weights import ADAPTER_FILE, FOLDER
 from likeness.miniature.models.world import World, load_world, photos_of
 from likeness.miniature.models.world import wanted as place_of
-from likeness.miniature.study.measuring import PROMPTS, TABLE_PEOPLE, Subject, measure, subjects
+from likeness.miniature.study.measuring import PROMPTS, TABLE_PEOPLE, Subject, measure_subject, subjects
 from likeness.miniature.study.tuned import (
     BATCH,
     REFERENCE_STYLE,
@@ -168,7 +168,7 @@ def run(
                 began = time.monotonic()
                 pictures = paint(asked, noise)
                 seconds = (time.monotonic() - began) / len(asked) if method.generates else float("nan")
-                found = measure(world, str(name), subject, pictures, asked, noise, others, seconds)
+                found = measure_subject(world, str(name), subject, pictures, asked, noise, others, seconds)
                 records += [replace(record, measures={**record.measures, **cost_of(prepared)}) for record in found]
     return records
 
