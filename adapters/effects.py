@@ -174,8 +174,8 @@ class WeightDelta:
 
     name: of the file, for messages. id: tells this change from others, whatever the files are called; two effects of
     one id are applied once, with the greater strength, so that several people can use one adapter. changes: LoRA pairs
-    or whole differences of the weights, by diffusers' path of the layer, without ".weight". A weight is the same for
-    the whole picture, so that of the scope only the window counts.
+    or whole differences of the weights, by diffusers' path of the layer, without ".weight"; of a bias by its whole
+    name. A weight is the same for the whole picture, so that of the scope only the window counts.
     """
 
     name: str

@@ -53,7 +53,9 @@ from likeness.miniature.study.tuned import (
     attention_outside,
     in_style,
     learn,
+    lesson_of,
     portraits_of,
+    word_of,
 )
 from likeness.training.data.dataset import DatasetKind
 from likeness.training.methods import METHODS
@@ -119,8 +121,8 @@ def faceid(photos: int, strength: float = 1.0) -> Prepare:
 @cache
 def taught(name: str, world: World, subject: Subject, **changes: Any) -> Tuned:
     """What a method has learned from the photos given of a person: once, for the table and for the ablation."""
-    lesson, word = TRAINED[name]
-    return learn(lesson(world, subject.given, STEPS, **changes), world, word)
+    method = TRAINED[name]
+    return learn(lesson_of(method, world, subject.given, STEPS, **changes), world, word_of(method))
 
 
 def _seed_of(subject: Subject) -> int:

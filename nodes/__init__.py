@@ -18,6 +18,7 @@ class LikenessExtension(ComfyExtension):
         from .. import models_download
         from . import (
             adapters,
+            concepts,
             control,
             dataset,
             detail,
@@ -48,6 +49,7 @@ class LikenessExtension(ComfyExtension):
             *pulid.NODES,
             *storymaker.NODES,
             *ipadapter_plus.NODES,
+            *concepts.NODES,
             *dataset.NODES,
             *training.NODES,
             *miniature.NODES,

@@ -21,6 +21,7 @@ import bad_values
 import pytest
 import torch
 from helpers import by_colour, datasets, photomaker, restorers, small_world
+from helpers.concepts import concept
 from safetensors.torch import save_file
 
 from likeness.errors import LikenessError
@@ -134,11 +135,14 @@ class Bench:
             "LIKENESS_DATASET": datasets.dataset(),
             "LIKENESS_RESTORER,FACERESTORE_MODEL,UPSCALE_MODEL": described(restorers.restoreformer(), "x"),
             "UPSCALE_MODEL": described(restorers.esrgan(scale=1), "x"),
+            "LIKENESS_CONCEPT": concept(world.model),
         }
         restorer = base / "models" / "facerestore_models" / "GFPGANv1.4.pth"
         torch.save(restorers.gfpgan(), restorer)
         self.run("LikenessSaveIdentity", identity=self.person, filename="good")
         self.run("LikenessSaveEmbeds", embeds=self.of_type["LIKENESS_EMBEDS"], filename="good")
+        learned = self.of_type["LIKENESS_CONCEPT"]
+        concept_file = self.run("LikenessSaveConcept", concept=learned, filename="good", format="safetensors")[0]
         patched, _ = world.apply(adapter, self.person, clip_vision=world.clip_vision)
         small = {"resolution": 64, "smallest_face": 0, "least_sharpness": 0.0}
         quick = {"preview_every": 0}
@@ -170,9 +174,12 @@ class Bench:
                 "face_analysis": self.colour.BY_COLOUR,
                 **small,
             },
+            "LikenessLoadConcept": {"file": concept_file},
+            "LikenessMergeConcepts": {"concept_2": concept(world.model, "<new2>"), "captions": "a dog\na cat"},
             "LikenessTrainMagiCapture": {"style": datasets.STYLE, **quick},
             "LikenessTrainDreamBooth": quick,
             "LikenessTrainTextualInversion": quick,
+            "LikenessTrainCustomDiffusion": quick,
             "LikenessIdentityReport": {"judge": self.colour.BY_COLOUR, "identity": self.by_colour(judged[0])},
             "LikenessKeepBestLikeness": {"judge": self.colour.BY_COLOUR, "identity": self.by_colour(judged[0])},
         }

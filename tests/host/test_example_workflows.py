@@ -50,7 +50,11 @@ FINISHED = {
     "detail_faces": (886, 1280),
     "edit_face": (512, 512),
 }
-NEEDS = {"saved_identity": ["save_identity", "save_identity_again"], "saved_embeds": ["save_embeds"]}
+NEEDS = {
+    "saved_identity": ["save_identity", "save_identity_again"],
+    "saved_embeds": ["save_embeds"],
+    "merge_concepts": ["train_custom_diffusion"],
+}
 
 pytestmark = pytest.mark.slow
 

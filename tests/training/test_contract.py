@@ -24,6 +24,7 @@ from likeness.training.loss_log import read_losses
 from likeness.training.materials import ConceptPhotos, Materials
 from likeness.training.methods.method import Method
 from likeness.training.recipe import Recipe
+from likeness.weights.concepts import load_concept, whole_weights
 from likeness.weights.embedding_files import load_embedding
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +95,9 @@ def load(saved: list[Saved], recipe: Recipe, base: BaseModel) -> None:
             for network, pairs in zip(base.networks, (lora.unet, *lora.encoders), strict=True):
                 if pairs:
                     continue_lora(network, pairs)
-    assert {result.kind for result in saved} <= {SavedKind.EMBEDDING, SavedKind.LORA}
+        if result.kind is SavedKind.CONCEPT:
+            base.unet.load_state_dict(whole_weights(load_concept(result.path), base.unet.state_dict()), strict=False)
+    assert {result.kind for result in saved} <= {SavedKind.EMBEDDING, SavedKind.LORA, SavedKind.CONCEPT}
 
 
 @EACH

@@ -10,7 +10,11 @@ import pytest
 
 WORKFLOWS = comfyui.REPOSITORY / "workflows"
 API_SUFFIX = ".api.json"
-SAVERS = {"LikenessSaveIdentity": "models/likeness_identities", "LikenessSaveEmbeds": "models/likeness_embeds"}
+SAVERS = {  # nodes whose first widget is the name of a file
+    "LikenessSaveIdentity": "models/likeness_identities",
+    "LikenessSaveEmbeds": "models/likeness_embeds",
+    "LikenessTrainCustomDiffusion": "models/custom_diffusion",
+}
 UI_FILES = sorted(WORKFLOWS.glob("*.json"))
 API_FILES = sorted((WORKFLOWS / "api").glob("*.json"))
 
