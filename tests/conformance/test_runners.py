@@ -41,7 +41,7 @@ def test_schedules_give_what_the_case_has(asked):
     assert set(options.weight_schedules(case({}, {}, {"cases": [row]}, asked))) == set(asked)
 
 
-def whole_network(layout: str, queries: bool, sdxl: bool) -> object:
+def whole_network(layout: str, queries: bool, sdxl: bool) -> harness.Case:
     """A tiny UNet and a file in a layout that the golden folder may not hold."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 

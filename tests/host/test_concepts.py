@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 
-import comfyui
 import pytest
 import torch
 from conformance import harness
+from helpers import datasets
 from helpers.concepts import WIDTH, concept
 from helpers.host_call import call
 from torch import Tensor
@@ -18,7 +17,6 @@ from likeness.errors import LikenessError
 from likeness.weights.concepts import Concept, Layout, load_concept, read_concept
 from likeness.weights.embedding_files import TokenEmbedding
 
-CONFORMANCE = Path(__file__).parents[1] / "conformance"
 CASES = [
     path
     for path in harness.find_cases(harness.golden_folder())
@@ -28,7 +26,9 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def runner() -> Any:
-    return comfyui.load_module("likeness_conformance_custom_diffusion", CONFORMANCE / "runners" / "custom_diffusion.py")
+    from conformance.runners import custom_diffusion
+
+    return custom_diffusion
 
 
 @pytest.fixture(scope="module")
@@ -375,8 +375,7 @@ def training(host_nodes, folder, tmp_path, monkeypatch) -> Any:
 
 
 def photos(trigger: str, count: int = 2) -> Any:
-    helper = comfyui.load_module("likeness_host_training", Path(__file__).parent / "test_nodes_training.py")
-    return helper.dataset(trigger=trigger, count=count)
+    return datasets.dataset(trigger=trigger, count=count)
 
 
 def trained(node: Any, recipes: Any, **given: Any) -> Any:
