@@ -132,10 +132,10 @@ class Bench:
             "LIKENESS_ADAPTER,IPADAPTER": adapter,
             "LIKENESS_ADAPTER_OPTIONS": world.options(),
             "LIKENESS_EMBEDS": self.small.encoded(world),
-            "LIKENESS_CONCEPT": concept(world.model),
             "LIKENESS_DATASET": datasets.dataset(),
             "LIKENESS_RESTORER,FACERESTORE_MODEL,UPSCALE_MODEL": described(restorers.restoreformer(), "x"),
             "UPSCALE_MODEL": described(restorers.esrgan(scale=1), "x"),
+            "LIKENESS_CONCEPT": concept(world.model),
         }
         restorer = base / "models" / "facerestore_models" / "GFPGANv1.4.pth"
         torch.save(restorers.gfpgan(), restorer)

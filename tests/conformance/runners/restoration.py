@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import torch
 from conformance import harness
+from spandrel.architectures.Compact import Compact
 
 from likeness.faces.align import ffhq_template, invert, robust_similarity_transform, warp
 from likeness.faces.parsing import PARSENET_ORDER
@@ -46,6 +47,7 @@ def codeformer(case: Any) -> dict[str, torch.Tensor]:
 @harness.runs("restoration", r"gfpgan_clean")
 def gfpgan_clean(case: Any) -> dict[str, torch.Tensor]:
     network, _ = gfpgan(case.weights)
+    network.input_is_latent = case.config.get("input_is_latent", True)  # no weight tells it; released files' are
     image, sides = network(case.inputs["image"], return_rgb=True, randomize_noise=False)
     return {"image": image, "rgb_last": sides[-1]}
 
@@ -124,7 +126,10 @@ def paste_back(case: Any) -> dict[str, torch.Tensor]:
 
 @harness.runs("restoration", r"rrdbnet|srvgg\w*")
 def super_resolution(case: Any) -> dict[str, torch.Tensor]:
-    network = described(case.weights, "the case").model.eval()
+    if case.config.get("act_type", "prelu") == "prelu":
+        network = described(case.weights, "the case").model.eval()
+    else:  # no released file has another, and spandrel reads none
+        network = filled(Compact(**case.config), case.weights, "the case")
     return {"image": network(case.inputs["image"])}
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from likeness_host_faces import BLACK, BY_COLOUR, coloured
+from helpers.by_colour import BLACK, BY_COLOUR, coloured
 
 from likeness.errors import LikenessError
 from likeness.faces import FaceAnalysis

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 from helpers import restorers as small
-from likeness_host_faces import BLACK, BY_COLOUR, RED, coloured
+from helpers.by_colour import BLACK, BY_COLOUR, RED, coloured
 
 from likeness.errors import LikenessError
 
