@@ -31,6 +31,8 @@ MIGRATION = (
     f"CHANGELOG.md what changes for whom, and then run `{COMMAND}`."
 )
 
+HOSTS_OWN = {"sampler_name", "scheduler"}  # their choices are those of the ComfyUI that is running
+
 Contract = dict[str, dict[str, Any]]
 
 
@@ -69,7 +71,7 @@ def _node(info: dict[str, Any], graph_tool: Any) -> dict[str, Any]:
 def _input(given: Any) -> dict[str, Any]:
     kept = {"type": given.type, "required": given.required}
     kept |= {key: given.options[key] for key in ("default", "min", "max") if key in given.options}
-    if given.type == "COMBO":  # what stands in brackets tells that there is no file to choose
+    if given.type == "COMBO" and given.name not in HOSTS_OWN:  # what stands in brackets tells that there is no file to choose
         kept["options"] = [choice for choice in given.choices or [] if not str(choice).startswith("(")]
     return kept
 
