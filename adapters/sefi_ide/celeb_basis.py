@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -24,12 +25,11 @@ def basis_of_names(token_ids: Tensor, table: Tensor, components: int, end_token:
 
 
 class FaceCoefficients(nn.Module):
-    """From a face's recognition embedding to coefficients of unit length over the basis, and to tokens."""
+    """From a face's recognition embedding to unit coefficients over the basis, by layers of these widths."""
 
-    def __init__(self, face_width: int, components: int, words: int = 2, depth: int = 1) -> None:
+    def __init__(self, widths: Sequence[int], words: int = 2) -> None:
         super().__init__()
         self.words = words
-        widths = [face_width] + depth * [words * components]
         layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
         self.stylegan_mlp = nn.ModuleDict({"net": nn.ModuleList(layers)})
 

@@ -98,9 +98,8 @@ def celeb_basis(case: Any) -> dict[str, Tensor]:
 @harness.runs("sefi_ide", r"celeb basis ID net.*")
 def face_coefficients(case: Any) -> dict[str, Tensor]:
     config, basis = case.config, case.weights["celeb_basis"]
-    network = FaceCoefficients(
-        config["fr_dim"], config["inner_dim"], config["num_embeds_per_token"], config["mlp_depth"]
-    )
+    layers = [case.weights[f"stylegan_mlp.net.{i}.weight"] for i in range(config["mlp_depth"])]
+    network = FaceCoefficients([config["fr_dim"], *map(len, layers)], config["num_embeds_per_token"])
     network.load_state_dict({k: v for k, v in case.weights.items() if k.startswith("stylegan_mlp.")})
     coefficients = network(case.inputs["face_feature"])
     return {"coefficients": coefficients, "tokens": tokens_of(coefficients, basis)}
