@@ -71,7 +71,8 @@ def _node(info: dict[str, Any], graph_tool: Any) -> dict[str, Any]:
 def _input(given: Any) -> dict[str, Any]:
     kept = {"type": given.type, "required": given.required}
     kept |= {key: given.options[key] for key in ("default", "min", "max") if key in given.options}
-    if given.type == "COMBO" and given.name not in HOSTS_OWN:  # what stands in brackets tells that there is no file to choose
+    if given.type == "COMBO" and given.name not in HOSTS_OWN:
+        # What stands in brackets tells that there is no file to choose.
         kept["options"] = [choice for choice in given.choices or [] if not str(choice).startswith("(")]
     return kept
 
