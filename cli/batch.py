@@ -246,6 +246,7 @@ def show_status(
     folder: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False
 ) -> None:
     """How far a run is; it may be running. 查看进度。"""
+    from ..batch.journal import RowState
     from ..batch.session import open_run
 
     run = open_run(folder)
@@ -257,7 +258,8 @@ def show_status(
     )
     if as_json:
         kinds = [{"kind": kind, "error": error, "rows": count} for kind, error, count in failures]
-        print(json.dumps({"run": run.id, "lines": lines, **counts, "failures": kinds}))
+        states = {state.value: counts.get(state.value, 0) for state in RowState}
+        print(json.dumps({"run": run.id, "lines": lines, **states, "failures": kinds}))
         return
     total = sum(counts.values())
     print(f"{counts.get('done', 0)} of {total} rows are done ({lines} lines of the table).")

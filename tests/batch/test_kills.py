@@ -118,7 +118,7 @@ def test_a_full_disk_under_the_journal_ends_the_batch_in_a_sentence_and_loses_no
                 (pages,) = engine.journal._db.execute("pragma page_count").fetchone()
                 engine.journal._db.execute(f"pragma max_page_count={pages}")
 
-            with pytest.raises(LikenessError, match="journal .* cannot be written .*full"):
+            with pytest.raises(LikenessError, match=r"journal .* cannot be written .*full"):
                 await desk.run(fakes, meanwhile=fill)
             end, made = await desk.run(fakes)
             assert end is End.DONE
