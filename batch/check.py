@@ -44,8 +44,15 @@ class Checked:
     servers: Sequence[Seen]
 
 
-async def look_at_servers(workers: Sequence[Worker], workflow: Workflow, problems: Problems) -> list[Seen]:
-    """Ask every server what it is and has. One that is away is a problem."""
+def versions_of(facts: Facts) -> tuple[str, str]:
+    """What pixels depend on: the versions of ComfyUI and of torch."""
+    return facts.version_text, facts.torch
+
+
+async def look_at_servers(
+    workers: Sequence[Worker], workflow: Workflow, problems: Problems, pin_version: bool = False
+) -> list[Seen]:
+    """Ask every server what it is and has. One that is away is a problem, with `pin_version` also another version."""
     wanted = {node["class_type"] for node in workflow.graph.values()}
 
     async def ask(worker: Worker) -> Seen | None:
@@ -63,7 +70,13 @@ async def look_at_servers(workers: Sequence[Worker], workflow: Workflow, problem
             fault = Fault(f"runs ComfyUI {one.facts.version_text}", "update it to 0.3.48 or newer")
             problems.add(one.worker.name, 0, "", "", fault)
     versions = {one.facts.version_text for one in seen}
-    if len(versions) > 1:
+    if pin_version:
+        for one in seen[1:]:
+            if versions_of(one.facts) != (first := versions_of(seen[0].facts)):
+                runs, others = (f"ComfyUI {text} with torch {torch}" for text, torch in (versions_of(one.facts), first))
+                fault = Fault(f"runs {runs}, but {seen[0].worker.name} runs {others}", "update one of them, or unpin")
+                problems.add(one.worker.name, 0, "", "", fault)
+    elif len(versions) > 1:
         problems.warn(f"the servers run different versions ({', '.join(sorted(versions))}): pixels may differ")
     return seen
 
@@ -75,7 +88,7 @@ async def check(
     problems = Problems()
     workflow = read_workflow(plan.workflow)
     table = Table(plan.table) if plan.table else None
-    servers = await look_at_servers(workers, workflow, problems)
+    servers = await look_at_servers(workers, workflow, problems, plan.pin_version)
     nodes = _together([seen.nodes for seen in servers])
     name = plan.workflow.name
     if servers:
@@ -98,6 +111,8 @@ async def check(
     if plan.judging.most and not compiler.seed_holes:
         fault = Fault("rows are repeated with another seed, but none is set", "add seeds, or a seed column")
         problems.add("likeness", 0, "retry_below", "", fault)
+    if plan.judging.judge:
+        _check_judge(plan, compiler, people, open_faces, problems)
     return Checked(plan, workflow, compiler, people, problems, lines, servers)
 
 
@@ -116,6 +131,26 @@ def _people(
             problems.add("people", 0, "faces", plan.people.faces, Fault(str(error).rstrip("."), ""))
             return []
     return people
+
+
+def _check_judge(
+    plan: Plan, compiler: Compiler, people: Sequence[Person], open_faces: OpenFaces, problems: Problems
+) -> None:
+    """Whether the judge is here, may judge, and has somebody to compare with."""
+    from ..evaluation.identity import check_judge
+    from ..faces import Identity
+
+    name, about = plan.judging.judge, "likeness"
+    columns = [*compiler.columns, *compiler.axes, *compiler.constants]
+    if plan.people is None and not any(spec.kind is Kind.IDENTITY for one in columns for _, spec in one.inputs):
+        fault = Fault("nothing says who is shown", "add `people` to the plan, or a column for an identity file")
+        problems.add(about, 0, "judge", name, fault)
+        return
+    made_by = {Identity.load(person.identity).recogniser for person in people if person.identity is not None}
+    try:
+        check_judge(open_faces(name), made_by, plan.judging.allow_same)
+    except LikenessError as error:
+        problems.add(about, 0, "judge", name, Fault(str(error).rstrip("."), ""))
 
 
 # --- the workflow
@@ -269,13 +304,13 @@ def _warn_of_differences(compiler: Compiler, servers: Sequence[Seen], problems: 
     """Rows that only some servers can run stay on those."""
     if len(servers) < 2:
         return
-    for column in compiler.columns + compiler.axes:
+    for column in [*compiler.columns, *compiler.axes]:
         for address, spec in column.inputs:
             if spec.kind is not Kind.COMBO:
                 continue
             kind = compiler.workflow.graph[address.node]["class_type"]
             offers = [set(s.nodes[kind].inputs[address.input].options) for s in servers if kind in s.nodes]
-            used = {key for key in column._known if isinstance(key, str)}
+            used = {key for key in column.cells if isinstance(key, str)}
             if missing := sorted(used & set.union(*offers) - set.intersection(*offers)):
                 problems.warn(
                     f"{missing[0]!r} of {column.name!r} is not on every server: its rows stay on those that have it"

@@ -43,6 +43,8 @@ class Settings:
     give_up: float = 0.0  # without any server; 0: never
     poll: tuple[float, float] = (1.0, 15.0)
     breaker: int = 20  # failures in a row of one kind; 0: never
+    recycle: int = 0  # rows after which a server of our own is started again; 0: never
+    most_memory: int = 0  # bytes of main memory after which it is; 0: any
     first_probe: float = 1.0
 
 
@@ -69,6 +71,7 @@ class Work:
     allow_empty: bool = False
     below: float = 0.0  # percent; a row that is less like the person gets another take
     most_takes: int = 0
+    pinned: tuple[str, str] | None = None  # versions of ComfyUI and torch; servers with others get no row
 
     def values(self, row: Row) -> dict[Address, Any]:
         """What a row sets."""
@@ -120,6 +123,7 @@ class Engine:
         self.changed = asyncio.Event()
         self._judging: asyncio.Queue[int] = asyncio.Queue()
         self._unjudged = 0
+        self._told_unjudged: set[str] = set()
         self._failure: BaseException | None = None
         self._in_a_row: tuple[str, int] = ("", 0)
         self._breaker = ""
@@ -303,16 +307,22 @@ class Engine:
             files = [self.keeper.run / file.path for file in self.journal.files(seq)]
             try:
                 metrics = await asyncio.to_thread(self.judge, row, files)
+                if metrics.get("percent", float("inf")) < self.work.below and row.take < self.work.most_takes:
+                    self._another_take(row)  # first: after a kill between the two the row is judged again
                 self.journal.measure(seq, metrics)
                 self.tell("judged", {"row": row.row_id, "idx": row.idx, **metrics})
-                percent = metrics.get("percent", float("inf"))
-                if percent < self.work.below and row.take < self.work.most_takes and not self.stopping:
-                    self._another_take(row)
+            except LikenessError as error:  # the pictures are there; `likeness batch report --measure` may come later
+                self._tell_unjudged(row, str(error))
             except Exception as error:
                 self.fail(error)
                 return
             self._unjudged -= 1
             self.changed.set()
+
+    def _tell_unjudged(self, row: Row, error: str) -> None:
+        if error not in self._told_unjudged:
+            self._told_unjudged.add(error)
+            self.tell("unjudged", {"row": row.row_id, "idx": row.idx, "error": error})
 
     def _another_take(self, row: Row) -> None:
         take = row.take + 1
@@ -365,6 +375,7 @@ class Lane:
         self._is_dead = False
         self._quarantines = 0
         self._was_stuck, self._next_look = False, 0.0
+        self._rows_since_start = 0
         self._alone = False
 
     @property
@@ -383,6 +394,7 @@ class Lane:
                 if self.engine.stopping > 1:
                     await self._take_back()
                 self._fill()
+                await self._recycle()
                 await self._look_for_zombie()
                 await self.engine._sleep(min(0.25, max(0.01, self.engine.todo.due_in())))
         except asyncio.CancelledError:
@@ -397,7 +409,10 @@ class Lane:
             try:
                 if self._is_dead or self.worker.has_ended:
                     await self.worker.restart()
-                await self.worker.facts()
+                facts = await self.worker.facts()
+                if (pinned := self.engine.work.pinned) and (facts.version_text, facts.torch) != tuple(pinned):
+                    runs = f"ComfyUI {facts.version_text} and torch {facts.torch}"
+                    raise Unwelcome(f"{self.worker.name} runs {runs}, but this run is pinned to {' and '.join(pinned)}")
                 await self._tidy()
                 break
             except Away as error:
@@ -434,9 +449,32 @@ class Lane:
         self._came_up.clear()
         self.engine.tell("down", {"server": self.worker.name, "error": str(error)})
 
+    # --- servers of our own, which may grow over thousands of rows
+
+    @property
+    def _is_worn(self) -> bool:
+        settings, used = self.engine.settings, self._rows_since_start + len(self.flights)
+        if not self.is_own or not used:
+            return False
+        return 0 < settings.recycle <= used or 0 < settings.most_memory < getattr(self.worker, "memory", 0)
+
+    async def _recycle(self) -> None:
+        """Start a server of ours again once what it has is done."""
+        if not self.is_up or self.flights or not self._is_worn:
+            return
+        self.engine.tell("recycled", {"server": self.worker.name, "rows": self._rows_since_start})
+        self.is_up, self._rows_since_start = False, 0
+        self._came_up.clear()
+        try:
+            await self.worker.restart()
+        except Away as error:
+            self.trouble, self._is_dead = str(error), True
+
+    # --- what it gets
+
     def _fill(self) -> None:
         settings = self.engine.settings
-        while self.is_up and self.engine.may_send and not self._alone:
+        while self.is_up and self.engine.may_send and not self._alone and not self._is_worn:
             room = settings.window if self.is_trusted else 1
             if sum(f.in_queue for f in self.flights.values()) >= room or len(self.flights) >= 4 * settings.window:
                 return
@@ -694,6 +732,7 @@ class Lane:
                 raise _Ended(Outcome.BAD_FILE, str(error)) from None
             except Away as error:
                 await self._wait_for_server(flight, error)
+        self._rows_since_start += 1
         if engine.journal.done(row.seq, prompt, files, ending.seconds, ending.cached):
             self._note_pace()
             told = {"row": row.row_id, "idx": row.idx, "server": self.worker.name, "seconds": ending.seconds}

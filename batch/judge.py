@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from .people import OpenFaces, Person, identity_from
 from .session import Run
 
 if TYPE_CHECKING:
+    from ..evaluation.identity import References
     from ..faces import FaceAnalysis, Identity
 
 _PICTURES = frozenset([".png", ".jpg", ".webp", ".gif", ".bmp", ".tiff", ".avif"])
@@ -24,18 +26,19 @@ class LikenessJudge:
 
     def __init__(self, run: Run, judge: str, open_faces: OpenFaces, allow_same: bool = False):
         self._run, self._name, self._open, self._allow_same = run, judge, open_faces, allow_same
-        self._judge: FaceAnalysis | None = None
-        self._identities: dict[str, Identity | None] = {}
+        self._people: dict[str, References | None] = {}
+
+    @cached_property
+    def _judge(self) -> FaceAnalysis:
+        return self._open(self._name)
 
     def __call__(self, row: Row, files: Sequence[Path]) -> Mapping[str, float]:
         """Percent of real photos' likeness, cosine, and whether there is a face. Nothing for a row without a person."""
         import torch
 
-        from ..evaluation.journal import as_picture
-        from ..evaluation.portraits import judge_pictures
+        from ..evaluation.identity import calibration_of, score_sight, see_photos
         from ..faces import read_photo
 
-        self._judge = self._judge or self._open(self._name)
         person = self._person_of(row)
         if person is None:
             return {}
@@ -44,32 +47,34 @@ class LikenessJudge:
             if file.suffix not in _PICTURES:
                 continue
             try:
-                picture = as_picture(read_photo(file))[None]
+                photo = read_photo(file)
             except LikenessError:  # it was checked when it came; nobody's face is in what is unreadable now
                 continue
             with torch.inference_mode():
-                verdict = judge_pictures(picture, [person], self._judge, allow_same_recogniser=self._allow_same)
-            if verdict.percents[0] >= best["percent"]:
-                best = {
-                    "percent": verdict.percents[0],
-                    "id_sim": verdict.cosines[0],
-                    "detected": float(not verdict.reasons[0]),
-                }
+                scores = score_sight(see_photos([photo], self._judge), person, calibration=calibration_of(self._judge))
+            if scores.sight.found[0] and (not best["detected"] or float(scores.percents[0]) > best["percent"]):
+                best = {"percent": float(scores.percents[0]), "id_sim": float(scores.cosines[0]), "detected": 1.0}
         return best
 
-    def _person_of(self, row: Row) -> Identity | None:
+    def _person_of(self, row: Row) -> References | None:
+        """What the row's person looks like to the judge, computed once."""
+        from ..evaluation.identity import references_of
+
         key = row.person or self._identity_file(row)
-        if key not in self._identities:
-            self._identities[key] = self._find(row)
-        return self._identities[key]
+        if key not in self._people:
+            identity = self._find(row)
+            self._people[key] = None if identity is None else references_of(identity, self._judge)
+        return self._people[key]
 
     def _find(self, row: Row) -> Identity | None:
+        from ..evaluation.identity import check_judge
         from ..faces import Identity
 
         if file := self._run.facts["identities"].get(row.person) or self._identity_file(row):
-            return Identity.load(Path(file))
-        photos = self._run.facts["people"].get(row.person)
-        if photos and self._judge is not None:
+            identity = Identity.load(Path(file))
+            check_judge(self._judge, [identity.recogniser], self._allow_same)  # its embeddings made the pictures
+            return identity
+        if photos := self._run.facts["people"].get(row.person):
             return identity_from(Person(row.person, [Path(photo) for photo in photos]), self._judge)
         return None
 
@@ -78,7 +83,8 @@ class LikenessJudge:
         return next((str(upload.path) for upload in uploads if upload.type == "output"), "")
 
 
-def judge_of(run: Run, open_faces: OpenFaces) -> Judge | None:
-    """The judge that the run asks for, if any."""
+def judge_of(run: Run, open_faces: OpenFaces, name: str = "") -> Judge | None:
+    """The judge of this name, else the one that the run asks for, if any."""
     asked = run.facts["judging"]
-    return LikenessJudge(run, asked["judge"], open_faces, asked["allow_same"]) if asked["judge"] else None
+    chosen = name or asked["judge"]
+    return LikenessJudge(run, chosen, open_faces, asked["allow_same"]) if chosen else None

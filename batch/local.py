@@ -63,6 +63,15 @@ class LocalServer(HttpServer):
     def has_ended(self) -> bool:
         return self._process is None or self._process.poll() is not None
 
+    @property
+    def memory(self) -> int:
+        """Bytes of main memory that the process holds (Linux; else 0)."""
+        try:
+            pages = int(Path(f"/proc/{self._process.pid if self._process else 0}/statm").read_text().split()[1])
+        except (OSError, ValueError, IndexError):
+            return 0
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
     async def open(self) -> None:
         if self.has_ended:
             await self._start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -110,7 +111,11 @@ def _ranks(run: Run, best: Mapping[int, int]) -> dict[int, bool]:
         percent = metrics.get(best.get(seq, seq), {}).get("percent", -1.0)
         groups.setdefault(key, []).append((-percent, idx))
     keep = run.facts["judging"]["keep"]
-    return {idx: place < keep for found in groups.values() for place, (_, idx) in enumerate(sorted(found))}
+    return {
+        idx: place < keep and less <= 0  # somebody judged it
+        for found in groups.values()
+        for place, (less, idx) in enumerate(sorted(found))
+    }
 
 
 def header(run: Run) -> list[str]:
@@ -142,9 +147,11 @@ def _written(cell: Any) -> Any:
 
 
 def write_manifest(run: Run, path: Path | None = None) -> Path:
-    """`manifest.csv`, and beside it `failed.csv` where rows failed."""
+    """`manifest.csv`, and beside it the same as Parquet, verbatim, where pyarrow is there."""
     path = path or run.folder / MANIFEST
     write_whole(path, lambda part: write_csv(part, header(run), (cells_of(run, entry) for entry in entries(run))))
+    if importlib.util.find_spec("pyarrow"):
+        _parquet(run, path.with_suffix(".parquet"), header(run))
     return path
 
 

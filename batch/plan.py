@@ -70,6 +70,8 @@ class Plan:
     allow_paid: bool = False
     allow_empty: bool = False
     temporary: bool = False  # files in a server's temp folder count too
+    pin_version: bool = False  # only servers of one and the same version
+    models: Path | None = None  # a folder with the servers' models: digests of those used go into run.json
 
     @property
     def folder_of_files(self) -> Path:
@@ -87,7 +89,7 @@ class Plan:
         }
 
 
-_NOT_CONTENT = ("workflow", "table", "files", "expect", "allow_paid", "name")
+_NOT_CONTENT = ("workflow", "table", "files", "expect", "allow_paid", "name", "pin_version", "models")
 
 
 def _plain(value: Any) -> Any:
@@ -155,6 +157,8 @@ def read_plan(path: Path) -> tuple[Plan, dict[str, Any]]:
         allow_paid=entries.flag("allow_paid"),
         allow_empty=entries.flag("allow_empty"),
         temporary=entries.flag("temporary"),
+        pin_version=entries.flag("pin_version"),
+        models=here / entries.text("hash_models") if "hash_models" in entries.value else None,
     )
     entries.done()
     return plan, running

@@ -37,6 +37,11 @@ class Column:
         """The inputs it sets."""
         return [address for address, _ in self.inputs]
 
+    @property
+    def cells(self) -> list[Any]:
+        """The different cells that were read (some, where there were very many)."""
+        return list(self._known)
+
     def parse(self, cell: Any, files: Files) -> Any:
         """The value that a cell means; Fault. Equal cells are looked at once."""
         key = cell if isinstance(cell, str) else repr(cell)
@@ -156,7 +161,7 @@ class Compiler:
 
     def _look_for_doubles(self) -> None:
         taken: dict[Address, str] = {}
-        for column in self._varying:
+        for column in self.varying:
             for address in column.addresses:
                 if address in taken:
                     fault = Fault(f"sets {address}, which {taken[address]!r} sets too", "remove one of them")
@@ -178,14 +183,15 @@ class Compiler:
     # --- what varies
 
     @property
-    def _varying(self) -> list[Column]:
+    def varying(self) -> list[Column]:
+        """Everything that differs between rows."""
         extra = [column for column in (self.people_column, self.seed_column) if column is not None]
         return [*self.columns, *self.axes, *extra]
 
     @cached_property
     def holes(self) -> list[Address]:
         """The inputs that rows set."""
-        return sorted({address for column in self._varying for address in column.addresses})
+        return sorted({address for column in self.varying for address in column.addresses})
 
     @cached_property
     def prefixes(self) -> list[Address]:
@@ -207,7 +213,7 @@ class Compiler:
     @cached_property
     def seed_holes(self) -> dict[int, int]:
         """Which holes are seeds, and the largest of each, for further takes of a row."""
-        columns = [self.seed_column] if self.seed_column else self._varying
+        columns = [self.seed_column] if self.seed_column else self.varying
         found = [pair for column in columns for pair in column.inputs]
         return {
             self.holes.index(address): int(min(spec.most, MOST_SEED))
@@ -219,9 +225,9 @@ class Compiler:
     def _grouping(self) -> list[int]:
         """Holes that are dear to change: files that nodes load."""
         found = []
-        for column in self._varying:
+        for column in self.varying:
             for address, spec in column.inputs:
-                loads = spec.kind is Kind.COMBO and any(map(_MODEL_FILE.search, spec.options))
+                loads = spec.kind is Kind.COMBO and any(map(is_model_file, spec.options))
                 if loads or spec.kind in (Kind.UPLOAD, Kind.IDENTITY):
                     found.append(self.holes.index(address))
         return sorted(found)
@@ -332,6 +338,11 @@ def next_take(values: Sequence[Any], seeds: Mapping[int, int], take: int) -> lis
     for hole, most in seeds.items():
         changed[hole] = (int(values[hole]) + take * _SEED_STRIDE) % (most + 1)
     return changed
+
+
+def is_model_file(value: Any) -> bool:
+    """Whether a value is called as files with weights are."""
+    return isinstance(value, str) and bool(_MODEL_FILE.search(value))
 
 
 def _by_use(spec: Spec, given: Any) -> Spec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.metadata
 import json
 import os
@@ -17,12 +18,14 @@ from typing import Any
 from ..errors import LikenessError
 from ..locks import locked
 from ..storage import check_folder, write_whole
-from .check import Checked
+from .check import Checked, versions_of
 from .engine import End, Engine, Judge, Settings, Tell, Work
+from .files import sha256_of
 from .graph import Address, Graph, read_workflow
 from .journal import FILE, Journal, Row
 from .plan import Plan
 from .results import Keeper, Wanted
+from .rows import is_model_file
 from .schema import Nodes
 from .workers import Worker
 
@@ -89,6 +92,7 @@ def begin(out: Path, checked: Checked, durable: bool = False) -> Run:
         | {"most": plan.judging.most, "allow_same": plan.judging.allow_same},
         "nodes": sorted(_nodes_wanted(plan, checked.workflow.graph)),
         "temporary": plan.temporary,
+        "pinned": list(versions_of(checked.servers[0].facts)) if plan.pin_version else None,
         "allow_empty": plan.allow_empty,
         "name": plan.name,
         "ui": checked.workflow.ui,
@@ -169,6 +173,7 @@ def _read(out: Path, journal: Journal) -> Run:
         allow_empty=facts["allow_empty"],
         below=judging["below"],
         most_takes=judging["most"],
+        pinned=(facts["pinned"][0], facts["pinned"][1]) if facts.get("pinned") else None,
     )
     return Run(out, journal, work, facts["shown"], facts)
 
@@ -218,10 +223,25 @@ def _write_record(out: Path, run: str, checked: Checked) -> None:
             }
             for seen in checked.servers
         },
+        "models": model_digests(checked) if checked.plan.models else None,
         "warnings": checked.problems.warnings,
     }
     text = json.dumps(record, indent=2, ensure_ascii=False)
     write_whole(out / RECORD, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def model_digests(checked: Checked) -> dict[str, str | None]:
+    """The digest of every model file that the workflow or the table names; None for one that is not in the folder."""
+    folder = checked.plan.models
+    if folder is None:
+        return {}
+    wanted = [v for node in checked.workflow.graph.values() for v in node["inputs"].values() if is_model_file(v)]
+    wanted += [cell for column in checked.compiler.varying for cell in column.cells if is_model_file(cell)]
+    found: dict[str, str | None] = {}
+    for name in sorted({str(one).replace("\\", "/") for one in wanted}):
+        there = sorted(path for path in folder.glob(f"*/{glob.escape(name)}") if path.is_file())
+        found[name] = sha256_of(there[0]) if there else None
+    return found
 
 
 def row_files(run: Run, row: Row) -> list[Path]:

@@ -54,6 +54,12 @@ Local = Annotated[
 HostArguments = Annotated[
     str, typer.Option("--host-args", help="Arguments for ComfyUI that we start, such as '--cpu'.")
 ]
+Recycle = Annotated[
+    int, typer.Option("--recycle", min=0, help="Start a ComfyUI of ours again after so many rows; 0: never.")
+]
+RecycleMemory = Annotated[
+    float, typer.Option("--recycle-memory", min=0, help="Start one again above so many GB of main memory; 0: never.")
+]
 Ray = Annotated[str, typer.Option("--ray", help="Start ComfyUI in a Ray cluster: its address, `auto` or `local`.")]
 Workers = Annotated[int, typer.Option("--workers", help="How many ComfyUI in the Ray cluster.")]
 RayGpus = Annotated[float, typer.Option("--ray-gpus", min=0.0, max=16.0, help="GPUs for each of them.")]
@@ -90,6 +96,12 @@ NoBreaker = Annotated[bool, typer.Option("--no-breaker", help="Do not stop after
 Durable = Annotated[bool, typer.Option("--durable", help="Survive a power cut too, not only a kill; slower.")]
 Shared = Annotated[Path | None, typer.Option("--shared", help="The servers' output folder, where it is mounted here.")]
 Extend = Annotated[bool, typer.Option("--extend", help="The table has grown: add its new rows to the run.")]
+PinVersion = Annotated[
+    bool, typer.Option("--pin-version", help="Use servers of one and the same version alone (ComfyUI and torch).")
+]
+HashModels = Annotated[
+    Path | None, typer.Option("--hash-models", help="The servers' models folder: digests of the used go into run.json.")
+]
 Name = Annotated[str, typer.Option("--name", help="Readable names below by-name/, such as {person}/{seed}.")]
 Events = Annotated[bool, typer.Option("--json", help="Events for other programs, one JSON object per line.")]
 
@@ -113,6 +125,8 @@ def run_batch(
     server: Servers = None,
     local: Local = "",
     host_args: HostArguments = "",
+    recycle: Recycle = 2000,
+    recycle_memory: RecycleMemory = 0.0,
     ray: Ray = "",
     workers: Workers = 1,
     ray_gpus: RayGpus = 1.0,
@@ -139,6 +153,8 @@ def run_batch(
     no_breaker: NoBreaker = False,
     durable: Durable = False,
     shared: Shared = None,
+    pin_version: PinVersion = False,
+    hash_models: HashModels = None,
     extend: Extend = False,
     name: Name = "",
     events: Events = False,
@@ -156,7 +172,12 @@ def run_batch(
         source, table, files, seeds, expect, shard, allow_unlink, allow_paid, allow_empty, judge, keep, retry_below,
         most_retries, name,
     )  # fmt: skip
-    settings = _settings(window, grace, stall, timeout, give_up, no_breaker)
+    plan = replace(plan, pin_version=pin_version or plan.pin_version, models=hash_models or plan.models)
+    if plan.models is not None and not plan.models.is_dir():
+        raise LikenessError(f"--hash-models is {str(plan.models)!r}, which is no folder: name ComfyUI's models folder.")
+    if shared is not None and not shared.is_dir():
+        raise LikenessError(f"--shared is {str(shared)!r}, which is no folder: name the servers' output folder.")
+    settings = _settings(window, grace, stall, timeout, give_up, no_breaker, recycle, recycle_memory)
     tell = Teller(events)
     with writing(out):
         found = _workers(server or named, local, host_args, ray, workers, ray_gpus, header_env, ca, trust_env, out)
@@ -225,6 +246,7 @@ def show_status(
     folder: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False
 ) -> None:
     """How far a run is; it may be running. 查看进度。"""
+    from ..batch.journal import RowState
     from ..batch.session import open_run
 
     run = open_run(folder)
@@ -236,7 +258,8 @@ def show_status(
     )
     if as_json:
         kinds = [{"kind": kind, "error": error, "rows": count} for kind, error, count in failures]
-        print(json.dumps({"run": run.id, "lines": lines, **counts, "failures": kinds}))
+        states = {state.value: counts.get(state.value, 0) for state in RowState}
+        print(json.dumps({"run": run.id, "lines": lines, **states, "failures": kinds}))
         return
     total = sum(counts.values())
     print(f"{counts.get('done', 0)} of {total} rows are done ({lines} lines of the table).")
@@ -279,7 +302,7 @@ def retry(
         async def work() -> int:
             async with _open(found):
                 servers = await _nodes_of(found, run)
-                return await _execute(run, servers, _settings(window, grace, 900.0, 0.0, give_up, False), tell, None)
+                return await _execute(run, servers, _settings(window, grace, give_up=give_up), tell, None)
 
         code = asyncio.run(work())
     raise typer.Exit(code)
@@ -287,7 +310,10 @@ def retry(
 
 def report_batch(
     folder: RunFolder,
-    judge: Annotated[bool, typer.Option("--measure", help="First measure likeness of what nobody has judged.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="First measure likeness of what nobody has judged.")
+    ] = False,
+    judge: Annotated[str, typer.Option("--judge", help="Who measures, where the run names nobody, as sface.")] = "",
     no_sheets: Annotated[bool, typer.Option("--no-sheets", help="Tables only.")] = False,
 ) -> None:
     """Write manifest, sheets and report of a run again. 重新生成报告。"""
@@ -298,7 +324,10 @@ def report_batch(
     open_run(folder).journal.close()
     with writing(folder, "The run"):
         run = open_run(folder, read_only=False)
-        if judge and (look := judge_of(run, opening.open_faces)):
+        if measure or judge:
+            look = judge_of(run, opening.open_faces, judge)
+            if look is None:
+                raise LikenessError("Nobody is named who measures likeness: add --judge sface.")
             for seq in run.journal.unjudged():
                 this = run.journal.row(seq)
                 run.journal.measure(seq, look(this, row_files(run, this)))
@@ -372,7 +401,16 @@ def _plan(
     return replace(plan, **changes), servers
 
 
-def _settings(window: int, grace: float, stall: float, timeout: float, give_up: float, no_breaker: bool) -> Settings:
+def _settings(
+    window: int,
+    grace: float,
+    stall: float = 900.0,
+    timeout: float = 0.0,
+    give_up: float = 0.0,
+    no_breaker: bool = False,
+    recycle: int = 2000,
+    recycle_memory: float = 0.0,
+) -> Settings:
     from ..batch.engine import Settings
 
     probe = min(1.0, grace / 4)
@@ -384,6 +422,8 @@ def _settings(window: int, grace: float, stall: float, timeout: float, give_up: 
         give_up=give_up,
         breaker=0 if no_breaker else 20,
         first_probe=probe,
+        recycle=recycle,
+        most_memory=int(recycle_memory * 2**30),
     )
 
 
@@ -588,6 +628,8 @@ _SENTENCES = {
     "up": "{server} is there",
     "zombie": "{error}",
     "failed": "row {idx} failed ({kind}): {error}",
+    "recycled": "{server} is started again after {rows} rows",
+    "unjudged": "row {idx} was not judged: {error}",
     "parked": "row {idx} has ended servers, and waits for the end",
     "breaker": "stopped: {count} failures of one kind in a row ({error})",
     "waiting": "no server answers; waiting",

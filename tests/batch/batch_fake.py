@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import io
 import json
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 from aiohttp import WSMsgType, web
@@ -33,6 +35,11 @@ OBJECT_INFO: dict[str, Any] = {
     "LoadImage": {
         "input": {"required": {"image": [["here.png"], {"image_upload": True}]}},
         "output": ["IMAGE", "MASK"],
+        "output_node": False,
+    },
+    "LikenessLoadIdentity": {
+        "input": {"required": {"file": [["somebody.safetensors"], {}]}},
+        "output": ["LIKENESS_IDENTITY"],
         "output_node": False,
     },
     "SaveImage": {
@@ -62,14 +69,14 @@ def graph() -> dict[str, Any]:
     }
 
 
-def png(color: int, text: dict[str, Any] | None = None) -> bytes:
+def png(color: int, text: dict[str, Any] | None = None, side: int = 8) -> bytes:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     notes, made = PngInfo(), io.BytesIO()
     for key, value in (text or {}).items():
         notes.add_text(key, json.dumps(value))
-    Image.new("RGB", (8, 8), (color >> 16 & 255, color >> 8 & 255, color & 255)).save(made, "PNG", pnginfo=notes)
+    Image.new("RGB", (side, side), (color >> 16 & 255, color >> 8 & 255, color & 255)).save(made, "PNG", pnginfo=notes)
     return made.getvalue()
 
 
@@ -93,6 +100,11 @@ class Fake:
         self.most_waiting = 0
         self.is_zombie = self.is_silent = self.hangs = False
         self.redirect = ""
+        self.folder: Path | None = None  # where it saves its files too
+        self.views = 0
+        self.view_faults: list[str] = []  # of the next files it sends
+        self.padding = 0  # bytes that every picture is larger
+        self.side = 8  # of its pictures
         self.headers: list[Any] = []
         self.port = 0
         self._sockets: dict[str, web.WebSocketResponse] = {}
@@ -188,12 +200,20 @@ class Fake:
         saver, node = next((n, v) for n, v in prompt.items() if v["class_type"] == "SaveImage")
         folder, _, name = str(node["inputs"]["filename_prefix"]).rpartition("/")
         file = {"filename": f"{name}_00001_.png", "subfolder": folder, "type": "output"}
-        content = png(color, {"prompt": prompt, **extra.get("extra_pnginfo", {})})
+        notes = {
+            "prompt": prompt,
+            **extra.get("extra_pnginfo", {}),
+            **({"x": "x" * self.padding} if self.padding else {}),
+        }
+        content = png(color, notes, self.side)
         content = {"page": b"<!DOCTYPE html>", "cut": content[:-20], "gone": b""}.get(fault, content)
         if fault == "escape":
             file = {"filename": "../../../x.png", "subfolder": "../..", "type": "output"}
         if fault != "gone":
             self.files[file["type"], file["subfolder"], file["filename"]] = content
+            if self.folder is not None:
+                (self.folder / file["subfolder"]).mkdir(parents=True, exist_ok=True)
+                (self.folder / file["subfolder"] / file["filename"]).write_bytes(content)
         outputs = {} if fault == "empty" else {saver: {"images": [file]}}
         last = ["execution_success", {"prompt_id": number, "timestamp": 1500}]
         return {"status": {"status_str": "success", "completed": True, "messages": [start, last]}, "outputs": outputs}
@@ -270,7 +290,19 @@ class Fake:
             self.history.pop(number, None)
         return web.Response()
 
-    async def _view(self, request: web.Request) -> web.Response:
+    async def _view(self, request: web.Request) -> web.StreamResponse:
+        self.views += 1
+        fault = self.view_faults.pop(0) if self.view_faults else ""
+        if fault in ("huge", "drip"):
+            answer = web.StreamResponse()
+            answer.content_length = 5 * 10**9 if fault == "huge" else 1000
+            await answer.prepare(request)
+            with contextlib.suppress(ConnectionError):
+                await answer.write(b"\x89PNG")
+                await asyncio.sleep(1.0)
+            return answer
+        if fault:
+            return web.Response(status=int(fault))
         key = tuple(request.query.get(name, "") for name in ("type", "subfolder", "filename"))
         found = self.files.get(key)  # type: ignore[arg-type]
         return web.Response(status=404) if found is None else web.Response(body=found, content_type="image/png")
@@ -333,3 +365,25 @@ async def serving(*fakes: Fake) -> AsyncIterator[list[Fake]]:
     finally:
         for fake in fakes:
             await fake.kill()
+
+
+@contextmanager
+def in_background(*fakes: Fake) -> Iterator[list[Fake]]:
+    """The servers, running in a thread, for a command line that has this one."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def wait_for(work: Any) -> None:
+        asyncio.run_coroutine_threadsafe(work, loop).result(30)
+
+    for fake in fakes:
+        wait_for(fake.start())
+    try:
+        yield list(fakes)
+    finally:
+        for fake in fakes:
+            wait_for(fake.kill())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()

@@ -72,9 +72,11 @@ class Desk:
         meanwhile: Callable[[Engine], Awaitable[Any]] | None = None,
         judge: Any = None,
         open_faces: Any = None,
+        shared: Path | None = None,
+        worker: Any = HttpServer,
     ) -> tuple[End, Run]:
         """Begin or go on, to the end."""
-        workers = [HttpServer(read_address(fake.url), Access(timeout=0.3)) for fake in fakes]
+        workers = [worker(read_address(fake.url), Access(timeout=0.3)) for fake in fakes]
         plan = plan or self.plan()
         tasks: list[Any] = []
         try:
@@ -96,7 +98,7 @@ class Desk:
                 if meanwhile
                 else (lambda _: None)
             )
-            end = await asyncio.wait_for(execute(run, servers, settings, judging, self.tell, None, start), 60)
+            end = await asyncio.wait_for(execute(run, servers, settings, judging, self.tell, shared, start), 60)
             return end, run
         finally:
             for task in tasks:

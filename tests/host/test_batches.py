@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import importlib.util
 import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -21,6 +24,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from likeness import cli
+from likeness.batch.journal import Journal
+from likeness.cli.opening import open_faces
+from likeness.errors import LikenessError
 from likeness.miniature.comfyui_server import PACK, started
 
 WORKFLOW = PACK / "workflows" / "api" / "miniature_portrait.api.json"
@@ -56,23 +62,105 @@ def manifest(run: Path) -> list[dict[str, str]]:
 def test_the_facts_that_batches_stand_on(two):
     client, version = server_module.Client(two[0].address), comfyui_version(two[0])
     number = str(uuid.uuid4())
-    body = {"prompt": PLAIN, "prompt_id": number}
-    assert json.loads(client.post("/prompt", body))["prompt_id"] == number
+    assert post(client, number, PLAIN)["prompt_id"] == number
     entry = wait_for(client, number)
     assert entry["status"]["messages"][-1][0] == "execution_success"
     assert client.get_json(f"/history/{uuid.uuid4()}") == {}  # as for one that waits or runs
     client.post("/history", {"delete": [number]})
     assert client.get_json(f"/history/{number}") == {}
     again = str(uuid.uuid4())  # an equal graph: the old file is named, and none is written
-    client.post("/prompt", {"prompt": PLAIN, "prompt_id": again})
+    post(client, again, PLAIN)
     assert wait_for(client, again)["outputs"] == entry["outputs"]
-    if version >= (0, 26):
-        assert client.get_json(f"/api/jobs/{again}")["status"] == "completed"
-        assert json.loads(client.post(f"/api/jobs/{again}/cancel", {})) == {"cancelled": False}
+    assert post(client, again, PLAIN)["prompt_id"] == again  # an id that was used is not refused: it runs twice
     upper = {"prompt": PLAIN, "prompt_id": number.upper()}
     if version >= (0, 25):
         with pytest.raises(OSError, match="400"):
             client.post("/prompt", upper)
+
+
+def test_what_a_host_lets_pass(two):
+    """HTTP 200 for a graph of which a part is wrong, unknown inputs, numbers as text, files that are no pictures."""
+    client = server_module.Client(two[0].address)
+    half = json.loads(json.dumps(PLAIN))
+    half["1"]["inputs"] |= {"colour": 5, "width": "24"}
+    half["3"] = {"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}}
+    said = post(client, number := str(uuid.uuid4()), half)
+    assert list(said["node_errors"]) == ["3"]
+    entry = wait_for(client, number)
+    assert entry["status"]["status_str"] == "success" and list(entry["outputs"]) == ["2"]
+    info = client.get_json("/object_info/LoadImage")["LoadImage"]["input"]["required"]["image"]
+    assert upload(client, "likeness/deep", "no.png", b"no picture")["subfolder"] == "likeness/deep"
+    after = client.get_json("/object_info/LoadImage")["LoadImage"]["input"]["required"]["image"]
+    assert after == info, "what lies in a subfolder does not lengthen the lists of everybody"
+
+
+def test_one_prompt_is_cancelled_by_its_id_and_no_other(two):
+    """What waits, what runs, and a stranger's beside them; over the routes that `client.cancel` takes."""
+    from likeness.batch.client import HttpServer, read_address
+    from likeness.batch.workers import State
+
+    client = server_module.Client(two[0].address)
+    running, ours, stranger = (str(uuid.uuid4()) for _ in range(3))
+
+    async def go() -> None:
+        worker = HttpServer(read_address(two[0].address))
+        await worker.open()
+        try:
+            await worker.facts()
+            for number, steps in ((running, 3000), (ours, 2), (stranger, 1)):
+                post(client, number, long_graph(client, steps))
+            while await worker.state(running) is not State.RUNNING:
+                await asyncio.sleep(0.05)
+            assert await worker.state(ours) is State.WAITING and await worker.ending(ours) is None
+            assert await worker.state(str(uuid.uuid4())) is State.UNKNOWN
+            queue = await worker.queue()
+            assert running in queue.running and {ours, stranger} <= queue.waiting
+            await worker.cancel(ours)
+            assert await worker.state(ours) is not State.WAITING and await worker.state(running) is State.RUNNING
+            await worker.cancel(str(uuid.uuid4()))  # one that nobody knows
+            assert await worker.state(running) is State.RUNNING
+            await worker.cancel(running)
+            while (ending := await worker.ending(running)) is None:
+                await asyncio.sleep(0.05)
+            assert ending.status == "interrupted"
+            assert wait_for(client, running)["status"]["status_str"] == "error"  # as for one that failed
+            assert wait_for(client, stranger)["status"]["status_str"] == "success"
+            assert await worker.state(stranger) is State.FINISHED
+        finally:
+            await worker.close()
+
+    asyncio.run(asyncio.wait_for(go(), 120))
+
+
+def long_graph(client, steps: int):
+    """The miniature's portrait, for so many steps."""
+    upload(client, "", "miniature_person.png", (PACK / "workflows" / "miniature_person.png").read_bytes())
+    graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    graph["12"]["inputs"] |= {"steps": steps, "seed": steps}
+    return graph
+
+
+def colored(color: int):
+    return {**PLAIN, "1": {**PLAIN["1"], "inputs": {**PLAIN["1"]["inputs"], "color": color}}}
+
+
+def post(client, number: str, graph) -> dict:
+    return json.loads(client.post("/prompt", {"prompt": graph, "prompt_id": number}))
+
+
+def upload(client, subfolder: str, name: str, content: bytes) -> dict:
+    import urllib.request
+
+    edge = uuid.uuid4().hex
+    parts = [("subfolder", "", subfolder.encode()), ("image", f'; filename="{name}"', content)]
+    body = b"".join(
+        f'--{edge}\r\nContent-Disposition: form-data; name="{key}"{more}\r\n\r\n'.encode() + value + b"\r\n"
+        for key, more, value in parts
+    )
+    headers = {"Content-Type": f"multipart/form-data; boundary={edge}"}
+    request = urllib.request.Request(f"{client.address}/upload/image", body + f"--{edge}--\r\n".encode(), headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
 
 
 def comfyui_version(server) -> tuple[int, ...]:
@@ -123,6 +211,73 @@ def test_twelve_rows_on_two_servers_one_of_which_is_killed(two, tmp_path):
         assert rows[11]["row_id"] in ours.info["likeness"]
     again = likeness("run", tmp_path / "api.json", table, "--out", run, "--server", two[0].address)
     assert again.exit_code == 0 and "12 rows done" in again.output
+
+
+def test_a_killed_client_goes_on_and_nothing_runs_twice(two, tmp_path):
+    """kill -9 of the client in the middle of a row; what its server had of it is adopted."""
+    graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    graph["12"]["inputs"]["steps"] = 60
+    (tmp_path / "api.json").write_text(json.dumps(graph))
+    (tmp_path / "person.png").write_bytes((PACK / "workflows" / "miniature_person.png").read_bytes())
+    table, run = tmp_path / "rows.csv", tmp_path / "run"
+    table.write_text("LoadImage.image,KSampler.seed\n" + "".join(f"person.png,{seed}\n" for seed in range(8)))
+    words = ["run", tmp_path / "api.json", table, "--out", run, "--server", two[0].address]
+    client = subprocess.Popen([sys.executable, "-m", "likeness.cli", "batch", *map(str, words)])
+    while len(list((run / "images").rglob("*.png"))) < 2:
+        assert client.poll() is None
+        time.sleep(0.01)
+    client.kill()
+    client.wait()
+    post(server_module.Client(two[0].address), gui := str(uuid.uuid4()), PLAIN)
+    journal = Journal.open(run / "journal.sqlite", read_only=True)
+    under_way = [attempt.prompt_id for attempt in journal.under_way()]
+    journal.close()
+    assert under_way
+    result = likeness(*words)
+    assert result.exit_code == 0, result.output
+    assert [row["state"] for row in manifest(run)] == ["done"] * 8
+    assert {row["attempts"] for row in manifest(run)} == {"1"}, "nothing was sent twice"
+    assert wait_for(server_module.Client(two[0].address), gui)["status"]["status_str"] == "success"
+
+
+def test_a_real_zombie_is_found(two, tmp_path):
+    """Waiting prompts of one number and one id end the server's worker thread: it answers, and runs nothing more.
+    (The last test of these servers.)"""
+    from likeness.batch.check import check
+    from likeness.batch.client import HttpServer, read_address
+    from likeness.batch.engine import Settings
+    from likeness.batch.plan import Plan
+    from likeness.batch.session import begin, execute
+
+    client = server_module.Client(two[0].address)
+    (tmp_path / "api.json").write_text(json.dumps(PLAIN))
+    (tmp_path / "rows.csv").write_text("EmptyImage.color\n1\n")
+    post(client, blocks := str(uuid.uuid4()), long_graph(client, 3000))
+    while not client.get_json("/queue")["queue_running"]:
+        time.sleep(0.01)
+    same = {"prompt_id": str(uuid.uuid4()), "number": 7}
+    client.post("/prompt", {"prompt": colored(1), **same})
+    for color in (2, 3):  # queued nevertheless
+        with pytest.raises(OSError, match="500"):
+            client.post("/prompt", {"prompt": colored(color), **same})
+    client.post("/interrupt", {"prompt_id": blocks})
+    told = []
+
+    async def go() -> None:
+        worker = HttpServer(read_address(two[0].address))
+        try:
+            checked = await check(Plan(tmp_path / "api.json", tmp_path / "rows.csv"), [worker], open_faces, tmp_path)
+            assert not checked.problems
+            run = begin(tmp_path / "run", checked)
+            settings = Settings(zombie=2.0, give_up=6.0, poll=(0.1, 15.0))
+            await execute(run, [(worker, checked.servers[0].nodes)], settings, tell=lambda kind, _: told.append(kind))
+        finally:
+            await worker.close()
+
+    (tmp_path / "run").mkdir()
+    with pytest.raises(LikenessError, match="takes prompts and runs none"):
+        asyncio.run(asyncio.wait_for(go(), 60))
+    assert "zombie" in told and "done" not in told
 
 
 OWN = ["local", *(["ray"] if importlib.util.find_spec("ray") else [])]
