@@ -88,11 +88,17 @@ class Table:
     def _is_parquet(self) -> bool:
         return self.path.suffix.lower() == ".parquet"
 
-    def _open(self) -> io.TextIOWrapper:
-        return self.path.open(encoding="utf-8-sig", newline="")
+    @contextmanager
+    def _open(self) -> Iterator[io.TextIOWrapper]:
+        """The file; while it is open, csv takes cells as long as our longest line. Its limit is the process's."""
+        before = csv.field_size_limit(_LONGEST_LINE)
+        try:
+            with self.path.open(encoding="utf-8-sig", newline="") as file:
+                yield file
+        finally:
+            csv.field_size_limit(before)
 
     def _reader(self, file: io.TextIOWrapper) -> Any:
-        csv.field_size_limit(_LONGEST_LINE)
         return csv.reader(file, delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",", strict=True)
 
     def _header(self, names: Sequence[str]) -> Sequence[str]:
