@@ -41,6 +41,7 @@ endif
 
 bench: first
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/restoration.py
 
 lint: first
 	$(BIN)/ruff check .

@@ -103,7 +103,7 @@ def _load_as(file: WeightFile, title: str) -> Adapter:
 
 
 def _finite(file: WeightFile) -> WeightFile:
-    """The file; LikenessError when it holds NaN or infinity, from which pictures of nobody are made."""
+    """The file; LikenessError when it holds NaN or infinity, which would make every image invalid."""
     if broken := first_not_finite(file.weights):
         raise LikenessError(
             f"{file.name!r} holds values that are NaN or infinite (in {broken[:80]!r}): download it again, or train it "

@@ -69,7 +69,7 @@ class ClipEncoder(Protocol):
 
 
 class Unconditional(Enum):
-    """What the encoder is shown in place of a picture; the value is the name an artist chooses."""
+    """What the encoder is shown in place of a picture; the value is the name a user chooses."""
 
     ZERO_PIXELS = "zero pixels"  # zeros after normalisation, the way training dropped pictures (official)
     BLACK_IMAGE = "black image"  # as ComfyUI_IPAdapter_plus; a different vector
@@ -89,7 +89,7 @@ class TransformersClipEncoder:
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> ClipEncoder:
-        """Build it from a state dict and, for sizes nobody published, a `config.json`.
+        """Build it from a state dict and, for unpublished sizes, a `config.json`.
 
         Raises LikenessError when the weights are not a CLIP image encoder or not complete.
         """
@@ -122,7 +122,7 @@ class TransformersClipEncoder:
 def config_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """The transformers configuration of a published encoder, read from its weights.
 
-    Raises LikenessError when they are not a CLIP image encoder, or one of a size nobody published.
+    Raises LikenessError when they are not a CLIP image encoder, or one of an unpublished size.
     """
     try:
         hidden, channels, patch, _ = weights["vision_model.embeddings.patch_embedding.weight"].shape

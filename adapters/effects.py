@@ -25,7 +25,7 @@ from .types import IdentityTokens, KeyValueScaling, SiteWeight, SiteWeights, v_o
 
 
 class MaskResize(Enum):
-    """How a mask is brought to another size; the value is the name an artist chooses."""
+    """How a mask is brought to another size; the value is the name a user chooses."""
 
     AREA = "area"  # the mean of what a token covers: thin regions keep their share even at 8 x 8 tokens
     BILINEAR = "bilinear"  # as ComfyUI_IPAdapter_plus
@@ -174,8 +174,8 @@ class WeightDelta:
 
     name: of the file, for messages. id: tells this change from others, whatever the files are called; two effects of
     one id are applied once, with the greater strength, so that several people can use one adapter. changes: LoRA pairs
-    or whole differences of the weights, by diffusers' path of the layer, without ".weight". A weight is the same for
-    the whole picture, so that of the scope only the window counts.
+    or whole differences of the weights, by diffusers' path of the layer, without ".weight"; of a bias by its whole
+    name. A weight is the same for the whole picture, so that of the scope only the window counts.
     """
 
     name: str

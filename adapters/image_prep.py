@@ -27,7 +27,7 @@ _LONGEST_ASPECT = 8  # a longer picture loses its ends before it is resized, or 
 
 
 class Crop(Enum):
-    """How a picture becomes a square; the value is the name an artist chooses."""
+    """How a picture becomes a square; the value is the name a user chooses."""
 
     CENTRE = "center"
     TOP = "top"
@@ -340,7 +340,7 @@ def _starts(length: int) -> list[int]:
 
 
 class ReferenceNoise(Enum):
-    """What noise does to a reference; the value is the name an artist chooses."""
+    """What noise does to a reference; the value is the name a user chooses."""
 
     FADE = "fade"  # the picture fades into noise
     DISSOLVE = "dissolve"  # single pixels turn into noise

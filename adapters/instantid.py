@@ -39,7 +39,7 @@ _GROUPS = ("image_proj", "ip_adapter")
 _SEEDS = 1_000_000_007  # of the noise in place of no face
 
 
-class Photos(Enum):
+class EmbeddingPooling(Enum):
     """How several photos make one person; the value is the name a user chooses."""
 
     MEAN = "mean"  # one embedding: the mean direction, at the mean length
@@ -55,7 +55,7 @@ class InstantIDOptions:
     face.
     """
 
-    photos: Photos = Photos.MEAN
+    photos: EmbeddingPooling = EmbeddingPooling.MEAN
     noise: float = 0.0
     any_recogniser: bool = False
 
@@ -125,16 +125,16 @@ class InstantID(KeyValueSites):
     def encode(self, embedding: Tensor, noise: float = 0.0) -> IdentityTokens:
         """Tokens of a raw embedding (1, n, id_dim) of n photos, and of none; each (1, 16, width of the text), on the
         CPU."""
-        nobody = noise * _noise_of(embedding.cpu()) if noise else torch.zeros_like(embedding)
+        uncond_embedding = noise * _noise_of(embedding.cpu()) if noise else torch.zeros_like(embedding)
         device = self.image_proj.latents.device
-        tokens = IdentityTokens(*(self.image_proj(e.to(device, torch.float32)) for e in (embedding, nobody)))
+        tokens = IdentityTokens(*(self.image_proj(e.to(device, torch.float32)) for e in (embedding, uncond_embedding)))
         return tokens.to("cpu", torch.float32)
 
 
-def face_embedding(person: Identity, photos: Photos = Photos.MEAN) -> Tensor:
+def face_embedding(person: Identity, photos: EmbeddingPooling = EmbeddingPooling.MEAN) -> Tensor:
     """What the Resampler reads of a person: (1, n, id_dim), raw, n = 1 for the mean of the photos."""
     rows = person.embeddings
-    if photos is Photos.EACH or len(rows) == 1:
+    if photos is EmbeddingPooling.EACH or len(rows) == 1:
         return rows.unsqueeze(0)
     length = (rows.norm(dim=-1) * person.weights).sum() / person.weights.sum()
     return (person.mean_embedding() * length).view(1, 1, -1)

@@ -46,19 +46,19 @@ TRIGGER = "img"
 LATEST_MERGE = 30  # step; later than this the official demos never merge
 
 
-# --- what an artist can set
+# --- what a user can set
 
 
-class Photo(Enum):
-    """Which crop of a photo is looked at; the value is the name an artist chooses."""
+class PhotoCrop(Enum):
+    """Which crop of a photo is looked at; the value is the name a user chooses."""
 
     HEAD = "head"  # an upright square of twice the face: what training showed
     PORTRAIT = "portrait"  # turned upright, the eyes always in the same place
     FACE = "face"  # the face alone
 
 
-class Merge(Enum):
-    """How the share after which the person enters is counted in a run; the value is the name an artist chooses."""
+class MergeTiming(Enum):
+    """How the share after which the person enters is counted in a run; the value is the name a user chooses."""
 
     OFFICIAL = "official steps"  # int(share · steps), at most 30, and one step more: the demos' style strength
     STEPS = "share of the steps"  # the paper's
@@ -66,7 +66,7 @@ class Merge(Enum):
 
 
 class LongPrompts(Enum):
-    """What happens to a prompt of more than 75 tokens; the value is the name an artist chooses."""
+    """What happens to a prompt of more than 75 tokens; the value is the name a user chooses."""
 
     WINDOWS = "read all of it"  # in several windows, as the host does
     CUT = "cut as the official code"  # to 77 tokens, the end token as well
@@ -74,14 +74,14 @@ class LongPrompts(Enum):
 
 @dataclass(frozen=True, eq=False)
 class PhotoMakerOptions:
-    """Everything an artist can set beside strength and window; the defaults are those of the official code.
+    """Everything a user can set beside strength and window; the defaults are those of the official code.
 
     images: shown in place of the first person's crops, (n, H, W, 3) each. merge_step: the official `start_merge_step`,
     the last step without the person; -1: none. It wins over the window's start, and over `merge`.
     """
 
-    photo: Photo = Photo.HEAD
-    merge: Merge = Merge.OFFICIAL
+    photo: PhotoCrop = PhotoCrop.HEAD
+    merge: MergeTiming = MergeTiming.OFFICIAL
     merge_step: int | None = None
     long_prompts: LongPrompts = LongPrompts.WINDOWS
     images: tuple[Tensor, ...] = ()
@@ -95,9 +95,9 @@ class PhotoMakerOptions:
         if self.merge_step is not None:
             last = self.merge_step
             return lambda steps: last + 1
-        if share <= 0 or self.merge is Merge.NOISE:
+        if share <= 0 or self.merge is MergeTiming.NOISE:
             return None
-        if self.merge is Merge.STEPS:
+        if self.merge is MergeTiming.STEPS:
             return lambda steps: round(share * steps)
         return lambda steps: min(int(share * steps), LATEST_MERGE) + 1
 
@@ -467,12 +467,12 @@ class PhotoMaker(nn.Module):
         return found
 
 
-def _crops(who: Identity, photo: Photo) -> Tensor:
-    crops = {Photo.HEAD: who.heads, Photo.PORTRAIT: who.portraits, Photo.FACE: who.aligned}[photo]
+def _crops(who: Identity, photo: PhotoCrop) -> Tensor:
+    crops = {PhotoCrop.HEAD: who.heads, PhotoCrop.PORTRAIT: who.portraits, PhotoCrop.FACE: who.aligned}[photo]
     if not len(crops):
         raise LikenessError(
             f"The identity {who.name!r} has no {photo.value} crops, because its detector gave no keypoints: choose the "
-            f"crop {Photo.HEAD.value!r}, or make it with buffalo_l."
+            f"crop {PhotoCrop.HEAD.value!r}, or make it with buffalo_l."
         )
     return crops
 

@@ -122,7 +122,7 @@ def _check_noun(before: Token | None, word: str, after_trigger: bool) -> None:
         )
     if before.piece and not any(letter.isalnum() for letter in before.word):
         raise LikenessError(
-            f"The trigger word {word!r} follows {before.word!r} in the prompt, which is no word for a person: "
+            f"The trigger word {word!r} follows {before.word!r} in the prompt, which is not a word for a person: "
             f"write one right before it, as in 'a man {word}'."
         )
 

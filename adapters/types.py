@@ -1,4 +1,4 @@
-"""What an adapter hands to `injection`: tokens for both halves of guidance, and how strongly each site hears them."""
+"""What an adapter hands to `injection`: tokens for both halves of guidance, and a strength per attention site."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..checks import LARGEST_FACTOR, check_number
 
 @dataclass(frozen=True)
 class SiteWeight:
-    """How strongly one attention site hears the identity.
+    """Strength of the identity at one attention site.
 
     `swapped` is the "precise" trick of style transfer: the conditioned half gets nothing and the unconditioned half
     attends to the *conditioned* tokens, so that guidance pushes the picture away from them.

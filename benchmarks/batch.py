@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests" / "batch"))
 
 from batch_fake import Fake, graph, serving  # noqa: E402
-from conftest import QUICK, Desk  # noqa: E402
+from conftest import QUICK, Desk  # noqa: E402 # pyright: ignore[reportAttributeAccessIssue] - of tests/batch
 
 from likeness.batch.client import HttpServer, read_address  # noqa: E402
 from likeness.batch.session import begin  # noqa: E402

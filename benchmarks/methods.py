@@ -44,7 +44,7 @@ from likeness.miniature.models.backend import observe
 from likeness.miniature.models.weights import ADAPTER_FILE, FOLDER
 from likeness.miniature.models.world import World, load_world, photos_of
 from likeness.miniature.models.world import wanted as place_of
-from likeness.miniature.study.measuring import PROMPTS, TABLE_PEOPLE, Subject, measure, subjects
+from likeness.miniature.study.measuring import PROMPTS, TABLE_PEOPLE, Subject, measure_subject, subjects
 from likeness.miniature.study.tuned import (
     BATCH,
     REFERENCE_STYLE,
@@ -53,7 +53,9 @@ from likeness.miniature.study.tuned import (
     attention_outside,
     in_style,
     learn,
+    lesson_of,
     portraits_of,
+    word_of,
 )
 from likeness.training.data.dataset import DatasetKind
 from likeness.training.methods import METHODS
@@ -119,8 +121,8 @@ def faceid(photos: int, strength: float = 1.0) -> Prepare:
 @cache
 def taught(name: str, world: World, subject: Subject, **changes: Any) -> Tuned:
     """What a method has learned from the photos given of a person: once, for the table and for the ablation."""
-    lesson, word = TRAINED[name]
-    return learn(lesson(world, subject.given, STEPS, **changes), world, word)
+    method = TRAINED[name]
+    return learn(lesson_of(method, world, subject.given, STEPS, **changes), world, word_of(method))
 
 
 def _seed_of(subject: Subject) -> int:
@@ -166,7 +168,7 @@ def run(
                 began = time.monotonic()
                 pictures = paint(asked, noise)
                 seconds = (time.monotonic() - began) / len(asked) if method.generates else float("nan")
-                found = measure(world, str(name), subject, pictures, asked, noise, others, seconds)
+                found = measure_subject(world, str(name), subject, pictures, asked, noise, others, seconds)
                 records += [replace(record, measures={**record.measures, **cost_of(prepared)}) for record in found]
     return records
 

@@ -13,7 +13,6 @@ Beside them stand the tensor operations of a step over those without, which no o
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import random
 import re
 import statistics
@@ -91,24 +90,20 @@ LAYOUTS = {
 }
 
 
-def load_module(name: str, path: Path) -> ModuleType:
-    """Import a file under a fixed name."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec and spec.loader
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+def comfyui_of_the_tests() -> ModuleType:
+    """The tests' module that finds ComfyUI; their helpers can be imported afterwards."""
+    sys.path.append(str(REPOSITORY / "tests"))
+    return import_module("comfyui")
 
 
 def start_host() -> ModuleType:
     """Import the real ComfyUI into this process; returns the tests' recipes for small models."""
-    comfyui = load_module("likeness_comfyui", REPOSITORY / "tests" / "comfyui.py")
+    comfyui = comfyui_of_the_tests()
     host = comfyui.find()
     if host is None:
         sys.exit(f"The benchmark {comfyui.HOW_TO_GET_IT}.")
     comfyui.import_into_this_process(host, Path(tempfile.mkdtemp(prefix="likeness_bench_")))
-    return load_module("likeness_host_recipes", REPOSITORY / "tests" / "host" / "recipes.py")
+    return import_module("helpers.recipes")
 
 
 Variant = tuple[Any, Any, Any]  # MODEL, positive and negative prompt

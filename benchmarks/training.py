@@ -37,6 +37,7 @@ from likeness.training.base.noise import NoiseSchedule
 from likeness.training.config import Group, LoraSettings, RunSettings
 from likeness.training.data.examples import Example
 from likeness.training.data.portraits import Portrait
+from likeness.training.data.zoom import Zoom
 from likeness.training.engine import train
 from likeness.training.objectives.attention_refocusing import attention_refocusing
 from likeness.training.objectives.identity import Decoder, arcface_measure, identity
@@ -44,6 +45,7 @@ from likeness.training.objectives.magicapture import ShotKind, regions
 from likeness.training.objectives.reconstruction import masked_reconstruction, soft_mask
 from likeness.training.probe import sites_by_grid
 from likeness.training.recipe import Recipe
+from likeness.training.recipes.custom_diffusion import CustomDiffusionSettings, custom_diffusion
 from likeness.training.recipes.denoising import Mask
 from likeness.training.recipes.dreambooth import DreamBoothSettings, dreambooth
 from likeness.training.recipes.magicapture import MagiCaptureSettings, ShotStream, magicapture
@@ -176,8 +178,7 @@ def refocusing(base: BaseModel, steps: int) -> Recipe:
 def host_trainer(size: Size, checkpointing: bool) -> Variant | None:
     """ComfyUI's TrainLoraNode on a UNet of the same topology, or None without ComfyUI."""
     overhead = load_module("likeness_overhead", HERE / "overhead.py")
-    comfyui = overhead.load_module("likeness_comfyui", overhead.REPOSITORY / "tests" / "comfyui.py")
-    if comfyui.find() is None:
+    if overhead.comfyui_of_the_tests().find() is None:
         return None
     recipes = overhead.start_host()
     from comfy_extras.nodes_train import TrainLoraNode
@@ -305,6 +306,62 @@ def magicapture_official(base: BaseModel) -> Variant:
     return run
 
 
+# A Custom Diffusion step ----------------------------------------------------------------------------------------------
+
+
+def concept_bare(base: BaseModel) -> Variant:
+    """The loop of diffusers' example, with its attention processors, latents ready: keys, values and a word."""
+    from diffusers.models.attention_processor import CustomDiffusionAttnProcessor2_0
+
+    def run(steps: int) -> None:
+        unet, encoder = copy.deepcopy(base.unet), copy.deepcopy(base.text[0].encoder)
+        weights, processors = unet.state_dict(), {}
+        for name in unet.attn_processors:
+            layer = name.removesuffix(".processor")
+            key = weights[f"{layer}.to_k.weight"]
+            crosses = layer.endswith("attn2")
+            processor = CustomDiffusionAttnProcessor2_0(crosses, False, len(key), key.shape[1] if crosses else None)
+            if crosses:
+                processor.to_k_custom_diffusion.weight.data.copy_(key)
+                processor.to_v_custom_diffusion.weight.data.copy_(weights[f"{layer}.to_v.weight"])
+            processors[name] = processor
+        unet.set_attn_processor(processors)
+        table = encoder.get_input_embeddings().requires_grad_(True)
+        trained = [p for processor in processors.values() for p in processor.parameters()]
+        unet.train()
+        encoder.train()
+        optimiser = torch.optim.AdamW([table.weight, *trained], lr=1e-5)
+        side, learned = base.unet.config.sample_size, 5
+        latents, mask = torch.randn(2, 4, side, side), torch.ones(1, 1, side, side)
+        ids = base.text[0].ids(["a photo of a person", "a photo of a person"])
+        for _ in range(steps):
+            noise, t = torch.randn_like(latents), torch.randint(1000, (2,))
+            text = encoder(ids).last_hidden_state
+            prediction = unet(base.schedule.add_noise(latents, noise, t), t, text).sample
+            mine, others = prediction.chunk(2)
+            instance = ((mine - noise[:1]).square() * mask).sum([1, 2, 3]) / mask.sum([1, 2, 3])
+            (instance.mean() + torch.nn.functional.mse_loss(others, noise[1:])).backward()
+            assert table.weight.grad is not None
+            table.weight.grad[torch.arange(len(table.weight)) != learned] = 0
+            torch.nn.utils.clip_grad_norm_([table.weight, *trained], 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+
+    return run
+
+
+def concept(**options: Any) -> Callable[[BaseModel, int], Recipe]:
+    """One word beside class pictures, as faces are trained."""
+
+    def recipe(base: BaseModel, steps: int) -> Recipe:
+        chosen = {"steps": steps, "zoom": Zoom.NONE, "start": ("person",), "prompt": "a photo of a {}", **options}
+        side = base.unet.config.sample_size
+        others = [replace(photo(side), caption="a photo of a person")]
+        return custom_diffusion(base, [[photo(side)]], CustomDiffusionSettings(**chosen), 0, [others])
+
+    return recipe
+
+
 # Measuring ------------------------------------------------------------------------------------------------------------
 
 
@@ -429,6 +486,14 @@ def main() -> None:
         "ComfyUI TrainLoraNode, checkpointing": host_trainer(plain, checkpointing=True),
     }
     print(table(f"LoRA step, UNet of width {plain.width}, latent {plain.side}", variants, rounds, steps))
+    variants = {
+        "bare diffusers loop": concept_bare(base),
+        "Custom Diffusion": ours(base, concept()),
+        "Custom Diffusion, face mask": ours(base, concept(face_mask=True)),
+        "Custom Diffusion, zoom": ours(base, concept(zoom=Zoom.ADOBE)),
+    }
+    title = f"Custom Diffusion step, width {plain.width}, latent {plain.side}"
+    print(table(title, variants, rounds, steps))
     base = build(large)
     variants = {
         "official structure": magicapture_official(base),

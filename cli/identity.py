@@ -22,7 +22,9 @@ def identity(
         "demo"
     ),
     name: Annotated[str, typer.Option("--name", help="What to call the person; names the files too.")] = "person",
-    faces: Annotated[str, typer.Option("--faces", help="A face pack such as buffalo_l, or mtcnn.")] = "auto",
+    faces: Annotated[
+        str, typer.Option("--faces", help="dlib or sface (free for any use), a pack such as buffalo_l, or mtcnn.")
+    ] = "auto",
     sample: Annotated[bool, typer.Option("--sample", help="Use the photo that comes with the pack.")] = False,
 ) -> None:
     """Find the person in photos, save the identity, and show what was seen on a contact sheet.

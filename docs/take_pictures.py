@@ -55,7 +55,8 @@ READY = """node => window.app?.vueAppReady && app.extensionManager.workflow.acti
 # stay empty.
 PREVIEW = """async () => {
   const models = ['CheckpointLoaderSimple', 'CLIPVisionLoader', 'ControlNetLoader', 'LikenessLoadIdentityAdapter',
-    'LikenessLoadIdentity', 'LikenessLoadEmbeds', 'LikenessLoadMiniature', 'LikenessStoryMakerCharacter'];
+    'LikenessLoadIdentity', 'LikenessLoadEmbeds', 'LikenessLoadMiniature', 'LikenessStoryMakerCharacter',
+    'LikenessLoadFaceRestorer', 'UpscaleModelLoader'];
   const {output} = await app.graphToPrompt();
   const wanted = Object.keys(output).filter(id => output[id].class_type === 'PreviewImage');
   const links = id => Object.values(output[id].inputs).filter(Array.isArray);
@@ -217,8 +218,7 @@ def preview_pictures(page: Any) -> list[bytes]:
 
 def main() -> None:
     sys.path.append(str(REPOSITORY / "tests"))
-    sys.path.append(str(REPOSITORY / "tests" / "host"))
-    comfyui, server_module = import_module("comfyui"), import_module("server")
+    comfyui, server_module = import_module("comfyui"), import_module("helpers.server")
     host = comfyui.find()
     if host is None:
         sys.exit(f"docs/take_pictures.py {comfyui.HOW_TO_GET_IT}")

@@ -197,7 +197,7 @@ def face_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Structural similarity (n,) of grey aligned crops (n, H, W, 3) 0..1, side 11 or more: above 0.6 is a paste.
 
     Wang et al. 2004: Gaussian window of sigma 1.5 over 11 pixels, K1 = 0.01, K2 = 0.03. It catches what recognisers
-    cannot: a face that was pasted rather than painted.
+    cannot: a face that was pasted rather than generated.
     """
     x, y = (_grey(crops) for crops in (a, b))
     window = _gaussian(11, 1.5).to(x)

@@ -210,7 +210,9 @@ def main() -> None:
     except LikenessError as error:
         raise SystemExit(str(error)) from None
     print(words(seen))
-    print(f"\nThe sheet: {written[0]}\nThe identity, for Load Identity in ComfyUI: {written[1]}")
+    print(f"\nThe sheet: {written[0]}")
+    print(f"The identity: {written[1]} (biometric data: share it only with the person's consent)")
+    print("Load Identity in ComfyUI lists it when it lies in ComfyUI's folder output/likeness.")
 
 
 if __name__ == "__main__":

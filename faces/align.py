@@ -246,7 +246,7 @@ class Template:
         matrices = [self.matrix(points) for points in keypoints.detach().double().cpu().numpy()]
         if not self.halves or all(_scale(matrix) > 0.5 for matrix in matrices):
             return warp_tensor(images, torch.from_numpy(np.stack(matrices)), size)
-        made = [_halved_warp(image[None], matrix, size) for image, matrix in zip(images, matrices, strict=True)]
+        made = [smooth_warp(image[None], matrix, size) for image, matrix in zip(images, matrices, strict=True)]
         return torch.cat(made)
 
 
@@ -258,14 +258,21 @@ def _scale(matrix: np.ndarray) -> float:
     return float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
 
 
-def _halved_warp(image: torch.Tensor, matrix: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-    """`warp_tensor` of one picture (1, C, H, W) that is halved while its scale is 1/2 or less."""
-    image, matrix = image.float(), matrix.copy()
+def smooth_warp(
+    image: torch.Tensor,
+    matrix: np.ndarray,
+    size: tuple[int, int],
+    border: Border = Border.CONSTANT,
+    fill: float | Sequence[float] = 0.0,
+) -> torch.Tensor:
+    """`warp_tensor` of one picture (1, C, H, W) that is halved while its scale is 1/2 or less, so that nothing of it is
+    skipped."""
+    image, matrix = image.float(), np.array(matrix, np.float64)
     while _scale(matrix) <= 0.5 and min(image.shape[-2:]) > 1:
         image = F.avg_pool2d(image, 2)
         # Pixel (x, y) of the half is (2x + 1/2, 2y + 1/2) of the whole.
         matrix = np.column_stack([2 * matrix[:, :2], matrix[:, 2] + matrix[:, :2] @ np.array([0.5, 0.5])])
-    return warp_tensor(image, torch.from_numpy(matrix)[None], size)
+    return warp_tensor(image, torch.from_numpy(matrix)[None], size, border, fill)
 
 
 def arcface_crop(image: np.ndarray, keypoints: np.ndarray, size: int = 112) -> np.ndarray:

@@ -38,12 +38,19 @@ class Search:
     """What a search found, and what was tried, so that a failure can be explained."""
 
     faces: list[Face]
-    tried: tuple[str, ...]
+    tried: tuple[str, ...]  # empty for a photo that is too small to be searched
     best_score: float  # of any candidate, 0 when there was none
     threshold: float
+    size: tuple[int, int]  # (height, width) of the photo
 
     def explain(self, where: str = "the photo") -> str:
         """One sentence for a user whose photo shows no face to this detector."""
+        if not self.tried:
+            height, width = self.size
+            return (
+                f"No face was found in {where}, because it has only {width}x{height} pixels: use one of "
+                f"{SMALLEST_PHOTO}x{SMALLEST_PHOTO} at least, on which the face takes 30 or more."
+            )
         return (
             f"No face was found in {where}: tried {', '.join(self.tried)}; the best score seen was "
             f"{self.best_score:.2f} and {self.threshold:.2f} is needed. Use a clearer or less tightly cropped "
@@ -75,15 +82,15 @@ class FaceAnalysis:
         `number` is the photo's index in its batch, kept in the faces; `embed=False` leaves the recogniser out.
         """
         threshold = getattr(self.detector, "threshold", 0.0)
-        tried, best = [], 0.0
+        tried, best, size = [], 0.0, (photo.shape[0], photo.shape[1])
         for attempt, candidates in _attempts(self.detector, photo):
             tried.append(attempt)
             best = max([best, *(candidate.score for candidate in candidates)])
             found = [candidate for candidate in candidates if candidate.score >= threshold]
             if found:
                 faces = [self._face(photo, detection, number, embed) for detection in found]
-                return Search(faces, tuple(tried), best, threshold)
-        return Search([], tuple(tried), best, threshold)
+                return Search(faces, tuple(tried), best, threshold, size)
+        return Search([], tuple(tried), best, threshold, size)
 
     def _face(self, photo: np.ndarray, detection: Detection, number: int, embed: bool) -> Face:
         embedding = None
@@ -121,7 +128,6 @@ def _attempts(detector: Detector, photo: np.ndarray) -> Iterator[tuple[str, list
     """Each thing worth trying, in words, with the candidates it gives in pixels of the photo."""
     height, width = photo.shape[:2]
     if min(height, width) < SMALLEST_PHOTO:
-        yield f"nothing, because it has only {width}x{height} pixels", []
         return
     sizes = getattr(detector, "sizes", SIZES)
     image = np.ascontiguousarray(photo[..., ::-1])

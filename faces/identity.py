@@ -53,7 +53,7 @@ _PER_PHOTO: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
     "boxes": (torch.float32, (4,)),
     "photo_sizes": (torch.int64, (2,)),
 }
-LEAST_WEIGHT, LEAST_MEAN = 1e-6, 1e-3  # below: nobody is left of the weighted mean
+LEAST_WEIGHT, LEAST_MEAN = 1e-6, 1e-3  # below: the weighted mean is not a direction any more
 LARGEST_SIDE = 1_000_000  # pixels of a photo
 _LARGEST = {"embeddings": 1e4, "weights": 1e6, "keypoints": 1e6, "boxes": 1e6}  # far above what is ever measured
 LONGEST_TEXT, MOST_OUTLIERS = 300, 1000  # of texts in a file: letters, sentences
@@ -88,7 +88,7 @@ class Identity:
         self.check()
 
     def check(self) -> None:
-        """LikenessError unless all values are possible: nobody is painted from NaN."""
+        """LikenessError unless all values are possible: no image can be made from NaN."""
         if fault := _fault({key: getattr(self, key) for key in _PER_PHOTO}, self.also):
             raise LikenessError(f"The identity {self.name!r} cannot be used, because {fault}: make it again.")
 

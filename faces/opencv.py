@@ -25,7 +25,7 @@ def opencv() -> Any:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Opens a network without the line that OpenCV 5 writes about targets, which nobody asked for."""
+    """Opens a network without the line that OpenCV 5 writes about targets."""
     logging = getattr(getattr(opencv(), "utils", None), "logging", None)
     if logging is None:  # of a build without it
         yield

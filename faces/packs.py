@@ -26,6 +26,7 @@ from .retinaface import RetinaFaceDetector
 from .scrfd import LAYOUTS, Scrfd
 
 SFACE = "sface"
+SFACE_INPUT, SFACE_WIDTH = [3, 112, 112], 128
 YUNET_LICENCE = "YuNet: MIT"
 AURAFACE_LICENCE = "AuraFace: Apache-2.0 as labelled by fal, but its detector file carries InsightFace's name"
 
@@ -161,6 +162,23 @@ class YuNet:
     threshold: float = 0.7
     sizes: tuple[int, ...] = (640, 320, 1280)
 
+    @classmethod
+    def open(cls, path: Path) -> YuNet:
+        """From its file; LikenessError for a damaged file, another model's, and an OpenCV without this detector."""
+        detector = cls(_model_bytes(path))
+        if not hasattr(opencv(), "FaceDetectorYN"):
+            raise LikenessError(
+                f"OpenCV {opencv().__version__} cannot run YuNet, which came with 4.5.4: pip install -U opencv-python."
+            )
+        try:
+            detector.detect(np.zeros((64, 64, 3), np.uint8))
+        except opencv().error as error:
+            raise LikenessError(
+                f"The detector {path.name} is damaged or another model: choose "
+                "face_detection_yunet_2023mar.onnx, and download it again if this is it."
+            ) from error
+        return detector
+
     @cached_property
     def _network(self) -> Any:
         nothing = np.zeros(0, np.uint8)
@@ -188,7 +206,7 @@ def load_opencv(yunet: Path | str, sface: Path | str | None = None, provider: Pr
     opencv()  # to say now what is missing
     return FaceAnalysis(
         name="YuNet + SFace" if sface else "YuNet",
-        detector=YuNet(_model_bytes(Path(yunet))),
+        detector=YuNet.open(Path(yunet)),
         recogniser=_sface(Path(sface), provider) if sface else None,
         licence=f"{YUNET_LICENCE}; SFace: Apache-2.0" if sface else YUNET_LICENCE,
         commercial=True,
@@ -198,7 +216,13 @@ def load_opencv(yunet: Path | str, sface: Path | str | None = None, provider: Pr
 def _sface(path: Path, provider: Provider) -> ArcFaceOnnx:
     if not path.is_file():
         raise LikenessError(f"The face model {path.name} is missing: put it into {path.parent}.")
-    return ArcFaceOnnx(open_session(path, provider, tidy=True), SFACE, mean=0.0, std=1.0)
+    session = open_session(path, provider, tidy=True)
+    shapes = [list(part.shape) for part in (*session.get_inputs(), *session.get_outputs())]
+    if len(shapes) != 2 or shapes[0][1:] != SFACE_INPUT or shapes[1][-1] != SFACE_WIDTH:
+        raise LikenessError(
+            f"The face model {path.name} is another network than SFace: choose face_recognition_sface_2021dec.onnx."
+        )
+    return ArcFaceOnnx(session, SFACE, mean=0.0, std=1.0)
 
 
 # --- dlib's recogniser

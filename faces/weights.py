@@ -31,9 +31,7 @@ def read_weights(path: Path | str) -> Weights:
     if not weights:
         raise LikenessError(f"The face model {path.name} holds no weights: download it again.")
     if broken := first_not_finite(weights):
-        raise LikenessError(
-            f"The face model {path.name} holds values that are no numbers ({broken[:80]!r}): download it again."
-        )
+        raise LikenessError(f"The face model {path.name} holds NaN or infinity ({broken[:80]!r}): download it again.")
     return weights
 
 

@@ -54,7 +54,7 @@ class InjectedUNet:
 
     roles: one per chunk of the batch, (UNCOND, COND) for a guided pipeline's batch; set it when the batch's make-up
     changes. Keys and values are projected once, when the identities are injected. A UNet knows nothing of sampling, so
-    `start` and `end` of an injection are the caller's affair: eject when its window closes.
+    the caller applies `start` and `end` of an injection: eject when its window closes.
 
     live: for training; keys and values are projected at every call, with gradient to the adapter and to the tokens.
     Before each step `injections` is set anew, to the same adapters with the step's tokens.
@@ -100,7 +100,7 @@ class InjectedUNet:
         return self._constant[key]
 
     def attach(self) -> None:
-        """Replace the processors of the sites that hear someone, and watch the size of their maps."""
+        """Replace the processors of the sites with an identity term, and watch the size of their maps."""
         processors = dict(self._unet.attn_processors)
         transformers: dict[int, nn.Module] = {}
         for site in self.sites:
@@ -158,7 +158,7 @@ def control_residuals(
     """What a diffusers ControlNet that reads the effect's tokens adds to a UNet: its down and mid residuals.
 
     sample: (chunks·images, 4, h, w), one chunk per role; picture: (1 | images, 3, H, W) in 0..1. None outside the
-    window. Sums of the residuals of several nets are the caller's affair, as is what else the net is `given`.
+    window. The caller adds up the residuals of several nets, and passes what else the net needs as `given`.
     """
     if control.why_never is not None or not open_at_step(control.scope, step, steps):
         return None

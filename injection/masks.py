@@ -123,7 +123,7 @@ def _warn_larger_once(mask_size: tuple[int, int], picture: tuple[int, int]) -> N
 
 @cache
 def warn_tile() -> None:
-    """One warning per session when a picture is sampled in tiles whose places nobody tells."""
+    """One warning per session when a picture is sampled in tiles at unknown places."""
     log.warning(
         "Another node cuts the picture into tiles while sampling and does not say where they lie, so each tile gets "
         "the whole mask of the identity: see 'Masks with tiles and detailers' in docs/troubleshooting.md."

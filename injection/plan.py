@@ -81,7 +81,7 @@ class KeysValues:
 
 
 def project(injection: AttentionTerm, sites: Sequence[AttentionSite], tokens: IdentityTokens) -> list[KeysValues]:
-    """Keys and values of every site that hears the identity, one entry for each shape of sites.
+    """Keys and values of every site with an identity term, one entry for each shape of sites.
 
     tokens: those of the injection, on the device and in the precision of the projection.
     """
@@ -151,7 +151,7 @@ class Fitting(Protocol):
 
 
 def check_fit(adapter: Fitting, sites: Sequence[AttentionSite], model_name: str, base: Family = OTHER) -> None:
-    """Raise LikenessError in words when an adapter was not made for this model.
+    """Raise LikenessError when an adapter was not made for this model.
 
     Its layers must fit the model's sites one by one; an adapter that has none must be made for the model's family, its
     `base`. model_name: what the host calls the model.
@@ -169,7 +169,7 @@ def check_fit(adapter: Fitting, sites: Sequence[AttentionSite], model_name: str,
 
 
 def check_blocks(term: BlockTerm, layout: DitLayout | None, model_name: str) -> None:
-    """Raise LikenessError in words when an adapter's modules do not fit behind the blocks of this model.
+    """Raise LikenessError when an adapter's modules do not fit behind the blocks of this model.
 
     layout: of the model, None when it is no DiT that this binding knows.
     """

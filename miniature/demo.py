@@ -24,7 +24,7 @@ from ..faces.photo_list import photos_among
 from ..faces.sheet import read_photos
 from ..storage import check_folder, write_new, write_whole
 from .models.world import World, load_world
-from .study.measuring import DEMO_PEOPLE, Subject, measure, subjects
+from .study.measuring import DEMO_PEOPLE, Subject, measure_subject, subjects
 
 PROMPTS = (
     "a photo of a person wearing a red shirt in the forest",
@@ -110,7 +110,7 @@ def run(photos: Path | None, out: Path, person: int, seed: int, comfyui: bool) -
     records = [
         record
         for method, pictures in made.items()
-        for record in measure(world, method, subject, pictures, PROMPTS, seeds, others)
+        for record in measure_subject(world, method, subject, pictures, PROMPTS, seeds, others)
     ]
     pictures = _save_pictures(out, subject, made)
     file = write_new(out, subject.name, ".safetensors", subject.identity.write)

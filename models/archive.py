@@ -43,7 +43,7 @@ def unpack(archive: Path, folder: Path) -> None:
                     with (staging / inner).open("xb") as sink:
                         for piece in _pieces(archive, file, entry):
                             sink.write(piece)
-        except (zipfile.BadZipFile, struct.error, OverflowError, RuntimeError, ValueError) as error:
+        except (zipfile.BadZipFile, struct.error, IndexError, OverflowError, RuntimeError, ValueError) as error:
             if isinstance(error, LikenessError):
                 raise
             raise LikenessError(f"{archive} is not a whole zip file ({error}): delete it and try again.") from error

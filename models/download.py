@@ -66,7 +66,7 @@ def download(
             f"e.g. with `likeness models get {model.name} --accept-licence`."
         )
     try:
-        if os.path.lexists(target):  # an archive that somebody fetched by hand stays where it is
+        if os.path.lexists(target):  # an archive that was downloaded by hand stays where it is
             _unpack(target, unpacked, model, root)
             return Outcome.UNPACKED, unpacked
         part = target.with_name(target.name + ".part")

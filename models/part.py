@@ -16,7 +16,7 @@ from .scan import is_file
 _TAKEN = frozenset({errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 
 
-class Part:
+class PartialFile:
     """A part file, open and locked while it is written; one in which nothing lies is removed in the end.
 
     One that is longer than `limit` bytes is of another file, and begun again. Raises LikenessError when another process
@@ -68,7 +68,7 @@ class Part:
         """Whether a text file of one of these kinds is there."""
         return self.head.lstrip().lower().startswith(signatures)
 
-    def __enter__(self) -> Part:
+    def __enter__(self) -> PartialFile:
         return self
 
     def __exit__(
@@ -90,7 +90,7 @@ def _lock(file: BinaryIO) -> bool:
         if os.name == "nt":
             import msvcrt
 
-            file.seek(1 << 40)  # a byte that nobody reads
+            file.seek(1 << 40)  # a byte that is never read
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl

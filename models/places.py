@@ -47,6 +47,7 @@ _ALSO_IN = {
     "facedetection": ("facexlib", "facerestore_models"),
     "clip_vision": ("text_encoders", "eva_clip"),
     "storymaker": ("photomaker",),
+    "facerestore_models": ("upscale_models", "facexlib"),
 }
 
 

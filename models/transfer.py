@@ -20,7 +20,7 @@ from ..errors import LikenessError
 from .address import address, is_on_hub, token
 from .connection import LONGEST_SECONDS, Broken, Redirects, Reply, Watch, ask
 from .content import POINTER
-from .part import Part
+from .part import PartialFile
 from .progress import Progress
 from .registry import ModelFile, human_size
 
@@ -29,13 +29,13 @@ _WORTH = 1 << 20  # bytes of such progress
 _REQUESTS = 200  # for one file, however well it goes on
 _RETRY_SECONDS = 1.0
 _MAY_RECOVER = frozenset({408, 425, 429, 500, 502, 503, 504})
-_LARGEST = 10**10  # bytes of a file whose size nobody knows; the largest of the registry has 6.9 GB
+_LARGEST = 10**10  # bytes of a file of unknown size; the largest of the registry has 6.9 GB
 _ROUNDED = 1.1  # by how much a file may exceed its rounded size
 
 
 def fetch(model: ModelFile, path: Path, progress: Progress | None) -> None:
     """Stream the file into a part file until it is complete and proved."""
-    with Part(path, _limit(model)) as part:
+    with PartialFile(path, _limit(model)) as part:
         stated = _fetch(model, part, progress)
     _must_be_right(model, part, stated)
 
@@ -47,7 +47,7 @@ def _limit(model: ModelFile) -> int:
     return _LARGEST if model.size_about is None else round(model.size_about * _ROUNDED)
 
 
-def _fetch(model: ModelFile, part: Part, progress: Progress | None) -> str:
+def _fetch(model: ModelFile, part: PartialFile, progress: Progress | None) -> str:
     """Fill the part file. Returns the SHA-256 that the hub states for the file, or ''."""
     url, deadline = address(model), time.monotonic() + LONGEST_SECONDS
     failures, reached = 0, part.done
@@ -78,7 +78,7 @@ class _Wanted:
     deadline: float
 
 
-def _request(wanted: _Wanted, part: Part, progress: Progress | None) -> str:
+def _request(wanted: _Wanted, part: PartialFile, progress: Progress | None) -> str:
     """One request: append what the server sends. Returns the SHA-256 that the hub states for the file, or ''."""
     redirects = Redirects()
     request = urllib.request.Request(wanted.url, headers={"User-Agent": "likeness", "Accept-Encoding": "identity"})
@@ -108,7 +108,7 @@ def _request(wanted: _Wanted, part: Part, progress: Progress | None) -> str:
     return redirects.linked_sha256
 
 
-def _total(wanted: _Wanted, part: Part, reply: Reply, proved: bool) -> int | None:
+def _total(wanted: _Wanted, part: PartialFile, reply: Reply, proved: bool) -> int | None:
     """How long the server says the whole file is. Forgets the part where the answer does not go on with it."""
     asked_to_go_on = bool(part.done)
     if encoding := reply.headers.get("Content-Encoding", "").strip().lower().replace("identity", ""):
@@ -133,7 +133,7 @@ def _total(wanted: _Wanted, part: Part, reply: Reply, proved: bool) -> int | Non
     return total
 
 
-def _must_fit(part: Part, total: int | None) -> None:
+def _must_fit(part: PartialFile, total: int | None) -> None:
     if total is not None and shutil.disk_usage(part.path.parent).free < total - part.done:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -160,8 +160,8 @@ def _unreachable(model: ModelFile, url: str, reason: str) -> str:
 def _refused(model: ModelFile, url: str, error: urllib.error.HTTPError) -> str:
     if error.code in (401, 403) and is_on_hub(model):
         return (
-            f"{model.source} lets nobody fetch {model.name} without an account: accept its licence there, set the "
-            "environment variable HF_TOKEN to your access token and run the same again."
+            f"{model.source} does not allow downloading {model.name} without an account: accept its licence there, set "
+            "the environment variable HF_TOKEN to your access token and run the same again."
         )
     if error.code in (404, 410):
         return (
@@ -171,7 +171,7 @@ def _refused(model: ModelFile, url: str, error: urllib.error.HTTPError) -> str:
     return f"The server answered {url!r} with error {error.code} ({error.reason!r}): try again later."
 
 
-def _must_be_right(model: ModelFile, part: Part, stated: str) -> None:
+def _must_be_right(model: ModelFile, part: PartialFile, stated: str) -> None:
     """Raise LikenessError unless the finished part is the file we meant; a wrong one is put aside."""
     for is_it, what in (
         (not part.done, "nothing"),

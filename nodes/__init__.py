@@ -18,8 +18,10 @@ class LikenessExtension(ComfyExtension):
         from .. import models_download
         from . import (
             adapters,
+            concepts,
             control,
             dataset,
+            detail,
             evaluation,
             faces,
             ipadapter_plus,
@@ -29,6 +31,7 @@ class LikenessExtension(ComfyExtension):
             prompts,
             pulid,
             references,
+            restoration,
             storymaker,
             training,
         )
@@ -46,9 +49,12 @@ class LikenessExtension(ComfyExtension):
             *pulid.NODES,
             *storymaker.NODES,
             *ipadapter_plus.NODES,
+            *concepts.NODES,
             *dataset.NODES,
             *training.NODES,
             *miniature.NODES,
             *evaluation.NODES,
+            *restoration.NODES,
+            *detail.NODES,
         ]
         return [checked(node) for node in nodes]

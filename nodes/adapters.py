@@ -230,7 +230,7 @@ class ApplyIdentity(Node):
             encoder=binding.ComfyClipEncoder(clip_vision) if clip_vision is not None else None,
             options=options.reference,
             weight_strength=lora_strength,
-            seen_by=seen_by,
+            seen_by=embedded_by,
             dit=binding.dit_of(model),
             find_eva=partial(find_eva, adapter),
             parse=parse,
@@ -248,7 +248,7 @@ class ApplyIdentity(Node):
 _seen: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
-def seen_by(identity: Identity, recogniser: str) -> Identity:
+def embedded_by(identity: Identity, recogniser: str) -> Identity:
     """The identity with the embeddings of one more recogniser, where its pack is installed and crops were kept.
 
     So a method that reads antelopev2 takes an identity made with buffalo_l. Otherwise it is returned as it is.

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..adapters.instantid import InstantIDOptions, Photos
+from ..adapters.instantid import EmbeddingPooling, InstantIDOptions
 from ..errors import LikenessError, logger
-from .adapters import CATEGORY, seen_by
+from .adapters import CATEGORY, embedded_by
 from .choices import choices, finite, member
 from .node import Node
 from .references import Options
@@ -122,7 +122,7 @@ class IdentityControlNet(Node):
             scope=Scope(start_at, end_at, mask, options.mask_resize),
             identity=identity,
             options=options.reference,
-            seen_by=seen_by,
+            seen_by=embedded_by,
         )
         [effect] = [effect for effect in adapter.effects(request) if isinstance(effect, ControlContext)]
         _check_net(control_net, adapter.name, effect.tokens.cond.shape[-1])
@@ -177,8 +177,8 @@ class InstantIDOptionsNode(Node):
             inputs=[
                 io.Combo.Input(
                     "photos",
-                    options=choices(Photos),
-                    default=Photos.MEAN.value,
+                    options=choices(EmbeddingPooling),
+                    default=EmbeddingPooling.MEAN.value,
                     tooltip="How several photos make one person: their mean, or each read after the other.",
                 ),
                 io.Float.Input(
@@ -187,8 +187,8 @@ class InstantIDOptionsNode(Node):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Random noise that the negative half is shown in place of nobody. 0 is official; 0.2 to "
-                    "0.4 takes away burnt colours at high guidance. Give both nodes the same options.",
+                    tooltip="Random noise that the negative half reads instead of zeros. 0 is official; 0.2 "
+                    "to 0.4 takes away burnt colours at high guidance. Give both nodes the same options.",
                 ),
                 advanced(
                     io.Boolean.Input(
@@ -206,11 +206,13 @@ class InstantIDOptionsNode(Node):
 
     @classmethod
     def execute(
-        cls, photos: str = Photos.MEAN.value, noise: float = 0.0, any_recogniser: bool = False
+        cls, photos: str = EmbeddingPooling.MEAN.value, noise: float = 0.0, any_recogniser: bool = False
     ) -> io.NodeOutput:
         """Turn words into choices."""
         finite(noise=noise)
-        return io.NodeOutput(Options(InstantIDOptions(member(Photos, photos, "photos"), noise, any_recogniser)))
+        return io.NodeOutput(
+            Options(InstantIDOptions(member(EmbeddingPooling, photos, "photos"), noise, any_recogniser))
+        )
 
 
 NODES = [IdentityControlNet, InstantIDOptionsNode]

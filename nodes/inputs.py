@@ -23,7 +23,7 @@ from .choices import named
 
 Node = TypeVar("Node", bound=Any)
 _MARK = "likeness_checked"  # on an `execute` that checks
-Check = Callable[[Any, Any, str], Any]  # the widget, the value and what to call it -> the value the node gets
+WidgetCheck = Callable[[Any, Any, str], Any]  # the widget, the value and what to call it -> the value the node gets
 
 
 def checked(node: Node) -> Node:
@@ -112,7 +112,7 @@ def _identity(widget: Any, value: Any, what: str) -> Any:
     return value
 
 
-def _made_by(module: str, name: str, maker: str) -> Check:
+def _made_by(module: str, name: str, maker: str) -> WidgetCheck:
     """Values of one class of this pack, which other packs' values of the same socket name are not."""
 
     def check(widget: Any, value: Any, what: str) -> Any:
@@ -125,7 +125,7 @@ def _made_by(module: str, name: str, maker: str) -> Check:
 
 _LONGEST_CHOICE = 1000  # letters
 _WIDGETS = ("FLOAT", "INT", "STRING", "COMBO", "BOOLEAN")
-_CHECKS: dict[str, Check] = {
+_CHECKS: dict[str, WidgetCheck] = {
     "FLOAT": _number,
     "INT": _whole_number,
     "STRING": _text,

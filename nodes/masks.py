@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ FROM_KEYPOINTS = "keypoints (no download)"
 TINT = torch.tensor([1.0, 0.2, 0.2])
 
 
-class People(Enum):
+class MaskedPeople(Enum):
     """Whose mask is made."""
 
     CHOSEN = "the chosen face"
@@ -43,10 +45,18 @@ def managed_parser(parser: str) -> FaceParser | None:
     """The parser of a combo on the device that the host computes on, in its care; None for the keypoints' choice."""
     if named(parser, "parser") == FROM_KEYPOINTS:
         return None
-    opened = load_parser(models_download.find_file("facexlib", parser))
-    log.info("[likeness] Face parser %s; licence: %s", opened.name, opened.licence)
-    Managed(opened.network).load()
+    path = models_download.find_file("facexlib", parser)
+    opened, managed = _opened(path, path.stat().st_mtime_ns)
+    managed.load()
     return opened
+
+
+@lru_cache(maxsize=2)
+def _opened(path: Path, changed: int) -> tuple[FaceParser, Managed]:
+    """A parser and what keeps it in the host's care, which must live as long as it is used."""
+    opened = load_parser(path)
+    log.info("[likeness] Face parser %s; licence: %s", opened.name, opened.licence)
+    return opened, Managed(opened.network)
 
 
 def parser_input() -> io.Combo.Input:
@@ -89,8 +99,8 @@ class FaceMask(Node):
                 parser_input(),
                 io.Combo.Input(
                     "people",
-                    options=choices(People),
-                    default=People.CHOSEN.value,
+                    options=choices(MaskedPeople),
+                    default=MaskedPeople.CHOSEN.value,
                     tooltip="Whose mask: one for each photo, or one for each face, in the order of the rule.",
                 ),
                 io.Int.Input(
@@ -130,23 +140,23 @@ class FaceMask(Node):
         faces: FoundFaces,
         region: str = Region.FACE.value,
         parser: str = FROM_KEYPOINTS,
-        people: str = People.CHOSEN.value,
+        people: str = MaskedPeople.CHOSEN.value,
         grow: int = 0,
         feather: int = 0,
         and_also: str = "",
     ) -> io.NodeOutput:
         found = found_of(faces)
         regions = {member(Region, region, "region"), *_regions(and_also)}
-        whose = member(People, people, "people")
+        whose = member(MaskedPeople, people, "people")
         network = managed_parser(parser)
         step = counter(len(found.photos))
         masks: list[np.ndarray] = []
         photos: list[np.ndarray] = []
         for photo, chosen, everybody in zip(found.photos, found.chosen, found.all_faces, strict=True):
-            meant = everybody if whose is not People.CHOSEN else [chosen] if chosen else []
+            meant = everybody if whose is not MaskedPeople.CHOSEN else [chosen] if chosen else []
             beside = [face for face in everybody if not _among(face, meant)]
             made = region_masks(photo, meant, regions, network, beside)
-            rows = list(made) if whose is People.EACH else [_as_one(made, regions)]
+            rows = list(made) if whose is MaskedPeople.EACH else [_as_one(made, regions)]
             masks += [feathered(grown(mask, grow), feather) for mask in rows]
             photos += [photo] * len(rows)
             step()

@@ -20,8 +20,8 @@ class LoadMiniature(Node):
             display_name="Load Miniature",
             category=CATEGORY,
             description=(
-                "A whole portrait model of a few megabytes that comes with the pack: it paints drawn people, 128x128 "
-                "pixels, in seconds on any CPU. For trying every method before gigabytes are downloaded."
+                "A whole portrait model of a few megabytes that comes with the pack: it generates drawn people, "
+                "128x128 pixels, in seconds on any CPU. For trying every method before gigabytes are downloaded."
             ),
             search_aliases=["Load Checkpoint", "tiny model", "demo model", "test model"],
             inputs=[],

@@ -141,7 +141,7 @@ class IdentityPrompt(Node):
         from ..adapters.trigger_words import words_in
         from ..injection import comfy as binding
         from ..injection.plan import check_fit, layout_of
-        from .adapters import seen_by
+        from .adapters import embedded_by
 
         finite(strength=strength, start_at=start_at, end_at=end_at, lora_strength=lora_strength)
         readable(text=text, trigger_word=trigger_word)
@@ -165,7 +165,7 @@ class IdentityPrompt(Node):
             identity=people[0] if people else None,
             options=None if options is None else options.reference,
             weight_strength=lora_strength,
-            seen_by=seen_by,
+            seen_by=embedded_by,
             text=text,
             text_encoder=encoder,
             trigger_words=words_in(trigger_word),
@@ -202,12 +202,12 @@ def _report(adapter: Any, request: Request, effects: Sequence[Effect], applied: 
     return f"{text}."
 
 
-class PhotoMakerOptions(Node):
+class PhotoMakerOptionsNode(Node):
     """Everything about PhotoMaker that most graphs leave at its default."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from ..adapters.photomaker import LongPrompts, Merge, Photo
+        from ..adapters.photomaker import LongPrompts, MergeTiming, PhotoCrop
 
         return schema(
             node_id="LikenessPhotoMakerOptions",
@@ -218,8 +218,8 @@ class PhotoMakerOptions(Node):
             inputs=[
                 io.Combo.Input(
                     "merge",
-                    options=choices(Merge),
-                    default=Merge.OFFICIAL.value,
+                    options=choices(MergeTiming),
+                    default=MergeTiming.OFFICIAL.value,
                     tooltip="How start_at is counted. 'official steps': as the demos do, at most 30 steps, and one "
                     "more. 'share of the steps': as the paper says. 'share of the noise': as ComfyUI's own time "
                     "ranges, whatever the number of steps.",
@@ -234,8 +234,8 @@ class PhotoMakerOptions(Node):
                 ),
                 io.Combo.Input(
                     "photo",
-                    options=choices(Photo),
-                    default=Photo.HEAD.value,
+                    options=choices(PhotoCrop),
+                    default=PhotoCrop.HEAD.value,
                     tooltip="What is shown of each photo of an identity. 'head' is what PhotoMaker was trained on.",
                 ),
                 advanced(
@@ -268,8 +268,8 @@ class PhotoMakerOptions(Node):
         return io.NodeOutput(
             Options(
                 photomaker.PhotoMakerOptions(
-                    photo=member(photomaker.Photo, photo, "photo"),
-                    merge=member(photomaker.Merge, merge, "merge"),
+                    photo=member(photomaker.PhotoCrop, photo, "photo"),
+                    merge=member(photomaker.MergeTiming, merge, "merge"),
                     merge_step=None if merge_step == NOT_SET else merge_step,
                     long_prompts=member(photomaker.LongPrompts, long_prompts, "long_prompts"),
                     images=() if images is None else (to_rgb(images, "images"),),
@@ -278,4 +278,4 @@ class PhotoMakerOptions(Node):
         )
 
 
-NODES = [IdentityPrompt, PhotoMakerOptions]
+NODES = [IdentityPrompt, PhotoMakerOptionsNode]

@@ -13,9 +13,9 @@ from ..adapters.pulid import (
     VERSION_1_1,
     Background,
     Mode,
-    Photos,
     Projection,
     PuLIDOptions,
+    TokenPooling,
 )
 from ..errors import LikenessError
 from .adapters import CATEGORY
@@ -27,8 +27,8 @@ from .schema import OptionsSocket, advanced, schema
 MOST_ZEROS = 80
 
 
-class Method(Enum):
-    """How the person's attention joins the text's; the value is the name an artist chooses."""
+class Preset(Enum):
+    """How the person's attention joins the text's; the value is the name a user chooses."""
 
     PUBLISHED = "as published"
     FIDELITY = "fidelity"
@@ -39,11 +39,11 @@ class Method(Enum):
 
 
 _MODES = {
-    Method.PUBLISHED: None,
-    Method.FIDELITY: FIDELITY,
-    Method.STYLE: STYLE,
-    Method.NEUTRAL: NEUTRAL,
-    Method.VERSION_1_1: VERSION_1_1,
+    Preset.PUBLISHED: None,
+    Preset.FIDELITY: FIDELITY,
+    Preset.STYLE: STYLE,
+    Preset.NEUTRAL: NEUTRAL,
+    Preset.VERSION_1_1: VERSION_1_1,
 }
 
 
@@ -61,8 +61,8 @@ class PuLIDOptionsNode(Node):
             inputs=[
                 io.Combo.Input(
                     "method",
-                    options=choices(Method),
-                    default=Method.PUBLISHED.value,
+                    options=choices(Preset),
+                    default=Preset.PUBLISHED.value,
                     tooltip="fidelity keeps more of the person, style more of the prompt; neutral adds the person "
                     "without orthogonal projection. As published: fidelity for v1, its own for v1.1. custom reads the "
                     "two widgets below.",
@@ -84,8 +84,8 @@ class PuLIDOptionsNode(Node):
                 ),
                 io.Combo.Input(
                     "photos",
-                    options=choices(Photos),
-                    default=Photos.OFFICIAL.value,
+                    options=choices(TokenPooling),
+                    default=TokenPooling.OFFICIAL.value,
                     tooltip="How several photos make one person. As published: v1 reads the first photo whole and the "
                     "faces of the others, v1.1 all at once. Every token: v1's ID mix.",
                 ),
@@ -121,22 +121,22 @@ class PuLIDOptionsNode(Node):
     @classmethod
     def execute(
         cls,
-        method: str = Method.PUBLISHED.value,
+        method: str = Preset.PUBLISHED.value,
         num_zero: int = 8,
         ortho: str = Projection.ORTHO_V2.value,
-        photos: str = Photos.OFFICIAL.value,
+        photos: str = TokenPooling.OFFICIAL.value,
         background: str = Background.WHITE.value,
         antialias: bool = True,
         any_recogniser: bool = False,
     ) -> io.NodeOutput:
         """Turn words into choices."""
-        chosen = member(Method, method, "method")
+        chosen = member(Preset, method, "method")
         if isinstance(num_zero, bool) or not isinstance(num_zero, int) or not 0 <= num_zero <= MOST_ZEROS:
             raise LikenessError(f"The num_zero {num_zero!r} is not a whole number from 0 to {MOST_ZEROS}: enter one.")
         custom = Mode(num_zero, member(Projection, ortho, "ortho"))
         options = PuLIDOptions(
-            mode=custom if chosen is Method.CUSTOM else _MODES[chosen],
-            photos=member(Photos, photos, "photos"),
+            mode=custom if chosen is Preset.CUSTOM else _MODES[chosen],
+            photos=member(TokenPooling, photos, "photos"),
             background=member(Background, background, "background"),
             antialias=bool(antialias),
             any_recogniser=bool(any_recogniser),

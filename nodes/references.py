@@ -28,7 +28,7 @@ from ..adapters.ip_adapter.embeds import (
     write_embeds,
 )
 from ..adapters.ip_adapter.reference import ReferenceOptions, check_reference_mask
-from ..adapters.ip_adapter.schedules import FrameRange, Method, Timing, parse_weights, schedule
+from ..adapters.ip_adapter.schedules import FrameRange, FrameSharing, Timing, parse_weights, schedule
 from ..adapters.ip_adapter.weight_types import WeightType
 from ..errors import LikenessError
 from ..injection.comfy import ComfyClipEncoder
@@ -462,8 +462,8 @@ class WeightSchedule(Node):
                 io.Int.Input("add_ending_frames", default=0, min=0, max=9999, tooltip="Holds the last frame longer."),
                 io.Combo.Input(
                     "method",
-                    options=choices(Method),
-                    default=Method.FULL_BATCH.value,
+                    options=choices(FrameSharing),
+                    default=FrameSharing.FULL_BATCH.value,
                     tooltip="Full batch: one curve. Shift and alternate: one curve between each pair of pictures.",
                 ),
                 io.Int.Input(
@@ -504,7 +504,7 @@ class WeightSchedule(Node):
             parse_weights(weights),
             member(Timing, timing, "timing"),
             FrameRange(frames, start_frame, end_frame, add_starting_frames, add_ending_frames),
-            member(Method, method, "method"),
+            member(FrameSharing, method, "method"),
             0 if image is None else len(image),
             torch.Generator().manual_seed(seed % 2**63),
         )

@@ -14,7 +14,9 @@ IdentitySocket = io.Custom("IDENTITY")
 AdapterSocket = io.Custom("LIKENESS_ADAPTER,IPADAPTER")
 OptionsSocket = io.Custom("LIKENESS_ADAPTER_OPTIONS")
 EmbedsSocket = io.Custom("LIKENESS_EMBEDS")
+ConceptSocket = io.Custom("LIKENESS_CONCEPT")
 DatasetSocket = io.Custom("LIKENESS_DATASET")
+RestorerSocket = io.Custom("LIKENESS_RESTORER,FACERESTORE_MODEL,UPSCALE_MODEL")
 
 _SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 

@@ -17,7 +17,7 @@ from ..errors import LikenessError
 from ..training.base.model import BaseModel, Codec, Posterior, TextTower
 from ..training.base.noise import NoiseSchedule, Prediction
 from ..training.objectives.identity import Decoder
-from ..weights.checkpoint_layout import from_original, load_text_encoder, unet_names
+from ..weights.checkpoint_layout import from_original, load_encoder_weights, unet_names
 from ..weights.families import TEXT_ENCODERS, TRAINABLE, listed
 from .module_copy import normal_copy, plain_tensor
 
@@ -194,7 +194,7 @@ def _tower(clip: Any, kind: str, projected: bool, dtype: torch.dtype) -> TextTow
         pad_token_id=words.pad_token,
     )
     encoder: Any = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
-    load_text_encoder(encoder, weights)
+    load_encoder_weights(encoder, weights)
     return TextTower(tokenizer, encoder.to(dtype).eval().requires_grad_(False), kind)
 
 

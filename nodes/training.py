@@ -134,7 +134,9 @@ def _outputs(clip: str) -> list[Any]:
             "files", display_name="files", tooltip="The files that were written, and how prompts name what was learned."
         ),
         io.Image.Output("losses", display_name="losses", tooltip="The curves of all losses."),
-        io.Image.Output("samples", display_name="samples", tooltip="The sample prompts, painted by the trained model."),
+        io.Image.Output(
+            "samples", display_name="samples", tooltip="The sample prompts as the trained model makes them."
+        ),
     ]
 
 
@@ -214,6 +216,7 @@ class _Train(Node):
         values |= {
             knob.name: one_of(knob.options, values[knob.name], knob.name) for knob in method.knobs if knob.options
         }
+        values |= {knob.name: _folder(values[knob.name]) for knob in method.knobs if knob.folder}
         datasets = _datasets(method, values)
         triggers = [dataset.trigger for dataset in datasets]
         judge = values.get("face_analysis")
@@ -299,6 +302,14 @@ def _datasets(method: Method, values: dict[str, Any]) -> list[Dataset]:
             )
         found[concept.socket] = value
     return list(found.values())
+
+
+def _folder(name: str) -> str:
+    """The path of a folder with pictures; '' for none."""
+    from .dataset import find_photos
+
+    found = find_photos(name)
+    return "" if found is None else str(found)
 
 
 def _sample_prompts(text: str, default: str, trigger: str) -> list[str]:

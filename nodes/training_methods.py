@@ -120,9 +120,9 @@ def placeholder(dataset: Dataset) -> str:
 
 
 def _class_pictures(base: BaseModel, prompt: str, count: int, size: tuple[int, int]) -> list[Example]:
-    """What the untouched model makes of a class: painted once for all trainings of this model, prompt and size."""
+    """What the untouched model makes of a class: generated once for all trainings of this model, prompt and size."""
     import folder_paths
 
-    painted = hashlib.sha256(repr((base.fingerprint(), prompt, size)).encode()).hexdigest()[:16]
-    folder = Path(folder_paths.get_output_directory()) / CLASS_PICTURES / painted
+    key = hashlib.sha256(repr((base.fingerprint(), prompt, size)).encode()).hexdigest()[:16]
+    folder = Path(folder_paths.get_output_directory()) / CLASS_PICTURES / key
     return class_pictures(base, prompt, count, folder, size, after_each=counter(count))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import LikenessError, logger
 from ..faces import FrozenRecogniser, adopt_analysis, load_recogniser_module, read_photo
+from ..injection.comfy import apply_concept
 from ..locks import locked, sweep, temporary_folder
 from ..storage import check_folder, check_name, free_names, set_aside, write_whole
 from ..training.base.model import BaseModel
@@ -33,6 +34,7 @@ from ..training.previews import sample_pictures
 from ..training.recipe import Recipe
 from ..training.run_record import AnotherMethod, RunRecord, branch, digest_of, is_complete, read_record, steps_done
 from ..weights.checkpoint_layout import UNET, below, from_open_clip
+from ..weights.concepts import load_concept
 from ..weights.families import TRAINABLE
 from .sockets import base_model, normal_copy
 
@@ -343,11 +345,14 @@ def _outcome(folder: Path, job: Job) -> Outcome | None:
 
 
 def apply_results(model: Any, clip: Any, outcome: Outcome) -> tuple[Any, Any]:
-    """MODEL and CLIP with the trained LoRAs at strength 1, as Load LoRA applies them, or a checkpoint's weights."""
+    """MODEL and CLIP with the trained LoRAs at strength 1, as Load LoRA applies them, with concepts, or a checkpoint's
+    weights."""
     import comfy.sd
 
     for name in outcome.files.get(SavedKind.LORA, ()):
         model, clip = comfy.sd.load_lora_for_models(model, clip, _result(SavedKind.LORA, name), 1.0, 1.0)
+    for name in outcome.files.get(SavedKind.CONCEPT, ()):
+        model, clip, *_ = apply_concept(model, clip, load_concept(_there(SavedKind.CONCEPT, name)))
     for name in outcome.files.get(SavedKind.CHECKPOINT, ()):
         weights = _result(SavedKind.CHECKPOINT, name)
         model = _with_weights(model, {f"diffusion_model.{k}": v for k, v in below(weights, UNET).items()})
@@ -360,10 +365,14 @@ def apply_results(model: Any, clip: Any, outcome: Outcome) -> tuple[Any, Any]:
 def _result(kind: SavedKind, name: str) -> dict[str, Tensor]:
     import comfy.utils
 
+    return comfy.utils.load_torch_file(str(_there(kind, name)), safe_load=True)
+
+
+def _there(kind: SavedKind, name: str) -> Path:
     path = _find(kind.value, name)
     if path is None:
         raise LikenessError(f"The trained file {name!r} is gone: queue the training again.")
-    return comfy.utils.load_torch_file(str(path), safe_load=True)
+    return path
 
 
 def _with_weights(patcher: Any, weights: Mapping[str, Tensor]) -> Any:

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 
+import comfyui
 import pytest
 
 HERE = Path(__file__).parent
 
 
-def _load_comfyui():
-    name = "likeness_comfyui"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, HERE / "comfyui.py")
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-comfyui = _load_comfyui()
 FOR_THE_HOST = pytest.StashKey[set[str]]()
 TOO_OLD = pytest.StashKey[int]()
 

@@ -37,7 +37,7 @@ def outcome(pytester: pytest.Pytester, monkeypatch):
     here = Path(__file__).parent
     for name in ("conftest.py", "comfyui.py"):
         shutil.copy(here / name, pytester.path / name)
-    pytester.makeini("[pytest]\nmarkers = host(since): needs ComfyUI\n")
+    pytester.makeini("[pytest]\npythonpath = .\nmarkers = host(since): needs ComfyUI\n")
     pytester.makepyfile(TESTS, torch="def set_num_threads(count): pass")  # the real one takes seconds to import
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 

@@ -11,9 +11,8 @@ import venv
 from pathlib import Path
 from types import SimpleNamespace
 
+import hosts
 import pytest
-
-hosts = sys.modules["likeness_comfyui"].load_module("likeness_hosts", Path(__file__).parent / "hosts.py")
 
 
 @pytest.fixture(autouse=True)

@@ -16,12 +16,15 @@ MAY_IMPORT = {
     "faces": {"models", "weights"},
     "adapters": {"faces", "weights"},
     "injection": {"adapters", "weights"},
+    "restoration": {"faces", "weights"},
     "evaluation": {"faces", "models", "weights"},
     "batch": {"evaluation", "faces", "models"},
     "training": {"adapters", "injection", "faces", "models", "weights"},
     "miniature": {"adapters", "evaluation", "faces", "injection", "models", "training", "weights"},
     "cli": {"adapters", "batch", "evaluation", "faces", "injection", "miniature", "models", "training", "weights"},
-    "nodes": {"adapters", "evaluation", "faces", "injection", "miniature", "models", "training", "weights"},
+    "nodes": {
+        *("adapters", "evaluation", "faces", "injection", "miniature", "models", "restoration", "training", "weights")
+    },
 }
 MODULES = sorted(path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py"))
 
@@ -42,6 +45,10 @@ def rooms_of(path: Path) -> set[str]:
         else:
             found.update(alias.name for alias in node.names)
     return found
+
+
+def test_every_room_has_a_row():
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == MAY_IMPORT.keys()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())

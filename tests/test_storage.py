@@ -87,7 +87,8 @@ def test_long_names_of_wide_letters_fit(tmp_path):
 
 def test_what_a_killed_process_left_is_swept_and_a_living_one_is_not(tmp_path):
     old, fresh = tmp_path / ".a.1-00.part", tmp_path / ".a.2-00.part"
-    old.touch(), fresh.touch()
+    old.touch()
+    fresh.touch()
     os.utime(old, (time.time() - 7200, time.time() - 7200))
     storage.write_whole(tmp_path / "a", lambda part: part.touch())
     assert names(tmp_path) == [".a.2-00.part", "a"]

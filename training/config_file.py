@@ -17,6 +17,7 @@ _DRIVE = re.compile(r'"[A-Za-z]:\\(?!\\)')  # C:\ in double quotes, where a back
 _ESCAPED = re.compile(r"[\x00-\x1f\x7f]")
 _PATHS = frozenset(
     {"base", "output", "person", "style", "person_word", "style_word", "start_from", "parser", "recogniser", "faces"}
+    | {"second", "third", "second_word", "third_word", "class_folder"}
 )
 
 

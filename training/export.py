@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import LikenessError
 from ..storage import free_names, write_new
 from ..weights.checkpoint_layout import checkpoint_weights
+from ..weights.concepts import Concept, concept_tensors
 from ..weights.embedding_files import TokenEmbedding, embedding_tensors
 from ..weights.families import SD2, SDXL, Family
 from ..weights.lora import LoraPair
@@ -37,11 +38,12 @@ class SavedKind(Enum):
     LORA = "loras"
     EMBEDDING = "embeddings"
     CHECKPOINT = "checkpoints"
+    CONCEPT = "custom_diffusion"
 
     @property
     def label(self) -> str:
         """As users read it."""
-        return {"loras": "LoRA"}.get(self.value, self.value.removesuffix("s"))
+        return {"loras": "LoRA", "custom_diffusion": "concept"}.get(self.value, self.value.removesuffix("s"))
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,12 @@ def save_embedding(embedding: TokenEmbedding, folder: Path, name: str, record: T
     """A textual-inversion file, float32; returns its path. Prompts call it `embedding:` and the file's name."""
     metadata = _common_metadata(record, name, "/textual-inversion")
     return write_safetensors(_as(torch.float32, embedding_tensors(embedding)), folder, name, metadata)
+
+
+def save_concept(concept: Concept, folder: Path, name: str, record: TrainingRecord) -> Path:
+    """A Custom Diffusion file, float32, with the words in it; returns its path."""
+    metadata = _common_metadata(record, name, "/custom-diffusion") | dict(concept.metadata)
+    return write_safetensors(_as(torch.float32, concept_tensors(concept)), folder, name, metadata)
 
 
 def save_checkpoint(

@@ -217,7 +217,7 @@ def from_open_clip(weights: Weights) -> dict[str, Tensor]:
     return state
 
 
-def load_text_encoder(encoder: Any, weights: Weights) -> None:
+def load_encoder_weights(encoder: Any, weights: Weights) -> None:
     """Fill a transformers CLIP text encoder from weights named as in files."""
     own = encoder.state_dict()
     names = {key: with_text_model(key) for key in own}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 @dataclass(frozen=True)
-class TextEncoder:
+class TextEncoderLayout:
     """A CLIP text encoder. name: what the host and embedding files call it. open_clip: whether checkpoints hold it
     under OpenCLIP's names instead of transformers'."""
 
@@ -19,9 +19,9 @@ class TextEncoder:
     open_clip: bool
 
 
-CLIP_L = TextEncoder("clip_l", 768, open_clip=False)
-CLIP_G = TextEncoder("clip_g", 1280, open_clip=True)
-CLIP_H = TextEncoder("clip_h", 1024, open_clip=True)
+CLIP_L = TextEncoderLayout("clip_l", 768, open_clip=False)
+CLIP_G = TextEncoderLayout("clip_g", 1280, open_clip=True)
+CLIP_H = TextEncoderLayout("clip_h", 1024, open_clip=True)
 TEXT_ENCODERS = (CLIP_L, CLIP_G, CLIP_H)
 HEAD_WIDTH = 64  # of every CLIP, and of the UNets that have no fixed number of heads
 
@@ -48,7 +48,7 @@ class Family:
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     heads: int | None = None
-    texts: tuple[tuple[str, TextEncoder], ...] = ()
+    texts: tuple[tuple[str, TextEncoderLayout], ...] = ()
     text_skip: int = 0
     latent_side: int = 0
     latent_scale: float = 1.0
@@ -150,7 +150,7 @@ def of_text_encoders(names: Sequence[str]) -> Family:
     return SD2 if names[0] == CLIP_H.name else SD15
 
 
-def text_encoder_of_width(width: int) -> TextEncoder:
+def text_encoder_of_width(width: int) -> TextEncoderLayout:
     """By the width of its vectors; CLIP-L for any that is not published, as of models made for tests."""
     return next((encoder for encoder in TEXT_ENCODERS if encoder.width == width), CLIP_L)
 

@@ -30,7 +30,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     content, metadata = read_content(path)
     try:
-        return _flatten(content), metadata
+        return flatten(content), metadata
     except ValueError as error:
         raise _unreadable(path, error) from error
 
@@ -67,7 +67,7 @@ def read_content(path: Path) -> tuple[Any, dict[str, str]]:
         if isinstance(content, Tensor):
             _plain(content)
         elif isinstance(content, dict):
-            _flatten(content)  # raises where it holds no plain tensors
+            flatten(content)  # raises where it holds no plain tensors
         return content, {}
     except LikenessError:
         raise
@@ -101,10 +101,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(str(error)) from error
 
 
-def _flatten(tree: Any) -> dict[str, Tensor]:
-    """The tensors of nested dictionaries under dot-joined keys.
+def flatten(tree: Any, lists: bool = False) -> dict[str, Tensor]:
+    """The tensors of nested dictionaries under dot-joined keys. lists: those in lists too, by their place.
 
-    A dictionary inside itself is not a tree, nor is a tensor that is larger than the bytes behind it.
+    Raises ValueError for a dictionary inside itself, and for a tensor that is larger than the bytes behind it.
     """
     if not isinstance(tree, dict):
         raise ValueError("the file holds no dictionary of tensors")
@@ -121,6 +121,8 @@ def _flatten(tree: Any) -> dict[str, Tensor]:
                 flat[f"{prefix}{key}"] = _plain(value)
             elif isinstance(value, dict):
                 below.append((f"{prefix}{key}.", value, depth + 1))
+            elif lists and isinstance(value, (list, tuple)):
+                below.append((f"{prefix}{key}.", dict(enumerate(value)), depth + 1))
         waiting += reversed(below)
     return flat
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,23 +45,29 @@ class LoraPair:
 def merged(model: nn.Module, changes: Mapping[str, LoraPair | Tensor], strength: float = 1.0) -> Iterator[nn.Module]:
     """The model with a LoRA, or whole differences, added to its own weights; restored bit by bit on leaving.
 
-    Raises LikenessError when a layer's shape does not fit, before anything is changed.
+    changes: by the layer's path, for its weight; a bias by its whole name. Raises LikenessError when a layer's shape
+    does not fit, before anything is changed.
     """
-    weights = {path: model.get_submodule(path).weight for path in changes}
+    weights = {path: model.get_parameter(weight_name(path)) for path in changes}
     for path, change in changes.items():
-        check_fits(path, change, weights[path])  # type: ignore[arg-type]
-    originals = {path: weight.detach().clone() for path, weight in weights.items()}  # type: ignore[operator]
+        check_fits(path, change, weights[path])
+    originals = {path: weight.detach().clone() for path, weight in weights.items()}
     try:
         with torch.no_grad():
             for path, change in changes.items():
-                weight: Any = weights[path]
+                weight = weights[path]
                 delta = change.delta(strength) if isinstance(change, LoraPair) else strength * change
                 weight += delta.to(weight).reshape(weight.shape)
         yield model
     finally:
         with torch.no_grad():
             for path, original in originals.items():
-                weights[path].copy_(original)  # type: ignore[operator]
+                weights[path].copy_(original)
+
+
+def weight_name(path: str) -> str:
+    """The name of what a change acts on: the layer's weight, or the bias that the path names."""
+    return path if path.endswith(".bias") else f"{path}.weight"
 
 
 def check_fits(path: str, change: LoraPair | Tensor, weight: Tensor) -> None:

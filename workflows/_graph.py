@@ -23,7 +23,11 @@ API_FOLDER = "api"
 MODEL_SUFFIXES = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt", ".onnx")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 NOTE_TYPES = {"MarkdownNote", "Note"}  # the browser's own: no inputs, never in the API format
-OWN_FILE_LOADERS = {"LikenessLoadIdentity", "LikenessLoadEmbeds"}  # of files that the user has saved: no downloads
+OWN_FILE_LOADERS = {
+    "LikenessLoadIdentity",
+    "LikenessLoadEmbeds",
+    "LikenessLoadConcept",
+}  # of files that the user has saved: no downloads
 
 TITLE_HEIGHT = 30
 ROW_HEIGHT = 20

@@ -61,6 +61,17 @@ def find_person(graph: Graph, analysis: Node, photo: Output, **settings: str) ->
     return faces, graph.node("LikenessIdentityFromPhotos", faces=faces["faces"], **settings)
 
 
+def one_person(graph: Graph, pack: str, shown: str = "Which face was taken") -> tuple[Node, Node, Node]:
+    """The first group of most graphs: a photo, its faces and the identity. Returns analysis, faces, identity."""
+    with graph.group("1. The person"):
+        photo = load_photo(graph, "A photo of the person", "person.jpg")
+        analysis = load_analysis(graph, pack)
+        graph.next_column()
+        faces, identity = find_person(graph, analysis, photo["IMAGE"])
+        show(graph, shown, faces["preview"])
+    return analysis, faces, identity
+
+
 def join(graph: Graph, photos: list[Node]) -> Output:
     """All photos as one batch."""
     batch = photos[0]["IMAGE"]
@@ -132,7 +143,13 @@ def prompt(
 
 
 def sample(
-    graph: Graph, base: Base, vae: Output, model: Output, start: Start, title: str | None = None, **asked: Output
+    graph: Graph,
+    base: Base,
+    vae: Output,
+    model: Output,
+    start: Start,
+    title: str | None = None,
+    **asked: Output | float,
 ) -> Node:
     """From a latent to pictures. asked: what comes in place of the start's prompts and of the base model's settings."""
     settings = {

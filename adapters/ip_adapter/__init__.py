@@ -1,4 +1,4 @@
-"""IP-Adapter and FaceID: the networks of `adapter`, and what an artist can set about a reference.
+"""IP-Adapter and FaceID: the networks of `adapter`, and what a user can set about a reference.
 
 adapter        the files, their variants and their image tokens
 evidence       what a variant is shown of a person or of an image

@@ -45,7 +45,7 @@ def k_mean_v_penalised(keys: Tensor, values: Tensor, weight: float, channels: in
 
 
 class EmbedsScaling(Enum):
-    """What the weight multiplies; the value is the name an artist chooses."""
+    """What the weight multiplies; the value is the name a user chooses."""
 
     V_ONLY = "V only"
     K_AND_V = "K+V"
@@ -100,7 +100,7 @@ def _min(rows: Tensor) -> Tensor:
 
 
 class CombineMode(Enum):
-    """How several pictures make one reference; the value is the name an artist chooses."""
+    """How several pictures make one reference; the value is the name a user chooses."""
 
     CONCAT = "concat"
     ADD = "add"

@@ -1,4 +1,4 @@
-"""From an identity, reference pictures and an artist's options to tokens, and which sites attend to them.
+"""From an identity, reference pictures and a user's options to tokens, and which sites attend to them.
 
 The steps of one reference: choose what the adapter is shown (crops of the identity, pictures, or saved encodings),
 encode it with CLIP where the adapter reads CLIP, join the recogniser's embedding where it reads one, make tokens, and
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceOptions:
-    """Everything an artist can set about a reference; the defaults are those of the official code.
+    """Everything a user can set about a reference; the defaults are those of the official code.
 
     Pictures are (B, H, W, 3) in 0..1. What is None is off, or chosen for the adapter.
     """
@@ -123,7 +123,7 @@ def references(
 ) -> list[Reference]:
     """What is injected for one identity: usually one reference, more for style and composition, and for tiles.
 
-    weight: the strength at every site before the weight type spreads it. Raises LikenessError in words for everything
+    weight: the strength at every site before the weight type spreads it. Raises LikenessError for everything
     that is missing or does not fit.
     """
     if adapter.id_dim is not None:

@@ -18,7 +18,7 @@ from ...errors import LikenessError
 
 
 class Timing(Enum):
-    """The curve from the first weight to the last; the value is the name an artist chooses."""
+    """The curve from the first weight to the last; the value is the name a user chooses."""
 
     CUSTOM = "custom"  # the weights as they are written, one per frame
     LINEAR = "linear"
@@ -28,8 +28,8 @@ class Timing(Enum):
     RANDOM = "random"
 
 
-class Method(Enum):
-    """How the frames share several pictures; the value is the name an artist chooses."""
+class FrameSharing(Enum):
+    """How the frames share several pictures; the value is the name a user chooses."""
 
     FULL_BATCH = "full batch"  # frame i shows picture i, and the curve spans all frames
     SHIFT_BATCHES = "shift batches"  # one curve per pair of neighbours, always from the earlier to the later
@@ -126,7 +126,7 @@ def schedule(
     weights: Sequence[float],
     timing: Timing,
     span: FrameRange,
-    method: Method = Method.FULL_BATCH,
+    method: FrameSharing = FrameSharing.FULL_BATCH,
     n_images: int = 0,
     generator: torch.Generator | None = None,
 ) -> Schedule:
@@ -136,7 +136,7 @@ def schedule(
     lay one curve per pair of neighbours end to end; with fewer than two pictures they are the full batch.
     """
     values = curve(weights, timing, span, generator)
-    if method is Method.FULL_BATCH or n_images < 2:
+    if method is FrameSharing.FULL_BATCH or n_images < 2:
         pictures = tuple(min(frame, n_images - 1) for frame in range(len(values))) if n_images else ()
         return Schedule(values, values[::-1], pictures)
     spans = [_pair(pair, values, method) for pair in range(n_images - 1)]
@@ -146,9 +146,9 @@ def schedule(
     return Schedule(all_weights, all_weights[::-1], image_1, image_2)
 
 
-def _pair(pair: int, values: tuple[float, ...], method: Method) -> list[tuple[float, int, int]]:
+def _pair(pair: int, values: tuple[float, ...], method: FrameSharing) -> list[tuple[float, int, int]]:
     """(weight, first picture, second picture) of every frame between two neighbours."""
-    turned = method is Method.ALTERNATE_BATCHES and pair % 2 == 1
+    turned = method is FrameSharing.ALTERNATE_BATCHES and pair % 2 == 1
     if turned:
         highest, lowest = max(values), min(values)
         return [(highest + lowest - value, pair + 1, pair) for value in values]

@@ -26,7 +26,7 @@ SDXL = TransformerLayout.of_family(families.SDXL)
 
 
 class WeightType(Enum):
-    """How the weight is spread over the network; the value is the name an artist chooses."""
+    """How the weight is spread over the network; the value is the name a user chooses."""
 
     LINEAR = "linear"
     EASE_IN = "ease in"
@@ -48,7 +48,7 @@ class WeightType(Enum):
 
 @dataclass(frozen=True)
 class _Roles:
-    """What artists found the transformers of one base model to carry (transformer indices)."""
+    """What users found the transformers of one base model to carry (transformer indices)."""
 
     style: frozenset[int]
     composition: Mapping[int, float]  # index -> share of the weight it takes when used alone
@@ -70,7 +70,7 @@ _FAINT = 0.1  # share of the boost that neutral transformers get when style is p
 
 @dataclass(frozen=True)
 class _Weights:
-    """The numbers an artist gives: the weight, the composition's weight, and how hard the unwanted half is pushed."""
+    """The numbers a user gives: the weight, the composition's weight, and how hard the unwanted half is pushed."""
 
     main: float
     composition: float

@@ -7,7 +7,7 @@ or, in the files that ComfyUI users have, `image_proj.*` and `ip_adapter.<slot>.
 of `injection.sites`.
 
     aligned photo ──parsing, grey──▶ EVA02-CLIP ──▶ e, hidden states      photo ──antelopev2──▶ f
-    E = [encoder([f, e / |e|], hidden), zeros]        10 tokens (v1) or 32 (v1.1), and places to attend to nobody
+    E = [encoder([f, e / |e|], hidden), zeros]        10 tokens (v1) or 32 (v1.1), and zero tokens that stand for no one
     out = T + w · merge(softmax(q kᵀ/√d) v)           k = E W_k, v = E W_v, T the attention to the text; see `merge`
 
 The unconditioned half reads the encoder of zeros. The recogniser's embedding is read as it comes, not as a unit vector.
@@ -69,8 +69,8 @@ NEUTRAL = Mode(0, Projection.OFF)
 VERSION_1_1 = Mode(20, Projection.ORTHO_V2)
 
 
-class Photos(Enum):
-    """How several photos make one person; the value is the name an artist chooses."""
+class TokenPooling(Enum):
+    """How several photos make one person; the value is the name a user chooses."""
 
     OFFICIAL = "as published"
     EVERY_TOKEN = "every token of every photo"  # version 1's "ID mix"
@@ -78,7 +78,7 @@ class Photos(Enum):
 
 
 class Background(Enum):
-    """What EVA02-CLIP sees around face and hair; the value is the name an artist chooses."""
+    """What EVA02-CLIP sees around face and hair; the value is the name a user chooses."""
 
     WHITE = "white"
     PHOTO = "as in the photo"
@@ -93,13 +93,13 @@ class PuLIDOptions:
     """
 
     mode: Mode | None = None
-    photos: Photos = Photos.OFFICIAL
+    photos: TokenPooling = TokenPooling.OFFICIAL
     background: Background = Background.WHITE
     antialias: bool = True
     any_recogniser: bool = False
 
 
-class KeyValueProjection(nn.Module):
+class IdentityKeyValues(nn.Module):
     """`id_to_k` and `id_to_v` of one site."""
 
     def __init__(self, width: int, dim: int) -> None:
@@ -120,7 +120,7 @@ class Projections(nn.Module):
         slots = sorted({key[len(_LAYERS) :].split(".")[0] for key in sites}, key=int)
         with torch.device("meta"):
             self.id_adapter_attn_layers = nn.ModuleDict(
-                {slot: KeyValueProjection(*sites[f"{_LAYERS}{slot}.id_to_k.weight"].shape) for slot in slots}
+                {slot: IdentityKeyValues(*sites[f"{_LAYERS}{slot}.id_to_k.weight"].shape) for slot in slots}
             )
         self.load_state_dict(sites, strict=True, assign=True)
         self.requires_grad_(False).eval()
@@ -225,7 +225,7 @@ def encode(
     encoder: IDEncoder | IDFormer,
     ids: Tensor,
     seen: EvaFeatures,
-    photos: Photos = Photos.OFFICIAL,
+    photos: TokenPooling = TokenPooling.OFFICIAL,
     weights: Tensor | None = None,
 ) -> IdentityTokens:
     """The tokens of one person from n photos, without zeros.
@@ -234,18 +234,18 @@ def encode(
     the first photo and those of the embedding of every further one, version 1.1 all photos in one pass.
     """
     ids_and_eva = torch.cat([ids, seen.pooled / seen.pooled.norm(dim=-1, keepdim=True)], dim=-1)
-    nobody = encoder(torch.zeros_like(ids_and_eva[:1]), [torch.zeros_like(states[:1]) for states in seen.hidden])
-    if isinstance(encoder, IDFormer) and photos is not Photos.MEAN:
+    uncond = encoder(torch.zeros_like(ids_and_eva[:1]), [torch.zeros_like(states[:1]) for states in seen.hidden])
+    if isinstance(encoder, IDFormer) and photos is not TokenPooling.MEAN:
         side_by_side = [states.flatten(0, 1).unsqueeze(0) for states in seen.hidden]
-        return IdentityTokens(encoder(ids_and_eva.unsqueeze(0), side_by_side), nobody)
+        return IdentityTokens(encoder(ids_and_eva.unsqueeze(0), side_by_side), uncond)
     each = encoder(ids_and_eva, seen.hidden)
-    if photos is Photos.MEAN:
+    if photos is TokenPooling.MEAN:
         share = torch.ones_like(ids[:, 0]) if weights is None else weights
-        return IdentityTokens(torch.einsum("n,ntd->td", share / share.sum(), each).unsqueeze(0), nobody)
-    count = each.shape[1] if photos is Photos.EVERY_TOKEN else ID_TOKENS
+        return IdentityTokens(torch.einsum("n,ntd->td", share / share.sum(), each).unsqueeze(0), uncond)
+    count = each.shape[1] if photos is TokenPooling.EVERY_TOKEN else ID_TOKENS
     further = [row[None, :count] for row in each[1:]]
     return IdentityTokens(
-        torch.cat([each[:1], *further], dim=1), torch.cat([nobody, *(nobody[:, :count] for _ in further)], dim=1)
+        torch.cat([each[:1], *further], dim=1), torch.cat([uncond, *(uncond[:, :count] for _ in further)], dim=1)
     )
 
 

@@ -23,21 +23,26 @@ from .apply import (
     sites_of,
     stack_of,
 )
+from .concepts import AppliedConcept, apply_concept, concept_base, merger_of
 from .encoders import ComfyClipEncoder, ComfyTextEncoder
 from .managed import Managed, ManagedAdapter, ManagedEvaTower
 from .text import edited, needs_rider
 
 __all__ = [
     "Applied",
+    "AppliedConcept",
     "ComfyClipEncoder",
     "ComfyTextEncoder",
     "Managed",
     "ManagedAdapter",
     "ManagedEvaTower",
+    "apply_concept",
     "apply_effects",
     "apply_identity",
+    "concept_base",
     "dit_of",
     "edited",
+    "merger_of",
     "model_name",
     "needs_rider",
     "request_layout",

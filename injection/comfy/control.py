@@ -22,9 +22,10 @@ from ...errors import LikenessError
 from ..control import open_at_step, residual_mask
 from ..plan import Role
 from .run import context_window
-from .text import Conditioning
+from .text import ConditioningEntries
 
-Residuals = dict[str, list[Tensor | None]]  # "input", "middle", "output" -> one per place, as the host hands them on
+# As the host hands it on: "input", "middle", "output" -> one residual per place.
+ControlOutput = dict[str, list[Tensor | None]]
 _numbers = itertools.count(1)
 
 
@@ -70,7 +71,7 @@ class IdentityControl(ControlBase):
         return found if before is None else added(before, found)
 
     def _is_open(self, t: Tensor, options: dict) -> bool:
-        """By the steps of the run; by noise where nobody tells the steps."""
+        """By the steps of the run; by noise level where the steps are unknown."""
         if self.scope.whole_run:
             return True
         now, steps = float(t.flatten()[0]), options.get("sample_sigmas")
@@ -134,8 +135,8 @@ class IdentityControl(ControlBase):
 
 
 def controlled(
-    prompts: Mapping[Role, Conditioning], net: Any, picture: Tensor, effect: ControlContext
-) -> dict[Role, Conditioning]:
+    prompts: Mapping[Role, ConditioningEntries], net: Any, picture: Tensor, effect: ControlContext
+) -> dict[Role, ConditioningEntries]:
     """The prompts with a ControlNet that reads the effect's tokens; the given ones are left as they are.
 
     net: what the host's loader gives. picture: its hint, (images, H, W, 3) in 0..1. Nets that the prompts have already
@@ -171,7 +172,7 @@ def text_width(net: Any) -> int | None:
     return next((int(layers[name].in_features) for name in layers if name.endswith("attn2.to_k")), None)
 
 
-def added(before: Residuals, found: Residuals) -> Residuals:
+def added(before: ControlOutput, found: ControlOutput) -> ControlOutput:
     """The sums of two nets' residuals, place by place. Neither is changed."""
     return {
         place: [

@@ -28,11 +28,12 @@ class Managed:
         core = getattr(patchers, "CoreModelPatcher", patchers.ModelPatcher)  # newer hosts: shares a card with others
         self.patcher = core(module, load_device=device, offload_device=mm.unet_offload_device())
 
-    def load(self) -> tuple[torch.device, torch.dtype]:
-        """Bring the weights to the compute device; returns it and their precision."""
+    def load(self, memory: float = 0.0) -> tuple[torch.device, torch.dtype]:
+        """Bring the weights to the compute device, with room for so many bytes beside them; returns it and their
+        precision."""
         import comfy.model_management as mm
 
-        mm.load_models_gpu([self.patcher])
+        mm.load_models_gpu([self.patcher], memory_required=memory)
         weight = next(self.module.parameters())
         return weight.device, weight.dtype
 

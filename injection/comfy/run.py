@@ -187,7 +187,7 @@ class _Run:
         return roles, areas
 
     def compose(self, options: dict, evaluation: _Evaluation, x: Tensor) -> dict:
-        """Transformer options in which every site that hears someone has our function, around what was there."""
+        """Transformer options in which every site with an identity term has our function, around the one found."""
         numbers = options.get("cond_or_uncond") or [0]
         uuids = options.get("uuids") or [None] * len(numbers)
         pictures = len(x) // len(numbers)
@@ -226,7 +226,7 @@ class _Run:
         return None, None
 
     def _warn_of_tiles(self, batch: _Batch, size: Size) -> None:
-        """A pack that cuts the picture into tiles below the sampler tells nobody where a tile lies."""
+        """A pack that cuts the picture into tiles below the sampler does not say where a tile lies."""
         if all(self.injections[i].scope.mask is None for i in batch.open):
             return
         height, width = batch.latent_size
@@ -264,7 +264,7 @@ class _OnDevice:
         return self._calls[batch]
 
     def patched(self, heard: tuple[int, ...], found: Mapping[Any, Callable[..., Tensor]]) -> dict:
-        """The replace patches that were found, with our function around that of every site that hears someone."""
+        """The replace patches that were found, with our function around that of every site with an identity term."""
         patches = dict(found)
         slots = {slot for i in heard for part in self.run.projected[i] for slot in part.slots}
         for site in self.run.sites:
@@ -382,7 +382,7 @@ _projections: WeakKeyDictionary[AttentionTerm, dict[Any, list[KeysValues]]] = We
 
 
 def _project_once(injection: AttentionTerm, sites: Sequence[AttentionSite], dtype: torch.dtype) -> list[KeysValues]:
-    """Keys and values of every site that hears the identity, on the CPU."""
+    """Keys and values of every site with an identity term, on the CPU."""
     known = _projections.setdefault(injection, {})
     key = (dtype, tuple(site.heads for site in sites))
     if key not in known:
@@ -405,7 +405,7 @@ def _sigma_window(injection: Injection, model_sampling: Any, sigmas: Sequence[fl
 
 
 def _name_of(entries: Any, named: Mapping[str, Sequence[dict]]) -> str | None:
-    """Which of the guider's lists of conditioning entries this is, or was made from; None for a list of nobody's.
+    """Which of the guider's lists of conditioning entries this is, or was made from; None for a foreign list.
 
     Context windows, and guiders with a second model, hand on copies. Those keep the `uuid` of their entries; where the
     host has copied an area from one list into another, so that two lists hold one `uuid`, the text tells them apart.

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ...adapters.effects import Effect, PromptEdit, PromptStates
-from .windows import END, START, Border, Window, sigmas_of_run
+from .windows import END, START, Window, WindowEnd, sigmas_of_run
 
 KEY = "likeness_text"  # of our wrapper, and of our entry in the options of a conditioning
 
-Conditioning = list[tuple[Any, dict[str, Any]]]  # ComfyUI's: (states (batch, n, dim), options) per entry
+ConditioningEntries = list[tuple[Any, dict[str, Any]]]  # ComfyUI's: (states (batch, n, dim), options) per entry
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Riding:
     values: Tensor | None = None
 
 
-def edited(conditioning: Conditioning, effects: Iterable[Effect]) -> Conditioning:
+def edited(conditioning: ConditioningEntries, effects: Iterable[Effect]) -> ConditioningEntries:
     """A conditioning with the prompt edits among these effects; the given one is left as it is.
 
     An edit whose window is a part of the sampling splits an entry into the parts before, within and after it. Effects
@@ -43,7 +43,7 @@ def edited(conditioning: Conditioning, effects: Iterable[Effect]) -> Conditionin
     return conditioning
 
 
-def needs_rider(conditioning: Conditioning) -> bool:
+def needs_rider(conditioning: ConditioningEntries) -> bool:
     """Whether the conditioning says something that only a MODEL with a rider understands in full."""
     return any(_riding(options).values is not None for _, options in conditioning)
 
@@ -51,10 +51,10 @@ def needs_rider(conditioning: Conditioning) -> bool:
 def _riding(options: dict[str, Any]) -> Riding:
     """What rides on an entry; its window is the host's where nothing of ours says another."""
     start, end = options.get("start_percent", START.share), options.get("end_percent", END.share)
-    return options.get(KEY) or Riding(Window(Border(start), Border(end)))
+    return options.get(KEY) or Riding(Window(WindowEnd(start), WindowEnd(end)))
 
 
-def _parts(states: Any, options: dict[str, Any], effect: PromptEdit) -> Conditioning:
+def _parts(states: Any, options: dict[str, Any], effect: PromptEdit) -> ConditioningEntries:
     given = _riding(options)
     first, last = given.window.start, given.window.end
     wanted = Window.of(effect.scope)
@@ -125,7 +125,7 @@ def _placed(entry: dict[str, Any], model_sampling: Any, sigmas: Sequence[float])
     for name, border, inwards in (("start_percent", riding.window.start, min), ("end_percent", riding.window.end, max)):
         theirs = entry.get(name, border.share)
         if theirs != border.share:
-            limit = Border(theirs).sigma(model_sampling, ())
+            limit = WindowEnd(theirs).sigma(model_sampling, ())
             high, low = (inwards(high, limit), low) if inwards is min else (high, inwards(low, limit))
     kept = {key: value for key, value in entry.items() if key not in ("start_percent", "end_percent")}
     if high < math.inf:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...adapters.effects import WeightDelta
-from ...weights.lora import LoraPair
+from ...weights.lora import LoraPair, weight_name
 from .windows import Window, sigmas_of_run
 
 _WINDOWS = "likeness_windows"  # of our wrappers, and our attachment: id -> strength of the changes with a window
@@ -45,7 +45,7 @@ def _patches(model: Any, delta: WeightDelta) -> dict[str, Any]:
                 lora[f"{path}.alpha"] = torch.tensor(change.alpha)
             targets[path] = names[f"{path}.weight"]
         else:
-            full[names[f"{path}.weight"]] = (change,)
+            full[names[weight_name(path)]] = (change,)
     return {**comfy.lora.load_lora(lora, targets), **full}
 
 
@@ -128,9 +128,22 @@ def has_elsewhere(model: Any, delta: WeightDelta) -> bool:
     path, change = next(iter(delta.changes.items()))
     if not isinstance(change, LoraPair):
         return False
-    patches = model.patches.get(_weight_names(model)[f"{path}.weight"], [])
+    patches = model.patches.get(_weight_names(model)[weight_name(path)], [])
     ups = [getattr(patch[1], "weights", [None])[0] for patch in patches]
     return any(isinstance(up, Tensor) and torch.equal(up.to("cpu", change.up.dtype), change.up.cpu()) for up in ups)
+
+
+def base_weights(model: Any, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    """The denoiser's own weights by diffusers' name, float32 on the CPU, without any patch, wherever the host keeps
+    them. wanted: which, by that name."""
+    # A model that is loaded has patches in its weights; the host's key patches begin with what was there before.
+    found = model.get_key_patches("diffusion_model.")
+    weights = {}
+    for theirs, ours in _weight_names(model).items():
+        if wanted(theirs) and ours in found:
+            weight, convert = found[ours][0]
+            weights[theirs] = convert(weight.to("cpu"), inplace=False).float()
+    return weights
 
 
 def _weight_names(model: Any) -> dict[str, str]:

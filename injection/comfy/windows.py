@@ -18,7 +18,7 @@ from ...adapters.effects import Scope
 
 
 @dataclass(frozen=True)
-class Border:
+class WindowEnd:
     """A border of a window. share: of the sampling; first_step: see `Scope.first_step`, which wins where steps are
     known."""
 
@@ -43,7 +43,7 @@ class Border:
         return math.sqrt(sigmas[first - 1] * sigmas[first])
 
 
-START, END = Border(0.0), Border(1.0)
+START, END = WindowEnd(0.0), WindowEnd(1.0)
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Window:
     """A part of the sampling. It holds what is below its start and not below its end, so that neighbours never share a
     sigma."""
 
-    start: Border = START
-    end: Border = END
+    start: WindowEnd = START
+    end: WindowEnd = END
 
     @classmethod
     def of(cls, scope: Scope) -> Window:
         """The window of an effect's scope."""
-        return cls(Border(scope.start, scope.first_step), Border(scope.end))
+        return cls(WindowEnd(scope.start, scope.first_step), WindowEnd(scope.end))
 
     def sigmas(self, model_sampling: Any, sigmas: Sequence[float]) -> tuple[float, float]:
         """(highest, lowest) sigma of the window, both inclusive, in single precision as the host compares them."""

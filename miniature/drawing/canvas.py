@@ -15,7 +15,7 @@ _BODY = (Part.SKIN, Part.NECK, Part.CLOTH, Part.HAIR, Part.HAT, Part.LEFT_EAR, P
 
 
 @dataclass(frozen=True)
-class Window:
+class Extent:
     """The same small rectangle out of some pictures of a batch, at another place in each."""
 
     rows: Tensor  # (N,) which pictures
@@ -47,12 +47,12 @@ class Canvas:
         blank = torch.zeros_like(background[:, 0])
         return cls(background, blank.to(torch.uint8), blank, blank.clone())
 
-    def cut(self, window: Window) -> Canvas:
+    def cut(self, window: Extent) -> Canvas:
         """A copy of what a window shows; `put` lays it back."""
         plane, colour = _places(window)
         return Canvas(self.rgb[colour], self.parts[plane], self.face[plane], self.person[plane])
 
-    def put(self, window: Window, piece: Canvas) -> None:
+    def put(self, window: Extent, piece: Canvas) -> None:
         """Replace what a window shows."""
         plane, colour = _places(window)
         self.rgb.index_put_(colour, piece.rgb)
@@ -87,7 +87,7 @@ class Canvas:
         self.rgb = (self.rgb * (1 + (factor - 1) * alpha)[:, None]).clamp(0, 1)
 
 
-def _places(window: Window) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def _places(window: Extent) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Indices of a window's pixels, into (B, H, W) and into (B, 3, H, W)."""
     rows, ys, xs = window.rows[:, None, None], window.ys, window.xs
     channels = torch.arange(3, device=ys.device)[None, :, None, None]

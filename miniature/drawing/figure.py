@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .canvas import Window
+from .canvas import Extent
 from .looks import CUTS, HAIR, SKIN
 from .people import KINDS, TRAITS, HairStyle, People
 from .shapes import rotate, smoothstep, superellipse
@@ -56,7 +56,7 @@ class Figure:
         for name in ("head", "hair_outline", "face_opening"):  # what was computed on another grid
             self.__dict__.pop(name, None)
 
-    def window(self, rows: Tensor, at: Feature, reach_u: float, reach_v: float) -> Window:
+    def window(self, rows: Tensor, at: Feature, reach_u: float, reach_v: float) -> Extent:
         """The pixels within that reach of a feature, at any roll and size; `rows` says which pictures."""
         turn, largest = LIMITS["roll"], HEAD_HALF_HEIGHT + LIMITS["size"]
         half = [largest * reach / self.pixel for reach in (reach_u + turn * reach_v, reach_v + turn * reach_u)]
@@ -64,7 +64,7 @@ class Figure:
         centre = self.to_pixels(at.x, at.y).round().long()
         left = (centre[:, 0] - width // 2).clamp(0, self.size - width)
         top = (centre[:, 1] - height // 2).clamp(0, self.size - height)
-        return Window(rows, top, left, height, width)
+        return Extent(rows, top, left, height, width)
 
     def column(self, values) -> Tensor:
         """Numbers per picture as (B, 1, 1) float32."""

@@ -30,7 +30,7 @@ LICENCE = "part of this pack; trained on drawn people only"
 PRESENT = 0.85
 
 
-class Sight(NamedTuple):
+class Observation(NamedTuple):
     """What the observer sees in pictures of any one square size, in their pixels (centres whole)."""
 
     keypoints: Tensor  # (B, 5, 2)
@@ -44,12 +44,12 @@ class Sight(NamedTuple):
 
 
 @torch.no_grad()
-def observe(observer: Observer, pictures: Tensor) -> Sight:
+def observe(observer: Observer, pictures: Tensor) -> Observation:
     """The one face of every picture (B, 3, S, S), RGB 0..1."""
     _, points, logits = observer(halve(pictures, SIDE))
     points = points * pictures.shape[-1] - 0.5
     keypoints, corners = points[:, :5], points[:, 5:]
-    return Sight(keypoints, torch.cat([corners.amin(1), corners.amax(1)], 1), logits)
+    return Observation(keypoints, torch.cat([corners.amin(1), corners.amax(1)], 1), logits)
 
 
 def _planes(photo: np.ndarray) -> Tensor:
@@ -141,7 +141,7 @@ class MiniatureAnalysis(FaceAnalysis):
         seen = self.detector.detect(photo[..., ::-1])
         faces = [self._face(photo, one, number, embed) for one in seen if one.score >= self.detector.threshold]
         best = max(one.score for one in seen)
-        return NoneOfThisWorld(faces, (f"size {SIDE}",), best, self.detector.threshold)
+        return NoneOfThisWorld(faces, (f"size {SIDE}",), best, self.detector.threshold, photo.shape[:2])
 
 
 def miniature_analysis(folder: Path = FOLDER) -> FaceAnalysis:

@@ -28,7 +28,7 @@ from ...errors import LikenessError
 from ..drawing.captions import check_prompt
 from .latents import CHANNELS, FACTOR, load_codec
 from .networks import LATENT_SIZE, TEXT, TEXT_WIDTH, TOKENIZER, UNET
-from .weights import FOLDER, read_weights
+from .weights import FOLDER, read_tensors
 
 PICTURE = FACTOR * LATENT_SIZE  # pixels a side
 _KEY = "likeness_miniature"  # of our wrapper
@@ -104,7 +104,7 @@ def load_model(folder: Path = FOLDER, disable_dynamic: bool = False) -> comfy.mo
     """
     config = _unet_config()
     names = comfy.utils.unet_to_diffusers(config)
-    weights = {names[name]: value for name, value in read_weights(folder / "unet.safetensors").items()}
+    weights = {names[name]: value for name, value in read_tensors(folder / "unet.safetensors").items()}
     settings = Miniature({**config, "dtype": torch.float32})
     settings.set_inference_dtype(torch.float32, None)
     offload = mm.unet_offload_device()
@@ -192,7 +192,7 @@ def load_clip(folder: Path = FOLDER, disable_dynamic: bool = False) -> comfy.sd.
     """The CLIP, in float32, with the host's embedding folders. LikenessError and disable_dynamic as `load_model`."""
     import folder_paths
 
-    weights = read_weights(folder / "text_encoder.safetensors")
+    weights = read_tensors(folder / "text_encoder.safetensors")
     weights = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in weights.items()}
     weights["text_projection.weight"] = torch.eye(TEXT_WIDTH)  # there is none, and SD1.5 does not use it
     target = comfy.supported_models_base.ClipTarget(MiniatureTokenizer, MiniatureClipModel)

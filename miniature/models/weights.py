@@ -57,7 +57,7 @@ def load_observer(folder: Path = FOLDER) -> Observer:
 def load_adapter(folder: Path = FOLDER) -> IPAdapter:
     """The FaceID adapter in single precision, frozen. LikenessError when the file is missing or damaged."""
     file = folder / ADAPTER_FILE.name
-    return build(read_weights(file), file.stem)
+    return build(read_tensors(file), file.stem)
 
 
 def save_weights(weights: dict[str, Tensor], file: Path) -> None:
@@ -69,19 +69,19 @@ def save_weights(weights: dict[str, Tensor], file: Path) -> None:
     write_whole(file, lambda part: save_file(halves, part))
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a file in single precision. LikenessError when it is missing or damaged."""
     from safetensors.torch import load_file
 
     with _explained(file):
         weights = load_file(file)
         if broken := first_not_finite(weights):
-            raise ValueError(f"{broken} holds values that are no numbers")
+            raise ValueError(f"{broken} holds NaN or infinity")
         return {key: t.float() if t.is_floating_point() else t for key, t in weights.items()}
 
 
 def _load(build: Callable[[], Module], file: Path) -> Module:
-    weights, module = read_weights(file), build()
+    weights, module = read_tensors(file), build()
     with _explained(file):
         module.load_state_dict(weights)
     return frozen(module)

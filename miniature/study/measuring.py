@@ -54,17 +54,17 @@ class Subject:
     @cached_property
     def judged(self) -> References:
         """The held-out photos as the judge sees them."""
-        return references(self.world.judge, self.held_out)
+        return references_of_photos(self.world.judge, self.held_out)
 
     @cached_property
     def judged_given(self) -> References:
         """The given photos as the judge sees them."""
-        return references(self.world.judge, self.given)
+        return references_of_photos(self.world.judge, self.given)
 
     @cached_property
     def conditioned(self) -> References:
         """The held-out photos as the conditioner sees them."""
-        return references(self.world.analysis, self.held_out)
+        return references_of_photos(self.world.analysis, self.held_out)
 
 
 def subjects(world: World, numbers: Sequence[int]) -> list[Subject]:
@@ -76,7 +76,7 @@ def subjects(world: World, numbers: Sequence[int]) -> list[Subject]:
     return made
 
 
-def references(eye: FaceAnalysis, photos: Sequence[np.ndarray]) -> References:
+def references_of_photos(eye: FaceAnalysis, photos: Sequence[np.ndarray]) -> References:
     """The photos in which this face analysis finds a face; LikenessError when there is none."""
     sight = see([torch.from_numpy(photo).float() / 255 for photo in photos], eye)
     if not bool(sight.found.any()):
@@ -90,7 +90,7 @@ def asked(prompt: str) -> dict[str, str]:
     return {name: value for name, value in wanted(prompt).items() if name in ATTRIBUTES}
 
 
-def measure(
+def measure_subject(
     world: World,
     method: str,
     subject: Subject,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+from helpers import official as official_module
 from hypothesis import settings
 
 settings.register_profile("likeness", deadline=None)
@@ -15,4 +13,4 @@ settings.load_profile("likeness")
 @pytest.fixture(scope="session")
 def official():
     """The module `official.py`: IP-Adapter files with random weights in the official layouts."""
-    return sys.modules["likeness_comfyui"].load_module("likeness_official", Path(__file__).with_name("official.py"))
+    return official_module

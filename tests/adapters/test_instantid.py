@@ -12,7 +12,7 @@ from torch import Tensor
 
 from likeness.adapters import load
 from likeness.adapters.effects import AttentionTerm, ControlContext, Scope
-from likeness.adapters.instantid import InstantID, InstantIDOptions, Photos, face_embedding
+from likeness.adapters.instantid import EmbeddingPooling, InstantID, InstantIDOptions, face_embedding
 from likeness.adapters.system import Request, WeightFile
 from likeness.errors import LikenessError
 from likeness.faces import Identity
@@ -152,7 +152,7 @@ def test_the_weights_of_photos_count(adapter):
 
 def test_several_photos_can_be_read_one_after_the_other(adapter):
     who = person(3)
-    each = effects(adapter, who, options=InstantIDOptions(Photos.EACH))[0].tokens
+    each = effects(adapter, who, options=InstantIDOptions(EmbeddingPooling.EACH))[0].tokens
     assert each.cond.shape == each.uncond.shape == (1, 16, 2048)
     torch.testing.assert_close(each.cond, adapter.image_proj(who.embeddings.unsqueeze(0)))
     assert not torch.allclose(each.cond, effects(adapter, who)[0].tokens.cond)

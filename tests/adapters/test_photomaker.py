@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
 import torch
+from helpers import official
 from helpers import photomaker as made
 from safetensors.torch import save_file
 
 from likeness.adapters import load
 from likeness.adapters.effects import PromptEdit, PromptStates, WeightDelta
-from likeness.adapters.photomaker import LongPrompts, Merge, Photo, PhotoMaker, PhotoMakerOptions, expand
+from likeness.adapters.photomaker import LongPrompts, MergeTiming, PhotoCrop, PhotoMaker, PhotoMakerOptions, expand
 from likeness.adapters.system import Request
 from likeness.adapters.text_encoder import Token, Tower
 from likeness.errors import LikenessError
 from likeness.faces import Identity
 from likeness.injection.plan import layout_of
 
-official = sys.modules["likeness_official"]
 TINY = [(width, 128) for width in (32, 64, 64, 64, 32, 32, 64)]
 SDXL = [(width, 2048) for width, _ in official.SDXL]
 
@@ -154,13 +153,13 @@ def test_what_is_missing_or_unknown_is_named(change, said):
 def test_the_share_as_the_demos_and_as_the_paper_count_it(share, steps, official_step, share_step):
     """The demos: int(share · steps), at most 30, is the last step without the person."""
     assert PhotoMakerOptions().first_step(share)(steps) == official_step  # type: ignore[misc]
-    assert PhotoMakerOptions(merge=Merge.STEPS).first_step(share)(steps) == share_step  # type: ignore[misc]
-    assert PhotoMakerOptions(merge=Merge.NOISE).first_step(share) is None
+    assert PhotoMakerOptions(merge=MergeTiming.STEPS).first_step(share)(steps) == share_step  # type: ignore[misc]
+    assert PhotoMakerOptions(merge=MergeTiming.NOISE).first_step(share) is None
 
 
 @pytest.mark.parametrize(("merge_step", "first"), [(-1, 0), (0, 1), (10, 11)])
 def test_the_official_merge_step_wins(merge_step, first):
-    options = PhotoMakerOptions(merge_step=merge_step, merge=Merge.NOISE)
+    options = PhotoMakerOptions(merge_step=merge_step, merge=MergeTiming.NOISE)
     assert options.first_step(0.5)(50) == first  # type: ignore[misc]
 
 
@@ -240,12 +239,12 @@ def test_somebody_whom_no_word_names_is_told_of():
     assert any("'Ben' is connected, but no trigger word" in note for note in notes)
 
 
-@pytest.mark.parametrize("photo", Photo)
+@pytest.mark.parametrize("photo", PhotoCrop)
 def test_each_crop_is_another_picture(photo):
     one, who = adapter(), person()
     _, found = states(one.effects(request("a man img", who, options=PhotoMakerOptions(photo=photo))))
     _, heads = states(one.effects(request("a man img", who)))
-    assert torch.equal(found, heads) == (photo is Photo.HEAD)
+    assert torch.equal(found, heads) == (photo is PhotoCrop.HEAD)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

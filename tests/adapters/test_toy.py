@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import tiny_unets as tiny
+from helpers import toy
 
 from likeness.adapters.effects import AttentionTerm, PromptEdit, PromptStates, WeightDelta
 from likeness.adapters.system import Request, WeightFile
@@ -16,10 +16,6 @@ from likeness.injection.diffusers import inject
 from likeness.injection.plan import Role, layout_of
 from likeness.injection.sites import diffusers_layers, sites_of_diffusers_unet
 from likeness.weights.lora import merged
-
-comfyui = sys.modules["likeness_comfyui"]
-toy = comfyui.load_module("likeness_toy", Path(__file__).with_name("toy.py"))
-tiny = comfyui.load_module("likeness_tiny_unets", comfyui.REPOSITORY / "tests" / "injection" / "tiny_unets.py")
 
 
 @pytest.fixture(scope="module")

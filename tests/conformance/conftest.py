@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+from importlib import import_module
 from pathlib import Path
 
-HERE = Path(__file__).parent
-load_module = sys.modules["likeness_comfyui"].load_module  # set up by tests/conftest.py
+from conformance import harness
 
-harness = load_module("likeness_conformance", HERE / "harness.py")
+HERE = Path(__file__).parent
 for _runner_file in sorted((HERE / "runners").glob("*.py")):
-    load_module(f"likeness_conformance_{_runner_file.stem}", _runner_file)
+    import_module(f"conformance.runners.{_runner_file.stem}")
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
+from conformance import harness
 
-harness = sys.modules["likeness_conformance"]
 CASES = harness.find_cases(harness.golden_folder())
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from likeness.evaluation.portraits import (
 )
 from likeness.evaluation.report import report
 
+PHOTOS = Path(__file__).parents[2] / "build" / "photos"
 RED, GREEN, BLUE = (1.0, 0.25, 0.25), (0.25, 1.0, 0.25), (0.25, 0.25, 1.0)
 PINK, BLACK = (1.0, 0.25, 0.5), (0.0, 0.0, 0.0)
 
@@ -210,3 +212,31 @@ def test_two_judges_stand_side_by_side_and_both_must_be_pleased():
     records = to_records(both, WITH)
     assert records[1].measures["percent"] == 70 and records[1].measures["percent_second"] == 10
     assert beside([first]) is first
+
+
+# --- real people
+
+
+@pytest.mark.parametrize("maker", ["dlib", "sface"])
+def test_a_mirrored_photo_is_a_copy_and_another_photo_is_none(real_faces, maker):
+    """By the judge that had no part in the identity: one photo is given, one held out, a third is a copy of neither."""
+    from likeness.evaluation.identity import calibration_of
+    from likeness.faces import build_identity, read_photo
+    from likeness.faces.ready import free_judges, open_dlib, open_opencv
+
+    if not PHOTOS.is_dir():
+        pytest.skip("no photographs in build/photos: `make setup` brings them")
+    given, other, third, biden = (read_photo(PHOTOS / f"{name}.jpg") for name in ("obama", "obama2", "obama3", "biden"))
+    eyes = {"dlib": open_dlib, "sface": open_opencv}[maker]()
+    person = build_identity([given], eyes.find(given)[:1], "Barack")
+    [judge] = free_judges(without=[maker])
+    batches = [torch.from_numpy(photo.copy())[None].float() / 255 for photo in (given[:, ::-1], third, other)]
+    copied, another, same = (
+        judge_pictures(one, [person], judge, calibration=calibration_of(judge), held_out=batches[2]) for one in batches
+    )
+    assert same.multi[0].copy_paste == pytest.approx(-1, abs=1e-3)
+    assert copied.multi[0].copy_paste > 0.5 and copied.multi[0].sim_ref > 0.85
+    assert -0.4 < another.multi[0].copy_paste < 0.4 and another.multi[0].sim_gt > 0.5
+    assert another.percents[0] > 60 and np.isnan(another.multi[0].blending)
+    with pytest.raises(LikenessError, match="finds nobody on 'held_out' who looks like 'Barack'"):
+        judge_pictures(batches[1], [person], judge, held_out=torch.from_numpy(biden)[None].float() / 255)

@@ -120,8 +120,8 @@ def _write_yunet(path: Path) -> None:
     _save(path, nodes, weights, {"input": [1, 3, 640, 640]}, outputs)
 
 
-def _write_recogniser(path: Path, own_normalisation: bool = False, seed: int = 0) -> None:
-    """A graph of the six kinds of nodes an iresnet export has: (B, 3, 112, 112) to (B, 16)."""
+def _write_recogniser(path: Path, own_normalisation: bool = False, seed: int = 0, width: int = 16) -> None:
+    """A graph of the six kinds of nodes an iresnet export has: (B, 3, 112, 112) to (B, width)."""
     from onnx import helper
 
     random = np.random.default_rng(seed)
@@ -138,8 +138,8 @@ def _write_recogniser(path: Path, own_normalisation: bool = False, seed: int = 0
         "bn.mean": draw(8),
         "bn.var": np.abs(draw(8)) + 0.5,
         "conv2.w": draw(8, 4, 3, 3, scale=0.2),
-        "fc.w": draw(16, 8 * 16 * 16, scale=0.05),
-        "fc.b": draw(16),
+        "fc.w": draw(width, 8 * 16 * 16, scale=0.05),
+        "fc.b": draw(width),
         "half": np.float32(127.5).reshape(1, 1, 1, 1),
         "unit": np.float32(1 / 127.5).reshape(1, 1, 1, 1),
     }
@@ -159,7 +159,7 @@ def _write_recogniser(path: Path, own_normalisation: bool = False, seed: int = 0
         nodes = [*centre, *nodes]
     else:
         nodes[0].input[0] = "x"
-    _save(path, nodes, weights, {"x": ["batch", 3, 112, 112]}, {"e": ["batch", 16]})
+    _save(path, nodes, weights, {"x": ["batch", 3, 112, 112]}, {"e": ["batch", width]})
 
 
 @pytest.fixture(scope="session")

@@ -266,13 +266,54 @@ def test_sface_reads_the_aligned_crop_in_rgb(tmp_path, write_yunet, write_recogn
     from likeness.faces import arcface_crop
 
     write_yunet(tmp_path / "y.onnx")
-    write_recogniser(tmp_path / "s.onnx")
+    write_recogniser(tmp_path / "s.onnx", width=128)
     recogniser = load_opencv(tmp_path / "y.onnx", tmp_path / "s.onnx").recogniser
     assert recogniser is not None and recogniser.name == "sface"
     points = np.array([(300, 300), (340, 302), (320, 322), (304, 345), (338, 344)], np.float32)
     crop = arcface_crop(spot, points).astype(np.float32).transpose(2, 0, 1)[None]
     expected = np.asarray(onnxruntime.InferenceSession(str(tmp_path / "s.onnx")).run(None, {"x": crop})[0])[0]
     np.testing.assert_allclose(recogniser.embed(spot, points), expected, rtol=1e-3, atol=1e-2)
+
+
+DAMAGE = {
+    "empty": lambda content: b"",
+    "a web page": lambda content: b"<html>not found</html>" * 50,
+    "cut short": lambda content: content[: len(content) // 2],
+    "zeros": lambda content: bytes(len(content)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_opencv_models_are_one_sentence_when_they_are_opened(tmp_path, write_yunet, write_recogniser, damage):
+    write_yunet(tmp_path / "y.onnx")
+    write_recogniser(tmp_path / "s.onnx", width=128)
+    for name, words in (("y", "choose face_detection_yunet_2023mar.onnx, and download it again"), ("s", "download it")):
+        bad = tmp_path / f"bad_{name}.onnx"
+        bad.write_bytes(DAMAGE[damage]((tmp_path / f"{name}.onnx").read_bytes()))
+        with pytest.raises(LikenessError, match=rf"bad_{name}\.onnx .*{words}") as caught:
+            load_opencv(*((bad,) if name == "y" else (tmp_path / "y.onnx", bad)))
+        assert "\n" not in str(caught.value)
+
+
+def test_opencv_models_in_each_others_place_are_named(tmp_path, write_yunet, write_recogniser):
+    write_yunet(tmp_path / "y.onnx")
+    write_recogniser(tmp_path / "arcface.onnx", width=512)
+    for wrong in ("y.onnx", "arcface.onnx"):
+        with pytest.raises(LikenessError, match="is another network than SFace: choose face_recognition_sface"):
+            load_opencv(tmp_path / "y.onnx", tmp_path / wrong)
+    with pytest.raises(LikenessError, match=r"arcface\.onnx is damaged or another model: choose face_detection_yunet"):
+        load_opencv(tmp_path / "arcface.onnx")
+
+
+def test_an_opencv_without_yunet_is_said(tmp_path, write_yunet, monkeypatch):
+    from types import SimpleNamespace
+
+    from likeness.faces import packs
+
+    write_yunet(tmp_path / "y.onnx")
+    monkeypatch.setattr(packs, "opencv", lambda: SimpleNamespace(__version__="4.5.1"))
+    with pytest.raises(LikenessError, match=r"OpenCV 4\.5\.1 cannot run YuNet.*pip install -U opencv-python"):
+        load_opencv(tmp_path / "y.onnx")
 
 
 def test_opencv_models_that_are_missing_are_named(tmp_path):

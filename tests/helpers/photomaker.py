@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-official = sys.modules["likeness_comfyui"].load_module(
-    "likeness_official", sys.modules["likeness_comfyui"].REPOSITORY / "tests" / "adapters" / "official.py"
-)
+from helpers import official
 
 ID_DIM = 512
 TOWER = {"width": 64, "inner": 96, "layers": 2, "patch": 14, "side": 28}

@@ -6,18 +6,17 @@ The recogniser's 512 numbers and a head of attention are at their real size, eve
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from helpers import official
+
 Weights = dict[str, Tensor]
 Shapes = Sequence[tuple[int, int]]  # (width of the site, width of the text), in slot order
 
-_comfyui = sys.modules["likeness_comfyui"]
-official = _comfyui.load_module("likeness_official", _comfyui.REPOSITORY / "tests" / "adapters" / "official.py")
 EVA_WIDTH, EVA_EMBED, EVA_PATCH, EVA_GRID = 64, 32, 14, 2
 LAYERS, ID_DIM, HIDDEN = 5, 512 + EVA_EMBED, 16
 

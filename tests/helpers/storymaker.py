@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-official: Any = sys.modules["likeness_comfyui"].load_module(
-    "likeness_official", Path(__file__).parents[1] / "adapters" / "official.py"
-)
+from helpers import official
 
 
 def weights(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
+import comfyui
 import numpy as np
 import pytest
+from helpers import server as server_module
 
 HERE = Path(__file__).parent
-comfyui = sys.modules["likeness_comfyui"]
-server_module = comfyui.load_module("likeness_host_server", HERE / "server.py")
 
 _LOG_AT_START = pytest.StashKey[int]()
 
@@ -19,13 +18,17 @@ _LOG_AT_START = pytest.StashKey[int]()
 @pytest.fixture(scope="session")
 def recipes(host_nodes):
     """The module `recipes.py`: small models with random weights, sampling, diffusers weights in the host's layout."""
-    return comfyui.load_module("likeness_host_recipes", HERE / "recipes.py")
+    from helpers import recipes
+
+    return recipes
 
 
 @pytest.fixture(scope="session")
 def files(host_nodes):
     """The module `files.py`: checkpoints, adapters and a face recogniser with random weights in official layouts."""
-    return comfyui.load_module("likeness_host_files", HERE / "files.py")
+    from helpers import files
+
+    return files
 
 
 @pytest.fixture(scope="session")

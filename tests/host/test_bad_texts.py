@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from pathlib import Path
 
+import comfyui
 import numpy as np
 import pytest
 import torch
+from helpers import server as server_module
 from PIL import Image
-
-comfyui = sys.modules["likeness_comfyui"]
-server_module = sys.modules["likeness_host_server"]
 
 BAD = {
     "half a character": "\ud800",

@@ -10,7 +10,6 @@ import asyncio
 import inspect
 import math
 import re
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,14 +20,15 @@ from typing import Any
 import bad_values
 import pytest
 import torch
-from helpers import photomaker
+from helpers import by_colour, datasets, photomaker, restorers, small_world
+from helpers.concepts import concept
 from safetensors.torch import save_file
 
 from likeness.errors import LikenessError
 from likeness.faces import Identity
+from likeness.restoration.spandrel_files import described
 
 HERE = Path(__file__).parent
-comfyui = sys.modules["likeness_comfyui"]
 
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 NUMBERS = (math.nan, math.inf, -math.inf, -1, 0, 1e-300, 1e38, 10**18, -(10**18), 10**400, 2.5, "1.0", "", [1])
@@ -109,9 +109,8 @@ class Bench:
 
         self.base, self.outside = base, base.parents[2]
         self.nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(LikenessExtension().get_node_list())}
-        self.small = comfyui.load_module("likeness_host_adapters", HERE / "adapters" / "small_world.py")
-        self.colour = comfyui.load_module("likeness_host_faces", HERE / "faces" / "by_colour.py")
-        training = comfyui.load_module("likeness_host_training", HERE / "test_nodes_training.py")
+        self.small = small_world
+        self.colour = by_colour
         world = self.small.World(recipes, base / "models")
         self.person, self.picture = self.small.person(2), self.colour.coloured(self.colour.RED, self.colour.DARK_RED)
         judged = self.run("LikenessFindFaces", face_analysis=self.colour.BY_COLOUR, image=self.picture)
@@ -133,10 +132,17 @@ class Bench:
             "LIKENESS_ADAPTER,IPADAPTER": adapter,
             "LIKENESS_ADAPTER_OPTIONS": world.options(),
             "LIKENESS_EMBEDS": self.small.encoded(world),
-            "LIKENESS_DATASET": training.dataset(),
+            "LIKENESS_DATASET": datasets.dataset(),
+            "LIKENESS_RESTORER,FACERESTORE_MODEL,UPSCALE_MODEL": described(restorers.restoreformer(), "x"),
+            "UPSCALE_MODEL": described(restorers.esrgan(scale=1), "x"),
+            "LIKENESS_CONCEPT": concept(world.model),
         }
+        restorer = base / "models" / "facerestore_models" / "GFPGANv1.4.pth"
+        torch.save(restorers.gfpgan(), restorer)
         self.run("LikenessSaveIdentity", identity=self.person, filename="good")
         self.run("LikenessSaveEmbeds", embeds=self.of_type["LIKENESS_EMBEDS"], filename="good")
+        learned = self.of_type["LIKENESS_CONCEPT"]
+        concept_file = self.run("LikenessSaveConcept", concept=learned, filename="good", format="safetensors")[0]
         patched, _ = world.apply(adapter, self.person, clip_vision=world.clip_vision)
         small = {"resolution": 64, "smallest_face": 0, "least_sharpness": 0.0}
         quick = {"preview_every": 0}
@@ -153,6 +159,11 @@ class Bench:
                 "identity": replace(self.person, recogniser="antelopev2"),
             },
             "LikenessFaceKeypoints": {"faces": judged[0]},
+            "LikenessLoadFaceRestorer": {"file": restorer.name},
+            "LikenessRestoreFaces": {"identity_guard": 0.0},
+            "LikenessUpscalePortrait": {"scale_by": 1.0},
+            "LikenessPasteFacesBack": {"crops": judged[2]},
+            "LikenessDetailFaces": {"resolution": 64, "steps": 1, "positive": world.text[0], "negative": world.text[0]},
             "LikenessStoryMakerCharacter": {
                 "image": torch.rand(1, 64, 60, 3),
                 "mask": torch.nn.functional.pad(torch.ones(1, 40, 40), (10, 10, 12, 12)),
@@ -163,9 +174,12 @@ class Bench:
                 "face_analysis": self.colour.BY_COLOUR,
                 **small,
             },
-            "LikenessTrainMagiCapture": {"style": training.STYLE, **quick},
+            "LikenessLoadConcept": {"file": concept_file},
+            "LikenessMergeConcepts": {"concept_2": concept(world.model, "<new2>"), "captions": "a dog\na cat"},
+            "LikenessTrainMagiCapture": {"style": datasets.STYLE, **quick},
             "LikenessTrainDreamBooth": quick,
             "LikenessTrainTextualInversion": quick,
+            "LikenessTrainCustomDiffusion": quick,
             "LikenessIdentityReport": {"judge": self.colour.BY_COLOUR, "identity": self.by_colour(judged[0])},
             "LikenessKeepBestLikeness": {"judge": self.colour.BY_COLOUR, "identity": self.by_colour(judged[0])},
         }

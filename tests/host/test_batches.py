@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import server as server_module
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -28,8 +29,6 @@ from likeness.cli.opening import open_faces
 from likeness.errors import LikenessError
 from likeness.miniature.comfyui_server import PACK, started
 
-comfyui = sys.modules["likeness_comfyui"]
-server_module = sys.modules["likeness_host_server"]
 WORKFLOW = PACK / "workflows" / "api" / "miniature_portrait.api.json"
 PLAIN = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 255}},

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import toy_dit
+from conformance import harness
+from helpers import small_world, toy_dit
 from torch import Tensor
 
 from likeness.errors import LikenessError
 
-comfyui = sys.modules["likeness_comfyui"]
 CONFORMANCE = Path(__file__).parents[1] / "conformance"
-harness = comfyui.load_module("likeness_conformance", CONFORMANCE / "harness.py")
-small_world = comfyui.load_module("likeness_host_adapters", Path(__file__).parent / "adapters" / "small_world.py")
 GOLDEN = [
     path
     for path in harness.find_cases(harness.golden_folder())

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 import urllib.error
 
+import comfyui
 import numpy as np
 import pytest
 from PIL import Image
 
 from likeness.miniature.comfyui_server import PACK_FOLDER
 
-comfyui = sys.modules["likeness_comfyui"]
 WORKFLOWS, SUBGRAPHS = comfyui.REPOSITORY / "workflows", comfyui.REPOSITORY / "subgraphs"
 FILES = {path.stem: path for path in SUBGRAPHS.glob("*.json")}
 MINIATURE = {"face_analysis": "miniature", "adapter_file": "miniature FaceID (in this pack)"}
@@ -55,8 +54,8 @@ def paint(client, tool):
     return run
 
 
-def test_hosts_that_know_blueprints_list_ours(client):
-    if not comfyui.find().joinpath("app", "subgraph_manager.py").is_file():
+def test_hosts_that_know_blueprints_list_ours(client, host_path):
+    if not host_path.joinpath("app", "subgraph_manager.py").is_file():
         with pytest.raises(urllib.error.HTTPError):
             client.get("/global_subgraphs")
         return

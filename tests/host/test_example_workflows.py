@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import comfyui
 import numpy as np
 import pytest
 import torch
-from helpers import mask_rcnn, photomaker, pulid, storymaker
+from helpers import mask_rcnn, official, photomaker, pulid, restorers, storymaker
 from PIL import Image
 from safetensors.torch import save_file
 
-comfyui = sys.modules["likeness_comfyui"]
 WORKFLOWS = comfyui.REPOSITORY / "workflows"
-official = comfyui.load_module("likeness_official", comfyui.REPOSITORY / "tests" / "adapters" / "official.py")
 NAMES = sorted(path.name.removesuffix(".api.json") for path in (WORKFLOWS / "api").glob("*.api.json"))
 MINIATURE = "miniature_portrait"  # the one that brings its own models, and its own size
 REPORT = "identity_report"  # as well
@@ -34,6 +32,7 @@ FACEID, PLUS = "narrow_faceid.bin", "narrow_plus.safetensors"
 INSTANTID, IDENTITYNET = "ip-adapter.bin", "instantid_controlnet.safetensors"  # under their own names
 STORYMAKER, SEGMENTER = "mask.bin", "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth"  # under their own names
 PULID = "pulid_v1.bin"  # as well
+RESTORER, UPSCALER = "GFPGANv1.4.pth", "RealESRGAN_x4plus.pth"  # under their own names
 ENCODER = "vit_l.safetensors"
 ENCODER_WIDTH = 1024
 SIDE, STEPS, FRAMES = 64, 1, 2
@@ -44,7 +43,18 @@ INPUTS = {
     **dict.fromkeys(["person_left.jpg", "pose.jpg", "reference_1.jpg", "style.jpg"], "astronaut"),
     **dict.fromkeys(["person_right.jpg", "reference_2.jpg", "clothes.jpg"], "six people"),
 }
-NEEDS = {"saved_identity": ["save_identity", "save_identity_again"], "saved_embeds": ["save_embeds"]}
+# The pictures that these save have the size of what they are given, or a multiple of it.
+FINISHED = {
+    "restore_photo": (512, 512),
+    "finish_portrait": (1024, 1024),
+    "detail_faces": (886, 1280),
+    "edit_face": (512, 512),
+}
+NEEDS = {
+    "saved_identity": ["save_identity", "save_identity_again"],
+    "saved_embeds": ["save_embeds"],
+    "merge_concepts": ["train_custom_diffusion"],
+}
 
 pytestmark = pytest.mark.slow
 
@@ -118,6 +128,13 @@ def narrow_models(models: Path, known_faces, files):
     for version in (1, 2):
         path = models / "photomaker" / f"photomaker-v{version}.bin"
         written.append(photomaker.write(path, photomaker.groups(shapes, version, paths=blocks)))
+    for path, weights in (
+        (models / "facerestore_models" / RESTORER, restorers.gfpgan()),
+        (models / "upscale_models" / UPSCALER, restorers.esrgan()),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"params_ema": weights}, path)
+        written.append(path)
     files.write_checkpoint(written[0], config, clip=True)
     write_encoder(written[1], files)
     pack = models / "insightface" / "models" / "antelopev2"
@@ -148,6 +165,7 @@ def small(prompt):
         "CLIPVisionLoader": {"clip_name": ENCODER},
         "EmptyLatentImage": {"width": SIDE, "height": SIDE},
         "KSampler": {"steps": STEPS},
+        "LikenessDetailFaces": {"steps": STEPS, "resolution": SIDE},
         "LikenessWeightSchedule": {"frames": FRAMES},
         "LikenessTrainTextualInversion": {"steps": 2, "preview_every": 0},
         "LikenessTrainDreamBooth": {"steps": 2, "preview_every": 0, "class_pictures": 1},
@@ -226,7 +244,8 @@ def test_every_node_of_the_workflow_runs_and_every_output_shows_something(server
     for number in of_kind(prompt, "PreviewAny"):
         assert run.outputs[number]["text"][0].strip()
     for picture in example.pictures("SaveImage"):
-        assert picture.shape == ((128, 128, 3) if of_kind(prompt, "LikenessLoadMiniature") else (SIDE, SIDE, 3))
+        side = 128 if of_kind(prompt, "LikenessLoadMiniature") else SIDE
+        assert picture.shape == (*FINISHED.get(name, (side, side)), 3)
 
 
 # --- each of them
@@ -428,3 +447,29 @@ def test_photomaker_s_people_stand_at_their_own_words(server, execute):
     [portrait] = execute(name, now).pictures("SaveImage")
     [swapped] = execute(name, now | {(prompt, "trigger_word"): "right, left"}).pictures("SaveImage")
     assert differ(portrait, swapped)
+
+
+def test_a_restored_photo_and_a_finished_portrait_change_at_the_face_alone(server, execute, photos):
+    for name, scale in (("restore_photo", 1), ("finish_portrait", 2)):
+        example = execute(name)
+        [picture] = example.pictures("SaveImage")
+        [words] = of_kind(example.prompt, "PreviewAny")
+        report = example.run.outputs[words]["text"][0]
+        assert "1 face:" in report and "likeness" in report and "GFPGAN: Apache-2.0" in report
+        assert picture.shape[0] == 512 * scale
+    [restored] = execute("restore_photo").pictures("SaveImage")
+    original = photos["astronaut"]
+    assert (restored[300:] == original[300:]).mean() > 0.99
+    assert (restored[60:160, 180:270] == original[60:160, 180:270]).mean() < 0.9
+
+
+def test_a_detailed_face_changes_alone_and_an_edited_one_comes_back(server, execute, photos, known_faces):
+    original = photos["six people"]
+    [detailed] = execute("detail_faces").pictures("SaveImage")
+    left = min(known_faces["six people"], key=lambda face: face.box[0] + face.box[2])
+    same = (detailed == original).all(-1)
+    x1, y1, x2, y2 = (int(value) for value in left.box)
+    assert same[y1:y2, x1:x2].mean() < 0.7 and same[:, 2 * x2 :].all()
+    [edited] = execute("edit_face").pictures("SaveImage")
+    changed = (edited != photos["astronaut"]).any(-1)
+    assert changed[60:160, 180:270].mean() > 0.5 and not changed[400:].any()

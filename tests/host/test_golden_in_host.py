@@ -5,18 +5,16 @@ The whole host pipeline of one model call runs: wrappers, `cond_or_uncond`, both
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conformance import harness
 from helpers.host_call import call
 from torch import Tensor
 
-comfyui = sys.modules["likeness_comfyui"]
 CONFORMANCE = Path(__file__).parents[1] / "conformance"
-harness = comfyui.load_module("likeness_conformance", CONFORMANCE / "harness.py")
 
 
 def _is_whole_network(path: Path) -> bool:
@@ -34,7 +32,9 @@ PULID = [
 
 @pytest.fixture(scope="module")
 def runner() -> Any:
-    return comfyui.load_module("likeness_conformance_ip_adapter", CONFORMANCE / "runners" / "ip_adapter.py")
+    from conformance.runners import ip_adapter
+
+    return ip_adapter
 
 
 def added_vector(model: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -87,9 +87,10 @@ def test_golden_case_through_the_model_patcher(path, runner, recipes):
 @pytest.mark.parametrize("path", PULID, ids=[path.stem for path in PULID])
 def test_pulids_modes_through_the_model_patcher(path, recipes):
     """Every row of the batch has a latent, a timestep, a text and tokens of its own; the first is unconditioned."""
+    from conformance.runners import pulid
+
     from likeness.injection.comfy import apply_identity, sites_of
 
-    pulid = comfyui.load_module("likeness_conformance_pulid", CONFORMANCE / "runners" / "pulid.py")
     case = harness.read_case(path)
     base = recipes.unet_from_diffusers(case.config["unet"], case.weights_below("unet."))
     given, sites, projector = case.inputs, sites_of(base), pulid.projector_of(case)

@@ -5,20 +5,18 @@ The conditioning is what Identity Prompt makes, with the case's recorded states 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conformance import harness
 from torch import Tensor
 
 from likeness.adapters.effects import PromptEdit, PromptStates, Scope
 from likeness.adapters.photomaker import PhotoMakerOptions
 
-comfyui = sys.modules["likeness_comfyui"]
 CONFORMANCE = Path(__file__).parents[1] / "conformance"
-harness = comfyui.load_module("likeness_conformance", CONFORMANCE / "harness.py")
 CASES = [
     path
     for path in harness.find_cases(harness.golden_folder())
@@ -28,7 +26,9 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def runner() -> Any:
-    return comfyui.load_module("likeness_conformance_photomaker", CONFORMANCE / "runners" / "photomaker.py")
+    from conformance.runners import photomaker
+
+    return photomaker
 
 
 @pytest.mark.parametrize("path", CASES, ids=[path.stem for path in CASES])

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conformance import harness
 from helpers.host_call import call
 
-comfyui = sys.modules["likeness_comfyui"]
 CONFORMANCE = Path(__file__).parents[1] / "conformance"
-harness = comfyui.load_module("likeness_conformance", CONFORMANCE / "harness.py")
 CASES = [
     path
     for path in harness.find_cases(harness.golden_folder())
@@ -22,7 +20,9 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def runner() -> Any:
-    return comfyui.load_module("likeness_conformance_storymaker", CONFORMANCE / "runners" / "storymaker.py")
+    from conformance.runners import storymaker
+
+    return storymaker
 
 
 @pytest.mark.parametrize("path", CASES, ids=[path.stem for path in CASES])

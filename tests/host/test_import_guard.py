@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
+import import_guard as guard
 import pytest
-
-comfyui = sys.modules["likeness_comfyui"]
-guard = comfyui.load_module("likeness_import_guard", comfyui.REPOSITORY / "tests" / "import_guard.py")
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import inspect
-import sys
 import threading
 from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import comfyui
 import pytest
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from likeness.injection.plan import uniform
 
 def host_has(file: str, word: str) -> bool:
     """Whether the host has a feature; tests of one that it lacks are not collected."""
-    host = sys.modules["likeness_comfyui"].find()
+    host = comfyui.find()
     return host is not None and (host / file).is_file() and word in (host / file).read_text(encoding="utf-8")
 
 

@@ -3,18 +3,16 @@ own among others."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conformance import harness
+from helpers import official
 from torch import Tensor
 
-comfyui = sys.modules["likeness_comfyui"]
 HERE = Path(__file__).parent
-harness = comfyui.load_module("likeness_conformance", HERE.parent / "conformance" / "harness.py")
-official = comfyui.load_module("likeness_official", HERE.parent / "adapters" / "official.py")
 
 CASES = [
     path
@@ -29,7 +27,9 @@ SIZES = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
 
 @pytest.fixture(scope="module")
 def runner() -> Any:
-    return comfyui.load_module("likeness_conformance_instantid", HERE.parent / "conformance/runners/instantid.py")
+    from conformance.runners import instantid
+
+    return instantid
 
 
 def prompt(case: Any, row: int) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from helpers.server import RunFailed
 
 from likeness.adapters import load
 from likeness.errors import LikenessError
@@ -303,7 +303,7 @@ def test_the_server_paints_the_picture_that_is_made_without_a_host(client, ours)
     ],
 )
 def test_mistakes_reach_the_artist_as_one_sentence(client, server, prompt, side, node, sentence):
-    with pytest.raises(sys.modules["likeness_host_server"].RunFailed) as failure:
+    with pytest.raises(RunFailed) as failure:
         client.run(graph(prompt, side))
     assert failure.value.node_type == node
     assert sentence in failure.value.message and "\n" not in failure.value.message.strip()

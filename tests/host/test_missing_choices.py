@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
-
-server_module = sys.modules["likeness_host_server"]
+from helpers import server as server_module
 
 # Node and input -> a value that is not there, and what the sentence says about it.
 GONE = {
@@ -14,7 +11,7 @@ GONE = {
     ("LikenessLoadFaceAnalysis", "model"): ("gone_pack", "insightface"),
     ("LikenessLoadIdentity", "file"): ("gone.safetensors", "save one, or put the file there"),
     ("LikenessLoadEmbeds", "file"): ("gone.ipadpt", "save one, or put the file there"),
-    ("LikenessFaceMask", "parser"): ("parsing_gone.pth", "facexlib"),
+    ("LikenessLoadFaceRestorer", "file"): ("gone.pth", "facerestore_models"),
     ("LikenessPortraitDataset", "masks"): ("parsing_gone.pth", "facexlib"),
     ("LikenessPortraitDataset", "folder"): ("gone", "put the photos into a folder there"),
 }

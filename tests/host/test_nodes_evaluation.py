@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
+import comfyui
 import numpy as np
 import pytest
 import torch
@@ -338,9 +339,8 @@ def test_clips_that_do_not_fit_are_refused_before_pictures_are_judged(run, ann):
 
 
 def test_the_example_asks_another_recogniser_than_the_adapters():
-    import sys
 
-    folder = sys.modules["likeness_comfyui"].REPOSITORY / "workflows" / "api"
+    folder = comfyui.REPOSITORY / "workflows" / "api"
     prompt = json.loads((folder / "identity_report.api.json").read_text())
     by_id = {number: node for number, node in prompt.items() if node["class_type"] == "LikenessLoadFaceAnalysis"}
     for kind in ("LikenessIdentityReport", "LikenessKeepBestLikeness"):

@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.datasets import SIDE, STYLE, dataset
+from helpers.server import RunInterrupted
 from PIL import Image
 from safetensors.torch import load_file
 
 from likeness.errors import LikenessError
-from likeness.training.data.dataset import Dataset, DatasetKind, DatasetPicture
 from likeness.weights.checkpoint_layout import unet_names
-
-SIDE = 64
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +49,6 @@ def sockets(recipes, places):
         return {"model": recipes.tiny_sd15(), "clip": recipes.tiny_clip(), "vae": recipes.tiny_vae()}
 
 
-def dataset(kind=DatasetKind.PERSON, trigger="ohwx", count=2, **changes) -> Dataset:
-    def sample(number):
-        rng = np.random.default_rng(number)
-        mask = np.zeros((SIDE, SIDE), np.uint8)
-        mask[16:48, 16:48] = 255
-        caption = (
-            f"a photo of a {trigger} person" if kind is DatasetKind.PERSON else f"a photo in the style of {trigger}"
-        )
-        five = np.array([(24, 26), (40, 26), (32, 34), (26, 41), (38, 41)], np.float32)
-        pixels = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-        return replace(DatasetPicture(f"{number}.png", pixels, mask, caption, (SIDE, SIDE), keypoints=five), **changes)
-
-    return Dataset(kind, trigger, "person", tuple(sample(number) for number in range(count)))
-
-
-STYLE = dataset(DatasetKind.STYLE, "mystyle")
 QUICK = {"preview_every": 0, "save_every": 1000}
 
 
@@ -629,7 +612,6 @@ def painting(tuned: str, vae: list, prompt: str) -> dict:
 
 @pytest.mark.slow
 def test_training_cancelling_resuming_and_using_the_result(server, client, small_checkpoint):
-    RunInterrupted = sys.modules["likeness_host_server"].RunInterrupted
     shown, steps = shown_from(server.base / "input" / "train_and_use"), 8
 
     def graph(name):

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from pathlib import Path
 
+import comfyui
 import numpy as np
 import pytest
+from helpers import server as server_module
 
-comfyui = sys.modules["likeness_comfyui"]
-server_module = sys.modules["likeness_host_server"]
 WORKFLOW = comfyui.REPOSITORY / "workflows" / "api" / "portrait_faceid.api.json"
 PHOTOS = comfyui.REPOSITORY / "build" / "photos"
 OPTIONS = "LikenessIPAdapterOptions"

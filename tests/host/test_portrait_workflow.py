@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 
+import comfyui
 import numpy as np
 import pytest
+from helpers import server as server_module
 
-server_module = sys.modules["likeness_host_server"]
-WORKFLOW = sys.modules["likeness_comfyui"].REPOSITORY / "workflows" / "api" / "portrait_faceid.api.json"
+WORKFLOW = comfyui.REPOSITORY / "workflows" / "api" / "portrait_faceid.api.json"
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("full_checkpoint")]
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import sys
 import urllib.error
 from dataclasses import dataclass, field
 from typing import Any
 
+import comfyui
 import numpy as np
 import pytest
 import torch
+from helpers import server as server_module
 from PIL import Image
 
-comfyui = sys.modules["likeness_comfyui"]
-server_module = sys.modules["likeness_host_server"]
 MINIATURE = "miniature FaceID (in this pack)"
 DOCUMENT = comfyui.REPOSITORY / "docs" / "from-ipadapter-plus.md"
 

@@ -8,13 +8,12 @@ import sys
 import urllib.error
 from pathlib import Path
 
+import comfyui
 import numpy as np
 import pytest
+from helpers import server as server_module
 
 from likeness.miniature.comfyui_server import PACK_FOLDER as PACK
-
-comfyui = sys.modules["likeness_comfyui"]
-server_module = sys.modules["likeness_host_server"]
 
 
 def ours(object_info) -> set[str]:

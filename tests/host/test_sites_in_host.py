@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
 import torch
-
-comfyui = sys.modules["likeness_comfyui"]
-tiny = comfyui.load_module("likeness_tiny_unets", comfyui.REPOSITORY / "tests" / "injection" / "tiny_unets.py")
+from helpers import tiny_unets as tiny
 
 # The host's own terms for the layouts of `tiny_unets`; depths run from the outermost level inwards.
 LDM: dict[str, dict[str, Any]] = {

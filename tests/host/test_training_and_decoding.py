@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
+import comfyui
 import numpy as np
 import pytest
 from PIL import Image
 
-REPOSITORY = sys.modules["likeness_comfyui"].REPOSITORY
+REPOSITORY = comfyui.REPOSITORY
 SIDE = 128
 
 

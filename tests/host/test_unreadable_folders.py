@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import bad_values
+import comfyui
 import pytest
 
 from likeness.models import scan
-
-comfyui = sys.modules["likeness_comfyui"]
 
 
 def loaded(host_nodes) -> set[str]:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+from helpers import tiny_unets as tiny_unets_module
 from hypothesis import settings
 
 settings.register_profile("likeness", deadline=None)
 settings.load_profile("likeness")
-
-# Loaded here, so that test modules can name its layouts in their parameters.
-tiny_unets_module = sys.modules["likeness_comfyui"].load_module(
-    "likeness_tiny_unets", Path(__file__).with_name("tiny_unets.py")
-)
 
 
 @pytest.fixture(scope="session")

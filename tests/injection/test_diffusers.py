@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from helpers import tiny_unets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,7 +20,7 @@ from likeness.injection.diffusers import inject, merged_lora
 from likeness.injection.plan import Role, uniform
 from likeness.injection.sites import sites_of_diffusers_unet
 
-LAYOUTS = sys.modules["likeness_tiny_unets"].LAYOUTS
+LAYOUTS = tiny_unets.LAYOUTS
 BOTH = (Role.UNCOND, Role.COND)
 
 
@@ -200,7 +200,8 @@ def test_a_row_weight_is_a_strength(tiny, unet):
     masks=st.integers(1, 3),
 )
 def test_masks_of_any_size_and_number_fit_grids_of_any_size(size, mask_size, masks):
-    tiny = sys.modules["likeness_tiny_unets"]
+    from helpers import tiny_unets as tiny
+
     unet = tiny.unet("small SD")
     injected = inject(unet, [injection(tiny, unet, mask=torch.rand(masks, *mask_size))])
     try:
@@ -240,9 +241,8 @@ def test_a_text_mask_is_kept(tiny, unet):
 @pytest.fixture
 def faceid(tiny, unet):
     """A FaceID adapter with a LoRA that fits the small network."""
-    official = sys.modules["likeness_comfyui"].load_module(
-        "likeness_official", sys.modules["likeness_comfyui"].REPOSITORY / "tests" / "adapters" / "official.py"
-    )
+    from helpers import official
+
     shapes = [(site.width, site.context_dim) for site in sites_of_diffusers_unet(unet)]
     groups = official.groups(official.identity(shapes[0][1], inner=8), shapes, with_lora=True)
     return build(official.flat(groups), "faceid.bin")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
+from helpers import tiny_unets
 
 from likeness.adapters.ip_adapter.weight_types import SD15, SDXL
 from likeness.injection.plan import layout_of
 from likeness.injection.sites import sites_of_comfy_unet, sites_of_diffusers_unet
 
-LAYOUTS = sys.modules["likeness_tiny_unets"].LAYOUTS
+LAYOUTS = tiny_unets.LAYOUTS
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

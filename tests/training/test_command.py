@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from likeness.training.data.folder import save_dataset
 from likeness.training.data.photo_files import read_folder
 from likeness.training.engine import Callbacks
 from likeness.training.loss_log import read_losses
+from likeness.weights.concepts import load_concept
 from likeness.weights.embedding_files import load_embedding
 
 CONFIGURATION = """
@@ -66,6 +68,29 @@ def configuration(folder: Path, kind: str, recipe: str) -> Path:
 
 def openers(make_base: Any) -> Openers:
     return Openers(lambda name: make_base(), lambda name: None)  # type: ignore[arg-type, return-value]
+
+
+def test_two_concepts_are_learned_together_beside_a_folder_of_their_class(make_base, folder):
+    shutil.copytree(folder / "photos", folder / "second")
+    (folder / "class").mkdir()
+    Image.fromarray(np.full((96, 128, 3), 200, np.uint8)).save(folder / "class" / "a.png")
+    recipe = f"""modifier = "<anna>"
+modifier_2 = "<rex>"
+class_words = ["person", "forest"]
+start = ["person", "forest"]
+class_folder = "{(folder / "class").as_posix()}"
+steps = 2
+"""
+    file = configuration(folder, "custom_diffusion", recipe)
+    second = f'resolution = 64\nsecond = "{(folder / "second").as_posix()}"'
+    file.write_text(file.read_text().replace("resolution = 64", second))
+    results = run(read_configuration(file), openers(make_base))
+    assert [path.name for path in results] == ["anna.safetensors", "anna-anna.safetensors", "anna-rex.safetensors"]
+    assert load_concept(results[0]).phrases == ["<anna> person", "<rex> forest"]
+    assert run(read_configuration(file), openers(make_base)) == results, "it is there already"
+    (folder / "class" / "a.txt").write_text("a person")
+    with pytest.raises(LikenessError, match="class_files"):
+        run(read_configuration(file), openers(make_base))
 
 
 def test_a_word_is_learned_from_a_folder_and_results_are_never_overwritten(make_base, folder):

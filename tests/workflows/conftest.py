@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
+import comfyui
 import pytest
 
-comfyui = sys.modules["likeness_comfyui"]
 WORKFLOWS = comfyui.REPOSITORY / "workflows"
 
 

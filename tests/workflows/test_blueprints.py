@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
+import comfyui
 import pytest
 
-comfyui = sys.modules["likeness_comfyui"]
 SUBGRAPHS = comfyui.REPOSITORY / "subgraphs"
 FILES = sorted(SUBGRAPHS.glob("*.json"))
 UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")

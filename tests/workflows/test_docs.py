@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sys
 from pathlib import Path
 from urllib.parse import unquote
 
+import comfyui
 import pytest
 
 from likeness import models_download
 
-comfyui = sys.modules["likeness_comfyui"]
 REPOSITORY: Path = comfyui.REPOSITORY
 READMES = ["README.md", "README.zh-CN.md"]
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])

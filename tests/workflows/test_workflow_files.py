@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 
+import comfyui
 import pytest
 
-WORKFLOWS = sys.modules["likeness_comfyui"].REPOSITORY / "workflows"
+WORKFLOWS = comfyui.REPOSITORY / "workflows"
 API_SUFFIX = ".api.json"
-SAVERS = {"LikenessSaveIdentity": "models/likeness_identities", "LikenessSaveEmbeds": "models/likeness_embeds"}
+SAVERS = {  # nodes whose first widget is the name of a file
+    "LikenessSaveIdentity": "models/likeness_identities",
+    "LikenessSaveEmbeds": "models/likeness_embeds",
+    "LikenessTrainCustomDiffusion": "models/custom_diffusion",
+}
 UI_FILES = sorted(WORKFLOWS.glob("*.json"))
 API_FILES = sorted((WORKFLOWS / "api").glob("*.json"))
 

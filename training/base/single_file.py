@@ -24,7 +24,7 @@ from ...weights.checkpoint_layout import (
     below,
     from_open_clip,
     from_original,
-    load_text_encoder,
+    load_encoder_weights,
     unet_names,
     vae_names,
     with_text_model,
@@ -249,7 +249,7 @@ def _tower(file: _File, tokenizer: Any, prefix: str, kind: str) -> TextTower:
         pad_token_id=tokenizer.pad_token_id,
     )
     encoder: Any = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
-    load_text_encoder(encoder, weights)
+    load_encoder_weights(encoder, weights)
     return TextTower(tokenizer, encoder.eval().requires_grad_(False), kind)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import dreambooth, magicapture, textual_inversion
+from . import custom_diffusion, dreambooth, magicapture, textual_inversion
 from .method import Method
 
 if TYPE_CHECKING:
     from ..config import MethodSettings
 
-METHODS: list[Method] = [textual_inversion.METHOD, dreambooth.METHOD, magicapture.METHOD]
+METHODS: list[Method] = [textual_inversion.METHOD, dreambooth.METHOD, magicapture.METHOD, custom_diffusion.METHOD]
 
 
 def method_of(settings: MethodSettings) -> Method:

@@ -34,7 +34,8 @@ class ConceptInput:
 @dataclass(frozen=True)
 class Knob:
     """A choice in a method's node. setting: the field of the settings that it is, with a dot for a field within one;
-    empty: the method's `choose` reads it. The widget follows from the default, from options, or from lines."""
+    empty: the method's `choose` reads it. The widget follows from the default, from options, or from lines.
+    folder: it names one with pictures, below the host's own, or none."""
 
     name: str
     default: bool | int | float | str
@@ -45,6 +46,7 @@ class Knob:
     step: float | None = None
     options: tuple[str, ...] = ()
     lines: bool = False
+    folder: bool = False
     advanced: bool = False
     optional: bool = False
 

@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 from _graph import Graph
-from _pieces import (
-    SDXL,
-    files_note,
-    find_person,
-    load_adapter,
-    load_analysis,
-    load_checkpoint,
-    load_photo,
-    prompt,
-    sample_and_save,
-    show,
-)
+from _pieces import SDXL, files_note, load_adapter, load_checkpoint, one_person, prompt, sample_and_save, show
 from _pieces_instantid import SIDE, STRENGTH, control_each, keypoints, load_net
 
 
 def describe(graph: Graph) -> None:
-    with graph.group("1. The person"):
-        photo = load_photo(graph, "A photo of the person", "person.jpg")
-        analysis = load_analysis(graph, "antelopev2")
-        graph.next_column()
-        faces, identity = find_person(graph, analysis, photo["IMAGE"])
-        show(graph, "Which face was taken", faces["preview"])
+    _, faces, identity = one_person(graph, "antelopev2")
     with graph.group("2. Model and adapter"):
         checkpoint = load_checkpoint(graph, SDXL)
         adapter = load_adapter(graph, "instantid/ip-adapter")

@@ -6,11 +6,10 @@ from _graph import Graph
 from _pieces import (
     SDXL,
     files_note,
-    find_person,
     load_adapter,
-    load_analysis,
     load_checkpoint,
     load_photo,
+    one_person,
     prompt,
     sample_and_save,
     show,
@@ -19,12 +18,7 @@ from _pieces_instantid import STRENGTH, control_each, keypoints, load_net
 
 
 def describe(graph: Graph) -> None:
-    with graph.group("1. The person"):
-        photo = load_photo(graph, "A photo of the person", "person.jpg")
-        analysis = load_analysis(graph, "antelopev2")
-        graph.next_column()
-        faces, identity = find_person(graph, analysis, photo["IMAGE"])
-        show(graph, "Who", faces["preview"])
+    analysis, _, identity = one_person(graph, "antelopev2", "Who")
     with graph.group("2. The pose"):
         pose = load_photo(graph, "A photo of anybody in the pose", "pose.jpg")
         posed = graph.node("LikenessFindFaces", face_analysis=analysis[0], image=pose["IMAGE"])

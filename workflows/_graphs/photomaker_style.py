@@ -6,25 +6,18 @@ from _graph import Graph
 from _pieces import (
     SDXL,
     files_note,
-    find_person,
     load_adapter,
-    load_analysis,
     load_checkpoint,
     load_encoder,
     load_photo,
+    one_person,
     sample_and_save,
-    show,
 )
 from _pieces_photomaker import identity_prompt
 
 
 def describe(graph: Graph) -> None:
-    with graph.group("1. The person"):
-        photo = load_photo(graph, "A photo of the person", "person.jpg")
-        analysis = load_analysis(graph, "buffalo_l")
-        graph.next_column()
-        faces, identity = find_person(graph, analysis, photo["IMAGE"])
-        show(graph, "Which face was taken", faces["preview"])
+    *_, identity = one_person(graph, "buffalo_l")
     with graph.group("2. The style"):
         picture = load_photo(graph, "A picture in the style you want", "style.jpg")
         checkpoint = load_checkpoint(graph, SDXL)

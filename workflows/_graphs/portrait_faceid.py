@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 from _graph import Graph
-from _pieces import (
-    SD15,
-    files_note,
-    find_person,
-    load_adapter,
-    load_analysis,
-    load_checkpoint,
-    load_photo,
-    portrait,
-    show,
-)
+from _pieces import SD15, files_note, load_adapter, load_checkpoint, one_person, portrait
 
 
 def describe(graph: Graph) -> None:
-    with graph.group("1. The person"):
-        photo = load_photo(graph, "A photo of the person", "person.jpg")
-        analysis = load_analysis(graph, "buffalo_l")
-        graph.next_column()
-        faces, identity = find_person(graph, analysis, photo["IMAGE"])
-        show(graph, "Which face was taken", faces["preview"])
+    *_, identity = one_person(graph, "buffalo_l")
     with graph.group("2. Model and method"):
         checkpoint = load_checkpoint(graph, SD15)
         adapter = load_adapter(graph, "ip-adapter-faceid_sd15")

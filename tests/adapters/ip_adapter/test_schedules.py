@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likeness.adapters.ip_adapter.schedules import FrameRange, Method, Timing, curve, parse_weights, schedule
+from likeness.adapters.ip_adapter.schedules import FrameRange, FrameSharing, Timing, curve, parse_weights, schedule
 from likeness.errors import LikenessError
 
 timings = st.sampled_from([t for t in Timing if t is not Timing.CUSTOM])
@@ -63,14 +63,14 @@ def test_random_weights_follow_their_generator_and_leave_the_global_one_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@given(st.sampled_from(list(Method)), timings, spans, st.integers(0, 5))
+@given(st.sampled_from(list(FrameSharing)), timings, spans, st.integers(0, 5))
 def test_all_lists_of_a_schedule_have_one_entry_per_frame(method, timing, span, n_images):
     frames = schedule([1.0, 0.3], timing, span, method, n_images)
     assert frames.inverted == frames.weights[::-1]
     assert len(frames.image_1) in (0, len(frames.weights))
     assert len(frames.image_2) in (0, len(frames.weights))
     assert all(0 <= image < n_images for image in frames.image_1 + frames.image_2)
-    if method is not Method.FULL_BATCH and n_images > 1:
+    if method is not FrameSharing.FULL_BATCH and n_images > 1:
         added = span.add_starting + span.add_ending
         assert len(frames.weights) == span.frames * (n_images - 1) + added
         assert all(abs(a - b) == 1 for a, b in zip(frames.image_1, frames.image_2, strict=True))
@@ -78,7 +78,7 @@ def test_all_lists_of_a_schedule_have_one_entry_per_frame(method, timing, span, 
 
 @given(timings.filter(lambda t: t is not Timing.RANDOM), st.integers(2, 5), st.integers(2, 6))
 def test_alternating_pictures_keep_their_side_and_their_weight_at_every_change(timing, n_images, frames):
-    result = schedule([0.0, 1.0], timing, FrameRange(frames), Method.ALTERNATE_BATCHES, n_images)
+    result = schedule([0.0, 1.0], timing, FrameRange(frames), FrameSharing.ALTERNATE_BATCHES, n_images)
     assert all(image % 2 == 0 for image in result.image_1)
     assert all(image % 2 == 1 for image in result.image_2)
     for change in range(frames, len(result.weights), frames):
@@ -87,7 +87,7 @@ def test_alternating_pictures_keep_their_side_and_their_weight_at_every_change(t
 
 def test_added_frames_hold_the_first_and_last_of_a_cross_fade():
     span = FrameRange(2, add_starting=2, add_ending=1)
-    result = schedule([0.0, 1.0], Timing.LINEAR, span, Method.SHIFT_BATCHES, 3)
+    result = schedule([0.0, 1.0], Timing.LINEAR, span, FrameSharing.SHIFT_BATCHES, 3)
     assert result.weights == (0, 0, 0, 1, 0, 1, 1)
     assert result.image_1 == (0, 0, 0, 0, 1, 1, 1)
     assert result.image_2 == (1, 1, 1, 1, 2, 2, 2)

@@ -19,10 +19,10 @@ from likeness.adapters.pulid import (
     VERSION_1_1,
     Background,
     Mode,
-    Photos,
     Projection,
     PuLID,
     PuLIDOptions,
+    TokenPooling,
     encode,
 )
 from likeness.adapters.system import Request
@@ -178,7 +178,7 @@ def test_further_photos_bring_version_1_their_faces_alone(v1):
     tokens = term(v1, person(3), PuLIDOptions(NEUTRAL)).tokens
     torch.testing.assert_close(tokens.cond, torch.cat([each[0].cond, each[1].cond[:, :5], each[2].cond[:, :5]], dim=1))
     torch.testing.assert_close(tokens.uncond, torch.cat([each[0].uncond, *[each[0].uncond[:, :5]] * 2], dim=1))
-    mixed = term(v1, person(3), PuLIDOptions(NEUTRAL, Photos.EVERY_TOKEN)).tokens
+    mixed = term(v1, person(3), PuLIDOptions(NEUTRAL, TokenPooling.EVERY_TOKEN)).tokens
     torch.testing.assert_close(mixed.cond, torch.cat([row.cond for row in each], dim=1))
     assert mixed.uncond.shape == mixed.cond.shape
 
@@ -193,7 +193,7 @@ def test_version_1_1_reads_all_photos_at_once(v11):
 def test_a_mean_counts_photos_by_their_weight(request, version):
     adapter = request.getfixturevalue(version)
     who = person(2, weights=torch.tensor([3.0, 1.0]))
-    options = PuLIDOptions(NEUTRAL, Photos.MEAN)
+    options = PuLIDOptions(NEUTRAL, TokenPooling.MEAN)
     one, two = (term(adapter, who.take([i]), options).tokens.cond for i in range(2))
     torch.testing.assert_close(term(adapter, who, options).tokens.cond, 0.75 * one + 0.25 * two)
 

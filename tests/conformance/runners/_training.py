@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from likeness.training.base.noise import NoiseSchedule, Prediction
-from likeness.weights.checkpoint_layout import load_text_encoder
+from likeness.weights.checkpoint_layout import load_encoder_weights
 
 
 def scaled(case: Any, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ def text_encoder_of(case: Any, weights: dict[str, Tensor]) -> Any:
         encoder = CLIPTextModelWithProjection(config)
     else:
         encoder = CLIPTextModel(config)
-    load_text_encoder(encoder, weights)
+    load_encoder_weights(encoder, weights)
     return encoder.eval().requires_grad_(False)
 
 

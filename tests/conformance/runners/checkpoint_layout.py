@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
+from conformance import harness
+from conformance.runners import _training as common
 from torch import Tensor
 
 from likeness.weights import checkpoint_layout as layout
 from likeness.weights import families
-
-harness = sys.modules["likeness_conformance"]
-common = sys.modules["likeness_conformance__training"]
 
 
 def assert_same(written: dict[str, Tensor], stored: dict[str, Tensor]) -> None:

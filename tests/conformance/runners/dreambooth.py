@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
+from conformance import harness
+from conformance.runners import _training as common
 from torch import Tensor
 
 from likeness.training.data.examples import Example
@@ -13,9 +14,6 @@ from likeness.training.objectives import reconstruction, snr_weighting
 from likeness.training.recipe import Pass, Sample
 from likeness.training.recipes import dreambooth as recipe
 from likeness.training.recipes.denoising import denoising_losses
-
-harness = sys.modules["likeness_conformance"]
-common = sys.modules["likeness_conformance__training"]
 
 
 @harness.runs("dreambooth", r"prior_preservation_loss")

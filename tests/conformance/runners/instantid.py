@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
+from conformance import harness
 from torch import Tensor
 
 from likeness.adapters.effects import AttentionTerm, ControlContext, MaskResize, Scope
@@ -17,8 +17,6 @@ from likeness.injection.diffusers import control_residuals, inject
 from likeness.injection.masks import resize_mask
 from likeness.injection.plan import uniform
 from likeness.injection.sites import sites_of_diffusers_unet
-
-harness = sys.modules["likeness_conformance"]
 
 HALVES = 2  # of guidance: every batch is [unconditioned, conditioned]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
 import torch
+from conformance import harness
 from torch import Tensor
 
 from likeness.adapters import Evidence, IPAdapter, build
@@ -19,9 +19,6 @@ from likeness.injection.diffusers import inject, merged_lora
 from likeness.injection.plan import Role, uniform
 from likeness.injection.sites import sites_of_diffusers_unet
 from likeness.weights.lora import LoraPair
-
-harness = sys.modules["likeness_conformance"]
-
 
 # Projections ----------------------------------------------------------------------------------------------------------
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from conformance import harness
 
 from likeness.adapters import clip_vision, image_prep
 from likeness.adapters.ip_adapter import schedules
@@ -19,8 +19,6 @@ from likeness.checks import as_mask
 from likeness.injection import masks
 from likeness.injection.attention import attend
 from likeness.weights.families import TransformerLayout
-
-harness = sys.modules["likeness_conformance"]
 
 
 @harness.runs("ip_adapter", r"peer parity: weight types")
@@ -151,7 +149,7 @@ def weight_schedules(case: Any) -> dict[str, torch.Tensor]:
             add_starting=options.get("add_starting_frames", 0),
             add_ending=options.get("add_ending_frames", 0),
         )
-        method = schedules.Method(options.get("method", "full batch"))
+        method = schedules.FrameSharing(options.get("method", "full batch"))
         frames = schedules.schedule(weights, schedules.Timing(options["timing"]), span, method, options.get("n", 0))
         outputs[f"w_{i}"] = torch.tensor(frames.weights)
         outputs[f"w_invert_{i}"] = torch.tensor(frames.inverted)

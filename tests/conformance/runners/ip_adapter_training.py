@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
 import torch
+from conformance import harness
+from conformance.runners import _training as common
 from torch import Tensor
 
 from likeness.adapters import Evidence, build
@@ -16,9 +17,6 @@ from likeness.injection.plan import Role, uniform
 from likeness.injection.sites import sites_of_diffusers_unet
 from likeness.training.ip_adapter import drop_images, make_trainable
 from likeness.training.objectives.reconstruction import squared_error
-
-harness = sys.modules["likeness_conformance"]
-common = sys.modules["likeness_conformance__training"]
 
 
 class Step:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
+from conformance import harness
+from conformance.runners import _training as common
 from torch import Tensor, nn
 
 from likeness.weights import lora_files
 from likeness.weights.lora import LoraPair, merged
 from likeness.weights.lora_files import SDXL_TEXT_1, SDXL_TEXT_2, TEXT, UNET, Component, read_lora
 
-harness = sys.modules["likeness_conformance"]
-common = sys.modules["likeness_conformance__training"]
 FORMATS = ("kohya.", "peft.", "legacy.")
 
 

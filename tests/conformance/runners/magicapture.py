@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
 import torch
+from conformance import harness
+from conformance.runners import _magicapture_file as official_file
+from conformance.runners import _training as common
 from torch import Tensor, nn
 
 from likeness.faces.align import arcface_template, differentiable_crop, similarity_transform
@@ -25,9 +27,6 @@ from likeness.training.recipes import magicapture as recipe
 from likeness.weights import lora_files
 from likeness.weights.lora import LoraPair, merged
 
-harness = sys.modules["likeness_conformance"]
-common = sys.modules["likeness_conformance__training"]
-official_file = sys.modules["likeness_conformance__magicapture_file"]
 OFFICIAL_GRID = (16, 16)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
+import comfyui
 import pytest
 import torch
+from conformance import harness
 from torch import Tensor
 
 from likeness.adapters.image_prep import pixel_values
@@ -14,9 +15,6 @@ from likeness.adapters.networks import FuseModule
 from likeness.adapters.photomaker import IdEncoder, LongPrompts, PhotoMaker, expand
 from likeness.adapters.text_encoder import Tower, tokens_of
 from likeness.weights.lora import merged
-
-harness = sys.modules["likeness_conformance"]
-comfyui = sys.modules["likeness_comfyui"]
 
 
 def places_of(mask: Tensor) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
+from conformance import harness
 from torch import Tensor
 
 from likeness.adapters import eva_clip
@@ -18,8 +18,6 @@ from likeness.injection.attention import SiteTerm, add_identity, attend, split_h
 from likeness.injection.diffusers import inject
 from likeness.injection.plan import Role, uniform
 from likeness.injection.sites import sites_of_diffusers_unet
-
-harness = sys.modules["likeness_conformance"]
 
 
 def mode_of(settings: dict[str, Any]) -> Mode:

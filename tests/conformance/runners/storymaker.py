@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
 import torch
+from conformance import harness
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
@@ -26,9 +26,6 @@ from likeness.injection.sites import diffusers_layers, sites_of_diffusers_unet
 from likeness.training.objectives.storymaker import attention_loss, masked_error
 from likeness.training.probe import columns_of
 from likeness.weights.lora import LoraPair, merged
-
-harness = sys.modules["likeness_conformance"]
-
 
 # Networks -------------------------------------------------------------------------------------------------------------
 

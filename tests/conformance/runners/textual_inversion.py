@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from conformance import harness
 from torch import Tensor, nn
 
 from likeness.training.base.placeholders import PlaceholderEmbedding
 from likeness.training.objectives import token_embeddings
 from likeness.weights.embedding_files import TokenEmbedding, embedding_tensors, load_embedding, read_embedding
-
-harness = sys.modules["likeness_conformance"]
 
 
 def placeholders(case: Any, ids: list[int]) -> PlaceholderEmbedding:

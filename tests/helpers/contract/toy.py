@@ -1,9 +1,9 @@
-"""The system of `tests/adapters/toy.py`, which uses every kind of effect."""
+"""The system of `tests/helpers/toy.py`, which uses every kind of effect."""
 
 from __future__ import annotations
 
-import sys
+from helpers import toy
 
 from . import Case
 
-CASE = Case("Toy", sys.modules["likeness_toy"].weights)
+CASE = Case("Toy", toy.weights)

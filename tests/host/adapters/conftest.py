@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import pulid
+from helpers import pulid, small_world
 from torch import Tensor
 
-comfyui = sys.modules["likeness_comfyui"]
 # The tests import it by this name.
-small_world = comfyui.load_module("likeness_host_adapters", Path(__file__).parent / "small_world.py")
 
 KINDS = ("ipadapter", "instantid", "pulid", "storymaker", "likeness_embeds", "clip_vision", "facexlib")
 

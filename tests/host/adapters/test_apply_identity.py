@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from likeness_host_adapters import official, person, pictures, same, sentence
+from helpers.small_world import official, person, pictures, same, sentence
 from torch import Tensor
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from likeness_host_adapters import official, person
+from helpers.small_world import official, person
 from torch import Tensor
 
 

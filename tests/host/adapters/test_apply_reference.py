@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from likeness_host_adapters import pictures, same, sentence
+from helpers.small_world import pictures, same, sentence
 
 from likeness.faces import FaceAnalysis
 from likeness.faces.detection import Detection

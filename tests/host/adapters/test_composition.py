@@ -6,23 +6,21 @@ leaves the other bit-identical; nothing raises. A new system is in here by being
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
+import comfyui
 import pytest
 import torch
 from helpers.composition import Part, State, commute, parts, table
-from likeness_host_adapters import person, same
+from helpers.small_world import person, same
 from safetensors.torch import save_file
 from torch import Tensor
 
 from likeness import adapters
 
-comfyui = sys.modules["likeness_comfyui"]
 REPOSITORY = comfyui.REPOSITORY
-comfyui.load_module("likeness_toy", REPOSITORY / "tests" / "adapters" / "toy.py")  # which is among the cases
 TITLES = tuple(kind.title for kind in adapters.SYSTEMS)
 PARTS = parts(TITLES)
 PAIRS = list(combinations(PARTS, 2))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from likeness_host_adapters import CLIP, encoded, pictures, same, sentence
+from helpers.small_world import CLIP, encoded, pictures, same, sentence
 
 from likeness.errors import LikenessError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from likeness_host_adapters import official, person, same, sentence
+from helpers.small_world import official, person, same, sentence
 
 from likeness.errors import LikenessError
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from likeness_host_adapters import encoded, person, pictures, same, sentence
+from helpers.small_world import encoded, person, pictures, same, sentence
 
 
 def test_untouched_options_change_nothing(world):

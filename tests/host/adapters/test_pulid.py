@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import pulid as files
-from likeness_host_adapters import person, same, sentence
+from helpers.small_world import person, same, sentence
 from safetensors.torch import save_file
 
 

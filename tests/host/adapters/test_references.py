@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from likeness_host_adapters import person, pictures, same, sentence
+from helpers.small_world import person, pictures, same, sentence
 
 
 def schedule(world: Any, **inputs: Any) -> tuple:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import storymaker as files
-from likeness_host_adapters import person, pictures, same, sentence
+from helpers.small_world import person, pictures, same, sentence
 from safetensors.torch import save_file
 from torch import Tensor
 

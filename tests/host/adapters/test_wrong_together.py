@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from likeness_host_adapters import CLIP, official, person, pictures, same, sentence
+from helpers.small_world import CLIP, official, person, pictures, same, sentence
 
 
 def test_an_sdxl_adapter_on_another_model_is_named(world, recipes):
@@ -80,7 +80,7 @@ class _Recogniser:
 def test_a_person_made_for_another_method_is_seen_again_where_its_pack_is_installed(world, monkeypatch):
     """Swapping the method must not mean making the identity again: the file carries the crops."""
     from likeness import faces, models_download
-    from likeness.nodes.adapters import seen_by
+    from likeness.nodes.adapters import embedded_by
 
     analysis = faces.FaceAnalysis("buffalo_l", detector=None, recogniser=_Recogniser())
     monkeypatch.setattr(models_download, "list_insightface_packs", lambda: ["buffalo_l"])
@@ -88,9 +88,9 @@ def test_a_person_made_for_another_method_is_seen_again_where_its_pack_is_instal
     monkeypatch.setattr(faces, "load_pack", lambda folder: analysis)
     stranger = person(recogniser="antelopev2")
     model, report = world.apply(world.adapter("faceid"), stranger)
-    seen = seen_by(stranger, "buffalo_l")
+    seen = embedded_by(stranger, "buffalo_l")
     assert seen.recognisers == ("antelopev2", "buffalo_l")
-    assert seen_by(stranger, "buffalo_l") is seen, "crops are embedded once"
+    assert embedded_by(stranger, "buffalo_l") is seen, "crops are embedded once"
     expected, _ = world.apply(world.adapter("faceid"), seen.as_seen_by("buffalo_l"))
     assert same(world.sample(model), world.sample(expected))
     assert "'Ada'" in report

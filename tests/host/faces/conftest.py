@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers import by_colour
 
 from likeness.faces import Identity, load_mtcnn
 from likeness.faces.detection import Detection, Detector
 
-comfyui = sys.modules["likeness_comfyui"]
 # The tests import it by this name.
-by_colour = comfyui.load_module("likeness_host_faces", Path(__file__).parent / "by_colour.py")
 
 
 @dataclass

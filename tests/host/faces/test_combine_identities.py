@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from likeness_host_faces import BLUE, found
+from helpers.by_colour import BLUE, found
 
 from likeness.errors import LikenessError
 from likeness.faces import Identity

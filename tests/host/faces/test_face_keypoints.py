@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from likeness_host_faces import BLACK, BUILT_IN, BY_COLOUR, RED, coloured, found
+from helpers.by_colour import BLACK, BUILT_IN, BY_COLOUR, RED, coloured, found
 
 from likeness.errors import LikenessError
 from likeness.faces.keypoints import read_points

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from likeness_host_faces import BLACK, BUILT_IN, BY_COLOUR, RED, coloured
+from helpers.by_colour import BLACK, BUILT_IN, BY_COLOUR, RED, coloured
 
 from likeness.errors import LikenessError
 from likeness.faces.parsing import BiSeNet

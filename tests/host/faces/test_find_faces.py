@@ -7,9 +7,9 @@ import logging
 import numpy as np
 import pytest
 import torch
+from helpers.by_colour import BLACK, BY_COLOUR, RED, coloured
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from likeness_host_faces import BLACK, BY_COLOUR, RED, coloured
 
 from likeness.errors import LikenessError
 from likeness.faces import load_pack

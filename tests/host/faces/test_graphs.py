@@ -6,7 +6,7 @@ import asyncio
 import inspect
 
 import pytest
-from likeness_host_faces import BUILT_IN
+from helpers.by_colour import BUILT_IN
 
 
 class _Server:

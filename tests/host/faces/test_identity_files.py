@@ -10,7 +10,7 @@ from pathlib import Path
 import bad_values
 import pytest
 import torch
-from likeness_host_faces import options
+from helpers.by_colour import options
 
 from likeness.errors import LikenessError
 from likeness.faces import Identity

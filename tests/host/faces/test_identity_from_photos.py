@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from likeness_host_faces import BLACK, BLUE, DARK_RED, RED, found
+from helpers.by_colour import BLACK, BLUE, DARK_RED, RED, found
 
 from likeness.errors import LikenessError
 

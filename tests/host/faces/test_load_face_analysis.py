@@ -6,7 +6,7 @@ import logging
 import sys
 
 import pytest
-from likeness_host_faces import BUILT_IN, FREE, options
+from helpers.by_colour import BUILT_IN, FREE, options
 
 from likeness.errors import LikenessError
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from likeness_host_faces import FREE
+from helpers.by_colour import FREE
 
 pytestmark = pytest.mark.usefixtures("real_faces")
 

@@ -7,7 +7,7 @@ import torch
 
 from likeness.evaluation.identity import see
 from likeness.miniature.models.world import load_world, wanted
-from likeness.miniature.study.measuring import PROMPTS, measure, subjects
+from likeness.miniature.study.measuring import PROMPTS, measure_subject, subjects
 
 PEOPLE = range(7000, 7006)
 
@@ -29,7 +29,7 @@ def study(world):
         embedding = subject.identity.mean_embedding()[None]
         for method, condition in (("without", None), ("with", embedding)):
             pictures = world.portraits(prompts, seeds, condition)
-            records[method] += measure(world, method, subject, pictures, prompts, seeds, others)
+            records[method] += measure_subject(world, method, subject, pictures, prompts, seeds, others)
     return records
 
 

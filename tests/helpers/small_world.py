@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers import official
 from likeness.errors import LikenessError
 from likeness.faces import Identity
-
-comfyui = sys.modules["likeness_comfyui"]
-official = comfyui.load_module("likeness_official", comfyui.REPOSITORY / "tests" / "adapters" / "official.py")
 
 CLIP = {
     "model_type": "clip_vision_model", "hidden_size": 1280, "intermediate_size": 64, "num_hidden_layers": 2,

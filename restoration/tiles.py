@@ -1,0 +1,122 @@
+"""Large pictures through a network tile by tile: ComfyUI's numerics, in memory that is bounded.
+
+Tiles overlap and fade into each other, so that no seam shows; a picture that fits one tile runs whole. When memory is
+full the tile is halved, down to `SMALLEST`, and the work goes on where it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..device_errors import is_out_of_memory
+
+TILE, OVERLAP, SMALLEST = 512, 32, 128
+CPU_TILE = 320  # smaller tensors stay in the allocator's arena and in the caches: half the time
+STRETCH = 1.25  # how much longer a tile may be, if that saves a row or a column of them
+Side = tuple[int, int]  # height, width
+Network = Callable[[Tensor], Tensor]  # (1, C, h, w), 0..1 -> (1, C', s h, s w)
+
+
+class Tile(NamedTuple):
+    """A window of the picture, in its pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def tiles_of(height: int, width: int, tile: Side = (TILE, TILE), overlap: int = OVERLAP) -> Iterator[Tile]:
+    """The windows of a picture, row by row; one, where it fits."""
+    if height <= tile[0] and width <= tile[1]:
+        yield Tile(0, 0, height, width)
+        return
+    for top in _starts(height, tile[0], overlap):
+        for left in _starts(width, tile[1], overlap):
+            yield Tile(top, left, min(tile[0], height - top), min(tile[1], width - left))
+
+
+def _starts(length: int, tile: int, overlap: int) -> range:
+    return range(0, length - overlap, tile - overlap) if length > tile else range(1)
+
+
+def fitted(height: int, width: int, tile: int = TILE, overlap: int = OVERLAP) -> Side:
+    """Tiles about this large that cover the picture with the fewest pixels seen twice, all of one size."""
+    return _fitted(height, tile, overlap), _fitted(width, tile, overlap)
+
+
+def _fitted(length: int, tile: int, overlap: int) -> int:
+    count = max(math.ceil((length - overlap) / (int(STRETCH * tile) - overlap)), 1)
+    return max(math.ceil((length + (count - 1) * overlap) / count), overlap + 1)
+
+
+def upscaled(
+    picture: Tensor,
+    network: Network,
+    scale: float,
+    tile: Side = (TILE, TILE),
+    overlap: int = OVERLAP,
+    after_each: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """A picture (1, C, H, W) through a network that enlarges it `scale` times: (1, C', s H, s W) float32 on the CPU.
+
+    after_each is called after every tile, for progress and cancelling. Raises whatever says that memory is full when
+    even the smallest tile is too large.
+    """
+    while True:
+        try:
+            return _upscaled(picture, network, scale, tile, overlap, after_each)
+        except Exception as error:
+            if not is_out_of_memory(error) or max(tile) // 2 < SMALLEST:
+                raise
+        tile = tile[0] // 2, tile[1] // 2  # outside of the handler, which holds on to the tensors of the attempt
+
+
+def _upscaled(
+    picture: Tensor, network: Network, scale: float, tile: Side, overlap: int, after_each: Callable[[], object]
+) -> Tensor:
+    height, width = picture.shape[-2:]
+    if height <= tile[0] and width <= tile[1]:
+        whole = network(picture).float().cpu()
+        after_each()
+        return whole
+    total = share = None
+    size = round(scale * height), round(scale * width)
+    for top, left, tall, wide in tiles_of(height, width, tile, overlap):
+        made = network(picture[..., top : top + tall, left : left + wide]).float().cpu()
+        if total is None or share is None:
+            total, share = made.new_zeros(1, made.shape[1], *size), made.new_zeros(1, 1, *size)
+        rows, columns = (
+            slice(start, start + length)
+            for start, length in ((round(scale * top), made.shape[2]), (round(scale * left), made.shape[3]))
+        )
+        there = total[..., rows, columns]
+        made = made[..., : there.shape[-2], : there.shape[-1]]
+        weight = feather(*made.shape[-2:], round(overlap * scale))
+        there.addcmul_(made, weight)
+        share[..., rows, columns] += weight
+        after_each()
+    assert total is not None and share is not None
+    return total.div_(share)
+
+
+@lru_cache(maxsize=8)
+def feather(height: int, width: int, fade: int) -> Tensor:
+    """The weights (1, 1, height, width) of a tile, rising from 1/fade at its border to 1; a side that is not longer
+    than the fade has none."""
+
+    def along(length: int) -> Tensor:
+        weights = torch.ones(length)
+        if fade < length:
+            for step in range(fade):
+                weights[step] *= (step + 1) / fade
+                weights[length - 1 - step] *= (step + 1) / fade
+        return weights
+
+    return (along(height)[:, None] * along(width))[None, None]

@@ -1,0 +1,37 @@
+"""SeFi-IDE's subject-wise attention loss: every word of a prompt looks where it looks in the class word's prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+
+class Reduction(str, Enum):
+    """Over queries and tokens; batch, heads and layers are always averaged."""
+
+    SUM = "sum"
+    MEAN = "mean"
+
+
+def attention_difference(
+    queries: Tensor, keys: Tensor, reference_keys: Tensor, positions: Tensor, heads: int, reduction: Reduction
+) -> Tensor:
+    """The loss of one layer. The reference is detached, its queries included; both are softmaxes over all tokens.
+
+    queries: (batch, L, width), keys: (batch, tokens, width), positions: (batch, n) of the compared tokens.
+    """
+    from ..probe import columns_of
+
+    target = columns_of(queries, keys, positions, heads)
+    with torch.no_grad():
+        reference = columns_of(queries, reference_keys, positions, heads)
+    squared = (target - reference).square()  # (batch, heads, n, L)
+    return (squared.sum((2, 3)) if reduction is Reduction.SUM else squared).mean()
+
+
+def subject_attention(layers: Sequence[Tensor]) -> Tensor:
+    """The mean of the layers' losses."""
+    return torch.stack(list(layers)).mean()

@@ -1,0 +1,58 @@
+"""A drawn person and a style of drawing, each learned as a concept of its own."""
+
+from __future__ import annotations
+
+from _graph import Graph
+from _pieces import MINIATURE, join, load_photo, show
+from _pieces_miniature import drawn_person, load_miniature, train, use_miniature
+
+
+def describe(graph: Graph) -> None:
+    person, analysis = drawn_person(graph)
+    with graph.group("2. Pictures in the style"):
+        photos = [load_photo(graph, f"Style {n}", f"miniature_style_{n}.png") for n in (1, 2)]
+        graph.next_column()
+        batch = join(graph, photos)
+        style = graph.node(
+            "LikenessPortraitDataset",
+            title="Portrait Dataset: style",
+            kind="style",
+            trigger_word="mystyle",
+            resolution=MINIATURE.side,
+            framing="largest square",
+            templates="a {} picture of a person",
+            image=batch,
+            face_analysis=analysis[0],
+        )
+        show(graph, "What the style is learned from", style["preview"])
+    world = load_miniature(graph, first_group=3)
+    both = {
+        "layers": "keys and values",
+        "steps": 200,
+        "learning_rate": 0.001,
+        "start_words": "person",
+        "face_mask": False,
+        "preview_every": 100,
+    }
+    trained = train(
+        graph,
+        "CustomDiffusion",
+        world,
+        number=4,
+        dataset=person["dataset"],
+        name="drawn_person",
+        class_pictures=16,
+        **both,
+    )
+    train(
+        graph,
+        "CustomDiffusion",
+        world,
+        number=6,
+        dataset=style["dataset"],
+        name="drawn_style",
+        prior_weight=0.0,
+        class_pictures=0,
+        **both,
+    )
+    use_miniature(graph, world, trained, "a photo of a <ohwx> person in the snow", first_group=8)
