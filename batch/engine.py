@@ -331,6 +331,7 @@ class Engine:
         seq = self.journal.another(row.seq, template.row_id(values), take)
         if seq is not None:
             self.todo.put(seq, row.group)
+            self.tell("take", {"row": row.row_id, "idx": row.idx, "take": take})
 
 
 def pause_before(attempt: int) -> float:

@@ -100,7 +100,9 @@ def _likeness(judged: Sequence[Entry]) -> list[str]:
             f"| {_cell(name)} | {len(values)} | {mean:.0f} | {mean - spread:.0f} to {mean + spread:.0f} | {blind} |"
         )
     order = sorted(judged, key=lambda entry: -entry.metrics["percent"])
-    for title, some in (("Most alike", order[:_ENDS]), ("Least alike", order[::-1][:_ENDS])):
+    for title, some in (("Most alike", order[:_ENDS]), ("Least alike", order[_ENDS:][::-1][:_ENDS])):
+        if not some:
+            continue
         lines += ["", f"## {title}", ""]
         lines += [f"- {e.metrics['percent']:.0f} %: [{_cell(_caption(e))}]({e.file})" for e in some]
     return [*lines, ""]

@@ -592,15 +592,17 @@ class Teller:
     def __call__(self, kind: str, data: Mapping[str, Any]) -> None:
         self._done += kind == "done"
         self._failed += kind == "failed"
+        self._total += kind == "take"
         if self.events:
             print(json.dumps({"event": kind, "time": round(time.time(), 3), **data}, ensure_ascii=False), flush=True)
             return
         if self._bar is not None and kind in ("done", "failed"):
+            self._bar.total = self._total
             self._bar.update()
             self._bar.set_postfix_str(self._servers(), refresh=False)
         elif kind == "done" and time.monotonic() - self._said > _LINE:
             self._said = time.monotonic()
-            print(one_line(f"{self._done} of {self._total} rows done, {self._failed} failed; {self._servers()}"))
+            print(one_line(f"{self._done} of {self._total} rows done, {self._servers()}"))
         if kind in _SENTENCES:
             self._say(one_line(_SENTENCES[kind].format_map({**_NOTHING, **data})))
 

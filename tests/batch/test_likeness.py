@@ -83,6 +83,7 @@ def test_a_row_below_the_threshold_gets_another_seed_and_the_best_take_counts(de
             end, made = await judged(desk, people, fakes, Judging("judge", below=60.0, most=2), seeds)
             assert end is End.DONE and sorted(fakes[0].made) == [RED - STRIDE, RED]
             [row] = manifest(made)
+            assert [told["take"] for told in desk.told("take")] == [1]
             assert row["take"] == "1" and float(row["percent"]) > 99 and row["detected"] == "1"
 
     run(go())
