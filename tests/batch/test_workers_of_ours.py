@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -93,7 +94,10 @@ def test_memory_of_a_child_is_known():
     assert worker.memory == 0
     worker._process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        assert worker.memory > 10**5 or sys.platform != "linux"
+        until = time.monotonic() + 20
+        while sys.platform == "linux" and worker.memory <= 10**5:  # it has only just begun
+            assert time.monotonic() < until
+            time.sleep(0.01)
     finally:
         worker._process.kill()
         worker._process.communicate()
