@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from ..device_errors import is_out_of_memory, lacks_precision
 from ..errors import LikenessError
+from ..injection.key_values import separate_values
 from ..locks import locked, sweep, temporary_folder
 from ..storage import PART, check_folder
-from .base.key_values import separate_values
 from .base.model import BaseModel, Conditioning, Posterior
 from .cache import TensorCache
 from .config import Group, Precision, RunSettings, make_optimiser, network_dtype

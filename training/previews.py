@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from .base.key_values import separate_values
+from ..injection.key_values import separate_values
 from .base.model import BaseModel
 from .base.noise import Prediction
 

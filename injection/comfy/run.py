@@ -17,10 +17,10 @@ from ..attention import SiteTerm
 from ..masks import crop_to_area, crop_to_lines, resize_mask, warn_aspect, warn_larger, warn_tile
 from ..plan import KeysValues, Role, fit_rows, project, take_rows
 from ..sites import AttentionSite, sites_of_comfy_unet
+from ..windows import term_sigmas
 from .dit import PLACES, BlockFunction, BlockPatch, ImagePlaces
 from .managed import ManagedAdapter
 from .unet import KEY, SitePatch
-from .windows import Window, sigmas_of_run
 
 # Names under which the host's guiders keep their conditionings; every other name is an unconditioned half.
 _CONDITIONED = {"positive", "middle"}
@@ -141,7 +141,7 @@ class _Run:
         self.guider = guider
         self.evaluation: _Evaluation | None = None
         self.sites = sites_of_comfy_unet(model.diffusion_model)
-        self.windows = [_sigma_window(injection, model_sampling, sigmas) for injection in injections]
+        self.windows = [term_sigmas(injection.scope, model_sampling, sigmas) for injection in injections]
         dtype = model.manual_cast_dtype or model.get_dtype()
         self.projected = [
             _project_once(injection, self.sites, dtype) if isinstance(injection, AttentionTerm) else []
@@ -393,15 +393,9 @@ def _project_once(injection: AttentionTerm, sites: Sequence[AttentionSite], dtyp
     return known[key]
 
 
-def _sigma_window(injection: Injection, model_sampling: Any, sigmas: Sequence[float]) -> tuple[float, float] | None:
-    """(highest, lowest) sigma of the window, None when it is the whole run."""
-    if injection.scope.whole_run:
-        return None
-    if injection.scope.first_step is not None:
-        return Window.of(injection.scope).sigmas(model_sampling, sigmas)
-    return float(model_sampling.percent_to_sigma(injection.scope.start)), float(
-        model_sampling.percent_to_sigma(injection.scope.end)
-    )
+def sigmas_of_run(arguments: Sequence[Any]) -> list[float]:
+    """The sigmas among the arguments of OUTER_SAMPLE: (noise, latent image, sampler, sigmas, …)."""
+    return [float(sigma) for sigma in arguments[3]]
 
 
 def _name_of(entries: Any, named: Mapping[str, Sequence[dict]]) -> str | None:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ...adapters.effects import Effect, PromptEdit, PromptStates
-from .windows import END, START, Window, WindowEnd, sigmas_of_run
+from ..windows import END, START, Window, WindowEnd
+from .run import sigmas_of_run
 
 KEY = "likeness_text"  # of our wrapper, and of our entry in the options of a conditioning
 

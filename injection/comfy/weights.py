@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ...adapters.effects import WeightDelta
 from ...weights.lora import LoraPair, weight_name
-from .windows import Window, sigmas_of_run
+from ..windows import Window
+from .run import sigmas_of_run
 
 _WINDOWS = "likeness_windows"  # of our wrappers, and our attachment: id -> strength of the changes with a window
 _DELTAS = "likeness_deltas"  # our attachment: id -> strength of the changes that a MODEL has

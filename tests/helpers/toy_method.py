@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from likeness.training.base.key_values import separate_values
+from likeness.injection.key_values import separate_values
 from likeness.training.base.model import BaseModel, Conditioning
 from likeness.training.base.vocabulary import NewToken, Vocabulary
 from likeness.training.config import Group, MethodSettings, Rate, Steps

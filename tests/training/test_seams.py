@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from likeness.training.base.key_values import separate_values
+from likeness.injection.key_values import separate_values
 from likeness.training.base.model import Conditioning
 from likeness.training.config import RunSettings
 from likeness.training.engine import train

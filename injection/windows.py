@@ -1,6 +1,6 @@
-"""Where the window of an effect begins and ends in one sampling run, as thresholds of sigma.
+"""Where the window of an effect begins and ends in one sampling run, as thresholds of sigma, whatever the host.
 
-Before a run only shares of it are known, which the host turns into timesteps; how many steps lie before one depends on
+Before a run only shares of it are known, which stand for noise levels; how many steps lie before one depends on
 the scheduler. Once the run's sigmas are there, a border is put between two of them, so that it is exact for every
 scheduler, and for samplers that look at the model between two steps.
 """
@@ -10,11 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 
-from ...adapters.effects import Scope
+from ..adapters.effects import Scope
+
+
+class NoiseLevels(Protocol):
+    """What turns a share of the sampling into a noise level; ComfyUI's `model_sampling` is one."""
+
+    def percent_to_sigma(self, percent: float) -> float:
+        """The sigma at a share of the sampling: 0 = all noise, 1 = none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class WindowEnd:
     share: float
     first_step: Callable[[int], int] | None = None
 
-    def sigma(self, model_sampling: Any, sigmas: Sequence[float]) -> float:
+    def sigma(self, model_sampling: NoiseLevels, sigmas: Sequence[float]) -> float:
         """What lies above is before the border. inf: everything lies behind it, -inf: nothing does.
 
         sigmas: of the run, from the highest to the last, one more than there are steps; empty when unknown.
@@ -59,7 +67,7 @@ class Window:
         """The window of an effect's scope."""
         return cls(WindowEnd(scope.start, scope.first_step), WindowEnd(scope.end))
 
-    def sigmas(self, model_sampling: Any, sigmas: Sequence[float]) -> tuple[float, float]:
+    def sigmas(self, model_sampling: NoiseLevels, sigmas: Sequence[float]) -> tuple[float, float]:
         """(highest, lowest) sigma of the window, both inclusive, in single precision as the host compares them."""
         high, low = (border.sigma(model_sampling, sigmas) for border in (self.start, self.end))
         return just_below(high), float(torch.tensor(low))
@@ -70,6 +78,10 @@ def just_below(sigma: float) -> float:
     return float(torch.nextafter(torch.tensor(sigma), torch.tensor(-math.inf))) if math.isfinite(sigma) else sigma
 
 
-def sigmas_of_run(arguments: Sequence[Any]) -> list[float]:
-    """The sigmas among the arguments of OUTER_SAMPLE: (noise, latent image, sampler, sigmas, …)."""
-    return [float(sigma) for sigma in arguments[3]]
+def term_sigmas(scope: Scope, model_sampling: NoiseLevels, sigmas: Sequence[float]) -> tuple[float, float] | None:
+    """(highest, lowest) sigma at which a term is open, both its own, as those of the leading packs; None for all."""
+    if scope.whole_run:
+        return None
+    if scope.first_step is not None:
+        return Window.of(scope).sigmas(model_sampling, sigmas)
+    return float(model_sampling.percent_to_sigma(scope.start)), float(model_sampling.percent_to_sigma(scope.end))
