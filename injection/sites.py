@@ -70,7 +70,12 @@ def sites_of_comfy_unet(unet: nn.Module) -> tuple[AttentionSite, ...]:
 
 
 def sites_of_diffusers_unet(unet: nn.Module) -> tuple[AttentionSite, ...]:
-    """All cross-attention sites of a diffusers UNet2DConditionModel, in slot order."""
+    """All cross-attention sites of a diffusers UNet2DConditionModel, in slot order.
+
+    Empty when the network is not such a UNet.
+    """
+    if not all(hasattr(unet, name) for name in ("down_blocks", "mid_block", "up_blocks")):
+        return ()
     layers = [len(block.resnets) for block in unet.down_blocks]  # type: ignore[union-attr, arg-type]
     inputs, outputs, number = [], [], 1
     for i, (block, count) in enumerate(zip(unet.down_blocks, layers, strict=True)):  # type: ignore[arg-type]

@@ -45,12 +45,10 @@ class LoraPair:
 def merged(model: nn.Module, changes: Mapping[str, LoraPair | Tensor], strength: float = 1.0) -> Iterator[nn.Module]:
     """The model with a LoRA, or whole differences, added to its own weights; restored bit by bit on leaving.
 
-    changes: by the layer's path, for its weight; a bias by its whole name. Raises LikenessError when a layer's shape
-    does not fit, before anything is changed.
+    changes: by the layer's path, for its weight; a bias by its whole name. Raises LikenessError when one does not fit,
+    before anything is changed.
     """
-    weights = {path: model.get_parameter(weight_name(path)) for path in changes}
-    for path, change in changes.items():
-        check_fits(path, change, weights[path])
+    weights = targets_of(model, changes)
     originals = {path: weight.detach().clone() for path, weight in weights.items()}
     try:
         with torch.no_grad():
@@ -63,6 +61,20 @@ def merged(model: nn.Module, changes: Mapping[str, LoraPair | Tensor], strength:
         with torch.no_grad():
             for path, original in originals.items():
                 weights[path].copy_(original)
+
+
+def targets_of(model: nn.Module, changes: Mapping[str, LoraPair | Tensor]) -> dict[str, nn.Parameter]:
+    """What changes act on, by their path. LikenessError when the model lacks one, or its shape is another."""
+    known, found = dict(model.named_parameters()), {}
+    for path, change in changes.items():
+        if weight_name(path) not in known:
+            raise LikenessError(
+                f"This change of weights does not fit the model, which has no {weight_name(path)!r}. Choose a file "
+                "made for this base model."
+            )
+        found[path] = known[weight_name(path)]
+        check_fits(path, change, found[path])
+    return found
 
 
 def weight_name(path: str) -> str:

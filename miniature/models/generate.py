@@ -6,20 +6,19 @@ Euler's method over the noise level σ. (Where σ falls to 0 this is DDIM.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...adapters.effects import AttentionTerm
+from ...adapters.effects import AttentionTerm, Effect
 from ...adapters.ip_adapter.adapter import IPAdapter
 from ...adapters.ip_adapter.evidence import Evidence
 from ...adapters.types import IdentityTokens
 from ...errors import LikenessError
-from ...injection.diffusers import inject
+from ...injection.diffusers import DiscreteLevels, SamplingRun, apply_effects
 from ...injection.plan import Role, uniform
 from ...injection.sites import sites_of_diffusers_unet
 from ...training.base.noise import NoiseSchedule
@@ -42,17 +41,17 @@ def generate_latents(
     *,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
-    injections: Iterable[AttentionTerm] = (),
+    effects: Iterable[Effect] = (),
     negative: str = "",
     placeholders: Iterable[str] = (),
     progress: Progress | None = None,
 ) -> Tensor:
     """Latents (B, 16, 16, 16), one per seed; `pictures_of` shows them.
 
-    prompts: one for all, or one per seed. injections: identities that take part in both halves of guidance (see
-    `identity_injection`); tokens, masks and row weights have one row, or one per picture. A LoRA is not part of them:
-    call this within `merged_lora`. placeholders: words of the prompts that were taught later. progress: gets the
-    steps done and their number. LikenessError for a word that the world does not know.
+    prompts: one for all, or one per seed. effects: identities that take part in both halves of guidance (see
+    `identity_injection`), whose tokens, masks and row weights have one row or one per picture, and an adapter's LoRA.
+    placeholders: words of the prompts that were taught later. progress: gets the steps done and their number.
+    LikenessError for a word that the world does not know.
     """
     seeds = [int(seed) for seed in seeds]
     prompts = [prompts] * len(seeds) if isinstance(prompts, str) else list(prompts)
@@ -65,7 +64,7 @@ def generate_latents(
         check_prompt(prompt, placeholders)
     context = encode_prompts(text_encoder, tokenizer, prompts)
     nothing = encode_prompts(text_encoder, tokenizer, [negative])
-    injections = list(injections)
+    effects = list(effects)
     portions = [slice(start, start + _BATCH) for start in range(0, len(seeds), _BATCH)]
     made = []
     for number, rows in enumerate(portions):
@@ -75,7 +74,7 @@ def generate_latents(
                 progress(number * steps + step, len(portions) * steps)
 
         noise = draw_noise(seeds[rows])
-        mine = [_rows_of(injection, rows) for injection in injections]
+        mine = [_rows_of(e, rows) if isinstance(e, AttentionTerm) else e for e in effects]
         made.append(_sample(unet, noise, context[rows], nothing, steps, guidance, mine, count))
     return torch.cat(made)
 
@@ -130,7 +129,7 @@ def _sample(
     nothing: Tensor,
     steps: int,
     guidance: float,
-    injections: Sequence[AttentionTerm],
+    effects: Sequence[Effect],
     count: Callable[[int], None],
 ) -> Tensor:
     """dx/dσ = (x − x̂₀(x; σ)) / σ from the greatest σ to 0, with x = z₀ + σ ε and a denoiser that predicts v."""
@@ -138,11 +137,11 @@ def _sample(
     sigmas, timesteps = noise_levels(schedule, steps)
     roles = (Role.COND,) if guidance == 1 else (Role.UNCOND, Role.COND)
     text = context if guidance == 1 else torch.cat([nothing.expand_as(context), context])
-    windows = [_window(injection, schedule) for injection in injections]
+    run = SamplingRun.through(sigmas, DiscreteLevels(schedule.alphas_cumprod))
     x = noise * (1 + sigmas[0] ** 2).sqrt()
-    with _identities(unet, roles) as choose:
+    with apply_effects(unet, effects, roles, run=run) as applied:
         for step, (sigma, following, t) in enumerate(zip(sigmas, sigmas[1:], timesteps, strict=False)):
-            choose([i for i, (high, low) in zip(injections, windows, strict=True) if low <= sigma <= high])
+            applied.at_step(step)
             signal = (1 + sigma**2) ** -0.5  # √ᾱ
             z = x * signal
             velocity = unet(z.repeat(len(roles), 1, 1, 1), t, encoder_hidden_states=text).sample
@@ -153,36 +152,6 @@ def _sample(
             x = x0 + (x - x0) * following / sigma
             count(step + 1)
     return x
-
-
-def _window(injection: AttentionTerm, schedule: NoiseSchedule) -> tuple[float, float]:
-    """Highest and lowest σ at which an identity takes part, as ComfyUI reckons a share of the sampling."""
-
-    def sigma_at(share: float) -> float:
-        return float(_between(_log_sigmas(schedule), torch.tensor((1 - share) * (len(schedule) - 1))).exp())
-
-    return (
-        torch.inf if injection.scope.start <= 0 else sigma_at(injection.scope.start),
-        0.0 if injection.scope.end >= 1 else sigma_at(injection.scope.end),
-    )
-
-
-@contextmanager
-def _identities(unet: Any, roles: Sequence[Role]) -> Iterator[Callable[[list[AttentionTerm]], None]]:
-    """Gives a function that makes exactly these identities take part; on leaving, none does."""
-    injected, present = None, []
-
-    def choose(wanted: list[AttentionTerm]) -> None:
-        nonlocal injected, present
-        if wanted != present:
-            if injected is not None:
-                injected.eject()
-            injected, present = (inject(unet, wanted, roles) if wanted else None), wanted
-
-    try:
-        yield choose
-    finally:
-        choose([])
 
 
 def _rows_of(injection: AttentionTerm, rows: slice) -> AttentionTerm:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ...adapters.effects import Effect
 from ...adapters.ip_adapter.adapter import IPAdapter
 from ...faces.analysis import FaceAnalysis
-from ...injection.diffusers import merged_lora
+from ...injection.sites import diffusers_layers, sites_of_diffusers_unet
 from ..drawing.captions import parse
 from ..drawing.people import Person, draw_people
 from ..drawing.renderer import render
@@ -55,15 +55,15 @@ class World:
         progress: Progress | None = None,
     ) -> Tensor:
         """Pictures (B, 128, 128, 3), RGB 0..1: of the persons with these embeddings (1 | B, 512), or of anybody."""
-        injections, lora = [], nullcontext()
+        effects: list[Effect] = []
         if embeddings is not None and strength:
-            injections = [identity_injection(self.unet, self.adapter, embeddings, strength)]
-            lora = merged_lora(self.unet, self.adapter, strength)
-        with lora:
-            latents = generate_latents(
-                self.unet, self.text_encoder, self.tokenizer, prompts, seeds,
-                steps=steps, guidance=guidance, injections=injections, progress=progress,
-            )  # fmt: skip
+            effects.append(identity_injection(self.unet, self.adapter, embeddings, strength))
+            lora = self.adapter.lora(diffusers_layers(sites_of_diffusers_unet(self.unet)), strength)
+            effects += [lora] if lora else []
+        latents = generate_latents(
+            self.unet, self.text_encoder, self.tokenizer, prompts, seeds,
+            steps=steps, guidance=guidance, effects=effects, progress=progress,
+        )  # fmt: skip
         return pictures_of(self.codec, latents)
 
     def read(self, images: Tensor) -> list[dict[str, str]]:

@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from helpers import tiny_unets as tiny
 from helpers import toy
+from torch import Tensor
 
-from likeness.adapters.effects import AttentionTerm, PromptEdit, PromptStates, WeightDelta
+from likeness.adapters.effects import AttentionTerm, PromptEdit, Scope, WeightDelta
 from likeness.adapters.system import Request, WeightFile
 from likeness.faces import Identity
-from likeness.injection.diffusers import inject
+from likeness.injection.diffusers import SamplingRun, apply_effects
 from likeness.injection.plan import Role, layout_of
 from likeness.injection.sites import diffusers_layers, sites_of_diffusers_unet
-from likeness.weights.lora import merged
 
 
 @pytest.fixture(scope="module")
@@ -30,34 +31,51 @@ def person() -> Identity:
     )  # fmt: skip
 
 
-def effects(unet: Any, person: Identity, strength: float = 1.0) -> tuple[Any, ...]:
+def effects(unet: Any, person: Identity, strength: float = 1.0, **window: float) -> tuple[Any, ...]:
     sites = sites_of_diffusers_unet(unet)
     shapes = [(site.width, site.context_dim) for site in sites]
     adapter = toy.SYSTEM.load(WeightFile("toy.safetensors", toy.weights(shapes)))
-    return adapter.effects(Request(layout_of(sites), diffusers_layers(sites), strength, identity=person))
+    return adapter.effects(Request(layout_of(sites), diffusers_layers(sites), strength, Scope(**window), person))
+
+
+def paint(unet: Any) -> Tensor:
+    random = torch.Generator().manual_seed(0)
+    sample, text = torch.randn(1, 4, 16, 16, generator=random), torch.randn(1, 7, 24, generator=random)
+    with torch.no_grad():
+        return unet(sample, 10, encoder_hidden_states=text).sample
 
 
 def test_all_effects_act_in_diffusers_and_leave_no_trace(person):
     unet = tiny.unet("small SD")
-    term, delta, edit = effects(unet, person)
-    assert isinstance(term, AttentionTerm) and isinstance(delta, WeightDelta) and isinstance(edit, PromptEdit)
-    random = torch.Generator().manual_seed(0)
-    sample, text = torch.randn(1, 4, 16, 16, generator=random), torch.randn(1, 7, 24, generator=random)
+    plain, found = paint(unet), []
+    made = effects(unet, person)
+    assert [type(effect) for effect in made] == [AttentionTerm, WeightDelta, PromptEdit]
+    for some in (*([effect] for effect in made), made):
+        with apply_effects(unet, some, (Role.COND,)):
+            found.append(paint(unet))
+        assert torch.equal(paint(unet), plain)
+    for changed, others in ((found[n], [plain, *found[:n]]) for n in range(len(found))):
+        assert not any(torch.allclose(changed, other, atol=1e-4) for other in others)
 
-    def paint(states: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return unet(sample, 10, encoder_hidden_states=states).sample
 
-    plain = paint(text)
-    injected = inject(unet, [term], roles=(Role.COND,))
-    with_term = paint(text)
-    injected.eject()
-    with merged(unet, delta.changes, delta.strength):
-        with_delta = paint(text)
-    with_edit = paint(edit.edit(PromptStates(text)).states)
-    for changed in (with_term, with_delta, with_edit):
-        assert not torch.allclose(changed, plain, atol=1e-4)
-    assert torch.equal(paint(text), plain)
+def test_its_windows_are_open_in_the_same_steps_of_a_run(person):
+    unet, scheduler = tiny.unet("small SD"), DDIMScheduler()
+    scheduler.set_timesteps(10)
+    plain, changed = paint(unet), []
+    term, _, edit = effects(unet, person, start=0.25, end=0.6)
+    with apply_effects(unet, [term, edit], (Role.COND,), run=SamplingRun.of(scheduler)) as applied:
+        for step in range(10):
+            applied.at_step(step)
+            changed += [step] if not torch.equal(paint(unet), plain) else []
+    assert changed == [2, 3, 4, 5]
+
+
+def test_strength_0_and_a_window_that_never_opens_change_not_a_bit(person):
+    unet = tiny.unet("small SD")
+    plain = paint(unet)
+    for made in (effects(unet, person, strength=0.0), effects(unet, person, start=0.5, end=0.5)):
+        with apply_effects(unet, made, (Role.COND,)):
+            assert torch.equal(paint(unet), plain)
 
 
 def test_strength_0_says_so(person):

@@ -109,3 +109,14 @@ def weights(width: int, modules: int, dim: int = 24, inner: int = 16, seed: int 
             if len(shape) == 1:
                 made[f"{key}.bias"] = 0.1 * torch.randn(*shape, generator=random)
     return made
+
+
+def network() -> Any:
+    """A diffusers FLUX that such a file fits: 3 + 6 blocks, 32 wide."""
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    return FluxTransformer2DModel(
+        in_channels=16, num_layers=3, num_single_layers=6, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=20, pooled_projection_dim=12, axes_dims_rope=(4, 6, 6), guidance_embeds=True,
+    ).eval()  # fmt: skip

@@ -13,7 +13,7 @@ from helpers.server import RunFailed
 from likeness.adapters import load
 from likeness.errors import LikenessError
 from likeness.faces import Identity
-from likeness.injection.diffusers import merged_lora
+from likeness.injection.sites import diffusers_layers, sites_of_diffusers_unet
 from likeness.miniature.models.generate import encode_prompts, generate_latents, identity_injection, pictures_of
 from likeness.miniature.models.latents import load_codec
 from likeness.miniature.models.networks import build_text_encoder, build_tokenizer, build_unet
@@ -122,9 +122,10 @@ def apply_identity(model: Any, identity: Identity, weight: float = 0.8) -> tuple
 
 def test_latents_with_a_face_are_those_made_without_a_host(host_nodes, theirs, ours, adapter_file):
     adapter = load(adapter_file).float()
-    with merged_lora(ours[0], adapter, 1.0):
-        injection = identity_injection(ours[0], adapter, embedding(), 0.8)
-        expected = generate_latents(*ours, PROMPT, [5], steps=6, injections=[injection])
+    lora = adapter.lora(diffusers_layers(sites_of_diffusers_unet(ours[0])))
+    assert lora is not None
+    injection = identity_injection(ours[0], adapter, embedding(), 0.8)
+    expected = generate_latents(*ours, PROMPT, [5], steps=6, effects=[injection, lora])
     model, report = apply_identity(theirs.model, somebody())
     assert "4 tokens at 7 of 7 sites" in report and "LoRA 1 on 56 weights" in report
     result = sampled(host_nodes, model, theirs.clip)

@@ -14,7 +14,7 @@ from likeness.adapters.effects import BlockTerm, Scope
 from likeness.adapters.system import WeightFile
 from likeness.adapters.types import IdentityTokens
 from likeness.errors import LikenessError
-from likeness.injection.diffusers_dit import inject_blocks
+from likeness.injection.diffusers import inject_blocks
 from likeness.injection.plan import Role
 from likeness.weights.families import BlockKind, DitBlock, DitLayout
 
@@ -24,13 +24,7 @@ BOTH = (Role.UNCOND, Role.COND)
 
 @pytest.fixture(scope="module")
 def flux() -> Any:
-    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-
-    torch.manual_seed(0)
-    return FluxTransformer2DModel(
-        in_channels=16, num_layers=3, num_single_layers=6, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=20, pooled_projection_dim=12, axes_dims_rope=(4, 6, 6), guidance_embeds=True,
-    ).eval()  # fmt: skip
+    return toy_dit.network()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from likeness.adapters.instantid import InstantID
 from likeness.adapters.types import IdentityTokens
 from likeness.faces.keypoints import canvas_size, draw_keypoints
 from likeness.injection.attention import SiteTerm, add_identity, attend, split_heads
-from likeness.injection.diffusers import control_residuals, inject
+from likeness.injection.diffusers import Applied, ControlNet, SamplingRun, apply_effects
 from likeness.injection.masks import resize_mask
 from likeness.injection.plan import uniform
 from likeness.injection.sites import sites_of_diffusers_unet
@@ -101,7 +101,7 @@ def control_effect(case: Any, tokens: IdentityTokens) -> ControlContext:
 
 
 class Networks:
-    """The case's UNet with the adapter in it, its IdentityNet if it has one, and what both are given in every step."""
+    """The case's UNet, its adapter, its IdentityNet if it has one, and what both are given in every step."""
 
     def __init__(self, case: Any) -> None:
         from diffusers.models.controlnets.controlnet import ControlNetModel
@@ -117,25 +117,20 @@ class Networks:
         adapter, sites = adapter_of(case), sites_of_diffusers_unet(self.unet)
         self.tokens = adapter.encode(given["embedding"].reshape(1, -1, adapter.id_dim))  # a sequence of photos
         term = AttentionTerm(adapter, self.tokens, uniform(config["scale"], sites), scope=scope_of(case))
-        inject(self.unet.eval(), [term])
-        self.control = control_effect(case, self.tokens) if self.net is not None else None
+        self.effects = [term] if self.net is None else [term, control_effect(case, self.tokens)]
+        self.controls = [] if self.net is None else [ControlNet(self.net, given["control_image"])]
         self.added = {"text_embeds": given["pooled"], "time_ids": given["time_ids"]}
-        self.text, self.picture = given["text_context"], given.get("control_image")
+        self.text = given["text_context"]
+
+    def applied(self, run: SamplingRun | None = None) -> Applied:
+        """With the adapter and IdentityNet at work."""
+        return apply_effects(self.unet.eval(), self.effects, run=run, controls=self.controls)
 
     @torch.no_grad()
-    def epsilon(self, latent: Tensor, timestep: Tensor, step: int = 0, steps: int = 1) -> Tensor:
+    def epsilon(self, latent: Tensor, timestep: Tensor) -> Tensor:
         """[unconditioned, conditioned] for one latent."""
-        sample, residuals = latent.repeat(HALVES, 1, 1, 1), {}
-        if self.control is not None:
-            given = {"added_cond_kwargs": self.added, "step": step, "steps": steps}
-            found = control_residuals(self.net, self.control, sample, timestep, self.picture, **given)
-            if found is not None:
-                residuals = dict(
-                    zip(("down_block_additional_residuals", "mid_block_additional_residual"), found, strict=True)
-                )
-        return self.unet(
-            sample, timestep, encoder_hidden_states=self.text, added_cond_kwargs=self.added, **residuals
-        ).sample
+        sample = latent.repeat(HALVES, 1, 1, 1)
+        return self.unet(sample, timestep, encoder_hidden_states=self.text, added_cond_kwargs=self.added).sample
 
 
 def halves(tokens: IdentityTokens) -> Tensor:
@@ -145,7 +140,8 @@ def halves(tokens: IdentityTokens) -> Tensor:
 @harness.runs("instantid", r"unet.*")
 def whole(case: Any) -> dict[str, Tensor]:
     networks = Networks(case)
-    eps = networks.epsilon(case.inputs["latent"], case.inputs["timestep"])
+    with networks.applied():
+        eps = networks.epsilon(case.inputs["latent"], case.inputs["timestep"])
     return {"eps": eps, "tokens": halves(networks.tokens)}
 
 
@@ -161,10 +157,12 @@ def trace(case: Any) -> dict[str, Tensor]:
     scheduler.set_timesteps(config["steps"])
     latent, outputs = given["latent_in"][:1], []
     assert scheduler.timesteps.tolist() == given["timesteps"].tolist()
-    for step, timestep in enumerate(scheduler.timesteps):
-        eps = networks.epsilon(latent, timestep, step, config["steps"])
-        outputs.append(eps)
-        uncond, cond = eps.chunk(HALVES)
-        guided = uncond + config["guidance_scale"] * (cond - uncond)
-        latent = scheduler.step(guided, timestep, latent).prev_sample  # type: ignore[union-attr]
+    with networks.applied(SamplingRun.of(scheduler)) as applied:
+        for step, timestep in enumerate(scheduler.timesteps):
+            applied.at_step(step)
+            eps = networks.epsilon(latent, timestep)
+            outputs.append(eps)
+            uncond, cond = eps.chunk(HALVES)
+            guided = uncond + config["guidance_scale"] * (cond - uncond)
+            latent = scheduler.step(guided, timestep, latent).prev_sample  # type: ignore[union-attr]
     return {"eps": torch.stack(outputs), "final_latent": latent, "tokens": halves(networks.tokens)}

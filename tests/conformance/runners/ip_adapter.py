@@ -15,9 +15,9 @@ from likeness.adapters.ip_adapter.adapter import HEAD_WIDTH
 from likeness.adapters.networks import FaceIdPlusProjection, build_projection
 from likeness.adapters.types import IdentityTokens
 from likeness.injection.attention import SiteTerm, add_identity, attend, split_heads
-from likeness.injection.diffusers import inject, merged_lora
+from likeness.injection.diffusers import apply_effects
 from likeness.injection.plan import Role, uniform
-from likeness.injection.sites import sites_of_diffusers_unet
+from likeness.injection.sites import diffusers_layers, sites_of_diffusers_unet
 from likeness.weights.lora import LoraPair
 
 # Projections ----------------------------------------------------------------------------------------------------------
@@ -148,10 +148,11 @@ def unet(case: Any) -> dict[str, Tensor]:
     outputs: dict[str, list[Tensor]] = {"cond": [], "uncond": []}
     scales = case.config["scales"]
     for scale, lora in zip(scales, case.config.get("lora_scales", [0.0] * len(scales)), strict=True):
-        with merged_lora(network, adapter, lora), torch.no_grad():
+        term, delta = AttentionTerm(adapter, tokens, uniform(scale, sites)), adapter.lora(diffusers_layers(sites), lora)
+        with apply_effects(network, [term, delta] if delta else [term]) as applied, torch.no_grad():
             for role in Role:
                 half = role.name.lower()
-                injected = inject(network, [AttentionTerm(adapter, tokens, uniform(scale, sites))], roles=(role,))
+                applied.roles = (role,)
                 eps = network(
                     given["sample"],
                     given["timestep"],
@@ -159,7 +160,6 @@ def unet(case: Any) -> dict[str, Tensor]:
                     added_cond_kwargs=added_conditions(case, half),
                 )
                 outputs[half].append(eps.sample)
-                injected.eject()
     return {
         "tokens_cond": tokens.cond,
         "tokens_uncond": tokens.uncond,
@@ -248,8 +248,6 @@ def several_adapters(case: Any) -> dict[str, Tensor]:
     tokens = {f"tokens_{i}": tokens.cond.unsqueeze(0) for i, (_, tokens) in enumerate(adapters_of(case))}
     outputs = {name: value for name, value in tokens.items() if name in case.expected}
     for name, injections in two_adapters(case, sites_of_diffusers_unet(network)).items():
-        injected = inject(network, injections, roles=(Role.COND,))
-        with torch.no_grad():
+        with apply_effects(network, injections, (Role.COND,)), torch.no_grad():
             outputs[name] = network(given["sample"], given["timestep"], given["text"]).sample
-        injected.eject()
     return outputs

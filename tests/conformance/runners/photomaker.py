@@ -10,11 +10,13 @@ import torch
 from conformance import harness
 from torch import Tensor
 
+from likeness.adapters.effects import PromptEdit, PromptStates, Scope
 from likeness.adapters.image_prep import pixel_values
 from likeness.adapters.networks import FuseModule
 from likeness.adapters.photomaker import IdEncoder, LongPrompts, PhotoMaker, expand
 from likeness.adapters.text_encoder import Tower, tokens_of
-from likeness.weights.lora import merged
+from likeness.injection.diffusers import DiscreteLevels, SamplingRun, apply_effects
+from likeness.training.base.noise import NoiseSchedule
 
 
 def places_of(mask: Tensor) -> Tensor:
@@ -130,29 +132,21 @@ def sampling_run(case: Any) -> dict[str, Tensor]:
     first = PhotoMakerOptions(merge_step=config["start_merge_step"]).first_step(0.0)
     assert first is not None
     sigmas = given["sigmas"]
+    told = PromptStates(with_person, given["pooled"])
+    effects = [adapter.lora(config["lora_scale"]), PromptEdit(lambda _text: told, Scope(first_step=first))]
+    run = SamplingRun.through(sigmas, DiscreteLevels(NoiseSchedule.scaled_linear().alphas_cumprod))
+    text = torch.cat([given["negative_prompt_embeds"], given["prompt_embeds_text_only"]])
+    pooled = torch.cat([given["negative_pooled"], given["pooled_text_only"]])
+    added = {"text_embeds": pooled, "time_ids": given["time_ids"].expand(2, -1)}
     latent = given["noise"] * (sigmas.max() ** 2 + 1).sqrt()
     seen, said = [], []
-    delta = adapter.lora(config["lora_scale"])
-    with torch.no_grad(), merged(unet.eval(), delta.changes, delta.strength):
+    with torch.no_grad(), apply_effects(unet.eval(), effects, run=run) as applied:
         for step, timestep in enumerate(given["timesteps"]):
-            acts = step >= first(len(given["timesteps"]))
-            positive, pooled = (
-                (with_person, given["pooled"])
-                if acts
-                else (given["prompt_embeds_text_only"], given["pooled_text_only"])
-            )
+            applied.at_step(step)
             both = torch.cat([latent / (sigmas[step] ** 2 + 1).sqrt()] * 2)
-            eps = unet(
-                both,
-                timestep,
-                torch.cat([given["negative_prompt_embeds"], positive]),
-                added_cond_kwargs={
-                    "text_embeds": torch.cat([given["negative_pooled"], pooled]),
-                    "time_ids": given["time_ids"].expand(2, -1),
-                },
-            ).sample
-            negative, positive_eps = eps.chunk(2)
-            guided = negative + config["guidance_scale"] * (positive_eps - negative)
+            eps = unet(both, timestep, text, added_cond_kwargs=added).sample
+            negative, positive = eps.chunk(2)
+            guided = negative + config["guidance_scale"] * (positive - negative)
             latent = latent + guided * (sigmas[step + 1] - sigmas[step])
             seen.append(both)
             said.append(eps)

@@ -15,8 +15,8 @@ from likeness.adapters.pulid.encoders import build_encoder
 from likeness.adapters.pulid.face import face_features, pixels_of
 from likeness.adapters.types import IdentityTokens
 from likeness.injection.attention import SiteTerm, add_identity, attend, split_heads
-from likeness.injection.diffusers import inject
-from likeness.injection.plan import Role, uniform
+from likeness.injection.diffusers import apply_effects
+from likeness.injection.plan import uniform
 from likeness.injection.sites import sites_of_diffusers_unet
 
 
@@ -135,12 +135,10 @@ def unet(case: Any) -> dict[str, Tensor]:
         for rest, tokens in chunks_of(case):
             batch = [0, rest.start]
             added = {k: given[k][batch] for k in ("text_embeds", "time_ids") if k in given} or None
-            injected = inject(network, terms_of(case, name, projector, tokens, sites), (Role.UNCOND, Role.COND))
-            with torch.no_grad():
+            with apply_effects(network, terms_of(case, name, projector, tokens, sites)), torch.no_grad():
                 eps = network(
                     given["sample"][batch], given["timestep"][batch], given["text"][batch], added_cond_kwargs=added
                 ).sample
-            injected.eject()
             rows |= dict(zip(batch, eps, strict=True))
         outputs[f"eps_{name}"] = torch.stack([rows[i] for i in sorted(rows)])
     return outputs

@@ -20,12 +20,12 @@ from likeness.adapters.storymaker.projection import HeadWidths, StoryMakerProjec
 from likeness.adapters.types import IdentityTokens
 from likeness.faces import arcface_crop
 from likeness.injection.attention import SiteTerm, add_identity, attend, split_heads
-from likeness.injection.diffusers import inject
+from likeness.injection.diffusers import apply_effects
 from likeness.injection.plan import uniform
 from likeness.injection.sites import diffusers_layers, sites_of_diffusers_unet
 from likeness.training.objectives.storymaker import attention_loss, masked_error
 from likeness.training.probe import columns_of
-from likeness.weights.lora import LoraPair, merged
+from likeness.weights.lora import LoraPair
 
 # Networks -------------------------------------------------------------------------------------------------------------
 
@@ -159,15 +159,14 @@ def whole_unet(case: Any) -> dict[str, Tensor]:
     layers = diffusers_layers(sites)
     assert [f"{layers[slot]}.processor" for slot in sorted(layers)] == config["attn_order"]
     delta = adapter.lora(layers, config["lora_scale"])
-    injected = inject(unet, [AttentionTerm(adapter, tokens, uniform(config["scale"], sites))])
-    with merged(unet.eval(), delta.changes, delta.strength), torch.no_grad():
+    term = AttentionTerm(adapter, tokens, uniform(config["scale"], sites))
+    with apply_effects(unet.eval(), [term, delta]), torch.no_grad():
         eps = unet(
             given["latent"].expand(2, -1, -1, -1),
             given["timestep"],
             given["text_context"],
             added_cond_kwargs={"text_embeds": given["pooled"], "time_ids": given["time_ids"]},
         ).sample
-    injected.eject()
     return {"eps": eps, "tokens": torch.cat([tokens.uncond, tokens.cond])}
 
 

@@ -11,6 +11,7 @@ import torch
 from likeness.adapters import build
 from likeness.adapters.effects import Scope
 from likeness.errors import LikenessError
+from likeness.injection.diffusers.unet import IdentityAttnProcessor
 from likeness.miniature.models import generate as module
 from likeness.miniature.models.generate import (
     draw_noise,
@@ -88,9 +89,9 @@ def test_noise_levels_fall_from_the_greatest_to_none():
 def test_identities_follow_their_pictures_across_batches(nets, adapter, people, monkeypatch):
     monkeypatch.setattr(module, "_BATCH", 2)
     everybody = identity_injection(nets[0], adapter, people)
-    together = generate_latents(*nets, PROMPT, [0, 0, 0], steps=2, injections=[everybody])
+    together = generate_latents(*nets, PROMPT, [0, 0, 0], steps=2, effects=[everybody])
     third = identity_injection(nets[0], adapter, people[2:])
-    alone = generate_latents(*nets, PROMPT, [0], steps=2, injections=[third])
+    alone = generate_latents(*nets, PROMPT, [0], steps=2, effects=[third])
     torch.testing.assert_close(together[2:], alone, atol=1e-4, rtol=0)
     assert (together[0] - together[1]).abs().max() > 1e-3
 
@@ -99,9 +100,9 @@ def test_strength_zero_is_no_adapter_and_the_denoiser_is_left_as_it_was(nets, ad
     before = dict(nets[0].attn_processors)
     bare = generate_latents(*nets, PROMPT, [0], steps=2)
     silent = generate_latents(
-        *nets, PROMPT, [0], steps=2, injections=[identity_injection(nets[0], adapter, people[:1], 0.0)]
+        *nets, PROMPT, [0], steps=2, effects=[identity_injection(nets[0], adapter, people[:1], 0.0)]
     )
-    loud = generate_latents(*nets, PROMPT, [0], steps=2, injections=[identity_injection(nets[0], adapter, people[:1])])
+    loud = generate_latents(*nets, PROMPT, [0], steps=2, effects=[identity_injection(nets[0], adapter, people[:1])])
     assert torch.equal(bare, silent)
     assert (bare - loud).abs().max() > 1e-3
     assert nets[0].attn_processors == before
@@ -113,11 +114,11 @@ def test_an_identity_with_a_window_is_absent_outside_of_it(nets, adapter, people
     unet = nets[0]
 
     def record(module, args, keywords):
-        steps.append(any(type(p).__name__ == "IdentityAttnProcessor" for p in unet.attn_processors.values()))
+        steps.append(any(isinstance(p, IdentityAttnProcessor) and p.is_open() for p in unet.attn_processors.values()))
 
     handle = unet.register_forward_pre_hook(record, with_kwargs=True)
     try:
-        generate_latents(*nets, PROMPT, [0], steps=4, injections=[replace(whole, scope=Scope(0.3, 0.7))])
+        generate_latents(*nets, PROMPT, [0], steps=4, effects=[replace(whole, scope=Scope(0.3, 0.7))])
     finally:
         handle.remove()
     assert steps == [False, True, True, False]

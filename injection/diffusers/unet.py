@@ -1,34 +1,45 @@
-"""The diffusers binding: identities enter a UNet2DConditionModel through attention processors.
+"""Attention terms in a UNet2DConditionModel, through attention processors.
 
-`inject` and `eject` are a pair; `control_residuals` is what a ControlNet with a context of its own adds. The
-mathematics is that of `attention` and `control`, the same as in ComfyUI.
+`inject` and `eject` are a pair. The mathematics is that of `attention`, the same as in ComfyUI.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters.effects import AttentionTerm, ControlContext, Scope
-from ..adapters.ip_adapter.adapter import IPAdapter
-from ..weights.lora import merged
-from .attention import SiteTerm, add_identity, attend
-from .control import open_at_step, residual_mask
-from .masks import resize_mask
-from .plan import Role, check_fit, fit_rows, placed, project
-from .sites import AttentionSite, diffusers_layers, sites_of_diffusers_unet
+from ...adapters.effects import AttentionTerm, Scope
+from ..attention import SiteTerm, add_identity, attend
+from ..masks import resize_mask
+from ..plan import Role, check_fit, fit_rows, placed, project
+from ..sites import AttentionSite, sites_of_diffusers_unet
+from .place import Place
 
 
 class IdentityAttnProcessor:
-    """Attention processor of one cross-attention layer: text, plus every identity's term, then `to_out`."""
+    """Attention processor of one cross-attention layer: text, plus every identity's term, then `to_out`.
 
-    def __init__(self, injected: InjectedUNet, site: AttentionSite) -> None:
+    found: the processor it replaces, which runs by itself while no term is open. Identities that are there already, as
+    of another `inject`, stay.
+    """
+
+    def __init__(self, injected: InjectedUNet, site: AttentionSite, found: Any) -> None:
         self.injected = injected
         self.site = site
+        self.found = found
+
+    def terms(self, q: Tensor) -> list[SiteTerm]:
+        """All open terms for a batch of queries (batch, L, width)."""
+        before = self.found.terms(q) if isinstance(self.found, IdentityAttnProcessor) else []
+        return [*before, *self.injected.terms(self.site, q)]
+
+    def is_open(self) -> bool:
+        """Whether any identity takes part now."""
+        before = isinstance(self.found, IdentityAttnProcessor) and self.found.is_open()
+        return before or self.injected.is_open(self.site)
 
     def __call__(
         self,
@@ -36,39 +47,39 @@ class IdentityAttnProcessor:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        *_args: Any,
-        **_keywords: Any,
+        *args: Any,
+        **keywords: Any,
     ) -> Tensor:
+        if not self.is_open():
+            return self.found(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **keywords)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
         if attention_mask is None:
             out = attend(q, k, v, attn.heads)
         else:
             out = _attend_masked(attn, q, k, v, attention_mask)
-        out = add_identity(out, q, self.injected.terms(self.site, q))
+        out = add_identity(out, q, self.terms(q))
         return attn.to_out[1](attn.to_out[0](out))
 
 
 class InjectedUNet:
     """The identities in one UNet and what their processors need at call time.
 
-    roles: one per chunk of the batch, (UNCOND, COND) for a guided pipeline's batch; set it when the batch's make-up
-    changes. Keys and values are projected once, when the identities are injected. A UNet knows nothing of sampling, so
-    the caller applies `start` and `end` of an injection: eject when its window closes.
+    place: the make-up of the batch, and which windows are open. Keys and values are projected once, when the identities
+    are injected.
 
     live: for training; keys and values are projected at every call, with gradient to the adapter and to the tokens.
     Before each step `injections` is set anew, to the same adapters with the step's tokens.
     """
 
-    def __init__(
-        self, unet: Any, injections: Iterable[AttentionTerm], roles: Sequence[Role], live: bool = False
-    ) -> None:
-        self.roles = tuple(roles)
+    def __init__(self, unet: Any, injections: Iterable[AttentionTerm], place: Place, live: bool = False) -> None:
+        self.place = place
         self.live = live
         self.sites = sites_of_diffusers_unet(unet)
-        self.injections = [placed(injection) for injection in injections if injection.why_never is None]
-        for injection in self.injections:
+        given = [placed(injection) for injection in injections]
+        for injection in given:
             check_fit(injection.projector, self.sites, type(unet).__name__)
+        self.injections = [injection for injection in given if injection.why_never is None]
         self._projected = [] if live else [project(i, self.sites, i.tokens) for i in self.injections]
         self._constant: dict[Any, dict[int, tuple[Tensor, Tensor]]] = {}
         self._grids: dict[int, tuple[int, int]] = {}
@@ -76,26 +87,35 @@ class InjectedUNet:
         self._originals: dict[str, Any] = {}
         self._hooks: list[Any] = []
 
+    def is_open(self, site: AttentionSite) -> bool:
+        """Whether any identity takes part at a site now."""
+        return any(self._acts(injection, site) for injection in self.injections)
+
+    def _acts(self, injection: AttentionTerm, site: AttentionSite) -> bool:
+        return injection.weight_at(site.transformer).strength != 0 and self.place.holds_term(injection.scope)
+
     def terms(self, site: AttentionSite, q: Tensor) -> Iterable[SiteTerm]:
-        """The active terms of a site for a batch of queries (batch, L, width)."""
-        pictures = len(q) // len(self.roles)
+        """The open terms of a site for a batch of queries (batch, L, width)."""
+        roles = self.place.roles
+        pictures = len(q) // len(roles)
         for number, injection in enumerate(self.injections):
-            if injection.weight_at(site.transformer).strength == 0:
+            if not self._acts(injection, site):
                 continue
             if self.live:
                 (part,) = project(injection, [site], injection.tokens)
-                found = part.of_batch(self.roles, pictures)
+                found = part.of_batch(roles, pictures)
             else:
                 found = self._of_batch(number, pictures, q)
             keys, values = found[site.slot]
-            factors = factors_of(injection.scope, self._grids[site.transformer], pictures, len(self.roles))
+            factors = factors_of(injection.scope, self._grids[site.transformer], pictures, len(roles))
             yield SiteTerm(keys.to(q), values.to(q), None if factors is None else factors.to(q), injection.merge)
 
     def _of_batch(self, number: int, pictures: int, q: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         """slot -> keys and values of an injection for batches of this make-up: made once, whatever the steps."""
-        key = (number, self.roles, pictures, q.device, q.dtype)
+        roles = self.place.roles
+        key = (number, roles, pictures, q.device, q.dtype)
         if key not in self._constant:
-            parts = [part.to(q.device, q.dtype).of_batch(self.roles, pictures) for part in self._projected[number]]
+            parts = [part.to(q.device, q.dtype).of_batch(roles, pictures) for part in self._projected[number]]
             self._constant[key] = {slot: pair for part in parts for slot, pair in part.items()}
         return self._constant[key]
 
@@ -107,7 +127,7 @@ class InjectedUNet:
             if any(injection.weight_at(site.transformer).strength != 0 for injection in self.injections):
                 name = f"{site.diffusers_path}.attn2.processor"
                 self._originals[name] = processors[name]
-                processors[name] = IdentityAttnProcessor(self, site)
+                processors[name] = IdentityAttnProcessor(self, site, self._originals[name])
                 path = site.diffusers_path.rsplit(".transformer_blocks.", 1)[0]
                 transformers[site.transformer] = self._unet.get_submodule(path)
         for index, transformer in transformers.items():
@@ -136,53 +156,12 @@ def inject(
 ) -> InjectedUNet:
     """Put identities into a diffusers UNet; call `eject` on what is returned to take them out again.
 
-    live: project at every call, with gradient, for training; see `InjectedUNet`.
+    They act whatever their windows say: `apply_effects` opens and closes those. live: project at every call, with
+    gradient, for training; see `InjectedUNet`.
     """
-    injected = InjectedUNet(unet, injections, roles, live)
+    injected = InjectedUNet(unet, injections, Place(roles), live)
     injected.attach()
     return injected
-
-
-def control_residuals(
-    net: Any,
-    control: ControlContext,
-    sample: Tensor,
-    timestep: Tensor | float,
-    picture: Tensor,
-    *,
-    step: int,
-    steps: int,
-    roles: Sequence[Role] = (Role.UNCOND, Role.COND),
-    **given: Any,
-) -> tuple[list[Tensor], Tensor] | None:
-    """What a diffusers ControlNet that reads the effect's tokens adds to a UNet: its down and mid residuals.
-
-    sample: (chunks·images, 4, h, w), one chunk per role; picture: (1 | images, 3, H, W) in 0..1. None outside the
-    window. The caller adds up the residuals of several nets, and passes what else the net needs as `given`.
-    """
-    if control.why_never is not None or not open_at_step(control.scope, step, steps):
-        return None
-    images = len(sample) // len(roles)
-    halves = {Role.COND: control.tokens.cond, Role.UNCOND: control.tokens.uncond}
-    context = torch.cat([fit_rows(halves[role], images) for role in roles]).to(sample)
-    hint = torch.cat([fit_rows(picture, images)] * len(roles)).to(sample)
-    down, middle = net(
-        sample,
-        timestep,
-        encoder_hidden_states=context,
-        controlnet_cond=hint,
-        conditioning_scale=control.strength,
-        return_dict=False,
-        **given,
-    )
-    *down, middle = (_within(control, residual, images, len(roles)) for residual in (*down, middle))
-    return down, middle
-
-
-def _within(control: ControlContext, residual: Tensor, images: int, chunks: int) -> Tensor:
-    height, width = residual.shape[-2:]
-    mask = residual_mask(control.scope, (height, width), images, chunks)
-    return residual if mask is None else residual * mask.to(residual)
 
 
 def factors_of(scope: Scope, grid: tuple[int, int], pictures: int, chunks: int) -> Tensor | None:
@@ -196,17 +175,6 @@ def factors_of(scope: Scope, grid: tuple[int, int], pictures: int, chunks: int) 
     if factors is None or len(factors) == 1:
         return factors
     return fit_rows(factors, pictures).repeat(chunks, 1, 1)
-
-
-def merged_lora(unet: nn.Module, adapter: IPAdapter, strength: float):
-    """The UNet with the LoRA of a FaceID file added to its own weights, restored on leaving.
-
-    Raises LikenessError when the adapter was made for another UNet.
-    """
-    sites = sites_of_diffusers_unet(unet)
-    check_fit(adapter, sites, type(unet).__name__)
-    delta = adapter.lora(diffusers_layers(sites), strength)
-    return nullcontext(unet) if delta is None else merged(unet, delta.changes, delta.strength)
 
 
 def _attend_masked(attn: Any, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor) -> Tensor:
