@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from likeness.adapters.effects import AttentionTerm, PromptEdit, Scope, WeightDelta
 from likeness.adapters.system import Request, WeightFile
+from likeness.errors import LikenessError
 from likeness.faces import Identity
 from likeness.injection.diffusers import SamplingRun, apply_effects
 from likeness.injection.plan import Role, layout_of
@@ -76,6 +78,26 @@ def test_strength_0_and_a_window_that_never_opens_change_not_a_bit(person):
     for made in (effects(unet, person, strength=0.0), effects(unet, person, start=0.5, end=0.5)):
         with apply_effects(unet, made, (Role.COND,)):
             assert torch.equal(paint(unet), plain)
+
+
+def test_two_people_commute(person):
+    unet, found = tiny.unet("small SD"), []
+    ada, bob = effects(unet, person), effects(unet, replace(person, name="Bob", embeddings=torch.eye(1, 512) * 2))
+    for some in ((*ada, *bob), (*bob, *ada)):
+        with apply_effects(unet, some, (Role.COND,)):
+            found.append(paint(unet))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+    with apply_effects(unet, ada, (Role.COND,)):
+        assert not torch.allclose(found[0], paint(unet), atol=1e-4)
+
+
+def test_another_network_is_refused_by_name_and_left_as_it_is(person):
+    other = tiny.unet("SD1.5")
+    plain = paint(other)
+    for effect in effects(tiny.unet("small SD"), person)[:2]:
+        with pytest.raises(LikenessError, match=r"'toy\.safetensors' was made for|does not fit the model"):
+            apply_effects(other, [effect], (Role.COND,))
+    assert torch.equal(paint(other), plain)
 
 
 def test_strength_0_says_so(person):

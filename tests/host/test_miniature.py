@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from helpers.server import RunFailed
 
 from likeness.adapters import load
+from likeness.adapters.effects import Effect, PromptEdit, PromptStates, Scope
 from likeness.errors import LikenessError
 from likeness.faces import Identity
 from likeness.injection.sites import diffusers_layers, sites_of_diffusers_unet
@@ -67,11 +70,16 @@ def encode(clip: Any, text: str) -> Any:
         return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
-def sampled(host_nodes: Any, model: Any, clip: Any, *, seed: int = 5, steps: int = 6, cfg: float = 4.0) -> torch.Tensor:
-    """What the host's own KSampler node makes of an empty latent of 128 pixels."""
+def sampled(
+    host_nodes: Any, model: Any, clip: Any, *, seed: int = 5, steps: int = 6, cfg: float = 4.0,
+    effects: Sequence[Effect] = (),
+) -> torch.Tensor:  # fmt: skip
+    """What the host's own KSampler node makes of an empty latent of 128 pixels. effects: on the prompt."""
+    from likeness.injection.comfy import edited
+
     with torch.inference_mode():
         [latent] = host_nodes.EmptyLatentImage().generate(128, 128)
-        positive, negative = encode(clip, PROMPT), encode(clip, "")
+        positive, negative = edited(encode(clip, PROMPT), effects), encode(clip, "")
         [result] = host_nodes.KSampler().sample(
             model, seed, steps, cfg, "euler", "normal", positive, negative, latent, denoise=1.0
         )
@@ -133,6 +141,39 @@ def test_latents_with_a_face_are_those_made_without_a_host(host_nodes, theirs, o
     torch.testing.assert_close(result, expected, atol=1e-3, rtol=1e-4)
     assert float((result - expected).abs().mean()) < 1e-4
     assert (result - generate_latents(*ours, PROMPT, [5], steps=6)).abs().max() > 0.01
+
+
+def _turned(text: PromptStates) -> PromptStates:
+    return PromptStates(text.states.roll(1, dims=-1), values=text.states.flip(-1))
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [Scope(0.2, 0.6), Scope(0.25, 1.0), Scope(0.0, 0.4), Scope(0.5, 0.9, first_step=lambda steps: steps // 3)],
+    ids=["from step to step", "start", "end", "first step"],
+)
+@pytest.mark.parametrize("kind", ["term", "delta", "edit", "all"])
+def test_windows_hold_the_same_steps_as_without_a_host(host_nodes, theirs, ours, adapter_file, kind, scope):
+    """Of 6 steps the scheduler `normal` makes one at every fifth of the timesteps: borders at a step's own noise."""
+    from likeness.injection.comfy import apply_effects
+
+    adapter = load(adapter_file).float()
+    lora = adapter.lora(diffusers_layers(sites_of_diffusers_unet(ours[0])), 2.0)
+    assert lora is not None
+    made: dict[str, Effect] = {
+        "term": replace(identity_injection(ours[0], adapter, embedding()), scope=scope),
+        "delta": replace(lora, scope=scope),
+        "edit": PromptEdit(_turned, scope),
+    }
+    effects = list(made.values()) if kind == "all" else [made[kind]]
+    with torch.inference_mode():
+        model = apply_effects(theirs.model, effects).model
+    expected = generate_latents(*ours, PROMPT, [5], steps=6, effects=effects)
+    result = sampled(host_nodes, model, theirs.clip, effects=effects)
+    torch.testing.assert_close(result, expected, atol=2e-3, rtol=1e-3)
+    for others in (Scope(), Scope(scope.start, scope.end - 0.2), Scope(scope.start + 0.2, scope.end)):
+        other = generate_latents(*ours, PROMPT, [5], steps=6, effects=[replace(e, scope=others) for e in effects])
+        assert (result - other).abs().max() > 1e-2
 
 
 def test_the_adapter_wants_faces_seen_by_the_miniature(theirs, adapter_file):
