@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from likeness.adapters.sefi_ide.celeb_basis import FaceCoefficients, basis_of_names, tokens_of
 from likeness.adapters.sefi_ide.networks import TokenBlock, TokenGenerator, stage_of
-from likeness.training.base.key_values import separate_values
+from likeness.injection.key_values import separate_values
 from likeness.training.objectives.subject_attention import Reduction, attention_difference, subject_attention
 
 
