@@ -44,7 +44,7 @@ def split_attention(case: Any) -> dict[str, Tensor]:
 
 @harness.runs("sefi_ide", r"tiny UNet, per-stage K/V contexts.*")
 def stages_of_unet(case: Any) -> dict[str, Tensor]:
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     config, given = dict(case.config), case.inputs
     stages = config.pop("stages")
