@@ -719,3 +719,27 @@ def test_a_checkpoint_of_all_weights_paints_in_load_checkpoint_as_it_was_trained
     again = client.run({"1": saved, **painting("1", ["1", 2], prompt)}, timeout=500)
     before, tuned, reloaded = (client.images(run, "9")[0].astype(float) for run in (untrained, trained, again))
     assert np.abs(tuned - reloaded).mean() < 0.05 * np.abs(tuned - before).mean()
+
+
+# --- methods that a registry line adds
+
+
+def test_a_method_of_two_concepts_is_a_node_with_both(sockets, places, monkeypatch):
+    from helpers.toy_method import TOY
+
+    from likeness.nodes import training
+    from likeness.training import methods
+
+    monkeypatch.setattr(methods, "METHODS", [*methods.METHODS, TOY])
+    node = training.node_of(TOY)
+    schema = node.GET_SCHEMA()
+    assert schema.node_id == "LikenessTrainToyStages"
+    assert [given.id for given in schema.inputs[:2]] == ["person", "place"]
+    photos = {"person": dataset(), "place": dataset(trigger="rome", count=3)}
+    with trained_network(monkeypatch) as seen:
+        _, _, files, losses, samples = run(node, **photos, **sockets, steps=2, name="both")
+    assert len(seen) == 1 and "both.safetensors" in files and "both_2.safetensors" in files
+    assert sorted(path.name for path in (places / "embeddings").iterdir()) == ["both.safetensors", "both_2.safetensors"]
+    assert losses.shape[-1] == 3 and samples.shape == (1, SIDE, SIDE, 3)
+    with pytest.raises(LikenessError, match="have the same trigger word"):
+        run(node, **photos | {"place": dataset()}, **sockets, steps=2)

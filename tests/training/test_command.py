@@ -17,17 +17,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.toy_method import TOY
 from PIL import Image
 from safetensors.torch import load_file
 
 from likeness.errors import LikenessError
-from likeness.training import command
+from likeness.training import command, methods
 from likeness.training.command import Openers, read_configuration, run, stopping
 from likeness.training.data.dataset import DatasetKind, DatasetSettings, build_dataset
 from likeness.training.data.folder import save_dataset
 from likeness.training.data.photo_files import read_folder
 from likeness.training.engine import Callbacks
 from likeness.training.loss_log import read_losses
+from likeness.training.methods import METHODS
 from likeness.weights.concepts import load_concept
 from likeness.weights.embedding_files import load_embedding
 
@@ -407,3 +409,24 @@ def test_magicapture_asks_for_a_style(make_base, folder):
     chosen = read_configuration(configuration(folder, "magicapture", ""))
     with pytest.raises(LikenessError, match=r"data\.style"):
         run(chosen, openers(make_base))
+
+
+def test_a_method_of_several_concepts_learns_each_from_a_folder_of_its_own(make_base, folder, monkeypatch):
+    """The configuration's entries, the datasets and the results follow from the registry's one line."""
+    monkeypatch.setattr(command, "METHODS", [*METHODS, TOY])
+    monkeypatch.setattr(methods, "METHODS", [*METHODS, TOY])
+    shutil.copytree(folder / "photos", folder / "places")
+    file = configuration(folder, "toy_stages", 'person = "<anna>"\nplace = "<rome>"\nsteps = 2')
+    file.write_text(file.read_text().replace("resolution", f'place = "{(folder / "places").as_posix()}"\nresolution'))
+    results = run(read_configuration(file), openers(make_base))
+    assert [result.name for result in results] == ["anna.safetensors", "anna_2.safetensors"]
+    first, second = (load_embedding(result).vectors["clip_l"] for result in results)
+    assert not torch.equal(first, second)
+
+
+def test_a_concept_without_photos_is_asked_for(make_base, folder, monkeypatch):
+    monkeypatch.setattr(command, "METHODS", [*METHODS, TOY])
+    monkeypatch.setattr(methods, "METHODS", [*METHODS, TOY])
+    file = configuration(folder, "toy_stages", 'person = "<anna>"\nplace = "<rome>"\nsteps = 2')
+    with pytest.raises(LikenessError, match=r"needs photos of a place: write their folder into data\.place"):
+        run(read_configuration(file), openers(make_base))
