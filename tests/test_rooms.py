@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,14 @@ def test_a_room_imports_only_what_lies_below_it(path):
 def test_the_helpers_of_the_root_know_no_room():
     for name in HELPERS:
         assert not rooms_of(ROOT / f"{name}.py") & MAY_IMPORT.keys(), name
+
+
+def test_every_package_is_part_of_the_distribution():
+    """An installation would lack what this list lacks; a checkout does not show it."""
+    listed = set(re.findall(r'"(likeness\.[\w.]+)",', (ROOT / "pyproject.toml").read_text(encoding="utf-8")))
+    there = {
+        "likeness." + ".".join(path.relative_to(ROOT).parent.parts)
+        for room in MAY_IMPORT
+        for path in (ROOT / room).rglob("__init__.py")
+    }
+    assert listed == there
