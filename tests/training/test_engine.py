@@ -131,6 +131,19 @@ def test_a_finished_run_is_taken_up_without_a_step(make_base, photos, tmp_path):
     assert_same(weights(first), weights(second))
 
 
+def test_a_run_folder_of_an_older_version_is_refused_and_stays(make_base, photos, tmp_path):
+    """Releases before format 2 told runs apart by other things: going on from them would mix two trainings."""
+    base = make_base()
+    train(base, lora_recipe(base, photos, steps=2), RunSettings(), tmp_path)
+    record = tmp_path / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"format": 1}))
+    before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    again = make_base()
+    with pytest.raises(LikenessError, match="is of another version of this pack: choose a new folder"):
+        train(again, lora_recipe(again, photos, steps=3), RunSettings(), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_caches_on_disk_and_none_at_all_change_nothing(make_base, photos, tmp_path):
     results = []
     for name, options in {
