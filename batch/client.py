@@ -61,7 +61,7 @@ def read_address(text: str) -> Address:
         parts = urlsplit("")
     shown = re.sub(r"//[^/@]*@", "//…@", given)
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment or re.search(r"\s", url):
-        raise LikenessError(f"The server {shown!r} is no address: write one such as http://127.0.0.1:8188.")
+        raise LikenessError(f"The server {shown!r} is not an address: write one such as http://127.0.0.1:8188.")
     bracketed = f"[{host}]" if ":" in host else host
     clean = f"{parts.scheme}://{bracketed}" + (f":{port}" if port else "") + parts.path.rstrip("/")
     login = (parts.username or "", parts.password or "") if parts.username is not None else None

@@ -63,7 +63,7 @@ class Files:
         try:
             Identity.load(path)
         except LikenessError as error:
-            raise Fault(f"is no identity ({error})", "make one with `likeness identity` or Save Identity") from None
+            raise Fault(f"is not an identity ({error})", "make one with `likeness identity` or Save Identity") from None
         return self.add_identity(path)
 
     def add_identity(self, path: Path) -> str:
@@ -130,7 +130,7 @@ def _picture_suffix(path: Path) -> str:
     except Image.DecompressionBombError:
         raise Fault("has too many pixels", "give a smaller picture") from None
     except Exception:  # whatever a hostile header makes Pillow raise
-        raise Fault("is no picture", "give a PNG, JPEG or WebP file") from None
+        raise Fault("is not a picture", "give a PNG, JPEG or WebP file") from None
     if width * height > MOST_PIXELS:
         raise Fault(f"has {width}x{height} pixels, too many", "give a smaller picture")
     if kind not in _PICTURES:

@@ -1,7 +1,7 @@
 """What a batch has to do, has sent and has done, in one SQLite file that is right after any kill.
 
 A row goes `todo -> sent -> done | failed | parked`, and back to `todo` where an attempt was lost. `sent` is committed
-before the server hears of the row; what is in doubt after a kill is asked of the servers, by the attempt's own id.
+before the server is told of the row; what is in doubt after a kill is asked of the servers, by the attempt's own id.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ class Journal:
         return RowState(self._db.execute("select state from row where seq=?", (seq,)).fetchone()[0])
 
     def sent(self, seq: int, prompt_id: str, n: int, server: str) -> None:
-        """Before the server hears of it."""
+        """Before the server is told of it."""
         with self._step() as db:
             db.execute("update row set state='sent', attempts=?, server=? where seq=?", (n, server, seq))
             db.execute(

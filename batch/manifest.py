@@ -125,7 +125,7 @@ def header(run: Run) -> list[str]:
 
 
 def cells_of(run: Run, entry: Entry, plain: bool = True) -> list[Any]:
-    """A line of the manifest; `plain` texts are no formula for a spreadsheet."""
+    """A line of the manifest; `plain` texts are never a formula for a spreadsheet."""
     shown = [entry.shown[name] for name in run.shown]
     facts = [entry.facts[name] for name in _FACTS]
     metrics = [entry.metrics.get(name) for name in METRICS]
@@ -265,7 +265,7 @@ def check_template(template: str, known: list[str]) -> None:
     """LikenessError for a template that names an unknown column, or leads out of its folder."""
     unknown = [name for name, _ in _FIELD.findall(template) if name not in ("person", "idx", "row_id", *known)]
     if unknown:
-        raise LikenessError(f"--name has {{{unknown[0]}}}, which is no column: choose some of {', '.join(known)}.")
+        raise LikenessError(f"--name has {{{unknown[0]}}}, which is not a column: choose some of {', '.join(known)}.")
     if template.startswith(("/", "\\")) or ".." in template or "\\" in template:
         raise LikenessError(
             f"--name is {template!r}, which leads out of its folder: write one such as {{person}}/{{seed}}."

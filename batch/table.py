@@ -149,7 +149,7 @@ class Table:
                 except (ValueError, RecursionError) as error:
                     raise self._broken(number, f"is no JSON ({error}): write one object per line") from None
                 if not isinstance(cells, dict):
-                    raise self._broken(number, "is no object: write one object per line")
+                    raise self._broken(number, "is not an object: write one object per line")
                 yield Line(number, {name: cell for name, cell in cells.items() if cell is not None})
 
     def _parquet(self) -> Iterator[Line]:

@@ -47,7 +47,7 @@ def read_dlib(path: Path | str) -> list[Layer]:
         raise LikenessError(f"The recogniser {path.name} cannot be read ({error}): download it again.") from None
     if b"loss_metric_" not in data[:64]:
         raise LikenessError(
-            f"The file {path.name} is no recogniser of dlib's: choose dlib_face_recognition_resnet_model_v1.dat."
+            f"The file {path.name} is not a recogniser of dlib's: choose dlib_face_recognition_resnet_model_v1.dat."
         )
     try:
         return _layers(data)

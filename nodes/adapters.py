@@ -32,7 +32,7 @@ _PLUS_VERSIONS = {"by file name": None, "1": 1, "2": 2}
 
 
 def _title(choice: str) -> str | None:
-    """The system of a choice, None for the one that the content tells. LikenessError for what is no choice."""
+    """The system of a choice, None for the one that the content tells. LikenessError for anything else."""
     from ..adapters import SYSTEMS
 
     titles = [kind.title for kind in SYSTEMS]

@@ -242,7 +242,7 @@ class MergeConcepts(Node):
         if merged.growth > MOST_GROWTH:
             report += (
                 f"; the weights move {merged.growth:.0f} times as far as any concept's own, which spoils pictures: the "
-                "text encoder hears nearly the same in these prompts. Start their words from different tokens, train "
+                "text encoder reads these prompts as nearly the same. Start their words from different tokens, train "
                 "them together, or raise softness"
             )
         (log.warning if merged.growth > MOST_GROWTH else log.info)("[likeness] %s.", report)

@@ -110,7 +110,7 @@ def precision_of(wanted: torch.dtype, name: str) -> tuple[torch.dtype, str]:
 def load_restorer(path: Path | str) -> FaceRestorer:
     """The restorer in a file, float32, on the CPU.
 
-    Raises LikenessError with a sentence for what is no restorer, naming what it is where that is known.
+    Raises LikenessError with a sentence for a file that is not a restorer, naming what it is where that is known.
     """
     path = Path(path)
     return restorer_of(unwrapped(read_content(path)[0], path.name), path.name)

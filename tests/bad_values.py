@@ -26,7 +26,7 @@ NUMBERS = (
     *("nan", "NaN", "-nan", "inf", "-inf", "1e999", "-1", "0", "-0.0", "1e38", "1e-38", str(10**18), str(-(10**18))),
     *("", " ", "one", "1,5", "0x10", "١", "1" * 400),
 )
-"""What is no number, or none that makes sense, as it is typed on a command line."""
+"""What is not a number, or none that makes sense, as it is typed on a command line."""
 
 
 def _missing(path: Path) -> None:

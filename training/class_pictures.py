@@ -1,5 +1,5 @@
 """Pictures of a class by the untouched model, which keep a class as it was while one of it is learned (prior
-preservation). They are painted once, and kept."""
+preservation). They are generated once, and kept."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def class_pictures(
 ) -> list[Example]:
     """`count` pictures of the class by the untouched model, (height, width) in pixels; those in the folder are reused.
 
-    One that cannot be read is set aside and painted again. Raises LikenessError when the folder cannot be written to,
-    and when the model paints what is not a picture.
+    One that cannot be read is set aside and generated again. Raises LikenessError when the folder cannot be written to,
+    and when the model generates what is not a picture.
     """
     found = []
     for number in range(count):
@@ -67,7 +67,7 @@ def class_pictures(
 
 
 def _kept(path: Path) -> Image | None:
-    """A class picture that was painted earlier, None where there is none."""
+    """A class picture that was generated earlier, None where there is none."""
     from PIL import Image
 
     if not path.exists():
@@ -75,7 +75,7 @@ def _kept(path: Path) -> Image | None:
     try:
         return Image.fromarray(read_photo(path))
     except LikenessError as error:
-        log.warning("%s It is now %s, and painted again.", error, set_aside(path).name)
+        log.warning("%s It is now %s, and generated again.", error, set_aside(path).name)
         return None
 
 
@@ -85,7 +85,7 @@ def _painted(base: BaseModel, prompt: str, number: int, size: tuple[int, int]) -
     picture = sample_pictures(base, [prompt], size, seed=number)[0]
     if not bool(torch.isfinite(picture).all()):
         raise LikenessError(
-            "The model paints its class pictures with values that are not numbers: choose another precision (bf16 or "
-            "float32), or another model."
+            "The model generates its class pictures with values that are not numbers: choose another precision (bf16 "
+            "or float32), or another model."
         )
     return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())

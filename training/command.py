@@ -205,14 +205,14 @@ def recipe_of(
     if measure is not None:
         also.append(analysis.name if data.recogniser is None else digest_of_file(data.recogniser))
 
-    def paint(base: BaseModel, prompt: str, count: int, size: tuple[int, int]) -> list[Example]:
+    def generate(base: BaseModel, prompt: str, count: int, size: tuple[int, int]) -> list[Example]:
         folder = configuration.output / "class"
         if len(concepts) > 1:  # each has a class of its own
             folder = folder / hashlib.sha256(prompt.encode()).hexdigest()[:16]
         return class_pictures(base, prompt, count, folder, size, after_each=go_on)
 
     detect, complete = partial(_keypoints, analysis), is_complete(configuration.output, chosen)
-    materials = Materials(concepts, paint, device, measure, detect, data.start_from, complete)
+    materials = Materials(concepts, generate, device, measure, detect, data.start_from, complete)
     recipe = method.trainable.make(base, materials, chosen, seed)
     return recipe, digest_of([concept.dataset for concept in concepts], chosen, *also)
 

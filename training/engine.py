@@ -77,8 +77,8 @@ def train(
 
     The base's modules become the trained ones. The folder gets the settings, the state of every phase, the losses as
     CSV and picture, and previews. Raises LikenessError when the folder is another training's or another process works
-    in it, when the base model or the loss is no number, and when the disk is full; the last good state is kept.
-    accelerator: `accelerate`'s, where the caller made one already. data: from `digest_of`, so that a run is taken up
+    in it, when the base model or the loss is not a number, and when the disk is full; the last good state is kept.
+    accelerator: `accelerate`'s, where the caller made one already. data: from `digest_of`, so that a run is resumed
     with its own photos alone. fingerprint: the base's, where it was asked before the recipe was made.
     """
     empty = next((phase for phase in recipe.phases if phase.steps < 1), None)
@@ -90,7 +90,7 @@ def train(
     accelerator = accelerator or make_accelerator(settings)
     total, before, complete = sum(phase.steps for phase in recipe.phases), 0, True
     with ExitStack() as stack:
-        stack.enter_context(_own_chances())
+        stack.enter_context(_own_rng())
         with accelerator.main_process_first():
             if accelerator.is_main_process:
                 check_folder(folder, "The folder of the training")
@@ -181,7 +181,7 @@ def _claim(folder: Path, record: RunRecord) -> None:
 
 
 @contextmanager
-def _own_chances() -> Iterator[None]:
+def _own_rng() -> Iterator[None]:
     """The caller's global random numbers, as they were, on leaving."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=list(devices)):
@@ -248,8 +248,8 @@ class _SharedRun(Run):
         scaler = self.accelerator.scaler
         return super().state() | ({} if scaler is None else {"scaler": scaler.state_dict()})
 
-    def take_up(self, state: dict[str, Any]) -> None:
-        super().take_up(state)
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
         if self.accelerator.scaler is not None and "scaler" in state:  # states of older versions have none
             self.accelerator.scaler.load_state_dict(state["scaler"])
 

@@ -147,7 +147,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
         }
 
-    def take_up(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
@@ -163,7 +163,7 @@ class Run:
         try:
             state = torch.load(self.file, map_location="cpu", weights_only=True)
             broken = first_broken(state)
-            self.take_up(state)
+            self.load_state(state)
         except Exception as error:
             raise LikenessError(
                 f"'{self.file}' is not the state of this training (damaged, or of other networks): "

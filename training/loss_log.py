@@ -23,8 +23,8 @@ LOSSES, LOSSES_PICTURE = "losses.csv", "losses.png"
 class LossLog:
     """`losses.csv` in a run folder: phase, step, every objective's value before its weight, and the weighted total.
 
-    It decides over nothing, so a table that something else has changed or holds open is no reason to stop: what cannot
-    be read is set aside, and what cannot be written waits.
+    It decides over nothing, so a table that something else has changed or holds open does not stop the training: what
+    cannot be read is set aside, and what cannot be written waits.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], writes: bool = True) -> None:
@@ -107,7 +107,7 @@ def read_losses(file: Path) -> list[Row]:
 def _read(file: Path) -> tuple[list[Row], bool]:
     """The rows that are losses, and whether the file holds nothing else.
 
-    A last row that a crash or a full disk has cut is no harm. Spreadsheets write marks of byte order and semicolons.
+    A last row that a crash or a full disk has cut does no harm. Spreadsheets write marks of byte order and semicolons.
     """
     if not file.is_file():
         return [], not file.exists()  # a folder or a pipe has the name

@@ -36,13 +36,13 @@ class Materials:
 
     concepts: in the order in which the method asks for them, without optional ones that were not given. measure: the
     recogniser of an identity loss, where the settings want one; detect: a detector of faces. start_lora: a LoRA's file
-    that is trained further. paint: pictures of a class by the untouched model, from the class prompt, their number and
-    size (height, width). complete: whether all steps were made already, so that nothing is left to be learned from the
-    class's pictures.
+    that is trained further. generate: pictures of a class by the untouched model, from the class prompt, their number
+    and size (height, width). complete: whether all steps were made already, so that nothing is left to be learned from
+    the class's pictures.
     """
 
     concepts: Sequence[ConceptPhotos]
-    paint: Callable[[BaseModel, str, int, tuple[int, int]], list[Example]]
+    generate: Callable[[BaseModel, str, int, tuple[int, int]], list[Example]]
     device: torch.device | str = "cpu"
     measure: Measure | None = None
     detect: Detect | None = None

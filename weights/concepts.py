@@ -259,8 +259,8 @@ def _rows(name: str, embed: Tensor, width: int | None) -> Tensor:
     width = width or CLIP_L.width
     if embed.ndim != 1 or embed.numel() % width or not embed.numel():
         raise LikenessError(
-            f"{name!r} is damaged (its words are {tuple(embed.shape)}, which is no multiple of {width}): download it "
-            "again."
+            f"{name!r} is damaged (its words are {tuple(embed.shape)}, which is not a multiple of {width}): download "
+            "it again."
         )
     return embed.reshape(-1, width)
 

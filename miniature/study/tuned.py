@@ -121,10 +121,10 @@ def lesson_of(method: Method, world: World, photos: Sequence[np.ndarray], steps:
     recogniser: Any = world.analysis.recogniser
     measure = recogniser.measure if settings.measures_identity else None
 
-    def paint(_base: BaseModel, prompt: str, count: int, _size: tuple[int, int]) -> list[Example]:
+    def generate(_base: BaseModel, prompt: str, count: int, _size: tuple[int, int]) -> list[Example]:
         return _class_pictures(world, prompt, count)
 
-    materials = Materials(concepts, paint, measure=measure)
+    materials = Materials(concepts, generate, measure=measure)
     return lambda base: method.trainable.make(base, materials, settings, 0)
 
 

@@ -185,7 +185,7 @@ def test_values_that_are_no_numbers_are_refused(tmp_path):
 
 def test_other_files_of_dlib_and_missing_ones_are_named(tmp_path):
     (tmp_path / "shape_predictor_68_face_landmarks.dat").write_bytes(integer(1) * 200)
-    with pytest.raises(LikenessError, match="no recogniser of dlib's: choose dlib_face_recognition"):
+    with pytest.raises(LikenessError, match="not a recogniser of dlib's: choose dlib_face_recognition"):
         load_recogniser_module(tmp_path / "shape_predictor_68_face_landmarks.dat")
     with pytest.raises(LikenessError, match=re.escape(f"gone.dat is missing: put it into {tmp_path}")):
         load_recogniser_module(tmp_path / "gone.dat")

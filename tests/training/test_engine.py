@@ -288,7 +288,7 @@ def no_gradient(found: Any) -> torch.Tensor:
 
 
 def breaking(recipe: Recipe, step: int) -> Recipe:
-    """The recipe with a loss that is no number at one step."""
+    """The recipe with a loss that is not a number at one step."""
     phase = recipe.phases[0]
     at = {"calls": 0}
 
@@ -312,7 +312,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(ma
 
 
 def spoiling(recipe: Recipe, base: Any, step: int) -> Recipe:
-    """The recipe with a weight that is no number after one step, as a learning rate that is too high makes it."""
+    """The recipe with a weight that is not a number after one step, as a learning rate that is too high makes it."""
     phase, done = recipe.phases[0], []
 
     def after_step(_rates: Any) -> None:

@@ -163,7 +163,7 @@ def test_half_a_pair_is_refused():
 
 def test_flat_words_that_no_width_divides_are_refused():
     content = {"state_dict": {f"{COMPVIS}.to_k.weight": noise(4, WIDTH), "embed": noise(WIDTH + 1)}}
-    assert "no multiple of 768" in sentence(read_concept, content, "x.ckpt")
+    assert "not a multiple of 768" in sentence(read_concept, content, "x.ckpt")
 
 
 @pytest.mark.parametrize(("width", "family"), [(1024, "SD2"), (2048, "SDXL")])

@@ -214,11 +214,11 @@ class BaseModel:
             )
 
     def ids(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Each prompt's token ids (tokens,) in the first text encoder, as the denoiser hears them."""
+        """Each prompt's token ids (tokens,) in the first text encoder, as the denoiser reads them."""
         return [self.text[0].chunks(self.spell(prompt)).flatten() for prompt in prompts]
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """The prompts, of any length, as the denoiser hears them, with gradient to whatever in the encoders wants one.
+        """The prompts, of any length, as the denoiser reads them, with gradient to whatever in the encoders wants one.
 
         The chunks of a long prompt are encoded one by one and joined; pooled is the first one's, as in the host.
         """

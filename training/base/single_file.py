@@ -93,7 +93,7 @@ def _family(file: _File) -> Family:
 
     if not has(UNET):
         raise LikenessError(
-            f"'{file.path.name}' is no checkpoint, it holds no denoiser (a LoRA, an embedding or a VAE, perhaps): "
+            f"'{file.path.name}' is not a checkpoint: it holds no denoiser (a LoRA, an embedding or a VAE, perhaps): "
             f"{SUPPORTED}."
         )
     if not has(f"{UNET}input_blocks.") or not has(f"{UNET}middle_block."):

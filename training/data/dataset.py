@@ -3,7 +3,7 @@
     dataset = build_dataset(photos, Settings(DatasetKind.PERSON, "ohwx"), analysis)
     dataset.examples()
 
-Every photo is judged before any is refused, so that a user hears of all problems at once. What a photo is refused for
+Every photo is judged before any is refused, so that a user reads of all problems at once. What a photo is refused for
 (no face, too small, blurred, a copy, somebody else) is told apart from what is merely worth knowing.
 """
 
@@ -98,7 +98,7 @@ class DatasetSettings:
             )
         if not 64 <= self.resolution <= LARGEST_RESOLUTION or self.resolution % 8:
             raise LikenessError(
-                f"The resolution {self.resolution} is no multiple of 8 from 64 to {LARGEST_RESOLUTION}: use 512 or "
+                f"The resolution {self.resolution} is not a multiple of 8 from 64 to {LARGEST_RESOLUTION}: use 512 or "
                 "1024."
             )
 

@@ -148,7 +148,7 @@ def load_dataset(folder: Path) -> Dataset:
 
     Pictures that were deleted are left out, captions that were deleted are as they were at first, masks that were
     deleted are missing. What is damaged in the index and decides nothing is set aside with a remark. Raises
-    LikenessError for a folder that is no dataset, damaged, empty, of a newer version, or whose pictures and masks do
+    LikenessError for a folder that is not a dataset, damaged, empty, of a newer version, or whose pictures and masks do
     not fit each other.
     """
     index = _read_index(folder)
@@ -206,7 +206,7 @@ class _Index:
 
 def _read_index(folder: Path) -> _Index:
     if not is_dataset(folder):
-        raise LikenessError(f"The folder '{folder.name}' is no dataset: it has no {INDEX}.")
+        raise LikenessError(f"The folder '{folder.name}' is not a dataset: it has no {INDEX}.")
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if index["format"] != FORMAT:

@@ -283,7 +283,8 @@ def read_picture(path: Path) -> tuple[np.ndarray, bool]:
 def read_caption(path: Path) -> str | None:
     """The text of a caption file on one line; None where there is no file, or an empty one.
 
-    Raises LikenessError for what is no text or no caption: UTF-8, and UTF-16 that says so at its beginning, are read.
+    Raises LikenessError for a file that is not text, or not a caption: UTF-8, and UTF-16 that says so at its beginning,
+    are read.
     """
     if not path.is_file():
         return None

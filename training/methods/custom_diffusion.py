@@ -73,7 +73,7 @@ METHOD = Method(
         Knob(
             "class_pictures",
             200,
-            "Pictures of the class that the untouched model paints first; they are kept for further trainings.",
+            "Pictures of the class that the untouched model generates first; they are kept for further trainings.",
             "class_pictures",
             low=0,
             high=10_000,
@@ -82,7 +82,7 @@ METHOD = Method(
             "class_folder",
             "",
             "Real pictures of the class instead, in a folder of ComfyUI's input folder, each with a caption (anna.txt) "
-            "or without. Empty: the model paints them.",
+            "or without. Empty: the model generates them.",
             "class_folder",
             folder=True,
         ),

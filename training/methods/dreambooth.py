@@ -20,7 +20,7 @@ METHOD = Method(
     description=(
         "Teaches the model a person by a LoRA that any LoRA loader reads, or by a checkpoint of its own: the trigger "
         "word before the class word is that person from then on, and everybody else stays as they were, for which the "
-        "model first paints a few pictures of the class."
+        "model first generates a few pictures of the class."
     ),
     concepts=(ConceptInput("person", "dataset", "From Portrait Dataset; four to ten pictures."),),
     clip="The text encoder, with what it learned where it was trained too.",
@@ -55,7 +55,7 @@ METHOD = Method(
         Knob(
             "class_pictures",
             50,
-            "Pictures of the class that the untouched model paints first; they are kept with the run.",
+            "Pictures of the class that the untouched model generates first; they are kept with the run.",
             "class_pictures",
             low=1,
             high=10_000,

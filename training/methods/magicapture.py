@@ -39,7 +39,7 @@ METHOD = Method(
     kind="magicapture",
     title="MagiCapture",
     description=(
-        "Learns a person and a portrait style together, each from a few pictures, so that one prompt paints that "
+        "Learns a person and a portrait style together, each from a few pictures, so that one prompt generates that "
         "person in that style: two words and a LoRA. Masks keep the person to the face and the style to the rest; a "
         "face recogniser checks the likeness while it learns."
     ),

@@ -100,7 +100,7 @@ class CustomDiffusionSettings(MethodSettings):
     weight_decay: float = Field(default=1e-2, ge=0, le=1)
     clip: float = Field(default=1.0, gt=0, le=1e6)
     prior_weight: Weight = Field(default=1.0, description="λ; 0 needs no class pictures.")
-    class_pictures: int = Field(default=200, ge=0, le=10_000, description="That the untouched model paints.")
+    class_pictures: int = Field(default=200, ge=0, le=10_000, description="That the untouched model generates.")
     class_folder: str = Field(default="", description="Pictures of the class, with captions or without, instead.")
     class_files: str = Field(default="", description="Fingerprint of that folder; filled in.")
     flip: float = Field(default=0.0, ge=0, le=1)
@@ -142,7 +142,7 @@ class CustomDiffusionSettings(MethodSettings):
         return f"{word} {self.class_word(concept)}".strip()
 
     def class_prompt(self, concept: int) -> str:
-        """What the pictures of its class are called that the model paints."""
+        """What the pictures of its class are called that the model generates."""
         return fill(self.prompt, self.class_word(concept)) if self.class_word(concept) else "a painting"
 
 
@@ -172,7 +172,7 @@ def custom_diffusion(
     if settings.prior_weight > 0 and not with_class:
         log.warning(
             "[likeness] There are no class pictures, so that the prior's weight is 0: the class will drift towards "
-            "what is learned. Name a folder of them, or have the model paint some."
+            "what is learned. Name a folder of them, or have the model generate some."
         )
     signature = base_signature({name: value for name, value in base.unet.state_dict().items() if is_changeable(name)})
     vocabulary = _vocabulary(base, words, settings, seed, starts) if settings.new_words else None
@@ -244,7 +244,7 @@ def require_trainable(
     base: BaseModel, photos: Sequence[Example], settings: CustomDiffusionSettings, concept: int
 ) -> list[Example]:
     """The photos, square. Raises LikenessError for whatever cannot be trained: to be asked before class pictures are
-    painted."""
+    generated."""
     prompts.require_photos(photos, "photo")
     prompts.from_templates(settings.templates_of(concept), settings.learned_words[concept])
     if settings.face_mask:
@@ -393,7 +393,7 @@ def choose(values: Mapping[str, Any], datasets: Sequence[Dataset]) -> dict[str, 
 
 
 def make(base: BaseModel, materials: Materials, settings: CustomDiffusionSettings, seed: int) -> Recipe:
-    """Whatever cannot be trained is refused before the class pictures are painted."""
+    """Whatever cannot be trained is refused before the class pictures are generated."""
     photos = [concept.dataset.called(concept.word).examples() for concept in materials.concepts]
     square = [require_trainable(base, found, settings, number) for number, found in enumerate(photos)]
     others = [_class_photos(base, materials, settings, number, square[number]) for number in range(len(photos))]
@@ -403,7 +403,7 @@ def make(base: BaseModel, materials: Materials, settings: CustomDiffusionSetting
 def _class_photos(
     base: BaseModel, materials: Materials, settings: CustomDiffusionSettings, number: int, photos: Sequence[Example]
 ) -> Sequence[Example]:
-    """Of one concept: of the folder, or painted; the photos in their place where nothing is left to be learned."""
+    """Of one concept: of the folder, or generated; the photos in their place where nothing is left to be learned."""
     if settings.prior_weight == 0 or not (settings.class_folder or settings.class_pictures):
         return ()
     if materials.complete:
@@ -415,8 +415,8 @@ def _class_photos(
             return ()  # one folder for all
         return class_examples(Path(settings.class_folder), size[0], prompt)
     if number and prompt in {settings.class_prompt(earlier) for earlier in range(number)}:
-        return ()  # painted for an earlier concept of the class already
-    return materials.paint(base, prompt, settings.class_pictures, size)
+        return ()  # generated for an earlier concept of the class already
+    return materials.generate(base, prompt, settings.class_pictures, size)
 
 
 TRAINABLE = Trainable(CustomDiffusionSettings, make, choose)

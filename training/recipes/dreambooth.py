@@ -139,7 +139,7 @@ def start_of(base: BaseModel, settings: DreamBoothSettings, file: Path | None) -
 
 def require_trainable(base: BaseModel, photos: Sequence[Example], settings: DreamBoothSettings) -> prompts.Prompts:
     """What is said of the photos. Raises LikenessError for whatever cannot be trained: to be asked before the class
-    pictures are painted, which takes longest."""
+    pictures are generated, which takes longest."""
     prompts.require_photos(photos, "photo")
     require_masks(photos, settings.mask, base.codec.decoder.pixels_per_cell)
     if settings.full:
@@ -206,7 +206,7 @@ def choose(values: Mapping[str, Any], datasets: Sequence[Dataset]) -> dict[str, 
 
 
 def make(base: BaseModel, materials: Materials, settings: DreamBoothSettings, seed: int) -> Recipe:
-    """Whatever cannot be trained is refused before the class pictures are painted."""
+    """Whatever cannot be trained is refused before the class pictures are generated."""
     (person,) = materials.concepts
     photos = person.dataset.called(person.word).examples()
     start = start_of(base, settings, materials.start_lora)
@@ -216,7 +216,7 @@ def make(base: BaseModel, materials: Materials, settings: DreamBoothSettings, se
         size = class_size(photos)
         others = photos  # in their place, where nothing is left to be learned from them
         if not materials.complete:
-            others = materials.paint(base, settings.class_prompt, settings.class_pictures, size)
+            others = materials.generate(base, settings.class_prompt, settings.class_pictures, size)
     return dreambooth(base, photos, settings, seed, others, start)
 
 

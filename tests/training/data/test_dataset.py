@@ -418,7 +418,7 @@ def test_templates_need_a_place_for_the_trigger_and_resolutions_the_grid():
     with pytest.raises(LikenessError, match=r"template 'a photo' has no \{\}"):
         parse_templates("a photo of {}\na photo")
     for resolution in (0, 60, 100):
-        with pytest.raises(LikenessError, match="no multiple of 8"):
+        with pytest.raises(LikenessError, match="not a multiple of 8"):
             person(resolution=resolution)
 
 

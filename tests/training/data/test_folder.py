@@ -389,7 +389,7 @@ def test_an_interrupted_or_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_folders_that_are_no_dataset_or_damaged_are_refused(saved):
-    with pytest.raises(LikenessError, match="is no dataset: it has no dataset"):
+    with pytest.raises(LikenessError, match="is not a dataset: it has no dataset"):
         load_dataset(saved.parent)
     index = json.loads((saved / "dataset.json").read_text())
 
