@@ -341,9 +341,9 @@ def test_a_black_picture_is_never_a_silent_hint(world, adapter, net):
 
 
 def test_another_recogniser_is_refused_unless_allowed(world, adapter, net, control):
-    stranger = person(recogniser="buffalo_l")
+    stranger = person(recogniser="glint360k")
     text = refused(world, adapter=adapter, control_net=net().control, identity=stranger)
-    assert "trained on the recogniser antelopev2" in text and "made with buffalo_l" in text
+    assert "trained on the recogniser antelopev2" in text and "made with glint360k" in text
     options = world.run("LikenessInstantIDOptions", any_recogniser=True)
     assert paint(world, control(net(), identity=stranger, options=options)).isfinite().all()
 

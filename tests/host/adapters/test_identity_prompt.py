@@ -207,7 +207,7 @@ def test_what_does_not_belong_together(studio, world):
     assert "buffalo_l" in sentence(studio.prompt, person(recogniser="antelopev2"), version=2)
     assert "trigger word" in sentence(studio.prompt, person(), trigger_word="")
     assert "strength" in sentence(studio.prompt, person(), strength=float("nan"))
-    assert "no choice for merge" in sentence(studio.options, merge="sometimes")
+    assert "not a choice for merge" in sentence(studio.options, merge="sometimes")
 
 
 # With others ----------------------------------------------------------------------------------------------------------
