@@ -81,17 +81,6 @@ class Workflow:
         """Whether the input is fed by another node."""
         return link_of(self.graph[address.node]["inputs"].get(address.input)) is not None
 
-    def upstream(self, number: str) -> set[str]:
-        """The ids of all nodes that a node's result depends on, itself among them."""
-        found, todo = set(), [number]
-        while todo:
-            this = todo.pop()
-            if this in found or this not in self.graph:
-                continue
-            found.add(this)
-            todo += [link[0] for value in self.graph[this]["inputs"].values() if (link := link_of(value))]
-        return found
-
 
 def _by(graph: Graph, key: Any) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
