@@ -371,6 +371,7 @@ class Lane:
         self.pace = 0.0  # seconds between rows, smoothed
         self._last_done = 0.0
         self._uploaded: set[str] = set()
+        self._uploading = asyncio.Lock()  # two rows in flight may need the same file
         self._came_up = asyncio.Event()
         self._down_since = 0.0
         self._is_dead = False
@@ -634,14 +635,15 @@ class Lane:
         await self._see_through(flight, in_doubt)
 
     async def _bring_files(self, row: Row) -> None:
-        for upload in self.engine.work.uploads_of(row):
-            if upload.name in self._uploaded:
-                continue
-            if not upload.path.is_file():
-                raise Refused(f"the file {str(upload.path)!r} is not there any more")
-            if not await self.worker.has(upload.served, upload.path.stat().st_size):
-                await self.worker.upload(upload)
-            self._uploaded.add(upload.name)
+        async with self._uploading:
+            for upload in self.engine.work.uploads_of(row):
+                if upload.name in self._uploaded:
+                    continue
+                if not upload.path.is_file():
+                    raise Refused(f"the file {str(upload.path)!r} is not there any more")
+                if not await self.worker.has(upload.served, upload.path.stat().st_size):
+                    await self.worker.upload(upload)
+                self._uploaded.add(upload.name)
 
     async def _see_through(self, flight: Flight, in_doubt: bool) -> None:
         """From the post to the row's files in their places."""
