@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
@@ -267,6 +268,35 @@ def test_neighbours_share_no_step_and_leave_none_out(unet, net):
         after = steps_of(unet, net, [effect_of(kind, unet, start=share)], run)
         assert (before, after) == ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
     assert steps_of(unet, net, [attention(unet, start=share)], run) == [4, 5, 6, 7, 8, 9]
+
+
+def test_a_border_is_a_steps_own_level_whoever_computed_it(unet, net):
+    share, exact = 1 - 500 / 999, ddim(10)
+    for factor in (1 - 1e-6, 1.0, 1 + 1e-6):
+        run = SamplingRun.through(torch.tensor(exact.sigmas) * factor, exact.levels)
+        assert steps_of(unet, net, [edit(start=share)], run) == [5, 6, 7, 8, 9]
+        assert steps_of(unet, net, [attention(unet, start=share)], run) == [4, 5, 6, 7, 8, 9]
+
+
+def test_the_processor_that_is_found_runs_while_no_window_is_open(unet):
+    class Found(AttnProcessor2_0):
+        calls = 0
+
+        def __call__(self, *args: Any, **keywords: Any) -> Tensor:
+            self.calls += 1
+            return super().__call__(*args, **keywords)
+
+    before, found = unet.attn_processors, Found()
+    name = f"{sites_of_diffusers_unet(unet)[0].diffusers_path}.attn2.processor"
+    unet.set_attn_processor({**before, name: found})
+    try:
+        with apply_effects(unet, [attention(unet, start=0.5)], run=ddim(10)) as applied:
+            for step in range(10):
+                applied.at_step(step)
+                paint(unet)
+        assert found.calls == 5 and unet.attn_processors[name] is found
+    finally:
+        unet.set_attn_processor(before)
 
 
 def test_windows_of_several_deltas_are_taken_out_in_any_order(unet, net):
