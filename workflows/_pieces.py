@@ -72,6 +72,21 @@ def one_person(graph: Graph, pack: str, shown: str = "Which face was taken") -> 
     return analysis, faces, identity
 
 
+def two_people(graph: Graph, pack: str) -> list[tuple[Node, Node]]:
+    """The first group of graphs with two people: (faces, identity) of each side, in the order of `SIDES`."""
+    with graph.group("1. The two people"):
+        photos = [load_photo(graph, f"The person on the {side}", f"person_{side}.jpg") for side in SIDES]
+        graph.next_column()
+        analysis = load_analysis(graph, pack)
+        found = [
+            find_person(graph, analysis, photo["IMAGE"], name=side) for side, photo in zip(SIDES, photos, strict=True)
+        ]
+        graph.next_column()
+        for side, (faces, _) in zip(SIDES, found, strict=True):
+            show(graph, f"Which face was taken ({side})", faces["preview"])
+    return found
+
+
 def join(graph: Graph, photos: list[Node]) -> Output:
     """All photos as one batch."""
     batch = photos[0]["IMAGE"]

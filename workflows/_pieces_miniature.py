@@ -63,6 +63,27 @@ def drawn_person(graph: Graph, trigger: str = "ohwx") -> tuple[Node, Node]:
     return person, analysis
 
 
+def drawn_style(graph: Graph, analysis: Node, group: str, shown: str) -> Node:
+    """A dataset of the two pictures in a style that come with the pack."""
+    with graph.group(group):
+        photos = [load_photo(graph, f"Style {n}", f"miniature_style_{n}.png") for n in (1, 2)]
+        graph.next_column()
+        batch = join(graph, photos)
+        style = graph.node(
+            "LikenessPortraitDataset",
+            title="Portrait Dataset: style",
+            kind="style",
+            trigger_word="mystyle",
+            resolution=MINIATURE.side,
+            framing="largest square",
+            templates="a {} picture of a person",
+            image=batch,
+            face_analysis=analysis[0],
+        )
+        show(graph, shown, style["preview"])
+    return style
+
+
 def load_miniature(graph: Graph, first_group: int = 2) -> Node:
     """The model that comes with the pack."""
     with graph.group(f"{first_group}. Model"):

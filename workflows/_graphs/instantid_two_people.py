@@ -8,15 +8,13 @@ from _pieces import (
     SIDES,
     apply_each,
     files_note,
-    find_person,
     halves,
     load_adapter,
-    load_analysis,
     load_checkpoint,
-    load_photo,
     prompt,
     sample_and_save,
     show,
+    two_people,
 )
 from _pieces_instantid import STRENGTH, control_each, keypoints, load_net
 
@@ -25,16 +23,7 @@ PLACES = (-0.25, 0.25)  # of the faces, from the middle, in widths of the pictur
 
 def describe(graph: Graph) -> None:
     width, height, seam = 1216, 832, 96
-    with graph.group("1. The two people"):
-        photos = [load_photo(graph, f"The person on the {side}", f"person_{side}.jpg") for side in SIDES]
-        graph.next_column()
-        analysis = load_analysis(graph, "antelopev2")
-        found = [
-            find_person(graph, analysis, photo["IMAGE"], name=side) for side, photo in zip(SIDES, photos, strict=True)
-        ]
-        graph.next_column()
-        for side, (faces, _) in zip(SIDES, found, strict=True):
-            show(graph, f"Which face was taken ({side})", faces["preview"])
+    found = two_people(graph, "antelopev2")
     with graph.group("2. Where they stand"):
         masks = halves(graph, width, height, seam)
     with graph.group("3. Model and adapter"):

@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 from _graph import Graph
-from _pieces import MINIATURE, join, load_photo, show
-from _pieces_miniature import drawn_person, load_miniature, train, use_miniature
+from _pieces_miniature import drawn_person, drawn_style, load_miniature, train, use_miniature
 
 
 def describe(graph: Graph) -> None:
     person, analysis = drawn_person(graph)
-    with graph.group("2. Portraits in the style"):
-        photos = [load_photo(graph, f"Style {n}", f"miniature_style_{n}.png") for n in (1, 2)]
-        graph.next_column()
-        batch = join(graph, photos)
-        style = graph.node(
-            "LikenessPortraitDataset",
-            title="Portrait Dataset: style",
-            kind="style",
-            trigger_word="mystyle",
-            resolution=MINIATURE.side,
-            framing="largest square",
-            templates="a {} picture of a person",
-            image=batch,
-            face_analysis=analysis[0],
-        )
-        show(graph, "The face is not part of the style", style["preview"])
+    style = drawn_style(graph, analysis, "2. Portraits in the style", "The face is not part of the style")
     world = load_miniature(graph, first_group=3)
     trained = train(
         graph,

@@ -3,37 +3,12 @@
 from __future__ import annotations
 
 from _graph import Graph
-from _pieces import (
-    SDXL,
-    SIDES,
-    apply_each,
-    files_note,
-    find_person,
-    halves,
-    load_adapter,
-    load_analysis,
-    load_checkpoint,
-    load_photo,
-    portrait,
-    show,
-)
+from _pieces import SDXL, apply_each, files_note, halves, load_adapter, load_checkpoint, portrait, two_people
 
 
 def describe(graph: Graph) -> None:
     width, height, seam = 1216, 832, 96
-    with graph.group("1. The two people"):
-        photos = [
-            load_photo(graph, "The person on the left", "person_left.jpg"),
-            load_photo(graph, "The person on the right", "person_right.jpg"),
-        ]
-        graph.next_column()
-        analysis = load_analysis(graph, "buffalo_l")
-        found = [
-            find_person(graph, analysis, photo["IMAGE"], name=side) for side, photo in zip(SIDES, photos, strict=True)
-        ]
-        graph.next_column()
-        for side, (faces, _) in zip(SIDES, found, strict=True):
-            show(graph, f"Which face was taken ({side})", faces["preview"])
+    found = two_people(graph, "buffalo_l")
     with graph.group("2. Where they stand"):
         masks = halves(graph, width, height, seam)
     with graph.group("3. Model and method"):
