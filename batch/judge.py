@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LikenessError
-from .engine import Judge
 from .journal import Row
 from .people import OpenFaces, Person, identity_from
 from .session import Run
+from .work import Judge
 
 if TYPE_CHECKING:
     from ..evaluation.identity import References

@@ -19,7 +19,7 @@ from ..errors import LikenessError
 from ..locks import locked
 from ..storage import check_folder, write_whole
 from .check import Checked, versions_of
-from .engine import End, Engine, Judge, Settings, Tell, Work
+from .engine import Engine
 from .files import sha256_of
 from .graph import Address, Graph, read_workflow
 from .journal import FILE, Journal, Row
@@ -27,6 +27,7 @@ from .plan import Plan
 from .results import Keeper, Wanted
 from .rows import is_model_file
 from .schema import Nodes
+from .work import End, Judge, Settings, Tell, Work
 from .workers import Worker
 
 RECORD, WORKFLOW = "run.json", "workflow.json"

@@ -22,10 +22,11 @@ from . import opening
 from .edge import Verb
 
 if TYPE_CHECKING:
-    from ..batch.engine import Engine, Settings
+    from ..batch.engine import Engine
     from ..batch.plan import Plan
     from ..batch.problems import Problems
     from ..batch.session import Run
+    from ..batch.work import Settings
     from ..batch.workers import Worker
 
 HELP = "Many portraits from a table, on one ComfyUI or many. 批量生成：一张表，一台或多台 ComfyUI。"
@@ -411,7 +412,7 @@ def _settings(
     recycle: int = 2000,
     recycle_memory: float = 0.0,
 ) -> Settings:
-    from ..batch.engine import Settings
+    from ..batch.work import Settings
 
     probe = min(1.0, grace / 4)
     return Settings(

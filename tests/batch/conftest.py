@@ -17,9 +17,10 @@ from batch_fake import Fake, graph, serving
 
 from likeness.batch.check import Checked, check
 from likeness.batch.client import Access, HttpServer, read_address
-from likeness.batch.engine import End, Engine, Settings
+from likeness.batch.engine import Engine
 from likeness.batch.plan import Plan
 from likeness.batch.session import Run, begin, execute, go_on, is_begun
+from likeness.batch.work import End, Settings
 
 QUICK = Settings(grace=0.4, zombie=0.6, stall=2.0, poll=(0.02, 0.2), first_probe=0.02)
 

@@ -12,9 +12,9 @@ import pytest
 from batch_fake import Fake, serving
 from PIL import Image
 
-from likeness.batch.engine import End
 from likeness.batch.manifest import write_manifest
 from likeness.batch.report import write_all
+from likeness.batch.work import End
 
 from .conftest import QUICK
 

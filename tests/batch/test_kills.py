@@ -13,7 +13,7 @@ import pytest
 from batch_fake import Fake, in_background, serving
 
 from likeness.batch import results
-from likeness.batch.engine import End
+from likeness.batch.work import End
 from likeness.errors import LikenessError
 
 from .test_engine import assert_whole, made_so_far, manifest

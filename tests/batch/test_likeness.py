@@ -8,10 +8,10 @@ import pytest
 from batch_fake import Fake, graph, serving
 from colour_judge import colour_judge, picture
 
-from likeness.batch.engine import End
 from likeness.batch.journal import Journal
 from likeness.batch.judge import judge_of
 from likeness.batch.plan import Judging, People, Seeds
+from likeness.batch.work import End
 from likeness.errors import LikenessError
 from likeness.faces import found
 

@@ -13,9 +13,9 @@ import pytest
 from batch_fake import Fake, graph, serving
 
 from likeness.batch.client import HttpServer
-from likeness.batch.engine import End
 from likeness.batch.local import Comfy, LocalServer
 from likeness.batch.session import model_digests
+from likeness.batch.work import End
 
 from .conftest import QUICK
 from .test_engine import assert_whole, made_so_far, manifest

@@ -245,9 +245,9 @@ def test_a_real_zombie_is_found(two, tmp_path):
     (The last test of these servers.)"""
     from likeness.batch.check import check
     from likeness.batch.client import HttpServer, read_address
-    from likeness.batch.engine import Settings
     from likeness.batch.plan import Plan
     from likeness.batch.session import begin, execute
+    from likeness.batch.work import Settings
 
     client = server_module.Client(two[0].address)
     (tmp_path / "api.json").write_text(json.dumps(PLAIN))
