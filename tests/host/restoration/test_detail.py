@@ -10,7 +10,7 @@ from helpers.by_colour import BLACK, BY_COLOUR, coloured
 
 from likeness.errors import LikenessError
 from likeness.faces import FaceAnalysis
-from likeness.injection.comfy.window import Window, prompt_in
+from likeness.injection.comfy.resampling import Window, prompt_in
 
 SIDE = 64
 
