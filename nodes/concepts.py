@@ -138,7 +138,7 @@ class ApplyConcept(Node):
     @classmethod
     def execute(cls, model: Any, clip: Any, concept: Any, strength: float) -> io.NodeOutput:
         """Apply and report."""
-        from ..injection.comfy import apply_concept
+        from ..injection.comfy.concepts import apply_concept
         from ..weights.concepts import some_of
 
         finite(strength=strength)
@@ -216,7 +216,7 @@ class MergeConcepts(Node):
     @classmethod
     def execute(cls, model: Any, clip: Any, captions: str = "", softness: float = 0.0, **given: Any) -> io.NodeOutput:
         """Check, encode, solve."""
-        from ..injection.comfy import concept_base, merger_of
+        from ..injection.comfy.concepts import concept_base, merger_of
         from ..weights.concept_merging import merge_concepts
 
         numbers = [n for n in range(1, MOST_CONCEPTS + 1) if given.get(f"concept_{n}") is not None]
@@ -327,7 +327,7 @@ class CompressConcept(Node):
     @classmethod
     def execute(cls, model: Any, concept: Any, share: float, rule: str, rank: int) -> io.NodeOutput:
         """Take apart, layer by layer."""
-        from ..injection.comfy import concept_base
+        from ..injection.comfy.concepts import concept_base
         from ..weights.concept_compression import RankRule, compress_concept, rank_choice
         from ..weights.concepts import concept_tensors
         from ..weights.lora import LoraPair

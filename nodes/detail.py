@@ -13,7 +13,6 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..faces import adopt_analysis
-from ..injection.comfy.window import Sampling, Window
 from ..restoration.guard import guard_of
 from ..restoration.restore import Job, mask_of, rework_faces
 from ..restoration.windows import shares, upright
@@ -139,6 +138,8 @@ class DetailFaces(Node):
         noise_mask: bool = True,
         **wanted: Any,
     ) -> io.NodeOutput:
+        from ..injection.comfy.resampling import Sampling, Window
+
         pictures, asked, analysis = Pictures.of(image), Wanted(**wanted), adopt_analysis(face_analysis)
         sampler, schedule = one_of(SAMPLERS, sampler_name, "sampler_name"), one_of(SCHEDULERS, scheduler, "scheduler")
         sampling = Sampling(model, positive, negative, vae, steps, cfg, sampler, schedule, denoise)

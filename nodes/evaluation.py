@@ -13,7 +13,6 @@ from comfy_api.latest import io, ui
 from .. import models_download
 from ..errors import LikenessError, logger
 from ..evaluation.identity import Calibration, calibration_of, recogniser_of
-from ..evaluation.plots import to_tensor
 from ..evaluation.portraits import (
     GOOD,
     WITH,
@@ -27,8 +26,6 @@ from ..evaluation.portraits import (
     sentence,
     to_records,
 )
-from ..evaluation.prompts import clip_t
-from ..evaluation.report import Setting, report
 from ..faces import FaceAnalysis, Identity, Provider, adopt_analysis
 from .choices import finite, readable
 from .faces import open_analysis
@@ -353,6 +350,9 @@ class IdentityReport(Node):
         second_judge: Any = None,
         held_out: torch.Tensor | None = None,
     ) -> io.NodeOutput:
+        from ..evaluation.plots import to_tensor
+        from ..evaluation.prompts import clip_t
+
         readable(title=title, prompts=prompts or "")
         finite(threshold=threshold)
         people = _identities(identity, identity_2, identity_3, identity_4)
@@ -432,6 +432,8 @@ def _save(
     obeyed: Sequence[float] | None,
 ) -> Path:
     """A report in a new folder below output/likeness/reports."""
+    from ..evaluation.report import Setting, report
+
     pictures = {f"{WITH}/{number}": image for number, image in enumerate(images)}
     records = to_records(verdict, WITH, texts, obeyed)
     if baseline is not None and plain is not None:

@@ -25,7 +25,6 @@ from ..restoration.guard import guard_of
 from ..restoration.paste import Shape
 from ..restoration.preview import beside, marked, middles
 from ..restoration.restore import Fate, Options, Restored, restore_faces
-from ..restoration.restorers import Wishes, load_restorer, precision_of
 from ..restoration.upscale import resized
 from .choices import choices, member, must_exist, named
 from .faces import found_of
@@ -92,6 +91,8 @@ class LoadFaceRestorer(Node):
 
     @classmethod
     def execute(cls, file: str, precision: str = Precision.FLOAT32.value) -> io.NodeOutput:
+        from ..restoration.restorers import load_restorer, precision_of
+
         wanted = getattr(torch, member(Precision, precision, "precision").value)
         restorer = load_restorer(models_download.find_file(KIND, named(file, "file")))
         dtype, note = precision_of(wanted, restorer.kind.title)
@@ -457,6 +458,8 @@ class RestoreFaces(Node):
 
     @classmethod
     def execute(cls, image: Tensor, restorer: Any, face_analysis: Any, **wanted: Any) -> io.NodeOutput:
+        from ..restoration.restorers import Wishes
+
         pictures, asked, managed = Pictures.of(image), Wanted(**wanted), restorer_of(restorer)
         analysis = adopt_analysis(face_analysis)
         regions, options = regions_of(asked.region, pictures), asked.options(analysis)
@@ -535,6 +538,8 @@ class UpscalePortrait(Node):
         face_analysis: Any = None,
         **wanted: Any,
     ) -> io.NodeOutput:
+        from ..restoration.restorers import Wishes
+
         pictures, asked, network = Pictures.of(image), Wanted(**wanted), upscaler_of(upscale_model)
         if restorer is None:
             canvases = _enlarged(pictures, network, scale_by, fast)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 from .. import models_download
 from ..errors import logger
 from ..injection.comfy.managed import Managed
-from ..restoration import restorers, upscale
-from ..restoration.restorers import FaceRestorer, Wishes
-from ..restoration.upscale import Upscaler
+
+if TYPE_CHECKING:
+    from ..restoration.restorers import FaceRestorer, Wishes
+    from ..restoration.upscale import Upscaler
 
 log = logger(__name__)
 KIND = "facerestore_models"
@@ -66,7 +67,9 @@ def restorer_of(value: Any) -> ManagedRestorer:
     if isinstance(value, ManagedRestorer):
         return value
     if value not in _adopted:
-        _adopted[value] = ManagedRestorer(restorers.adopted(value))
+        from ..restoration.restorers import adopted
+
+        _adopted[value] = ManagedRestorer(adopted(value))
     return _adopted[value]
 
 
@@ -92,7 +95,9 @@ _patchers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of descriptions;
 
 def upscaler_of(value: Any) -> ManagedUpscaler:
     """The network on ComfyUI's socket, with the patcher that newer hosts' loader has made, or one of ours."""
-    upscaler = upscale.adopted(value)
+    from ..restoration.upscale import adopted
+
+    upscaler = adopted(value)
     patcher = getattr(value, "patcher", None) or _patchers.get(value)
     if patcher is None:
         patcher = _patchers[value] = Managed(upscaler.network).patcher

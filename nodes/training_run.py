@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import LikenessError, logger
 from ..faces import FrozenRecogniser, adopt_analysis, load_recogniser_module, read_photo
-from ..injection.comfy import apply_concept
+from ..injection.comfy.concepts import apply_concept
 from ..locks import locked, sweep, temporary_folder
 from ..storage import check_folder, check_name, free_names, set_aside, write_whole
 from ..training.base.model import BaseModel

@@ -6,6 +6,7 @@ No replace patch is ever registered. Wrappers act at call time instead:
     CALC_COND_BATCH   once per model evaluation: which windows are open, which half and area each conditioning is
     APPLY_MODEL       once per batch of chunks: compose our term with whatever patch is on a site at that moment
 
+What Custom Diffusion learned enters by weight patches and words (`concepts`, imported where it is used).
 What rides on a CONDITIONING is put there by `text` (prompt edits) and `control` (a ControlNet with tokens of its own).
 
 So packs compose in any order, the projection weights may leave the GPU while sampling, and a site costs two small
@@ -23,26 +24,21 @@ from .apply import (
     sites_of,
     stack_of,
 )
-from .concepts import AppliedConcept, apply_concept, concept_base, merger_of
 from .encoders import ComfyClipEncoder, ComfyTextEncoder
 from .managed import Managed, ManagedAdapter, ManagedEvaTower
 from .text import edited, needs_rider
 
 __all__ = [
     "Applied",
-    "AppliedConcept",
     "ComfyClipEncoder",
     "ComfyTextEncoder",
     "Managed",
     "ManagedAdapter",
     "ManagedEvaTower",
-    "apply_concept",
     "apply_effects",
     "apply_identity",
-    "concept_base",
     "dit_of",
     "edited",
-    "merger_of",
     "model_name",
     "needs_rider",
     "request_layout",

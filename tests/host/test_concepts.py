@@ -78,7 +78,7 @@ def sentence(call: Any, *arguments: Any, **given: Any) -> str:
 
 @pytest.mark.parametrize("path", CASES, ids=[path.stem for path in CASES])
 def test_golden_unet_through_the_model_patcher(path, runner, recipes):
-    from likeness.injection.comfy import apply_concept
+    from likeness.injection.comfy.concepts import apply_concept
 
     case = harness.read_case(path)
     given = case.inputs
@@ -107,7 +107,7 @@ def test_golden_unet_through_the_model_patcher(path, runner, recipes):
 
 @pytest.mark.parametrize("queries", [False, True])
 def test_strength_1_gives_the_trained_weights_and_0_the_base_bit_for_bit(world, recipes, queries):
-    from likeness.injection.comfy import apply_concept
+    from likeness.injection.comfy.concepts import apply_concept
     from likeness.nodes.sockets import merged_weights
 
     model, learned = world["model"], concept(world["model"], queries=queries)
@@ -132,7 +132,7 @@ def test_strength_1_gives_the_trained_weights_and_0_the_base_bit_for_bit(world, 
 def test_a_model_that_is_loaded_with_other_patches_still_tells_its_own_weights(world):
     import comfy.model_management
 
-    from likeness.injection.comfy import apply_concept
+    from likeness.injection.comfy.concepts import apply_concept
     from likeness.injection.comfy.weights import base_weights
 
     model, learned = world["model"], concept(world["model"])
@@ -270,7 +270,7 @@ def test_sdxl_has_the_word_in_both_encoders(recipes):
 
 
 def test_a_text_encoder_in_the_file_comes_along(world):
-    from likeness.injection.comfy import apply_concept
+    from likeness.injection.comfy.concepts import apply_concept
     from likeness.nodes.sockets import merged_weights
 
     own = merged_weights(world["clip"].patcher, "")
@@ -289,8 +289,7 @@ def test_a_text_encoder_in_the_file_comes_along(world):
 
 
 def test_merged_concepts_do_what_each_did_alone(world, nodes):
-    from likeness.injection.comfy import apply_concept
-    from likeness.injection.comfy.concepts import features
+    from likeness.injection.comfy.concepts import apply_concept, features
     from likeness.injection.comfy.encoders import ComfyTextEncoder
     from likeness.injection.comfy.weights import base_weights
     from likeness.weights.concepts import whole_weights
@@ -396,7 +395,7 @@ def test_the_node_trains_one_concept_and_its_outputs_have_it(training, recipes, 
 
     theirs = load_embed("anna-anna", [str(tmp_path / "embeddings")], WIDTH, "clip_l")
     assert torch.equal(theirs, learned.tokens["<anna>"].vectors["clip_l"]), "the host's own loader reads the word"
-    from likeness.injection.comfy import apply_concept
+    from likeness.injection.comfy.concepts import apply_concept
 
     text = [recipes.conditioning(WIDTH, seed=1), recipes.conditioning(WIDTH, seed=2)]
     shape = {"steps": 2, "shape": (1, 4, 8, 8)}
