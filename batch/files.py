@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import LikenessError
+from ..models.content import sha256
 from .problems import Fault, nearest
 from .workers import Upload
 
@@ -101,14 +101,10 @@ class Files:
 
 def sha256_of(path: Path) -> str:
     """The digest of a file's content. Fault where it may not be read."""
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+        return sha256(path)
     except OSError as error:
         raise Fault(f"cannot be read ({error.strerror or error})", "check the permissions") from None
-    return digest.hexdigest()
 
 
 def _near(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 from ..checks import check_number
 from ..errors import LikenessError
+from ..models.content import sha256
 from .graph import canonical, read_json
 from .problems import nearest
 
@@ -103,14 +103,10 @@ def _plain(value: Any) -> Any:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+        return sha256(path)
     except OSError as error:
         raise LikenessError(f"{str(path)!r} cannot be read ({error.strerror or error}): check the path.") from None
-    return digest.hexdigest()
 
 
 # --- plans in files

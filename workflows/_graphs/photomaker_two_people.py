@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 from _graph import Graph
-from _pieces import (
-    SDXL,
-    SIDES,
-    files_note,
-    find_person,
-    load_adapter,
-    load_analysis,
-    load_checkpoint,
-    load_photo,
-    sample_and_save,
-    show,
-)
+from _pieces import SDXL, files_note, load_adapter, load_checkpoint, sample_and_save, two_people
 from _pieces_photomaker import identity_prompt
 
 
 def describe(graph: Graph) -> None:
-    with graph.group("1. The two people"):
-        photos = [load_photo(graph, f"The person on the {side}", f"person_{side}.jpg") for side in SIDES]
-        graph.next_column()
-        analysis = load_analysis(graph, "buffalo_l")
-        found = [
-            find_person(graph, analysis, photo["IMAGE"], name=side) for side, photo in zip(SIDES, photos, strict=True)
-        ]
-        graph.next_column()
-        for side, (faces, _) in zip(SIDES, found, strict=True):
-            show(graph, f"Which face was taken ({side})", faces["preview"])
+    found = two_people(graph, "buffalo_l")
     with graph.group("2. Model and adapter"):
         checkpoint = load_checkpoint(graph, SDXL)
         adapter = load_adapter(graph, "photomaker-v2")
