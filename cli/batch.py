@@ -175,9 +175,11 @@ def run_batch(
     )  # fmt: skip
     plan = replace(plan, pin_version=pin_version or plan.pin_version, models=hash_models or plan.models)
     if plan.models is not None and not plan.models.is_dir():
-        raise LikenessError(f"--hash-models is {str(plan.models)!r}, which is no folder: name ComfyUI's models folder.")
+        raise LikenessError(
+            f"--hash-models is {str(plan.models)!r}, which is not a folder: name ComfyUI's models folder."
+        )
     if shared is not None and not shared.is_dir():
-        raise LikenessError(f"--shared is {str(shared)!r}, which is no folder: name the servers' output folder.")
+        raise LikenessError(f"--shared is {str(shared)!r}, which is not a folder: name the servers' output folder.")
     settings = _settings(window, grace, stall, timeout, give_up, no_breaker, recycle, recycle_memory)
     tell = Teller(events)
     with writing(out):

@@ -27,3 +27,22 @@ def dataset(kind=DatasetKind.PERSON, trigger="ohwx", count=2, **changes) -> Data
 
 
 STYLE = dataset(DatasetKind.STYLE, "mystyle")
+
+
+def reading(folder: str, resolution: int = SIDE) -> dict[str, object]:
+    """Inputs of Portrait Dataset that take every photo of a folder in the host's input as it is."""
+    return {
+        "kind": "person",
+        "trigger_word": "ohwx",
+        "class_word": "person",
+        "resolution": resolution,
+        "framing": "largest square",
+        "unfit": "keep",
+        "masks": "ellipse",
+        "folder": folder,
+        "save_as": "",
+        "templates": "",
+        "smallest_face": 0,
+        "least_sharpness": 0.0,
+        "outlier_threshold": -1.0,
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import comfyui
 import numpy as np
 import pytest
+from helpers.datasets import reading
 from PIL import Image
 
 REPOSITORY = comfyui.REPOSITORY
@@ -46,21 +47,7 @@ def test_training_then_vae_decode_then_training_again(server, client):
         photo = Image.open(REPOSITORY / "workflows" / f"miniature_person_{number}.png")
         photo.save(folder / f"{number}.png")
         Image.new("L", photo.size, 255).save(folder / f"{number}.mask.png")
-    dataset = {
-        "kind": "person",
-        "trigger_word": "ohwx",
-        "class_word": "person",
-        "resolution": SIDE,
-        "framing": "largest square",
-        "unfit": "keep",
-        "masks": "ellipse",
-        "folder": folder.name,
-        "save_as": "",
-        "templates": "",
-        "smallest_face": 0,
-        "least_sharpness": 0.0,
-        "outlier_threshold": -1.0,
-    }
+    dataset = reading(folder.name, SIDE)
     from_miniature = {"dataset": ["2", 0], "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "sample_prompts": ""}
     settings = {"seed": 3, "preview_every": 0, "batch_size": 1, "precision": "auto", "gradient_checkpointing": False}
     trained = {

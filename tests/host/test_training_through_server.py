@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.datasets import SIDE, dataset
+from helpers.datasets import SIDE, dataset, reading
 from helpers.server import RunInterrupted
 from PIL import Image
 from safetensors.torch import load_file
@@ -19,24 +19,7 @@ def shown_from(folder: Path) -> dict:
     for number, sample in enumerate(dataset(count=3).pictures):
         Image.fromarray(sample.pixels).save(folder / f"{number}.png")
         Image.fromarray(sample.mask).save(folder / f"{number}.mask.png")  # type: ignore[arg-type]
-    return {
-        "class_type": "LikenessPortraitDataset",
-        "inputs": {
-            "kind": "person",
-            "trigger_word": "ohwx",
-            "class_word": "person",
-            "resolution": SIDE,
-            "framing": "largest square",
-            "unfit": "keep",
-            "masks": "ellipse",
-            "folder": folder.name,
-            "save_as": "",
-            "templates": "",
-            "smallest_face": 0,
-            "least_sharpness": 0.0,
-            "outlier_threshold": -1.0,
-        },
-    }
+    return {"class_type": "LikenessPortraitDataset", "inputs": reading(folder.name)}
 
 
 def painting(tuned: str, vae: list, prompt: str) -> dict:
