@@ -294,7 +294,7 @@ def test_values_that_a_workflow_file_may_hold_are_checked(node, places):
         ({"kind": "dog"}, "'dog' is not a choice for kind"),
         ({"unfit": "x"}, "not a choice for unfit"),
         ({"framing": "x"}, "not a choice for framing"),
-        ({"resolution": 100}, "no multiple of 8"),
+        ({"resolution": 100}, "not a multiple of 8"),
         ({"least_sharpness": float("nan")}, "least_sharpness is nan"),
         ({"trigger_word": "two words"}, "is not one word"),
         ({"templates": "a photo"}, r"has no \{\}"),
