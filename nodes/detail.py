@@ -30,9 +30,8 @@ from .restoration import (
     remarks_on,
     restoration_inputs,
 )
-from .schema import FaceAnalysisSocket, advanced, schema
+from .schema import LARGEST_SEED, FaceAnalysisSocket, advanced, schema, seed_input
 
-LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
 SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
 
 
@@ -64,14 +63,7 @@ class DetailFaces(Node):
                 FaceAnalysisSocket.Input(
                     "face_analysis", tooltip="Finds the faces, and recognises them for the guard."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=LARGEST_SEED,
-                    control_after_generate=True,
-                    tooltip="Of the noise; every face gets another.",
-                ),
+                seed_input("Of the noise; every face gets another."),
                 io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Steps of a full sampling."),
                 io.Float.Input(
                     "cfg", default=5.0, min=0.0, max=100.0, step=0.1, tooltip="How closely the prompt is followed."

@@ -32,7 +32,7 @@ from .faces import open_analysis
 from .module_copy import plain_tensor
 from .node import Node
 from .progress import counter
-from .schema import FaceAnalysisSocket, IdentitySocket, advanced, schema
+from .schema import FaceAnalysisSocket, IdentitySocket, advanced, region_input, schema
 
 log = logger(__name__)
 
@@ -283,11 +283,7 @@ class IdentityReport(Node):
                     "clip_vision", optional=True, tooltip="With clip and prompts: how well pictures obey the prompt."
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="The text half of the same CLIP as clip_vision."),
-                io.Mask.Input(
-                    "region",
-                    optional=True,
-                    tooltip="Where the person should be, one mask or one for each picture; other faces do not count.",
-                ),
+                region_input("Where the person should be, one mask or one for each picture; other faces do not count."),
                 *_identity_inputs(),
                 FaceAnalysisSocket.Input("second_judge", optional=True, tooltip=SECOND_TIP),
                 io.Image.Input("held_out", optional=True, tooltip=HELD_OUT_TIP),
@@ -503,11 +499,7 @@ class KeepBestLikeness(Node):
                 ),
                 _same_recogniser(),
                 FaceAnalysisSocket.Input("judge", optional=True, tooltip=JUDGE_TIP),
-                io.Mask.Input(
-                    "region",
-                    optional=True,
-                    tooltip="Where the person should be, one mask or one for each picture; other faces do not count.",
-                ),
+                region_input("Where the person should be, one mask or one for each picture; other faces do not count."),
                 *_identity_inputs(),
                 FaceAnalysisSocket.Input("second_judge", optional=True, tooltip=SECOND_TIP),
             ],

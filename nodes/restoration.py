@@ -32,7 +32,16 @@ from .masks import managed_parser, parsers
 from .node import Node
 from .progress import counter
 from .restorers import KIND, ManagedRestorer, ManagedUpscaler, restorer_files, restorer_of, upscaler_of
-from .schema import FaceAnalysisSocket, FacesSocket, IdentitySocket, RestorerSocket, advanced, schema
+from .schema import (
+    FaceAnalysisSocket,
+    FacesSocket,
+    IdentitySocket,
+    RestorerSocket,
+    advanced,
+    region_input,
+    schema,
+    share_input,
+)
 
 log = logger(__name__)
 CATEGORY = "likeness/restoration"
@@ -236,32 +245,15 @@ def restoration_inputs(*left_out: str) -> tuple[list[Any], list[Any]]:
             default=Whose.ALL.value,
             tooltip="All faces, or the one that Find Faces has chosen (connect its faces).",
         ),
-        io.Float.Input(
-            "strength",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.05,
-            tooltip="How much of the restored face is blended over the original one.",
-        ),
-        io.Float.Input(
+        share_input("strength", 1.0, "How much of the restored face is blended over the original one."),
+        share_input(
             "identity_guard",
-            default=0.5,
-            min=0.0,
-            max=1.0,
-            step=0.05,
-            tooltip=(
-                "How much of a face's likeness must survive, 0 to 1. A face that would lose more is restored less, or "
-                "not at all, and the report says so. 0 only measures. Needs a face analysis with a recogniser."
-            ),
+            0.5,
+            "How much of a face's likeness must survive, 0 to 1. A face that would lose more is restored less, or "
+            "not at all, and the report says so. 0 only measures. Needs a face analysis with a recogniser.",
         ),
-        io.Float.Input(
-            "fidelity",
-            default=0.5,
-            min=0.0,
-            max=1.0,
-            step=0.05,
-            tooltip="CodeFormer only: 0 invents the most beautiful face, 1 stays closest to the picture.",
+        share_input(
+            "fidelity", 0.5, "CodeFormer only: 0 invents the most beautiful face, 1 stays closest to the picture."
         ),
         paste_input(),
         colours_input(),
@@ -309,11 +301,7 @@ def restoration_inputs(*left_out: str) -> tuple[list[Any], list[Any]]:
             optional=True,
             tooltip="The person whom the faces should stay; without it, each face should stay itself.",
         ),
-        io.Mask.Input(
-            "region",
-            optional=True,
-            tooltip="Nothing changes outside of it: for example Face Mask's eyes. One mask, or one a picture.",
-        ),
+        region_input("Nothing changes outside of it: for example Face Mask's eyes. One mask, or one a picture."),
     ]
     return [widget for widget in widgets if widget.id not in left_out], sockets
 
@@ -606,17 +594,8 @@ class PasteFacesBack(Node):
                 ),
                 paste_input(),
                 colours_input(),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="How much of the change is pasted.",
-                ),
-                io.Mask.Input(
-                    "region", optional=True, tooltip="Nothing changes outside of it. One mask, or one for each picture."
-                ),
+                share_input("strength", 1.0, "How much of the change is pasted."),
+                region_input("Nothing changes outside of it. One mask, or one for each picture."),
             ],
             outputs=[
                 io.Image.Output("finished", display_name="image", tooltip="The pictures with the crops pasted."),
