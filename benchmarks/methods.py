@@ -26,18 +26,18 @@ from tqdm import tqdm
 from likeness.evaluation.identity import score_sight, see
 from likeness.evaluation.people import leak_pixels, rms_change
 from likeness.evaluation.table import (
-    Facts,
+    MethodFacts,
     Record,
     agreement,
     difference,
-    markdown,
+    markdown_table,
     methods_of,
     methods_table,
     number,
     of_method,
     read_csv,
     summary,
-    write_csv,
+    write_records,
 )
 from likeness.miniature.drawing.people import SPLITS
 from likeness.miniature.models.backend import observe
@@ -76,7 +76,7 @@ class Method:
     the method."""
 
     prepare: Prepare
-    facts: Facts = field(default_factory=Facts)
+    facts: MethodFacts = field(default_factory=MethodFacts)
     people: int | None = None  # of those of the table
     generates: bool = True
 
@@ -137,13 +137,13 @@ def methods() -> dict[str, Method]:
     """All rows; the anchors, which generate nothing, come first."""
     adapter = _megabytes(ADAPTER_FILE)
     return {
-        "real photo": Method(real_photo, Facts("–"), generates=False),
-        "stranger": Method(stranger, Facts("–"), generates=False),
-        "pasted photo": Method(pasted, Facts("4 photos"), generates=False),
-        BASE: Method(no_adapter, Facts("prompt")),
-        "FaceID, 1 photo": Method(faceid(1), Facts("1 photo", adapter)),
-        "FaceID, 4 photos": Method(faceid(4), Facts("4 photos", adapter)),
-        **{name: Method(partial(taught, name), Facts("trained on 4"), people=TRAINED_PEOPLE) for name in TRAINED},
+        "real photo": Method(real_photo, MethodFacts("–"), generates=False),
+        "stranger": Method(stranger, MethodFacts("–"), generates=False),
+        "pasted photo": Method(pasted, MethodFacts("4 photos"), generates=False),
+        BASE: Method(no_adapter, MethodFacts("prompt")),
+        "FaceID, 1 photo": Method(faceid(1), MethodFacts("1 photo", adapter)),
+        "FaceID, 4 photos": Method(faceid(4), MethodFacts("4 photos", adapter)),
+        **{name: Method(partial(taught, name), MethodFacts("trained on 4"), people=TRAINED_PEOPLE) for name in TRAINED},
     }
 
 
@@ -299,13 +299,13 @@ def ablation_table(records: Sequence[Record]) -> str:
                 cell += f"; Δ {number(difference(records, column, name, whole), signed=True)}"
             cells.append(cell)
         lines.append([name, *cells])
-    return markdown(lines)
+    return markdown_table(lines)
 
 
 # --- into the document
 
 
-def facts_of(records: Sequence[Record]) -> dict[str, Facts]:
+def facts_of(records: Sequence[Record]) -> dict[str, MethodFacts]:
     """What is known of every method, with what its trainings took."""
     facts = {}
     for name, method in methods().items():
@@ -323,7 +323,7 @@ def merged(file: Path, fresh: Sequence[Record], order: Sequence[str]) -> list[Re
     """The records of a file with those of some methods made anew, in the order of the methods; written back."""
     kept = [r for r in (read_csv(file) if file.exists() else []) if r.method not in methods_of(fresh)]
     records = sorted([*kept, *map(rounded, fresh)], key=lambda record: order.index(record.method))
-    write_csv(records, file)
+    write_records(records, file)
     return records
 
 
@@ -364,7 +364,7 @@ def people_with(records: Sequence[Record], measure: str) -> int:
     return len({record.person for record in records if not np.isnan(record.value(measure))})
 
 
-def document(records: Sequence[Record], ablation: Sequence[Record], facts: dict[str, Facts]) -> str:
+def document(records: Sequence[Record], ablation: Sequence[Record], facts: dict[str, MethodFacts]) -> str:
     """docs/methods.md."""
     agreements = [
         f"{method} {agreement(of_method(records, method)):.2f}"

@@ -17,7 +17,7 @@ ImageEncoder = Callable[[torch.Tensor], torch.Tensor]
 GREY = 0.5
 
 
-def face_mask(face: Face | None, height: int, width: int) -> torch.Tensor:
+def face_ellipse(face: Face | None, height: int, width: int) -> torch.Tensor:
     """An ellipse over the face, grown by a fifth for hair and chin: (height, width), 1 inside, all 0 without a face."""
     mask = torch.zeros(height, width)
     if face is None:

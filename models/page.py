@@ -29,7 +29,7 @@ SYSTEMS = {
 _BEGIN, _END = "<!-- models: begin -->", "<!-- models: end -->"
 
 
-def markdown() -> str:
+def markdown_tables() -> str:
     """The tables of docs/models.md: one per system."""
     lines: list[str] = []
     reasons = no_published_weights()
@@ -54,7 +54,7 @@ def markdown() -> str:
 def with_tables(page: str) -> str:
     """`page` with everything between its two marker lines replaced by the current tables."""
     before, rest = page.split(_BEGIN)
-    return f"{before}{_BEGIN}\n\n{markdown()}\n{_END}{rest.split(_END)[1]}"
+    return f"{before}{_BEGIN}\n\n{markdown_tables()}\n{_END}{rest.split(_END)[1]}"
 
 
 def main() -> None:
@@ -63,6 +63,6 @@ def main() -> None:
     parser.add_argument("--markdown", nargs="?", const="-", required=True, metavar="PAGE", help="a page with markers")
     page_path = parser.parse_args().markdown
     if page_path == "-":
-        print(markdown())
+        print(markdown_tables())
     else:
         Path(page_path).write_text(with_tables(Path(page_path).read_text(encoding="utf-8")), encoding="utf-8")

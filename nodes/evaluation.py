@@ -18,13 +18,13 @@ from ..evaluation.portraits import (
     WITH,
     WITHOUT,
     Verdict,
-    beside,
+    identity_photos,
+    joint_verdict,
     judge_pictures,
-    markdown,
-    photos_of,
     portrait_sheet,
     sentence,
     to_records,
+    verdict_markdown,
 )
 from ..faces import FaceAnalysis, Identity, Provider, adopt_analysis
 from .choices import finite, readable
@@ -154,7 +154,7 @@ def _verdict(
     held_out: torch.Tensor | None = None,
 ) -> Verdict:
     """What all judges say of the pictures."""
-    return beside(
+    return joint_verdict(
         [
             judge_pictures(
                 images,
@@ -380,7 +380,7 @@ class IdentityReport(Node):
             log.warning("[likeness] %s", warning)
         return io.NodeOutput(
             drawn,
-            markdown(heading, verdict, threshold, plain, remarks),
+            verdict_markdown(heading, verdict, threshold, plain, remarks),
             verdict.mean,
             list(verdict.percents),
             _or_blocked(images, kept),
@@ -435,7 +435,7 @@ def _save(
     if baseline is not None and plain is not None:
         pictures |= {f"{WITHOUT}/{number}": image for number, image in enumerate(baseline)}
         records = to_records(plain, WITHOUT, texts) + records
-    photos = [photo for person in people for photo in photos_of(person)]
+    photos = [photo for person in people for photo in identity_photos(person)]
     pictures |= {f"photo/{number}": photo for number, photo in enumerate(photos)}
     setting = Setting(
         title=title,
