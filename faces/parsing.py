@@ -256,7 +256,7 @@ class ReflectedConv(nn.Module):
         return self.norm(self.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect")))
 
 
-class ResidualBlock(nn.Module):
+class ParseNetBlock(nn.Module):
     """Two convolutions; `down` halves the picture in the second, `up` doubles it before the first."""
 
     def __init__(self, width_in: int, width: int, down: bool = False, up: bool = False):
@@ -282,9 +282,9 @@ class ParseNet(nn.Module):
         super().__init__()
         width = down[-1][1] if down else base
         last = up[-1][1] if up else width
-        self.encoder = nn.Sequential(ReflectedConv(3, base), *(ResidualBlock(a, b, down=True) for a, b in down))
-        self.body = nn.Sequential(*(ResidualBlock(width, width) for _ in range(depth)))
-        self.decoder = nn.Sequential(*(ResidualBlock(a, b, up=True) for a, b in up))
+        self.encoder = nn.Sequential(ReflectedConv(3, base), *(ParseNetBlock(a, b, down=True) for a, b in down))
+        self.body = nn.Sequential(*(ParseNetBlock(width, width) for _ in range(depth)))
+        self.decoder = nn.Sequential(*(ParseNetBlock(a, b, up=True) for a, b in up))
         self.out_img_conv = ReflectedConv(last, 3)
         self.out_mask_conv = ReflectedConv(last, classes)
 

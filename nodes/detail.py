@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ..faces import adopt_analysis
 from ..restoration.guard import guard_of
-from ..restoration.restore import Job, mask_of, rework_faces
+from ..restoration.restore import FaceJob, paste_mask_of, rework_faces
 from ..restoration.windows import shares, upright
 from .choices import must_exist, one_of
 from .node import Node
 from .progress import counter
 from .restoration import (
     CATEGORY,
-    Pictures,
+    PictureBatch,
     Wanted,
     find_paste,
     finish,
@@ -132,7 +132,7 @@ class DetailFaces(Node):
     ) -> io.NodeOutput:
         from ..injection.comfy.resampling import Sampling, Window
 
-        pictures, asked, analysis = Pictures.of(image), Wanted(**wanted), adopt_analysis(face_analysis)
+        pictures, asked, analysis = PictureBatch.of(image), Wanted(**wanted), adopt_analysis(face_analysis)
         sampler, schedule = one_of(SAMPLERS, sampler_name, "sampler_name"), one_of(SCHEDULERS, scheduler, "scheduler")
         sampling = Sampling(model, positive, negative, vae, steps, cfg, sampler, schedule, denoise)
         sampling.check()
@@ -144,10 +144,10 @@ class DetailFaces(Node):
         size = pictures.colours.shape[1], pictures.colours.shape[2]
         made = iter(range(sum(map(len, faces))))
 
-        def rework(jobs: Sequence[Job]) -> Tensor:
+        def rework(jobs: Sequence[FaceJob]) -> Tensor:
             [job] = jobs
             region = None if regions is None else regions[job.picture % len(regions)]
-            mask = torch.from_numpy(mask_of(job, job.crop, options, region)) if noise_mask else None
+            mask = torch.from_numpy(paste_mask_of(job, job.crop, options, region)) if noise_mask else None
             number = (seed + next(made)) % (LARGEST_SEED + 1)
             pixels = job.crop.clamp(0, 1).permute(1, 2, 0)[None]
             return sampling.again(pixels, Window(*shares(job, size)), number, mask).permute(0, 3, 1, 2)

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..adapters.image_prep import CLIP_SIZE, Crop, to_rgb, to_square
-from ..adapters.storymaker.body import NOISE, cut_out
+from ..adapters.storymaker.body import NOISE, cut_out_character
 from ..adapters.storymaker.cast import OPTIONS, STRONGEST, Cast, Character
 from ..checks import EMPTY_MASK, as_mask, require_painted
 from ..errors import LikenessError
@@ -131,7 +131,8 @@ def _bodies(
     pictures = _as_bytes(to_rgb(image, "image"))
     masks = _found(pictures, identity) if mask is None else _given(mask, pictures)
     return tuple(
-        torch.from_numpy(cut_out(picture.numpy(), one, NOISE)) for picture, one in zip(pictures, masks, strict=True)
+        torch.from_numpy(cut_out_character(picture.numpy(), one, NOISE))
+        for picture, one in zip(pictures, masks, strict=True)
     )
 
 

@@ -24,7 +24,7 @@ from ..training.recipe import Recipe
 from ..training.run_record import digest_of_file
 from .choices import member
 from .progress import counter
-from .training_run import Job, Outcome, automatic_precision, measure_on, run_job
+from .training_run import Outcome, TrainingJob, automatic_precision, measure_on, run_job
 
 CLASS_PICTURES = Path("likeness") / "class_pictures"  # below ComfyUI's output
 S = TypeVar("S", bound=Settings)
@@ -82,7 +82,7 @@ def train_method(
 
     also = [] if start_from is None else [digest_of_file(start_from)]
     also += [] if face_analysis is None else [str(getattr(face_analysis, "name", "other"))]
-    return run_job(Job(name, *sockets, datasets, run, settings, make, run.preview_prompts, also))
+    return run_job(TrainingJob(name, *sockets, datasets, run, settings, make, run.preview_prompts, also))
 
 
 def settings_of(method: Method, values: Mapping[str, Any], datasets: Sequence[Dataset]) -> MethodSettings:

@@ -77,7 +77,7 @@ class Finished(Settings):
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class TrainingJob:
     """A training to be run. make: the recipe, once the modules are there on a device, and whether all its steps were
     made already; sample_prompts: of the pictures at its end, in the words of training."""
 
@@ -99,7 +99,7 @@ class Job:
         return height, width
 
 
-def run_job(job: Job) -> Outcome:
+def run_job(job: TrainingJob) -> Outcome:
     """Train, or find that it was done. Raises the host's interruption when the user cancels; the state is kept."""
     import comfy.model_management as host
 
@@ -127,7 +127,7 @@ def run_job(job: Job) -> Outcome:
             host.soft_empty_cache()
 
 
-def _train(job: Job, base: BaseModel, folder: Path, record: RunRecord, accelerator: Any) -> None:
+def _train(job: TrainingJob, base: BaseModel, folder: Path, record: RunRecord, accelerator: Any) -> None:
     """Make what is missing: steps, sample pictures, files."""
     import comfy.model_management as host
 
@@ -290,7 +290,7 @@ def _keep_samples(folder: Path, pictures: Tensor) -> None:
         write_whole(folder / f"sample_{number}.png", partial(_picture(picture).save, format="png"))
 
 
-def _samples(folder: Path, job: Job) -> Tensor | None:
+def _samples(folder: Path, job: TrainingJob) -> Tensor | None:
     """The pictures of these sample prompts; None where one is missing, or they are of others."""
     if _finished(folder).prompts != tuple(job.sample_prompts):
         return None
@@ -331,7 +331,7 @@ def _publish(saved: Saved) -> str:
     raise LikenessError(f"The result could not be written ({'; '.join(reasons)}): make one of these folders writable.")
 
 
-def _outcome(folder: Path, job: Job) -> Outcome | None:
+def _outcome(folder: Path, job: TrainingJob) -> Outcome | None:
     """What a training left under the job's name; None where something of it is missing."""
     files, samples = _finished(folder).files.get(job.name), _samples(folder, job)
     if files is None or samples is None or not _are_there(files):

@@ -40,7 +40,7 @@ from ..export import Saved, SavedKind, TrainingRecord, save_embedding, save_lora
 from ..materials import Materials, Trainable
 from ..methods.magicapture import templates
 from ..objectives.attention_refocusing import attention_refocusing, attention_refocusing_per_map
-from ..objectives.identity import Decoder, Likeness, Measure, below_cap, identity_of_latents
+from ..objectives.identity import Decoder, LikenessTarget, Measure, below_cap, identity_of_latents
 from ..objectives.magicapture import ShotKind, positions, reconstruction_weight, regions
 from ..objectives.reconstruction import masked_reconstruction, soft_mask
 from ..probe import Grid, sites_at
@@ -141,7 +141,7 @@ class Shot:
 
     kind: ShotKind
     mask: Tensor
-    likeness: Likeness | None
+    likeness: LikenessTarget | None
 
 
 def magicapture(
@@ -284,7 +284,7 @@ class ShotStream:
         mask = soft_mask(counts.unsqueeze(0), self.size, settings.mask_temperature)[0]
         likeness, keypoints = None, shown.keypoints_as_shown(flipped)
         if kind.shows_person and keypoints is not None and person.embedding is not None:
-            likeness = Likeness(keypoints, person.embedding)
+            likeness = LikenessTarget(keypoints, person.embedding)
         return Sample(shown.example, prompt, flipped, Shot(kind, mask.flip(-1) if flipped else mask, likeness))
 
     def _prompt(self, kind: ShotKind, random: torch.Generator) -> str:
@@ -352,19 +352,19 @@ def resemble(
     if settings.layout is FaceLayout.DETECTED:
         assert detect is not None
         likenesses = [_detected(detect, decoder, z0[i : i + 1], each) for i, each in enumerate(likenesses)]
-    likenesses = [each and Likeness(each.keypoints, each.embedding.to(z0.device)) for each in likenesses]
+    likenesses = [each and LikenessTarget(each.keypoints, each.embedding.to(z0.device)) for each in likenesses]
     margin = None if settings.decode_whole else settings.decode_margin
     return identity_of_latents(z0, below_cap(likenesses, look.t, cap), decoder, measure, margin).mean()
 
 
 @torch.no_grad()
-def _detected(detect: Detect, decoder: Decoder, z0: Tensor, likeness: Likeness | None) -> Likeness | None:
+def _detected(detect: Detect, decoder: Decoder, z0: Tensor, likeness: LikenessTarget | None) -> LikenessTarget | None:
     if likeness is None:
         return None
     keypoints = detect(as_uint8(decoder.picture(z0)[0]))
     if keypoints is None:
         return None
-    return Likeness(torch.from_numpy(np.asarray(keypoints, np.float32)), likeness.embedding)
+    return LikenessTarget(torch.from_numpy(np.asarray(keypoints, np.float32)), likeness.embedding)
 
 
 def _check(

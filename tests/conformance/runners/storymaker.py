@@ -15,7 +15,7 @@ from likeness.adapters.effects import AttentionTerm
 from likeness.adapters.image_prep import Crop, normalise, to_square
 from likeness.adapters.networks import Perceiver, PerceiverSizes
 from likeness.adapters.storymaker import StoryMaker
-from likeness.adapters.storymaker.body import cut_out
+from likeness.adapters.storymaker.body import cut_out_character
 from likeness.adapters.storymaker.projection import HeadWidths, StoryMakerProjection, build_projection
 from likeness.adapters.types import IdentityTokens
 from likeness.faces import arcface_crop
@@ -90,7 +90,7 @@ def attention(case: Any) -> dict[str, Tensor]:
 
 def body_picture(picture: Tensor, mask: Tensor) -> Tensor:
     """(1, h, w, 3) in 0..1: the character on white."""
-    return torch.from_numpy(cut_out(picture.numpy(), mask[..., 0].numpy())).unsqueeze(0) / 255
+    return torch.from_numpy(cut_out_character(picture.numpy(), mask[..., 0].numpy())).unsqueeze(0) / 255
 
 
 def face_picture(picture: Tensor, keypoints: Tensor) -> Tensor:

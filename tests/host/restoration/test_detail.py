@@ -168,17 +168,17 @@ def test_a_window_is_the_jobs_square():
     import numpy as np
 
     from likeness.faces import Face
-    from likeness.restoration.restore import Job
+    from likeness.restoration.restore import FaceJob
     from likeness.restoration.windows import shares, upright
 
     ys, xs = torch.meshgrid(torch.arange(100.0), torch.arange(200.0), indexing="ij")
     picture = torch.stack([xs, ys, xs * 0], -1) / 200
     face = Face(np.array([150, 10, 180, 50], np.float32), 1.0)
     job = upright(64, 2.0)(picture, 0, 0, face)
-    assert isinstance(job, Job)
+    assert isinstance(job, FaceJob)
     window = Window(*shares(job, (100, 200)))
     assert 0 <= window.left < window.right <= 1 and 0 <= window.top < window.bottom <= 1
     cut = window.cut(picture.permute(2, 0, 1)[None], 64)[0]
     assert (cut - job.crop).abs()[:, 2:-2, 2:-2].max() < 0.01
     small = upright(64, 2.0)(picture[:40, :60], 0, 0, replace(face, box=np.array([10, 0, 50, 40], np.float32)))
-    assert isinstance(small, Job) and small.crop.isfinite().all()  # larger than the picture: its edge is repeated
+    assert isinstance(small, FaceJob) and small.crop.isfinite().all()  # larger than the picture: its edge is repeated
