@@ -9,7 +9,7 @@ from .align import Border, arcface_crop, differentiable_crop, expand_box, ffhq_c
 from .analysis import FaceAnalysis, Recogniser, Search, adopt_analysis
 from .detection import Detection, Detector
 from .face import Face
-from .identity import Combine, Identity, build_identity, combine
+from .identity import Combine, Identity, build_identity, combine_identities
 from .keypoints import draw_keypoints
 from .onnx_session import Provider
 from .packs import load_dlib, load_facexlib, load_lbp, load_mtcnn, load_opencv, load_pack
@@ -38,7 +38,7 @@ __all__ = [
     "arcface_crop",
     "build_identity",
     "choose_face",
-    "combine",
+    "combine_identities",
     "cosine_similarity",
     "differentiable_crop",
     "draw_keypoints",

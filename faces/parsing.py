@@ -19,7 +19,7 @@ from torch import nn
 
 from ..errors import LikenessError
 from .align import FFHQ_GREY_RGB, ffhq_template, invert, robust_similarity_transform, touched, warp, warp_nearest
-from .weights import Weights, block_count, builds, read_weights
+from .weights import Weights, block_count, builds, read_network_weights
 
 CROP_SIZE = 512
 
@@ -336,7 +336,7 @@ class FaceParser:
 
 def load_parser(path: Path | str, device: torch.device | str = "cpu") -> FaceParser:
     """BiSeNet (parsing_bisenet.pth, 79999_iter.pth) or ParseNet (parsing_parsenet.pth), told apart by their keys."""
-    weights = read_weights(path)
+    weights = read_network_weights(path)
     if "cp.resnet.conv1.weight" in weights:
         network, licence = bisenet(weights), "MIT code; trained on CelebAMask-HQ, which is non-commercial"
     elif "out_mask_conv.conv2d.weight" in weights:

@@ -33,7 +33,7 @@ def find_eva(adapter: Any) -> ManagedEvaTower:
     key = (str(path), stat.st_mtime_ns, stat.st_size)
     tower = _towers.get(key)
     if tower is None:
-        tower = _towers[key] = ManagedEvaTower(eva_clip.build(read_weights(path)[0], path.name))
+        tower = _towers[key] = ManagedEvaTower(eva_clip.build_eva(read_weights(path)[0], path.name))
     _kept[adapter] = tower
     return tower
 

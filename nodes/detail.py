@@ -130,7 +130,7 @@ class DetailFaces(Node):
         noise_mask: bool = True,
         **wanted: Any,
     ) -> io.NodeOutput:
-        from ..injection.comfy.resampling import Sampling, Window
+        from ..injection.comfy.resampling import CropWindow, Sampling
 
         pictures, asked, analysis = PictureBatch.of(image), Wanted(**wanted), adopt_analysis(face_analysis)
         sampler, schedule = one_of(SAMPLERS, sampler_name, "sampler_name"), one_of(SCHEDULERS, scheduler, "scheduler")
@@ -150,7 +150,7 @@ class DetailFaces(Node):
             mask = torch.from_numpy(paste_mask_of(job, job.crop, options, region)) if noise_mask else None
             number = (seed + next(made)) % (LARGEST_SEED + 1)
             pixels = job.crop.clamp(0, 1).permute(1, 2, 0)[None]
-            return sampling.again(pixels, Window(*shares(job, size)), number, mask).permute(0, 3, 1, 2)
+            return sampling.again(pixels, CropWindow(*shares(job, size)), number, mask).permute(0, 3, 1, 2)
 
         done = rework_faces(
             list(pictures.colours), faces, rework, upright(resolution // 8 * 8, crop_factor), options, regions=regions

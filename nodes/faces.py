@@ -20,7 +20,7 @@ from ..faces import (
     Identity,
     Provider,
     adopt_analysis,
-    combine,
+    combine_identities,
     load_facexlib,
     load_lbp,
     load_mtcnn,
@@ -561,7 +561,9 @@ class CombineIdentities(Node):
         finite(weight_1=weight_1, weight_2=weight_2, weight_3=weight_3, weight_4=weight_4)
         used = [pair for pair in given if pair[1] != 0] or given
         identities, weights = zip(*used, strict=True)
-        return io.NodeOutput(combine(identities, weights, member(Combine, mode, "mode"), name.strip() or None))
+        return io.NodeOutput(
+            combine_identities(identities, weights, member(Combine, mode, "mode"), name.strip() or None)
+        )
 
 
 NODES: list[type[io.ComfyNode]] = [

@@ -22,8 +22,8 @@ from ..adapters.ip_adapter.embeds import (
     CombineMode,
     EmbedsScaling,
     ImageEmbeds,
-    combine,
     combine_uncond,
+    join_embeds,
     load_embeds,
     write_embeds,
 )
@@ -350,7 +350,7 @@ class CombineEmbeds(Node):
         rows = torch.cat([e.cond for e in every])
         empty = [e.uncond for e in every if e.uncond is not None]
         uncond = combine_uncond(torch.cat(empty), mode) if empty else None
-        return io.NodeOutput(ImageEmbeds(combine(rows, mode), uncond, embeds_1.adapter, embeds_1.encoder))
+        return io.NodeOutput(ImageEmbeds(join_embeds(rows, mode), uncond, embeds_1.adapter, embeds_1.encoder))
 
 
 class SaveEmbeds(Node):

@@ -96,9 +96,8 @@ class Restored:
 
 Restore = Callable[[Tensor], Tensor]  # crops (B, 3, S, S), 0..1 -> the same
 Rework = Callable[[Sequence[FaceJob]], Tensor]  # faces -> their crops (B, 3, S, S), changed
-CutFace = Callable[
-    [Tensor, int, int, Face], "FaceJob | str"
-]  # picture, its number, the face's, face -> job, or why not
+# picture, its number, the number of the face, the face -> the job, or why there is none
+CutFace = Callable[[Tensor, int, int, Face], "FaceJob | str"]
 
 
 def restore_faces(

@@ -18,7 +18,7 @@ from likeness.errors import LikenessError
 
 
 def likeness(*words):
-    return CliRunner().invoke(cli.build(), ["batch", *map(str, words)])
+    return CliRunner().invoke(cli.command_tree(), ["batch", *map(str, words)])
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ def test_a_calibration_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_a_place_that_is_taken_is_told_before_anything_is_measured(tmp_path):
     (tmp_path / "judge.json").write_text("{}")
-    result = CliRunner().invoke(cli.build(), ["calibrate", "miniature", "--out", str(tmp_path / "judge.json")])
+    result = CliRunner().invoke(cli.command_tree(), ["calibrate", "miniature", "--out", str(tmp_path / "judge.json")])
     assert isinstance(result.exception, LikenessError) and "exists already" in str(result.exception)
 
 
@@ -132,10 +132,10 @@ def test_the_people_are_drawn_when_they_are_asked_for():
 def test_a_judge_is_measured_by_a_command_and_the_file_is_used(folder, judge, monkeypatch):
     monkeypatch.setattr(opening, "open_faces", lambda name: judge)
     file = folder / "mine.json"
-    measured = CliRunner().invoke(cli.build(), ["calibrate", str(folder / "people"), "--out", str(file)])
+    measured = CliRunner().invoke(cli.command_tree(), ["calibrate", str(folder / "people"), "--out", str(file)])
     assert measured.exit_code == 0, measured.output
     assert "4 photos of 2 people" in measured.output and Calibration.load(file).recogniser == "by colour"
-    judged = CliRunner().invoke(cli.build(), ["evaluate", str(folder), "--calibration", str(file)])
+    judged = CliRunner().invoke(cli.command_tree(), ["evaluate", str(folder), "--calibration", str(file)])
     assert judged.exit_code == 0, judged.output
     text = (folder / "report" / "report.md").read_text(encoding="utf-8")
     assert "accepted at 1e-3" in text and "The judge's own quality: equal error rate" in text
@@ -145,7 +145,7 @@ def test_a_judge_that_brings_its_calibration_needs_no_file(folder, judge, colour
     monkeypatch.setattr(opening, "open_faces", lambda name: judge)
     own = calibrate(judge, {"a": colours.of(RED, PINK), "b": colours.of(GREEN)})
     monkeypatch.setattr(calibration, "calibration_of", lambda judge: own)
-    assert CliRunner().invoke(cli.build(), ["evaluate", str(folder)]).exit_code == 0
+    assert CliRunner().invoke(cli.command_tree(), ["evaluate", str(folder)]).exit_code == 0
     assert "accepted at 1e-3" in (folder / "report" / "report.md").read_text(encoding="utf-8")
 
 

@@ -51,7 +51,7 @@ def two(host_path: Path, tmp_path_factory: pytest.TempPathFactory):
 
 
 def likeness(*words: object):
-    return CliRunner().invoke(cli.build(), ["batch", *map(str, words)])
+    return CliRunner().invoke(cli.command_tree(), ["batch", *map(str, words)])
 
 
 def manifest(run: Path) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ from helpers.by_colour import BLACK, BY_COLOUR, coloured
 
 from likeness.errors import LikenessError
 from likeness.faces import FaceAnalysis
-from likeness.injection.comfy.resampling import Window, prompt_in
+from likeness.injection.comfy.resampling import CropWindow, prompt_in
 
 SIDE = 64
 
@@ -125,7 +125,7 @@ def test_the_models_of_the_graph_are_not_touched(detail, photo, world):
 
 # --- the prompt in a window
 
-QUARTER = Window(0.5, 0.0, 1.0, 0.5)  # at the top right
+QUARTER = CropWindow(0.5, 0.0, 1.0, 0.5)  # at the top right
 
 
 def test_masks_are_cut_and_areas_are_kept_where_the_face_is():
@@ -176,7 +176,7 @@ def test_a_window_is_the_jobs_square():
     face = Face(np.array([150, 10, 180, 50], np.float32), 1.0)
     job = upright(64, 2.0)(picture, 0, 0, face)
     assert isinstance(job, FaceJob)
-    window = Window(*shares(job, (100, 200)))
+    window = CropWindow(*shares(job, (100, 200)))
     assert 0 <= window.left < window.right <= 1 and 0 <= window.top < window.bottom <= 1
     cut = window.cut(picture.permute(2, 0, 1)[None], 64)[0]
     assert (cut - job.crop).abs()[:, 2:-2, 2:-2].max() < 0.01
