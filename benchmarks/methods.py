@@ -44,7 +44,7 @@ from likeness.miniature.models.backend import observe
 from likeness.miniature.models.weights import ADAPTER_FILE, FOLDER
 from likeness.miniature.models.world import World, load_world, photos_of
 from likeness.miniature.models.world import wanted as place_of
-from likeness.miniature.study.measuring import PROMPTS, TABLE_PEOPLE, Subject, measure_subject, subjects
+from likeness.miniature.study.measuring import PROMPTS, TABLE_PEOPLE, StudySubject, measure_subject, subjects
 from likeness.miniature.study.tuned import (
     BATCH,
     REFERENCE_STYLE,
@@ -67,7 +67,7 @@ TRAINED_PEOPLE, ABLATED_PEOPLE = 8, 8  # a trained method costs minutes for each
 TRAINED = {f"{method.title}{method.variant}": method for method in METHODS}  # by the names of their rows
 STEPS = 600  # of every trained method; MagiCapture's phases share them
 Paint = Callable[[Sequence[str], Sequence[int]], Tensor]
-Prepare = Callable[[World, Subject], Paint | Tuned]
+Prepare = Callable[[World, StudySubject], Paint | Tuned]
 
 
 @dataclass(frozen=True)
@@ -85,24 +85,24 @@ def _pictures(photos: np.ndarray) -> Tensor:
     return torch.from_numpy(photos).float() / 255
 
 
-def real_photo(world: World, subject: Subject) -> Paint:
+def real_photo(world: World, subject: StudySubject) -> Paint:
     """The ceiling: other photos of the person, which no prompt has asked for."""
     return lambda prompts, seeds: _pictures(photos_of(_seed_of(subject), len(prompts), first=20))
 
 
-def stranger(world: World, subject: Subject) -> Paint:
+def stranger(world: World, subject: StudySubject) -> Paint:
     """The floor: photos of somebody else."""
     return lambda prompts, seeds: _pictures(photos_of(_seed_of(subject) + 3000, len(prompts), first=20))
 
 
-def pasted(world: World, subject: Subject) -> Paint:
+def pasted(world: World, subject: StudySubject) -> Paint:
     """What copying looks like: a photo that was given, as the result."""
     return lambda prompts, seeds: _pictures(
         np.stack([subject.given[i % len(subject.given)] for i in range(len(prompts))])
     )
 
 
-def no_adapter(world: World, subject: Subject) -> Paint:
+def no_adapter(world: World, subject: StudySubject) -> Paint:
     """The prompt alone."""
     return world.portraits
 
@@ -110,8 +110,8 @@ def no_adapter(world: World, subject: Subject) -> Paint:
 def faceid(photos: int, strength: float = 1.0) -> Prepare:
     """The FaceID adapter on that many photos."""
 
-    def prepare(world: World, subject: Subject) -> Paint:
-        few = Subject(subject.name, subject.given[:photos], subject.held_out, world)
+    def prepare(world: World, subject: StudySubject) -> Paint:
+        few = StudySubject(subject.name, subject.given[:photos], subject.held_out, world)
         embedding = few.identity.mean_embedding()[None]
         return lambda prompts, seeds: world.portraits(prompts, seeds, embedding, strength)
 
@@ -119,13 +119,13 @@ def faceid(photos: int, strength: float = 1.0) -> Prepare:
 
 
 @cache
-def taught(name: str, world: World, subject: Subject, **changes: Any) -> Tuned:
+def taught(name: str, world: World, subject: StudySubject, **changes: Any) -> Tuned:
     """What a method has learned from the photos given of a person: once, for the table and for the ablation."""
     method = TRAINED[name]
     return learn(lesson_of(method, world, subject.given, STEPS, **changes), world, word_of(method))
 
 
-def _seed_of(subject: Subject) -> int:
+def _seed_of(subject: StudySubject) -> int:
     return SPLITS["test"][int(subject.name.removeprefix("person-"))]
 
 
@@ -148,7 +148,7 @@ def methods() -> dict[str, Method]:
 
 
 def run(
-    everybody: Sequence[Subject], prompts: Sequence[str], seeds: int, world: World, wanted: dict[str, Method]
+    everybody: Sequence[StudySubject], prompts: Sequence[str], seeds: int, world: World, wanted: dict[str, Method]
 ) -> list[Record]:
     """Every method for every person: the same prompts, and noise of its own for every person and seed."""
     records = []
@@ -219,7 +219,7 @@ ABLATION_COLUMNS = {
 }
 
 
-def ablate(everybody: Sequence[Subject], world: World, variants: dict[str, Variant]) -> list[Record]:
+def ablate(everybody: Sequence[StudySubject], world: World, variants: dict[str, Variant]) -> list[Record]:
     """Every variant for every person: composed prompts, two seeds each, and prompts that leave the place open."""
     records = []
     composed = [prompt for prompt in COMPOSED for _ in range(2)]
@@ -241,7 +241,7 @@ def ablate(everybody: Sequence[Subject], world: World, variants: dict[str, Varia
 
 
 def composed_measures(
-    tuned: Tuned, subject: Subject, prompts: Sequence[str], seeds: Sequence[int], plain: Tensor
+    tuned: Tuned, subject: StudySubject, prompts: Sequence[str], seeds: Sequence[int], plain: Tensor
 ) -> list[dict[str, float]]:
     """Of each picture in the reference style: likeness, style, the place that the prompt names, and both leaks.
 

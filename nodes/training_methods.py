@@ -24,7 +24,7 @@ from ..training.recipe import Recipe
 from ..training.run_record import digest_of_file
 from .choices import member
 from .progress import counter
-from .training_run import Outcome, TrainingJob, automatic_precision, measure_on, run_job
+from .training_run import TrainingJob, TrainingOutcome, automatic_precision, measure_on, run_job
 
 CLASS_PICTURES = Path("likeness") / "class_pictures"  # below ComfyUI's output
 S = TypeVar("S", bound=Settings)
@@ -54,7 +54,7 @@ def train_method(
     prompts: Sequence[str],
     face_analysis: Any = None,
     start_from: Path | None = None,
-) -> Outcome:
+) -> TrainingOutcome:
     """Train by a method. values: of all choices, by the node's inputs. prompts: of the sample pictures, about the
     datasets' trigger words. face_analysis: None where nobody asks for likeness. start_from: a LoRA that is trained
     further, whose ranks and layers stand in the place of those chosen."""

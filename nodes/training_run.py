@@ -36,7 +36,7 @@ from ..training.run_record import AnotherMethod, RunRecord, branch, digest_of, i
 from ..weights.checkpoint_layout import UNET, below, from_open_clip
 from ..weights.concepts import load_concept
 from ..weights.families import TRAINABLE
-from .sockets import base_model, normal_copy
+from .sockets import base_from_sockets, normal_copy
 
 log = logger(__name__)
 
@@ -47,7 +47,7 @@ SAMPLE_SEED = 1
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class TrainingOutcome:
     """What a training left: file names as the loaders list them, by what they are; pictures (n, H, W, 3), 0..1.
 
     reads_captions: whether it was told anything by the photos' captions.
@@ -99,7 +99,7 @@ class TrainingJob:
         return height, width
 
 
-def run_job(job: TrainingJob) -> Outcome:
+def run_job(job: TrainingJob) -> TrainingOutcome:
     """Train, or find that it was done. Raises the host's interruption when the user cancels; the state is kept."""
     import comfy.model_management as host
 
@@ -109,7 +109,7 @@ def run_job(job: TrainingJob) -> Outcome:
     with torch.inference_mode(False), torch.enable_grad():
         host.unload_all_models()
         host.soft_empty_cache()
-        base = base_model(job.model, job.clip, job.vae, min(job.size), network_dtype(job.method, job.run))
+        base = base_from_sockets(job.model, job.clip, job.vae, min(job.size), network_dtype(job.method, job.run))
         base.codec = replace(base.codec, in_checkpoints=_vae_for_checkpoints(base.codec.module))
         record = RunRecord(base.fingerprint(), digest_of(job.datasets, job.method, *job.also), job.method, job.run)
         folder = _folder_of(job.name, record)
@@ -331,7 +331,7 @@ def _publish(saved: Saved) -> str:
     raise LikenessError(f"The result could not be written ({'; '.join(reasons)}): make one of these folders writable.")
 
 
-def _outcome(folder: Path, job: TrainingJob) -> Outcome | None:
+def _outcome(folder: Path, job: TrainingJob) -> TrainingOutcome | None:
     """What a training left under the job's name; None where something of it is missing."""
     files, samples = _finished(folder).files.get(job.name), _samples(folder, job)
     if files is None or samples is None or not _are_there(files):
@@ -341,10 +341,10 @@ def _outcome(folder: Path, job: TrainingJob) -> Outcome | None:
     except LikenessError:
         return None
     found = {kind: tuple(files.get(kind.value, ())) for kind in SavedKind}
-    return Outcome(folder, found, losses, samples, Seen.CAPTIONS in job.method.sees)
+    return TrainingOutcome(folder, found, losses, samples, Seen.CAPTIONS in job.method.sees)
 
 
-def apply_results(model: Any, clip: Any, outcome: Outcome) -> tuple[Any, Any]:
+def apply_results(model: Any, clip: Any, outcome: TrainingOutcome) -> tuple[Any, Any]:
     """MODEL and CLIP with the trained LoRAs at strength 1, as Load LoRA applies them, with concepts, or a checkpoint's
     weights."""
     import comfy.sd

@@ -44,7 +44,7 @@ def folder(tmp_path, colours) -> Path:
 def test_the_shipped_calibration_is_that_of_the_shipped_judge():
     measured = Calibration.load(FOLDER / calibration.FILE)
     assert measured.weights == calibration.judge_weights(), "`likeness calibrate miniature` makes it again"
-    assert calibration.calibration_of(miniature_judge()) == measured
+    assert calibration.miniature_calibration_of(miniature_judge()) == measured
     assert (measured.people, measured.photos) == (len(calibration.PEOPLE), len(calibration.PEOPLE) * calibration.PHOTOS)
     assert measured.threshold(1e-1) < measured.threshold(1e-2) < measured.threshold(1e-3) < 1
     assert measured.auc > 0.95 and measured.genuine > measured.threshold(1e-2)
@@ -116,10 +116,10 @@ def test_nobody_of_the_calibration_is_in_a_study():
 
 
 def test_other_judges_and_other_weights_have_no_calibration_of_ours(judge, tmp_path):
-    assert calibration.calibration_of(judge) is None
+    assert calibration.miniature_calibration_of(judge) is None
     shutil.copy(FOLDER / calibration.FILE, tmp_path)
     (tmp_path / "judge.safetensors").write_bytes(b"retrained")
-    assert calibration.calibration_of(miniature_judge(), tmp_path) is None
+    assert calibration.miniature_calibration_of(miniature_judge(), tmp_path) is None
 
 
 def test_the_people_are_drawn_when_they_are_asked_for():
@@ -144,7 +144,7 @@ def test_a_judge_is_measured_by_a_command_and_the_file_is_used(folder, judge, mo
 def test_a_judge_that_brings_its_calibration_needs_no_file(folder, judge, colours, monkeypatch):
     monkeypatch.setattr(opening, "open_faces", lambda name: judge)
     own = calibrate(judge, {"a": colours.of(RED, PINK), "b": colours.of(GREEN)})
-    monkeypatch.setattr(calibration, "calibration_of", lambda judge: own)
+    monkeypatch.setattr(calibration, "miniature_calibration_of", lambda judge: own)
     assert CliRunner().invoke(cli.command_tree(), ["evaluate", str(folder)]).exit_code == 0
     assert "accepted at 1e-3" in (folder / "report" / "report.md").read_text(encoding="utf-8")
 

@@ -33,7 +33,7 @@ from ..base.lora import Reach, StartLora, trained_pairs
 from ..base.model import BaseModel
 from ..base.vocabulary import NewToken, Vocabulary
 from ..config import Group, LoraSettings, MethodSettings, Moment, Rate, RateSchedule, Seen, Weight
-from ..data.captions import composed, fill, parse_templates, person_templates, style_templates
+from ..data.captions import composed, fill_template, parse_templates, person_templates, style_templates
 from ..data.dataset import Dataset
 from ..data.portraits import Detect, Portrait, as_uint8, portraits
 from ..export import Saved, SavedKind, TrainingRecord, save_embedding, save_lora
@@ -290,9 +290,11 @@ class ShotStream:
     def _prompt(self, kind: ShotKind, random: torch.Generator) -> str:
         settings = self.settings
         if kind is ShotKind.STYLE:
-            return fill(prompts.choose(settings.style_templates, random), settings.style)
-        template = prompts.choose(settings.person_templates, random)
-        return fill(composed(template, settings.style) if kind is ShotKind.BOTH else template, settings.subject)
+            return fill_template(prompts.random_choice(settings.style_templates, random), settings.style)
+        template = prompts.random_choice(settings.person_templates, random)
+        return fill_template(
+            composed(template, settings.style) if kind is ShotKind.BOTH else template, settings.subject
+        )
 
 
 @dataclass(frozen=True)
