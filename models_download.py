@@ -10,10 +10,10 @@ from .models.download import DownloadOutcome, download
 from .models.free_faces import DLIB, SFACE, YUNET, FreeNetwork, find_free
 from .models.lookup import find_file, list_files, locate, resolve
 from .models.packs import find_insightface_pack, list_insightface_packs
-from .models.page import SYSTEMS, main, markdown_tables, with_tables
+from .models.page import main, markdown_tables, with_tables
 from .models.places import OUR_KINDS, download_root, folders, model_roots, register_folders
 from .models.progress import Progress, progress_bar
-from .models.registry import HUB, WEIGHT_SUFFIXES, ModelFile, human_size, no_published_weights, registry, select
+from .models.registry import HUB, WEIGHT_SUFFIXES, ModelFile, human_size, registry, select, systems
 from .models.scan import walk
 from .models.verify import Check, Health, check_file, installed
 
@@ -22,7 +22,6 @@ __all__ = [
     "HUB",
     "OUR_KINDS",
     "SFACE",
-    "SYSTEMS",
     "WEIGHT_SUFFIXES",
     "YUNET",
     "Check",
@@ -46,13 +45,13 @@ __all__ = [
     "locate",
     "markdown_tables",
     "model_roots",
-    "no_published_weights",
     "progress_bar",
     "register_folders",
     "registry",
     "resolve",
     "select",
     "sha256",
+    "systems",
     "walk",
     "with_tables",
 ]

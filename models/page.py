@@ -5,37 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .registry import no_published_weights, registry
+from .registry import registry, systems
 
-SYSTEMS = {
-    "faces": "Face analysis, parsing, recognition",
-    "shared": "Image encoders shared by several systems",
-    "ip_adapter": "IP-Adapter",
-    "photomaker": "PhotoMaker",
-    "instantid": "InstantID",
-    "pulid": "PuLID",
-    "storymaker": "StoryMaker",
-    "fastcomposer": "FastComposer",
-    "blip_diffusion": "BLIP-Diffusion",
-    "custom_diffusion": "Custom Diffusion",
-    "textual_inversion": "Textual Inversion",
-    "dreambooth": "DreamBooth",
-    "magicapture": "MagiCapture",
-    "sefi_ide": "SeFi-IDE",
-    "photoverse": "PhotoVerse",
-    "restoration": "Super-resolution and face restoration",
-    "base": "Base models and helpers",
-}
 _BEGIN, _END = "<!-- models: begin -->", "<!-- models: end -->"
 
 
 def markdown_tables() -> str:
     """The tables of docs/models.md: one per system."""
     lines: list[str] = []
-    reasons = no_published_weights()
-    for system, title in SYSTEMS.items():
-        lines += [f"### {title}", ""]
-        if models := [model for model in registry() if model.system == system]:
+    for name, system in systems().items():
+        lines += [f"### {system.title}", ""]
+        if models := [model for model in registry() if model.system == name]:
             lines += [
                 "| name | variant | put in `models/` | size | licence | commercial use | needed by | notes |",
                 "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -46,8 +26,8 @@ def markdown_tables() -> str:
                 f"{model.notes} |"
                 for model in models
             ] + [""]
-        if system in reasons:
-            lines += [f"No weight files of its own: {reasons[system]}.", ""]
+        if system.no_weights:
+            lines += [f"No weight files of its own: {system.no_weights}.", ""]
     return "\n".join(lines)
 
 
