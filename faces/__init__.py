@@ -16,7 +16,7 @@ from .packs import load_dlib, load_facexlib, load_lbp, load_mtcnn, load_opencv, 
 from .parsing import FaceParser, Part, load_parser, parse_face, part_mask
 from .photos import read_photo, to_photos
 from .recognition import FrozenRecogniser, load_recogniser_module
-from .select import Choice, choose_face, order_faces
+from .select import Choice, order_faces
 from .similarity import cosine_similarity, mean_direction, unit, unit_distance
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "adopt_analysis",
     "arcface_crop",
     "build_identity",
-    "choose_face",
     "combine_identities",
     "cosine_similarity",
     "differentiable_crop",

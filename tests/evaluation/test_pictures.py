@@ -16,7 +16,6 @@ from likeness.evaluation.quality import crop_sharpness, sane
 from likeness.evaluation.similarity import (
     aligned_faces,
     diversity,
-    face_ellipse,
     keep_base,
     masked_clip,
     style_gain,
@@ -123,13 +122,6 @@ def test_diversity_is_the_mean_distance_of_pairs():
     assert diversity(_flat(RED, RED, RED), CLIP.encode_images) == pytest.approx(0, abs=1e-6)
     assert diversity(_flat(RED, GREEN, RED), CLIP.encode_images) == pytest.approx(2 / 3, abs=1e-6)
     assert np.isnan(diversity(_flat(RED), CLIP.encode_images))
-
-
-def test_the_mask_of_a_face_covers_it_and_is_empty_without():
-    mask = face_ellipse(Face(box=np.array([10, 10, 20, 30], np.float32), score=1.0), 40, 40)
-    assert mask[20, 15] == 1 and mask[20, 1] == 0 and mask[20, 20] == 1 and mask[9, 9] == 0
-    assert face_ellipse(None, 4, 4).sum() == 0
-    assert face_ellipse(Face(box=np.full(4, 5, np.float32), score=1.0), 8, 8).sum() == 0, "a box of no size"
 
 
 def test_aligned_faces_leave_out_who_has_no_keypoints():

@@ -43,7 +43,7 @@ from ..objectives.attention_refocusing import attention_refocusing, attention_re
 from ..objectives.identity import Decoder, LikenessTarget, Measure, below_cap, identity_of_latents
 from ..objectives.magicapture import ShotKind, positions, reconstruction_weight, regions
 from ..objectives.reconstruction import masked_reconstruction, soft_mask
-from ..probe import Grid, sites_at
+from ..probe import Grid, refocusing_grid, sites_at
 from ..recipe import Listening, Objective, Pass, Phase, Recipe, Sample, epochs, generator, uniform_timesteps
 from . import prompts
 from .denoising import Mask, require_masks
@@ -164,7 +164,7 @@ def magicapture(
     """
     start = start or {}
     size = _check(base, people, styles, settings, measure, detect)
-    grid = (-(-size[0] // settings.map_division), -(-size[1] // settings.map_division))
+    grid = refocusing_grid(size, settings.map_division)
     tokens = [
         NewToken(settings.subject, settings.vectors, start.get(settings.subject) or settings.subject_start or None),
         NewToken(
