@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -390,21 +391,32 @@ def table(title: str, variants: Mapping[str, Variant], rounds: int, steps: int) 
     return "\n".join(lines)
 
 
+EARLIER = "likeness_earlier"  # what another checkout's pack is imported as
+
+
+class EarlierBenchmark(SourceFileLoader):
+    """Reads a benchmark whose imports are of that other pack."""
+
+    def path_stats(self, path: str) -> Any:
+        raise OSError  # neither reads nor writes compiled files
+
+    def source_to_code(self, data: Any, path: Any, **options: Any) -> Any:
+        return super().source_to_code(data.replace(b"from likeness.", f"from {EARLIER}.".encode()), path, **options)
+
+
 def earlier(checkout: Path) -> ModuleType:
     """The benchmark of another checkout, on a copy of the pack of its own that stands beside this one's."""
-    name = "likeness_earlier"
-    spec = importlib.util.spec_from_file_location(
-        name, checkout / "__init__.py", submodule_search_locations=[str(checkout)]
-    )
-    assert spec and spec.loader
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-    source = (checkout / "benchmarks" / "training.py").read_text(encoding="utf-8")
-    module = ModuleType("earlier_training")
-    module.__file__ = str(checkout / "benchmarks" / "training.py")
-    sys.modules[module.__name__] = module
-    exec(compile(source.replace("from likeness.", f"from {name}."), module.__file__, "exec"), module.__dict__)
-    return module
+
+    def imported(name: str, **where: Any) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, **where)
+        assert spec and spec.loader
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+        return sys.modules[name]
+
+    imported(EARLIER, location=checkout / "__init__.py", submodule_search_locations=[str(checkout)])
+    loader = EarlierBenchmark("earlier_training", str(checkout / "benchmarks" / "training.py"))
+    return imported(loader.name, location=loader.path, loader=loader)
 
 
 def lora_steps(base: BaseModel) -> dict[str, Variant]:
