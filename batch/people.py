@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import LikenessError
 from ..storage import name_fault, write_whole
 from .files import sha256_of
-from .plan import People
+from .plan import PlannedPeople
 from .problems import Fault, Problems
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"
 
 
 @dataclass(frozen=True)
-class Person:
+class PersonPhotos:
     """Somebody, and the photos that show them."""
 
     name: str
@@ -36,7 +36,7 @@ class Person:
     identity: Path | None = None  # the file, once it was made
 
 
-def find_people(people: People, problems: Problems) -> list[Person]:
+def find_people(people: PlannedPeople, problems: Problems) -> list[PersonPhotos]:
     """Photos grouped by person, in the order of names."""
     found: dict[str, list[Path]] = {}
     for text in sorted(glob.glob(people.photos, recursive=True)):
@@ -48,7 +48,7 @@ def find_people(people: People, problems: Problems) -> list[Person]:
     for name in found:
         if fault := name_fault(name):
             problems.add("people", 0, "photos", name, Fault(f"the person's name {fault}", "rename the folder"))
-    return [Person(name, photos) for name, photos in sorted(found.items())]
+    return [PersonPhotos(name, photos) for name, photos in sorted(found.items())]
 
 
 class Identities:
@@ -59,7 +59,7 @@ class Identities:
         self._open, self._analysis = open_faces, None
         self.computed = 0  # in this run
 
-    def of(self, person: Person, best: int = 0) -> Path:
+    def of(self, person: PersonPhotos, best: int = 0) -> Path:
         """The file for this person. LikenessError where the photos show no face."""
         said = "\n".join([str(_VERSION), self.faces, str(best), person.name, *map(sha256_of, person.photos)])
         path = self.folder / f"{hashlib.sha256(said.encode()).hexdigest()[:32]}.safetensors"
@@ -76,7 +76,7 @@ class Identities:
         return self._analysis
 
 
-def identity_from(person: Person, faces: FaceAnalysis, best: int = 0) -> Identity:
+def identity_from(person: PersonPhotos, faces: FaceAnalysis, best: int = 0) -> Identity:
     """One person from photos; those without a face, that cannot be read, or that show somebody else are left out."""
     from ..faces import read_photo
     from ..faces.found import IfNone, Rule, find_faces, identity_of
@@ -103,13 +103,13 @@ def _most_typical(identity: Identity, count: int) -> list[int]:
 
 
 def with_identities(
-    people: Sequence[Person], makes: Identities, best: int, problems: Problems, skip: bool = False
-) -> list[Person]:
+    people: Sequence[PersonPhotos], makes: Identities, best: int, problems: Problems, skip: bool = False
+) -> list[PersonPhotos]:
     """The people whose identity could be made. For the others a problem, or with `skip` a warning."""
     made = []
     for person in people:
         try:
-            made.append(Person(person.name, person.photos, makes.of(person, best)))
+            made.append(PersonPhotos(person.name, person.photos, makes.of(person, best)))
         except (LikenessError, Fault) as error:
             where = os.path.dirname(str(person.photos[0]))
             if skip:

@@ -21,7 +21,7 @@ from ..errors import LikenessError
 from .client import Access
 from .graph import Graph
 from .local import Comfy, LocalServer
-from .workers import Away, BadFile, Ending, Facts, Queue, Served, State, Upload
+from .workers import Away, BadFile, Ending, Queue, Served, ServerFacts, State, Upload
 
 OLDEST = (2, 52)  # before, a web page could run code in a local cluster
 MOST_BYTES = 50 * 10**6  # of a file that is carried through Ray
@@ -124,7 +124,7 @@ class RayWorker:
             await self._call("close", seconds=30.0)
         ray.kill(self._actor)
 
-    async def facts(self) -> Facts:
+    async def facts(self) -> ServerFacts:
         if await self._ask(self._actor.has_ended.remote()):
             self._ended = True
             raise Away(f"{self.name}'s server has ended", is_dead=True)

@@ -20,7 +20,7 @@ from ..faces import (
     Identity,
     Provider,
     adopt_analysis,
-    combine,
+    combine_identities,
     load_facexlib,
     load_lbp,
     load_mtcnn,
@@ -47,7 +47,7 @@ from .choices import choices, finite, member, must_exist, named, readable
 from .files import Shelf
 from .node import Node
 from .progress import counter
-from .schema import FaceAnalysisSocket, FacesSocket, IdentitySocket, advanced, schema
+from .schema import FaceAnalysisSocket, FacesSocket, IdentitySocket, outlier_threshold_input, schema
 
 log = logger(__name__)
 
@@ -370,18 +370,9 @@ class IdentityFromPhotos(Node):
                     default=Outliers.LEAVE_OUT.value,
                     tooltip="What happens to a photo that does not look like the others. Both are named in the report.",
                 ),
-                advanced(
-                    io.Float.Input(
-                        "outlier_threshold",
-                        default=OUTLIER_COSINE,
-                        min=-1.0,
-                        max=1.0,
-                        step=0.01,
-                        tooltip=(
-                            "Cosine similarity to the most typical photo below which a photo is an outlier. 0.25 suits "
-                            "ArcFace recognisers; -1 keeps everything."
-                        ),
-                    )
+                outlier_threshold_input(
+                    "Cosine similarity to the most typical photo below which a photo is an outlier. 0.25 suits "
+                    "ArcFace recognisers; -1 keeps everything."
                 ),
             ],
             outputs=_identity_outputs(),
@@ -570,7 +561,9 @@ class CombineIdentities(Node):
         finite(weight_1=weight_1, weight_2=weight_2, weight_3=weight_3, weight_4=weight_4)
         used = [pair for pair in given if pair[1] != 0] or given
         identities, weights = zip(*used, strict=True)
-        return io.NodeOutput(combine(identities, weights, member(Combine, mode, "mode"), name.strip() or None))
+        return io.NodeOutput(
+            combine_identities(identities, weights, member(Combine, mode, "mode"), name.strip() or None)
+        )
 
 
 NODES: list[type[io.ComfyNode]] = [

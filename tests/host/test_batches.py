@@ -51,7 +51,7 @@ def two(host_path: Path, tmp_path_factory: pytest.TempPathFactory):
 
 
 def likeness(*words: object):
-    return CliRunner().invoke(cli.build(), ["batch", *map(str, words)])
+    return CliRunner().invoke(cli.command_tree(), ["batch", *map(str, words)])
 
 
 def manifest(run: Path) -> list[dict[str, str]]:
@@ -243,11 +243,11 @@ def test_a_killed_client_goes_on_and_nothing_runs_twice(two, tmp_path):
 def test_a_real_zombie_is_found(two, tmp_path):
     """Waiting prompts of one number and one id end the server's worker thread: it answers, and runs nothing more.
     (The last test of these servers.)"""
-    from likeness.batch.check import check
+    from likeness.batch.check import check_plan
     from likeness.batch.client import HttpServer, read_address
-    from likeness.batch.plan import Plan
+    from likeness.batch.plan import BatchPlan
     from likeness.batch.session import begin, execute
-    from likeness.batch.work import Settings
+    from likeness.batch.work import WorkSettings
 
     client = server_module.Client(two[0].address)
     (tmp_path / "api.json").write_text(json.dumps(PLAIN))
@@ -266,10 +266,12 @@ def test_a_real_zombie_is_found(two, tmp_path):
     async def go() -> None:
         worker = HttpServer(read_address(two[0].address))
         try:
-            checked = await check(Plan(tmp_path / "api.json", tmp_path / "rows.csv"), [worker], open_faces, tmp_path)
+            checked = await check_plan(
+                BatchPlan(tmp_path / "api.json", tmp_path / "rows.csv"), [worker], open_faces, tmp_path
+            )
             assert not checked.problems
             run = begin(tmp_path / "run", checked)
-            settings = Settings(zombie=2.0, give_up=6.0, poll=(0.1, 15.0))
+            settings = WorkSettings(zombie=2.0, give_up=6.0, poll=(0.1, 15.0))
             await execute(run, [(worker, checked.servers[0].nodes)], settings, tell=lambda kind, _: told.append(kind))
         finally:
             await worker.close()
