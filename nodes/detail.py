@@ -158,7 +158,8 @@ class DetailFaces(Node):
             mask = torch.from_numpy(mask_of(job, job.crop, options, region)) if noise_mask else None
             number = (seed + next(made)) % (LARGEST_SEED + 1)
             pixels = job.crop.clamp(0, 1).permute(1, 2, 0)[None]
-            return sampling.again(pixels, Window(*shares(job, size)), number, mask).permute(0, 3, 1, 2)
+            window = Window(*shares(job, size), job.picture, len(pictures.colours))
+            return sampling.again(pixels, window, number, mask).permute(0, 3, 1, 2)
 
         done = rework_faces(
             list(pictures.colours), faces, rework, upright(resolution // 8 * 8, crop_factor), options, regions=regions
