@@ -162,7 +162,13 @@ class DetailFaces(Node):
             return sampling.again(pixels, window, number, mask).permute(0, 3, 1, 2)
 
         done = rework_faces(
-            list(pictures.colours), faces, rework, upright(resolution // 8 * 8, crop_factor), options, regions=regions
+            list(pictures.colours),
+            faces,
+            rework,
+            upright(resolution // 8 * 8, crop_factor),
+            options,
+            canvases=pictures.canvases(),
+            regions=regions,
         )
         return finish(pictures, done, remarks_on(faces, options, analysis))
 

@@ -17,6 +17,7 @@ from ..faces.parsing import CROP_SIZE, FaceParser
 from .colour import ColourMatch, grey_like, is_grey, matched, with_texture
 from .guard import Guard, Likeness
 from .paste import Shape, cut_out, cut_out_mask, for_scaled, parsed_edge, put_back, shaped_edge
+from .upscale import resized
 
 SMALLEST = 24  # pixels of the shorter side of a face's box; restorers invent anybody from less
 LEAST_EYES = 5.0  # pixels between them: a profile, or keypoints that are wrong
@@ -160,7 +161,7 @@ def rework_faces(
 
     for index, (picture, found) in enumerate(zip(pictures, faces, strict=True)):
         for number, face in enumerate(found):
-            job = cut(picture, index, number, face)
+            job = cut(picture, index, number, face) if options.strength > 0 else "the strength is 0"
             if isinstance(job, str):
                 done.outcomes.append(Outcome(index, number, face, Fate.KEPT, 0.0, job))
                 after_each()
@@ -233,7 +234,8 @@ def _finish(
     if amount > 0:
         canvas, covered = done.pictures[job.picture], done.covered[job.picture]
         scale = canvas.shape[1] / picture.shape[1], canvas.shape[0] / picture.shape[0]
-        put_back(canvas, job.crop, tidy, for_scaled(job.matrix, scale), mask, amount, covered)
+        within = None if region is None else resized(region[..., None], *canvas.shape[:2])[..., 0]
+        put_back(canvas, job.crop, tidy, for_scaled(job.matrix, scale), mask, amount, covered, within)
     fate = Fate.RESTORED if share == 1 else Fate.REDUCED if share > 0 else Fate.KEPT
     why = "" if share == 1 else "more of it would be somebody else"
     done.outcomes.append(Outcome(job.picture, job.number, job.face, fate, amount, why, likeness))

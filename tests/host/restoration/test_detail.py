@@ -69,6 +69,16 @@ def test_a_batch_without_faces_passes_and_transparency_stays(detail, photo):
     assert torch.equal(detail(image)[0][..., 3], image[..., 3])
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_what_is_not_changed_comes_out_to_the_bit(detail, channels):
+    image = torch.rand(1, 64, 60, channels) * 2 - 0.5
+    image[:, 32, 30] = 0.5  # where the analysis looks for a face
+    kept, *_, report = detail(image, strength=0.0)
+    assert torch.equal(kept, image) and "the strength is 0" in report
+    finished, _, _, mask, _ = detail(image)
+    assert torch.equal(finished[mask == 0], image[mask == 0]) and not torch.equal(finished, image)
+
+
 def test_an_applied_identity_composes(detail, photo, recipes, places):
     """The model of Apply Identity is sampled as any other."""
     from helpers import small_world as small
