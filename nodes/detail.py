@@ -145,9 +145,11 @@ class DetailFaces(Node):
         sampling = Sampling(model, positive, negative, vae, steps, cfg, sampler, schedule, denoise)
         sampling.check()
         regions = regions_of(asked.region, pictures)
-        # Without an identity to compare with, a face that is made anew may become whoever the model says.
+        # Without an identity to compare with, a face that is made anew may become whoever the model says; with one it
+        # may be on its way to that person.
         least = asked.identity_guard if asked.identity is not None else 0.0
-        options = replace(asked.options(analysis), batch=1, guard=guard_of(analysis, least, asked.identity))
+        guard = guard_of(analysis, least, asked.identity, strangers=False)
+        options = replace(asked.options(analysis), batch=1, guard=guard)
         faces = asked.faces_of(pictures.photos, analysis, counter(len(pictures.photos)))
         size = pictures.colours.shape[1], pictures.colours.shape[2]
         made = iter(range(sum(map(len, faces))))
