@@ -153,7 +153,8 @@ class Sampling:
 
     def check(self) -> None:
         """LikenessError unless the parts are what they are called, and belong together."""
-        if not hasattr(self.vae, "encode") or not hasattr(self.vae, "decode"):
+        able = hasattr(self.vae, "encode") and hasattr(self.vae, "decode")
+        if not able or hasattr(self.vae, "tokenize"):  # a CLIP encodes and decodes as well
             raise LikenessError(f"The input vae holds a {type(self.vae).__name__}: connect the checkpoint's VAE.")
         if not hasattr(self.model, "get_model_object"):
             raise LikenessError(f"The input model holds a {type(self.model).__name__}: connect a MODEL.")

@@ -111,15 +111,16 @@ def test_faces_without_keypoints_are_detailed_in_their_box(detail, photo):
     assert not torch.equal(finished, photo) and "1 restored" in report and "identity guard was off" in report
 
 
-def test_parts_that_do_not_belong_together_are_said(detail, photo, world):
+def test_parts_that_do_not_belong_together_are_said(detail, photo, recipes):
     class Wide:
         latent_channels = 16
         encode = decode = None
 
     with pytest.raises(LikenessError, match="latents have 16 channels and the model reads 4"):
         detail(photo, vae=Wide())
-    with pytest.raises(LikenessError, match="input vae holds a str"):
-        detail(photo, vae="x")
+    for value in ("x", recipes.tiny_clip()):
+        with pytest.raises(LikenessError, match=r"input vae holds a (str|CLIP)"):
+            detail(photo, vae=value)
     with pytest.raises(LikenessError, match="'fast' is not a choice for sampler_name"):
         detail(photo, sampler_name="fast")
 
