@@ -277,9 +277,9 @@ ANN, BOB = (0.9, 0.3, 0.2), (0.2, 0.3, 0.9)
 @pytest.mark.parametrize("who", ["Ann", "Ann and Cleo"])
 def test_a_stranger_in_the_picture_stays_themselves(who):
     """In a picture of two people the identity is another, or is of several people."""
-    from likeness.faces.identity import combine
+    from likeness.faces.identity import combine_identities
 
-    identity = person(*ANN) if who == "Ann" else combine([person(*ANN), person(0.2, 0.9, 0.3)])
+    identity = person(*ANN) if who == "Ann" else combine_identities([person(*ANN), person(0.2, 0.9, 0.3)])
     guard = guard_of(FaceAnalysis("tints", Nobody(), ByTint()), 0.6, identity)
     picture = tinted(*BOB)
     done = restore_faces([picture], [[face_at(100, 80)]], to_a_stranger, SIDE, PasteOptions(guard=guard))

@@ -11,7 +11,7 @@ from helpers import restorers as small
 from likeness.errors import LikenessError
 from likeness.restoration import restorers
 from likeness.restoration.codeformer import adaptive_instance_norm, codeformer
-from likeness.restoration.restorers import Wishes, load_restorer, precision_of, restorer_on_socket
+from likeness.restoration.restorers import Wishes, load_restorer, precision_of, restorer_of
 from likeness.restoration.spandrel_files import architectures, described
 
 KINDS = ("codeformer", "gfpgan", "restoreformer")
@@ -19,7 +19,7 @@ SIDE = 64
 
 
 def restorer(kind: str, seed: int = 0):
-    return restorer_on_socket(getattr(small, kind)(seed), f"{kind}.pth")
+    return restorer_of(getattr(small, kind)(seed), f"{kind}.pth")
 
 
 def faces(seed: int = 0, count: int = 2) -> torch.Tensor:
@@ -216,7 +216,7 @@ def test_an_unknown_file_is_told_which_architectures_are_known(tmp_path):
 
 def test_a_network_for_super_resolution_is_sent_where_it_belongs():
     with pytest.raises(LikenessError, match=r"ESRGAN, which restores no faces.*Upscale Portrait"):
-        restorer_on_socket(small.esrgan(), "x.pth")
+        restorer_of(small.esrgan(), "x.pth")
 
 
 def test_weights_that_do_not_fit_are_said(tmp_path):
@@ -224,18 +224,18 @@ def test_weights_that_do_not_fit_are_said(tmp_path):
         weights = getattr(small, kind)()
         del weights[lost]
         with pytest.raises(LikenessError, match="do not fit"):
-            restorer_on_socket(weights, "x.pth")
+            restorer_of(weights, "x.pth")
     cut = {key: value for key, value in small.restoreformer().items() if not key.startswith("decoder.up.0")}
     with pytest.raises(LikenessError, match=r"'x.pth' do not fit RestoreFormer"):
-        restorer_on_socket(cut, "x.pth")
+        restorer_of(cut, "x.pth")
 
 
 def test_spandrels_descriptions_are_adopted():
     descriptor = described(small.restoreformer(), "x")
-    assert restorers.adopted(descriptor).kind is restorers.RESTOREFORMER
+    assert restorers.adopted_restorer(descriptor).kind is restorers.RESTOREFORMER
     for value in ("x", type("Patcher", (), {"model": torch.nn.Linear(1, 1)})()):
         with pytest.raises(LikenessError, match=r"holds a (str|Patcher): connect Load Face Restorer"):
-            restorers.adopted(value)
+            restorers.adopted_restorer(value)
 
 
 def test_without_spandrel_what_to_install_is_said(monkeypatch):
