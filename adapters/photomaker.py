@@ -453,8 +453,7 @@ class PhotoMaker(nn.Module):
             raise LikenessError(
                 f"The adapter {self.name!r} reads the embeddings of {RECOGNISER}, but the identity {who.name!r} "
                 f"{made}: install {RECOGNISER} (the identity is then embedded again from its own crops), or make it "
-                "with "
-                f"{RECOGNISER}."
+                f"with {RECOGNISER}."
             )
         found = who.as_seen_by(RECOGNISER).embeddings
         perceiver = self.id_encoder.qformer_perceiver

@@ -131,8 +131,8 @@ class Identity:
         if not len(self.aligned):
             raise LikenessError(
                 f"The identity '{self.name}' has no aligned face that could be embedded by {recogniser.name}, because "
-                "its detector "
-                "gave no keypoints: make it with a face analysis that does, for example buffalo_l, OpenCV or MTCNN."
+                "its detector gave no keypoints: make it with a face analysis that does, for example buffalo_l, "
+                "OpenCV or MTCNN."
             )
         template: Template = getattr(recogniser, "template", ARCFACE)
         if template.lies_inside(ARCFACE):

@@ -358,8 +358,8 @@ class IdentityFromPhotos(Node):
             category=CATEGORY,
             description=(
                 "Builds one identity from the chosen faces: embeddings, aligned crops and keypoints of every photo "
-                "in one "
-                "value. A photo of another person is named in the report and left out. Three to ten different photos "
+                "in one value. A photo of another person is named in the report and left out. Three to ten different "
+                "photos "
                 "keep a person better than one."
             ),
             inputs=[
