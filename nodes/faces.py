@@ -359,8 +359,7 @@ class IdentityFromPhotos(Node):
             description=(
                 "Builds one identity from the chosen faces: embeddings, aligned crops and keypoints of every photo "
                 "in one value. A photo of another person is named in the report and left out. Three to ten different "
-                "photos "
-                "keep a person better than one."
+                "photos keep a person better than one."
             ),
             inputs=[
                 FacesSocket.Input("faces", tooltip="From Find Faces: the same person in every photo."),
