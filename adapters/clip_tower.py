@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-HEAD_WIDTH = 64  # of every published CLIP
+from ..weights.families import HEAD_WIDTH
 
 # Keys of one tower, beside its layers'.
 _PATCHES, _POSITIONS = "embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"

@@ -154,9 +154,9 @@ def evaluate_folder(
 def _measured(judge: FaceAnalysis) -> Calibration | None:
     """What comes with the pack about this judge's quality."""
     from ..evaluation.identity import calibration_of
-    from ..miniature.study.calibration import miniature_calibration_of as calibration_of_miniature
+    from ..miniature.study.calibration import miniature_calibration_of
 
-    return calibration_of_miniature(judge) or calibration_of(judge)
+    return miniature_calibration_of(judge) or calibration_of(judge)
 
 
 _FREE = {"sface": "dlib", "dlib": "sface"}  # recogniser -> the other free one

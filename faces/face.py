@@ -23,6 +23,12 @@ class Face:
     photo: int = 0  # index of the photo in the batch it came from
 
     @property
+    def sides(self) -> tuple[float, float]:
+        """Width and height of the box."""
+        x1, y1, x2, y2 = (float(value) for value in self.box)
+        return x2 - x1, y2 - y1
+
+    @property
     def area(self) -> float:
         """Box area in square pixels."""
         x1, y1, x2, y2 = self.box

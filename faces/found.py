@@ -123,11 +123,11 @@ def _check_reference(analysis: FaceAnalysis, rule: Rule) -> None:
 def _faces_of(analysis: FaceAnalysis, photo: np.ndarray, number: int, where: str, rule: Rule) -> tuple[list[Face], str]:
     """The faces that are large enough, in the rule's order, and the sentence to show when there are none."""
     search = analysis.search(photo, number, embed=rule.choice is Choice.SIMILAR)
-    large = [face for face in search.faces if min(_sides(face)) >= rule.min_size]
+    large = [face for face in search.faces if min(face.sides) >= rule.min_size]
     if not large:
         if not search.faces:
             return [], search.explain(where)
-        width, height = _sides(max(search.faces, key=lambda face: face.area))
+        width, height = max(search.faces, key=lambda face: face.area).sides
         return [], (
             f"The faces in {where} are too small: the largest has {width:.0f}x{height:.0f} pixels and min_size is "
             f"{rule.min_size}; use a larger photo, or lower min_size."
@@ -148,11 +148,6 @@ def _at(index: int, ordered: list[Face], where: str) -> Face:
             "choose a smaller index."
         )
     return ordered[index]
-
-
-def _sides(face: Face) -> tuple[float, float]:
-    x1, y1, x2, y2 = (float(value) for value in face.box)
-    return x2 - x1, y2 - y1
 
 
 def _with_embedding(analysis: FaceAnalysis, photo: np.ndarray, face: Face) -> Face:

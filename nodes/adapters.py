@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from ..errors import LikenessError, logger
 from .adapter_files import adapter_choices, find_adapter, folder_of
 from .choices import finite, must_exist, named
-from .companions import find_eva, parse_faces
+from .companions import find_eva, parse_aligned
 from .node import Node
 from .schema import (
     AdapterSocket,
@@ -223,7 +223,7 @@ class ApplyIdentity(Node):
             seen_by=embedded_by,
             dit=binding.dit_of(model),
             find_eva=partial(find_eva, adapter),
-            parse=parse_faces,
+            parse=parse_aligned,
         )
         effects = adapter.effects(request)
         applied = binding.apply_effects(model, effects)

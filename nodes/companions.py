@@ -52,7 +52,7 @@ def _eva_file() -> Path:
         return find_file("clip_vision", others[0])
 
 
-def parse_faces(crops: Tensor) -> Tensor:
+def parse_aligned(crops: Tensor) -> Tensor:
     """The parts of aligned faces (n, S, S, 3) uint8 -> (n, S, S) of `faces.parsing.Part`; LikenessError that says how
     to get a parsing network."""
     from ..faces.parsing import load_parser

@@ -139,9 +139,9 @@ def _calibration(judge: FaceAnalysis) -> Calibration | None:
     """What was measured of the judge, where that comes with it."""
     if recogniser_of(judge).name != MINIATURE_JUDGE:
         return calibration_of(judge)
-    from ..miniature.study.calibration import miniature_calibration_of as calibration_of_miniature
+    from ..miniature.study.calibration import miniature_calibration_of
 
-    return calibration_of_miniature(judge)
+    return miniature_calibration_of(judge)
 
 
 def _verdict(

@@ -27,6 +27,7 @@ MAY_IMPORT = {
         *("adapters", "evaluation", "faces", "injection", "miniature", "models", "restoration", "training", "weights")
     },
 }
+SYSTEM_MODULES = [p for p in (ROOT / "adapters").rglob("*.py") if re.search(r"^SYSTEM = ", p.read_text("utf-8"), re.M)]
 MODULES = sorted(path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py"))
 
 
@@ -57,6 +58,17 @@ def test_a_room_imports_only_what_lies_below_it(path):
     room = path.relative_to(ROOT).parts[0]
     allowed = {room, *HELPERS, *MAY_IMPORT[room], *({"models_download"} if "models" in MAY_IMPORT[room] else ())}
     assert rooms_of(path) <= allowed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "injection").rglob("*.py")), ids=lambda path: path.name)
+def test_what_applies_effects_knows_no_system(path):
+    """Of `adapters` it imports what all systems share."""
+    systems = {found.relative_to(ROOT / "adapters").parts[0].removesuffix(".py") for found in SYSTEM_MODULES}
+    assert len(systems) >= 5
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert not {name.split(".")[1] for name in imported if name.startswith("adapters.")} & systems
+    assert "adapters" not in imported, "its `__init__` builds adapters"
 
 
 def test_the_helpers_of_the_root_know_no_room():

@@ -276,7 +276,7 @@ def _about_the_face(finding: Finding, mask: np.ndarray | None, settings: Dataset
     if finding.face is None:
         yield "no face was found in it"
         return
-    width, height = _sides(finding.face)
+    width, height = finding.face.sides
     down, across = finding.frame.scale
     needed = settings.smallest_face * settings.resolution * LEARNED
     if min(width, height) < settings.smallest_face:
@@ -300,11 +300,6 @@ def _in_order(faces: list[Face], reference: Tensor | None) -> list[Face]:
     if reference is None or any(face.embedding is None for face in faces):
         return order_faces(faces, Choice.LARGEST)
     return order_faces(faces, Choice.SIMILAR, reference=reference)
-
-
-def _sides(face: Face) -> tuple[float, float]:
-    x1, y1, x2, y2 = (float(value) for value in face.box)
-    return x2 - x1, y2 - y1
 
 
 def _cut(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -428,7 +423,7 @@ def frame_of(size: tuple[int, int], face: Face | None, settings: DatasetSettings
         target = _proportional(size, settings.resolution)
     wanted = min(height / target[0], width / target[1])  # photo's pixels for one of the target
     if settings.framing is Framing.HEAD and face is not None:
-        side = max(_sides(face))
+        side = max(face.sides)
         wanted = min(wanted, max(3 * side, 8) / settings.resolution)
         centre = centre[0] + side / 4, centre[1]  # shoulders below
     rows, columns = (min(round(wanted * t), limit) for t, limit in zip(target, size, strict=True))
@@ -612,11 +607,11 @@ def _about_the_crop(finding: Finding, frame: Frame, settings: DatasetSettings) -
         remarks.append(f"enlarged {enlarged:.1f} times: a larger photo shows more detail")
     if finding.face is None:
         return remarks
-    side = max(_sides(finding.face))
+    side = max(finding.face.sides)
     share = side * frame.scale[0] / frame.size[0]
     if settings.kind is DatasetKind.PERSON and share < SMALL_SHARE:
         remarks.append(f"the face fills only {share:.0%} of its height: '{Framing.HEAD.value}' crops closer")
-    bystanders = sum(max(_sides(face)) >= BYSTANDER * side and _is_inside(face, frame) for face in finding.others)
+    bystanders = sum(max(face.sides) >= BYSTANDER * side and _is_inside(face, frame) for face in finding.others)
     if bystanders and settings.kind is DatasetKind.PERSON:
         people = "somebody else is" if bystanders == 1 else f"{bystanders} other people are"
         remarks.append(f"{people} in the picture: the method may learn them too")

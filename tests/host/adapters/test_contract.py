@@ -127,7 +127,7 @@ class Painter:
 
         layout, attention = comfy.request_layout(self.world.model)
         encoder = comfy.ComfyClipEncoder(self.world.clip_vision)
-        beside = {"find_eva": partial(companions.find_eva, adapter), "parse": companions.parse_faces}
+        beside = {"find_eva": partial(companions.find_eva, adapter), "parse": companions.parse_aligned}
         request = Request(layout, attention, strength, Scope(start_at, end_at), who, encoder, **beside)
         if self.case.prompt:
             reader = comfy.ComfyTextEncoder(self.world.text_clip)
