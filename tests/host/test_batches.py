@@ -118,7 +118,7 @@ def test_a_host_remembers_ten_thousand_runs_and_drops_the_oldest(host_nodes):
     assert not queue.history, "it begins with nothing: what was there before a restart is lost"
     for number in range(10_002):
         queue.put((number, f"prompt {number}", {}, {}, []))
-        item, key = queue.get()
+        _, key = queue.get()
         queue.task_done(key, {"outputs": {}, "meta": {}}, status=None)
     assert len(queue.history) == 10_001 and "prompt 0" not in queue.history and "prompt 10001" in queue.history
 
