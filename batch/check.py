@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,8 @@ from .plan import Plan
 from .problems import Fault, Problems, nearest
 from .rows import Compiler
 from .schema import Kind, NodeClass, Nodes, Spec, is_secret
-from .table import Table
+from .table import MOST_ROWS, Table
 from .workers import Away, Facts, Served, Worker
-
-MOST_ROWS = 10_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +94,11 @@ async def check(
         _check_graph(workflow, nodes, servers, plan, name, problems)
     compiler = Compiler(plan, workflow, table, nodes, problems)
     people = _people(plan, compiler, open_faces, keep, skip_people, problems)
-    lines = sum(1 for _ in compiler.rows(people))
+    lines = sum(1 for _ in itertools.islice(compiler.rows(people), MOST_ROWS + 1))
     if not lines and not problems:
         problems.add(compiler.source, 0, "", "", Fault("holds no rows", "write a line below the columns"))
     if lines > MOST_ROWS:
-        problems.add(compiler.source, 0, "", "", Fault(f"makes {lines} rows", f"split it: {MOST_ROWS} rows at most"))
+        problems.add(compiler.source, 0, "", "", Fault(f"makes more than {MOST_ROWS} rows", "split it"))
     if plan.expect is not None and not problems and lines != plan.expect and plan.shard[1] == 1:
         fault = Fault(f"makes {lines} rows, but {plan.expect} are expected", "correct the table or `expect`")
         problems.add(compiler.source, 0, "", "", fault)

@@ -156,7 +156,12 @@ class Engine:
                 )
             if 0 < self.settings.give_up <= now - self._last_answer:
                 why = "; ".join(lane.trouble for lane in self.lanes)
-                self.fail(LikenessError(f"No server has answered for {self.settings.give_up:.0f} seconds ({why})."))
+                self.fail(
+                    LikenessError(
+                        f"No server has answered for {self.settings.give_up:g} seconds ({why}): start one, then run "
+                        "the same command again; nothing is lost."
+                    )
+                )
             for seq in self.todo.nobody_can(frozenset(lane.worker.name for lane in self.lanes)):
                 self.journal.settle(seq, RowState.FAILED, "no server", "no server has the files that it names")
                 self.tell("failed", {"seq": seq, "kind": "no server", "error": "no server has the files that it names"})

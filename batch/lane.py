@@ -28,6 +28,7 @@ class Flight:
     row: Row
     attempt: Attempt
     sent: float  # monotonic
+    began: float = 0.0  # when it was first heard of: what waits behind others is not late
     in_queue: bool = True
 
 
@@ -194,7 +195,7 @@ class Lane:
             self._alone = False
 
     async def _take_back(self) -> None:
-        for prompt in list(self.flights):
+        for prompt in reversed(list(self.flights)):  # what waits first, so that it does not begin
             with contextlib.suppress(Away):
                 await self.worker.cancel(prompt)
         self._let_all_go()
@@ -347,6 +348,8 @@ class Lane:
         """How the row ended on the server. The websocket is a hint, history the truth."""
         settings, prompt = self.engine.settings, flight.attempt.prompt_id
         pause, most = settings.poll
+        if settings.timeout:
+            most = max(pause, min(most, settings.timeout / 4))
         while True:
             if not in_doubt:
                 in_doubt = await self.worker.wake(prompt, pause)
@@ -381,8 +384,9 @@ class Lane:
     async def _check_patience(self, flight: Flight) -> None:
         settings, now = self.engine.settings, time.monotonic()
         heard = self.worker.heard(flight.attempt.prompt_id)
+        flight.began = flight.began or heard
         silent = now - max(heard, flight.sent) > settings.stall
-        late = heard and 0 < settings.timeout < now - flight.sent
+        late = heard and 0 < settings.timeout < now - flight.began
         if not silent and not late:
             return
         state = await self._state(flight)
@@ -394,7 +398,7 @@ class Lane:
         if self.is_own:
             await self.worker.restart()
         raise _Ended(
-            Outcome.STALLED, "no progress was made" if silent else f"it ran longer than {settings.timeout:.0f} s"
+            Outcome.STALLED, "no progress was made" if silent else f"it ran longer than {settings.timeout:g} s"
         )
 
     async def _state(self, flight: Flight) -> State:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from .people import Person
 from .plan import MOST_SEED, Plan
 from .problems import Fault, Problems, nearest
 from .schema import Kind, Nodes, Spec, is_secret, names_a_secret
-from .table import Line, Table
+from .table import MOST_ROWS, Line, Table
 
 PERSON, META = "person", "meta."
 _SEED_STRIDE = 1_000_003  # between the takes of a row
@@ -319,6 +320,9 @@ class Compiler:
                 except Fault as fault:
                     self.problems.add("grid", 0, column.name, "(hidden)" if is_secret(cell) else cell, fault)
             axes.append(points)
+        if (count := math.prod(map(len, axes))) > MOST_ROWS:
+            self.problems.add("grid", 0, "", "", Fault(f"makes {count} points", "split it"))
+            return []
         return [
             (
                 {address: value for column, _, value in point for address in column.addresses},

@@ -105,6 +105,7 @@ class Fake:
         self.view_faults: list[str] = []  # of the next files it sends
         self.padding = 0  # bytes that every picture is larger
         self.side = 8  # of its pictures
+        self.contents: dict[int, bytes] = {}  # what it sends for a colour instead of a picture
         self.headers: list[Any] = []
         self.port = 0
         self._sockets: dict[str, web.WebSocketResponse] = {}
@@ -205,7 +206,7 @@ class Fake:
             **extra.get("extra_pnginfo", {}),
             **({"x": "x" * self.padding} if self.padding else {}),
         }
-        content = png(color, notes, self.side)
+        content = self.contents.get(color) or png(color, notes, self.side)
         content = {"page": b"<!DOCTYPE html>", "cut": content[:-20], "gone": b""}.get(fault, content)
         if fault == "escape":
             file = {"filename": "../../../x.png", "subfolder": "../..", "type": "output"}

@@ -25,7 +25,8 @@ def run(coroutine):
 
 @pytest.mark.parametrize("version", ["0.3.64", "0.33.0"])
 @pytest.mark.parametrize("fate", ["finished", "waiting", "lost", "cleaned"])
-def test_what_a_killed_client_had_sent_is_asked_of_its_server_first(desk, version, fate):
+def test_what_a_killed_client_had_sent_is_asked_of_its_server_first(desk, monkeypatch, version, fate):
+    monkeypatch.setattr("likeness.batch.engine.pause_before", lambda attempt: 0.0)
     desk.rows(6)
 
     async def go():
@@ -66,7 +67,8 @@ def test_what_a_killed_client_had_sent_is_asked_of_its_server_first(desk, versio
     run(go())
 
 
-def test_the_same_graph_never_saves_under_the_same_name_twice(desk):
+def test_the_same_graph_never_saves_under_the_same_name_twice(desk, monkeypatch):
+    monkeypatch.setattr("likeness.batch.engine.pause_before", lambda attempt: 0.0)
     desk.rows(2)
 
     async def go():
