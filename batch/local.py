@@ -161,13 +161,13 @@ def gpus() -> list[str]:
     return [line.strip() for line in said.stdout.splitlines() if line.strip().isdecimal()]
 
 
-def local_servers(wanted: str, comfy: Comfy, folder: Path) -> list[LocalServer]:
+def local_servers(wanted: str, comfy: Comfy, folder: Path, access: Access | None = None) -> list[LocalServer]:
     """`2`, or `gpus` for one on each GPU."""
     if wanted == "gpus":
         found = gpus()
         if not found:
             raise LikenessError("There is no GPU for --local gpus: write a number, such as --local 1.")
-        return [LocalServer(n, comfy, folder / f"local{n}", gpu) for n, gpu in enumerate(found)]
+        return [LocalServer(n, comfy, folder / f"local{n}", gpu, access) for n, gpu in enumerate(found)]
     if not wanted.isdecimal() or not 1 <= int(wanted) <= 64:
         raise LikenessError(f"--local is {wanted!r}: write a number from 1 to 64, or gpus.")
-    return [LocalServer(n, comfy, folder / f"local{n}") for n in range(int(wanted))]
+    return [LocalServer(n, comfy, folder / f"local{n}", access=access) for n in range(int(wanted))]

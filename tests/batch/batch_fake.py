@@ -105,6 +105,7 @@ class Fake:
         self.view_faults: list[str] = []  # of the next files it sends
         self.padding = 0  # bytes that every picture is larger
         self.side = 8  # of its pictures
+        self.words = "it \x1b[31mbroke"  # of its errors
         self.contents: dict[int, bytes] = {}  # what it sends for a colour instead of a picture
         self.headers: list[Any] = []
         self.port = 0
@@ -171,9 +172,7 @@ class Fake:
             client = extra.get("client_id")
             await self._say(client, "execution_start", number)
             self.runs[number] += 1
-            paint = next(
-                n["inputs"] for n in prompt.values() if n["class_type"] in ("EmptyImage", "PaidNode", "LoadImage")
-            )
+            paint = next(n["inputs"] for n in prompt.values() if n["class_type"] in ("EmptyImage", "LoadImage"))
             color = int(paint.get("color", 0))
             self.made[color] += 1
             fault = self.faults[color].pop(0) if self.faults.get(color) else ""
@@ -195,7 +194,7 @@ class Fake:
         if fault in ("error", "memory", "type error", "interrupted"):
             kinds = {"memory": "torch.OutOfMemoryError", "type error": "TypeError", "error": "RuntimeError"}
             data = {"prompt_id": number, "timestamp": 1500, "node_id": "1", "node_type": "EmptyImage"}
-            data |= {"exception_type": kinds.get(fault, ""), "exception_message": "it \x1b[31mbroke"}
+            data |= {"exception_type": kinds.get(fault, ""), "exception_message": self.words}
             last = "execution_interrupted" if fault == "interrupted" else "execution_error"
             return {"status": {"status_str": "error", "messages": [start, [last, data]]}, "outputs": {}}
         saver, node = next((n, v) for n, v in prompt.items() if v["class_type"] == "SaveImage")

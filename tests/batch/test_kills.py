@@ -10,9 +10,12 @@ import subprocess
 import sys
 
 import pytest
-from batch_fake import Fake, in_background, serving
+from batch_fake import Fake, graph, in_background, serving
+from typer.testing import CliRunner
 
+from likeness import cli
 from likeness.batch import results
+from likeness.batch.client import Access
 from likeness.batch.work import End
 from likeness.errors import LikenessError
 
@@ -197,21 +200,74 @@ def test_a_key_reaches_its_server_alone_and_no_file(desk):
 
 
 @pytest.mark.parametrize(
-    ("words", "value", "said"),
+    ("option", "words", "value", "said"),
     [
-        ("Authorization", "x", "write one such as"),
-        ("*:Authorization=THE_KEY", None, "is not set"),
-        ("*:Authorization=THE_KEY", "a\nb", "line break"),
+        ("--header-env", "Authorization", "x", "write one such as"),
+        ("--header-env", "*:Authorization=THE_KEY", None, "is not set"),
+        ("--header-env", "*:Authorization=THE_KEY", "a\nb", "line break"),
+        ("--header-env", "elsewhere:1:Authorization=THE_KEY", "x", "which is no --server"),
+        ("--api-key-env", "THE_KEY", "x", "write one such as gpu1:8188=COMFY_KEY"),
+        ("--api-key-env", "*=THE_KEY", None, "is not set"),
+        ("--api-key-env", "elsewhere:1=THE_KEY", "x", "which is no --server"),
+        ("--api-key-env", "*=THE_KEY", "x", "add --allow-paid"),
     ],
 )
-def test_a_key_that_cannot_be_used_is_told(monkeypatch, words, value, said):
-    from likeness.cli.batch import _headers
-
+def test_a_key_that_cannot_be_used_is_told(desk, monkeypatch, option, words, value, said):
+    desk.rows(1)
     monkeypatch.delenv("THE_KEY", raising=False)
     if value is not None:
         monkeypatch.setenv("THE_KEY", value)
-    with pytest.raises(LikenessError, match=said):
-        _headers([words])
+    paths = [str(desk.folder / "api.json"), str(desk.folder / "rows.csv"), "--out", str(desk.out)]
+    paid = () if "allow-paid" in said else ("--allow-paid",)
+    words = ["batch", "run", *paths, "--server", "http://127.0.0.1:9", option, words, *paid]
+    ended = CliRunner().invoke(cli.build(), words)
+    assert isinstance(ended.exception, LikenessError)
+    assert said in str(ended.exception) and (value is None or value == "x" or value not in str(ended.exception))
+
+
+def paid_graph():
+    made = graph()
+    made["3"] = {"class_type": "PaidNode", "inputs": {"text": "x"}, "_meta": {"title": "Paid"}}
+    return made
+
+
+def test_an_api_key_is_sent_to_the_servers_that_may_spend_and_is_written_nowhere(desk):
+    """Neither where the server repeats it in an error."""
+    desk.write_graph(paid_graph())
+    desk.rows(6)
+    key = "comfyui-" + "0123456789abcdef" * 4
+    one, two = Fake(seconds=0.02), Fake(seconds=0.02)
+    one.faults, one.words = {1: ["type error"], 3: ["type error"]}, f"Unauthorized: {key} is unknown"
+    two.faults = {1: ["type error"], 3: ["type error"]}
+    with in_background(one, two):
+        words = ("--allow-paid", "--api-key-env", f"127.0.0.1:{one.port}=THE_KEY", "--json")
+        said = client(desk, [one, two], *words, THE_KEY=key)
+        assert said.returncode == 1 and "is unknown" in said.stdout
+        refused = client(desk, [one, two], *words)
+        assert "is not set" in refused.stderr
+    assert {posted["extra_data"].get("api_key_comfy_org") for posted in one.posted} == {key}
+    assert not any("api_key_comfy_org" in posted["extra_data"] for posted in two.posted)
+    assert not any("api_key" in str(posted["extra_data"]["extra_pnginfo"]) for posted in one.posted)
+    assert key not in said.stdout + said.stderr
+    for path in desk.folder.rglob("*"):
+        assert path.is_dir() or key.encode() not in path.read_bytes(), path
+
+
+def test_an_api_key_in_a_column_is_refused(desk):
+    desk.write_graph(paid_graph())
+    desk.table("Paint.color,Paid.api_key_comfy_org", "1,x")
+
+    async def go():
+        async with serving(Fake()) as fakes:
+            found = (await desk.check(fakes, desk.plan(allow_paid=True))).problems.found
+            assert "is called as keys and passwords are" in str(found[0])
+
+    run(go())
+
+
+def test_nobody_sees_a_key_in_what_is_printed_of_an_access():
+    shown = repr(Access({"Authorization": "hidden-1"}, "hidden-2"))
+    assert "hidden" not in shown
 
 
 def test_a_password_in_an_address_is_never_shown(desk):
