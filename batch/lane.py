@@ -13,7 +13,7 @@ from .failures import Outcome, is_out_of_memory
 from .graph import prompt_id
 from .journal import Attempt, Row, RowState
 from .schema import Kind, Nodes
-from .workers import Away, BadFile, Ending, Queue, Refused, State, Unwelcome, Worker, happens
+from .workers import Away, BadFile, Ending, Refused, State, Unwelcome, Worker, happens
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -228,7 +228,7 @@ class Lane:
         except Away as error:
             self.down(error)
             return
-        is_stuck = _is_stuck(queue, [flight.attempt.prompt_id for flight in waiting])
+        is_stuck = queue.is_stuck([flight.attempt.prompt_id for flight in waiting])
         if is_stuck and self._was_stuck:
             await self._quarantine(waiting)
         self._was_stuck = is_stuck
@@ -438,7 +438,3 @@ class Lane:
             took = now - self._last_done
             self.pace = took if not self.pace else 0.8 * self.pace + 0.2 * took
         self._last_done = now
-
-
-def _is_stuck(queue: Queue, ours: Sequence[str]) -> bool:
-    return not queue.running and any(prompt in queue.waiting for prompt in ours)

@@ -275,8 +275,8 @@ class Compiler:
     def _value_of(self, person: Person) -> str:
         assert self.people_column is not None
         wants_identity = any(spec.kind is Kind.IDENTITY for _, spec in self.people_column.inputs)
-        if wants_identity and person.identity is not None:
-            return self.files.add_identity(person.identity)
+        if wants_identity:  # one that is not made yet has no name, and its rows are only counted
+            return self.files.add_identity(person.identity) if person.identity is not None else ""
         return self.files.add_picture(person.photos[0])
 
     def _people_of(self, line: Line, names: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -114,6 +114,10 @@ class Queue:
 
     running: frozenset[str]
     waiting: frozenset[str]
+
+    def is_stuck(self, ours: Sequence[str]) -> bool:
+        """Whether ours wait and nothing runs."""
+        return not self.running and any(prompt in self.waiting for prompt in ours)
 
 
 class Worker(Protocol):

@@ -173,6 +173,7 @@ def run_batch(
     Exit codes: 0 all done, 1 some rows failed, 2 the check found mistakes, 3 stopped after failures of one kind, 130
     stopped with Ctrl-C. The same command goes on where it stopped.
     """
+    from ..batch.check import make_identities
     from ..batch.manifest import check_template
     from ..batch.session import begin, go_on, is_begun, writing
     from ..batch.session import extend as add_rows
@@ -205,6 +206,9 @@ def run_batch(
                 else:
                     checked = await _checked(plan, found, out / "identities", skip_people)
                     _show(checked.problems, out / "errors.csv")
+                    if checked.unmade and not checked.problems:
+                        checked = await make_identities(checked, opening.open_faces, skip_people)
+                        _show(checked.problems, out / "errors.csv")
                     if checked.problems:
                         return 2
                     if plan.name:

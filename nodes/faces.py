@@ -65,6 +65,13 @@ class Outliers(Enum):
     KEEP = "keep"
 
 
+class Place(Enum):
+    """Where an identity is saved."""
+
+    MODELS = "models"
+    OUTPUT = "output"
+
+
 # --- loading
 
 
@@ -441,6 +448,18 @@ class SaveIdentity(Node):
                         + BIOMETRIC
                     ),
                 ),
+                advanced(
+                    io.Combo.Input(
+                        "place",
+                        options=choices(Place),
+                        default=Place.MODELS.value,
+                        optional=True,
+                        tooltip=(
+                            f"models: models/{IDENTITIES.kind}. output: output/likeness, from where other machines can "
+                            "fetch it. Load Identity lists both."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 io.String.Output("path", display_name="path", tooltip="The file's name as Load Identity lists it.")
@@ -450,10 +469,13 @@ class SaveIdentity(Node):
         )
 
     @classmethod
-    def execute(cls, identity: Identity, filename: str = "person") -> io.NodeOutput:
-        name = IDENTITIES.save(filename, _identity(identity, "identity").write)
+    def execute(cls, identity: Identity, filename: str = "person", place: str = Place.MODELS.value) -> io.NodeOutput:
+        to_output = member(Place, place, "place") is Place.OUTPUT
+        name = IDENTITIES.save(filename, _identity(identity, "identity").write, to_output)
         log.info("[likeness] Saved %s. %s", IDENTITIES.find(name), BIOMETRIC)
-        return io.NodeOutput(name, ui=ui.PreviewText(name))
+        if not to_output:
+            return io.NodeOutput(name, ui=ui.PreviewText(name))
+        return io.NodeOutput(name, ui={"text": (name,), "files": [IDENTITIES.served(name)]})
 
 
 def find_identity(name: str) -> Path:

@@ -8,7 +8,7 @@ import io
 import json
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,18 @@ OBJECT_INFO: dict[str, Any] = {
     "SaveImage": {
         "input": {"required": {"images": ["IMAGE"], "filename_prefix": ["STRING", {}]}},
         "output": [],
+        "output_node": True,
+    },
+    "LikenessLoadFaceAnalysis": {
+        "input": {"required": {"model": [["buffalo_l", "OpenCV (YuNet + SFace)", "miniature"], {}]}},
+        "output": ["LIKENESS_FACE_ANALYSIS"],
+        "output_node": False,
+    },
+    "LikenessFindFaces": {"input": {"required": {}}, "output": ["LIKENESS_FACES"], "output_node": False},
+    "LikenessIdentityFromPhotos": {"input": {"required": {}}, "output": ["LIKENESS_IDENTITY"], "output_node": False},
+    "LikenessSaveIdentity": {
+        "input": {"required": {"filename": ["STRING", {}]}, "optional": {"place": [["models", "output"], {}]}},
+        "output": ["STRING"],
         "output_node": True,
     },
     "PaidNode": {
@@ -105,6 +117,8 @@ class Fake:
         self.view_faults: list[str] = []  # of the next files it sends
         self.padding = 0  # bytes that every picture is larger
         self.side = 8  # of its pictures
+        self.sees: Callable[[bytes], bytes | None] | None = None  # a photo -> the identity file of who it shows
+        self.seen: list[str] = []  # photos
         self.words = "it \x1b[31mbroke"  # of its errors
         self.contents: dict[int, bytes] = {}  # what it sends for a colour instead of a picture
         self.headers: list[Any] = []
@@ -197,6 +211,8 @@ class Fake:
             data |= {"exception_type": kinds.get(fault, ""), "exception_message": self.words}
             last = "execution_interrupted" if fault == "interrupted" else "execution_error"
             return {"status": {"status_str": "error", "messages": [start, [last, data]]}, "outputs": {}}
+        if fault != "gone" and (save := prompt.get("save")) and save["class_type"] == "LikenessSaveIdentity":
+            return self._identity(prompt, save["inputs"]["filename"], start)
         saver, node = next((n, v) for n, v in prompt.items() if v["class_type"] == "SaveImage")
         folder, _, name = str(node["inputs"]["filename_prefix"]).rpartition("/")
         file = {"filename": f"{name}_00001_.png", "subfolder": folder, "type": "output"}
@@ -217,6 +233,21 @@ class Fake:
         outputs = {} if fault == "empty" else {saver: {"images": [file]}}
         last = ["execution_success", {"prompt_id": number, "timestamp": 1500}]
         return {"status": {"status_str": "success", "completed": True, "messages": [start, last]}, "outputs": outputs}
+
+    def _identity(self, prompt: Any, name: str, start: Any) -> dict[str, Any]:
+        image = prompt["photo"]["inputs"]["image"]
+        assert self.sees is not None
+        self.seen.append(image)
+        folder, _, file = image.rpartition("/")
+        made = self.sees(self.files["input", folder, file])
+        if made is None:
+            data = {"node_id": "find", "node_type": "LikenessFindFaces", "exception_type": "LikenessError"}
+            data |= {"exception_message": "No face was found"}
+            return {"status": {"status_str": "error", "messages": [start, ["execution_error", data]]}, "outputs": {}}
+        folder, _, file = f"likeness/{name}.safetensors".rpartition("/")
+        self.files["output", folder, file] = made
+        outputs = {"save": {"text": [name], "files": [{"filename": file, "subfolder": folder, "type": "output"}]}}
+        return {"status": {"status_str": "success", "messages": [start]}, "outputs": outputs}
 
     async def _say(self, client: Any, kind: str, number: str) -> None:
         socket = self._sockets.get(str(client))

@@ -262,6 +262,51 @@ def wait_for(client, number: str):
     raise TimeoutError(number)
 
 
+def test_identities_are_made_by_a_server_where_this_machine_has_no_face_models(two, tmp_path, monkeypatch):
+    """Once for each person, as they would be made here, and sent as files to the node that loads them."""
+    import torch
+
+    from likeness.batch.people import Person, identity_from
+    from likeness.cli import opening
+    from likeness.faces import Identity
+
+    graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    graph["12"]["inputs"]["steps"] = 2
+    for number in ("1", "2", "3", "5"):
+        del graph[number]
+    graph["4"] = {"class_type": "LikenessLoadIdentity", "inputs": {"file": "nobody.safetensors"}}
+    (tmp_path / "api.json").write_text(json.dumps(graph))
+    content = (PACK / "workflows" / "miniature_person.png").read_bytes()
+    for name in ("ann/1.png", "ann/2.png"):
+        (tmp_path / "people" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "people" / name).write_bytes(content)
+    Image.new("RGB", (64, 48)).save(tmp_path / "people" / "ann" / "3.png")  # nobody
+    (tmp_path / "plan.json").write_text(
+        json.dumps(
+            {
+                "workflow": "api.json",
+                "people": {"photos": "people/*/*.png", "into": "LikenessLoadIdentity.file", "faces": "miniature"},
+                "seeds": {"into": ["KSampler.seed"], "count": 2},
+            }
+        )
+    )
+
+    def no_models(name: str):
+        raise LikenessError(f"{name} is not here: get it.")
+
+    monkeypatch.setattr(opening, "open_faces", no_models)
+    run = tmp_path / "run"
+    result = likeness("run", tmp_path / "plan.json", "--out", run, "--server", two[0].address)
+    assert result.exit_code == 0, result.output
+    assert "looks at the photos of 1 people (miniature)" in result.output
+    assert [(row["state"], row["person"]) for row in manifest(run)] == [("done", "ann")] * 2
+    [file] = (run / "identities").glob("*.safetensors")
+    made = Identity.load(file)
+    here = identity_from(Person("ann", sorted((tmp_path / "people" / "ann").glob("*.png"))), open_faces("miniature"))
+    assert len(made) == 2 and made.left_out == [3] and made.recogniser == here.recogniser
+    assert torch.allclose(made.embeddings, here.embeddings, atol=1e-5) and torch.equal(made.aligned, here.aligned)
+
+
 def test_twelve_rows_on_two_servers_one_of_which_is_killed(two, tmp_path):
     graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     graph["12"]["inputs"]["steps"] = 4
