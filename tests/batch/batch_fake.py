@@ -115,6 +115,7 @@ class Fake:
         self.folder: Path | None = None  # where it saves its files too
         self.views = 0
         self.view_faults: list[str] = []  # of the next files it sends
+        self.lag = 0.0  # seconds until an answer arrives
         self.padding = 0  # bytes that every picture is larger
         self.side = 8  # of its pictures
         self.sees: Callable[[bytes], bytes | None] | None = None  # a photo -> the identity file of who it shows
@@ -262,6 +263,8 @@ class Fake:
         self.headers.append(dict(request.headers))
         if self.hangs:
             await asyncio.sleep(3600)
+        if self.lag:
+            await asyncio.sleep(self.lag)
         if self.redirect:
             raise web.HTTPFound(self.redirect)
         return await handler(request)

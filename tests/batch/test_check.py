@@ -156,3 +156,14 @@ def test_without_ray_one_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(LikenessError, match=r"likeness\[ray\]"):
         _ray()
+
+
+def test_a_ray_that_lets_others_run_code_is_refused(monkeypatch):
+    import sys
+    from types import SimpleNamespace
+
+    from likeness.batch.ray_workers import _ray
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(__version__="2.51.1"))
+    with pytest.raises(LikenessError, match=r"Ray 2\.51\.1 has a hole .* 2\.52 or newer"):
+        _ray()
