@@ -7,9 +7,11 @@ import contextlib
 import io
 import json
 import threading
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,17 @@ def png(color: int, text: dict[str, Any] | None = None, side: int = 8) -> bytes:
         notes.add_text(key, json.dumps(value))
     Image.new("RGB", (side, side), (color >> 16 & 255, color >> 8 & 255, color & 255)).save(made, "PNG", pnginfo=notes)
     return made.getvalue()
+
+
+def padded(picture: bytes, count: int) -> bytes:
+    """The picture with so many bytes of text before its end."""
+    return picture[:-12] + _text_chunk(count) + picture[-12:] if count else picture
+
+
+@cache
+def _text_chunk(count: int) -> bytes:
+    text = b"tEXt" + b"x\0" + b"x" * count
+    return (count + 2).to_bytes(4, "big") + text + zlib.crc32(text).to_bytes(4, "big")
 
 
 class Fake:
@@ -217,12 +230,8 @@ class Fake:
         saver, node = next((n, v) for n, v in prompt.items() if v["class_type"] == "SaveImage")
         folder, _, name = str(node["inputs"]["filename_prefix"]).rpartition("/")
         file = {"filename": f"{name}_00001_.png", "subfolder": folder, "type": "output"}
-        notes = {
-            "prompt": prompt,
-            **extra.get("extra_pnginfo", {}),
-            **({"x": "x" * self.padding} if self.padding else {}),
-        }
-        content = self.contents.get(color) or png(color, notes, self.side)
+        notes = {"prompt": prompt, **extra.get("extra_pnginfo", {})}
+        content = self.contents.get(color) or padded(png(color, notes, self.side), self.padding)
         content = {"page": b"<!DOCTYPE html>", "cut": content[:-20], "gone": b""}.get(fault, content)
         if fault == "escape":
             file = {"filename": "../../../x.png", "subfolder": "../..", "type": "output"}
