@@ -415,13 +415,14 @@ OWN = ["local", *(["ray"] if importlib.util.find_spec("ray") else [])]
 
 @pytest.mark.parametrize("where", OWN)
 def test_servers_of_our_own_are_started_and_end_with_the_batch(where, host_path, tmp_path, monkeypatch):
-    """The local one also once in between: a host that is started again has forgotten its queue and its history."""
+    """A host without our pack. The local one is also started again in between, and has forgotten queue and history."""
     monkeypatch.setenv("COMFYUI_PATH", str(host_path))
     (tmp_path / "api.json").write_text(json.dumps(PLAIN))
     (tmp_path / "rows.csv").write_text("EmptyImage.color\n" + "\n".join(map(str, range(4))) + "\n")
     number, restart, states = str(uuid.uuid4()), LocalServer.restart, []
 
     async def watched(self: LocalServer) -> bool:
+        assert not any(name.startswith("Likeness") for name in await self.object_info())
         await self.post(number, PLAIN, {})
         while await self.ending(number) is None:
             await asyncio.sleep(0.05)
