@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import resource
 import subprocess
 import sys
 
@@ -149,6 +148,8 @@ def test_a_picture_that_the_disk_does_not_take_whole_is_no_picture(desk):
     desk.rows(2)
     fake = Fake()
     fake.padding = 1_000_000
+
+    resource = pytest.importorskip("resource")  # Windows has none
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, resource.RLIM_INFINITY))
