@@ -78,7 +78,7 @@ class HttpServer:
         self.version: tuple[int, ...] = ()
         self._session: aiohttp.ClientSession | None = None
         self._listening: asyncio.Task[None] | None = None
-        self._client_id = uuid.uuid4().hex  # a second socket of the same id would take over the first one's messages
+        self._client_id = uuid.uuid4().hex  # whoever connects last under an id gets its messages, and nobody else
         self._answered = asyncio.Event()  # after a silence: time to listen again
         self._news: dict[str, asyncio.Event] = {}
         self._heard: dict[str, float] = {}
@@ -110,6 +110,12 @@ class HttpServer:
 
     async def close(self) -> None:
         await self._disconnect()
+
+    def listen_as(self, client: str) -> None:
+        self._client_id = client
+        if self._listening is not None:  # under another name
+            self._listening.cancel()
+            self._listening = asyncio.create_task(self._listen())
 
     async def _disconnect(self) -> None:
         if self._listening is not None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import sys
 import threading
 import zlib
 from collections import Counter
@@ -288,7 +289,8 @@ class Fake:
         return socket
 
     async def _stats(self, _: web.Request) -> web.Response:
-        return web.json_response({"system": {"comfyui_version": self.version, "pytorch_version": "2"}, "devices": []})
+        system = {"comfyui_version": self.version, "pytorch_version": "2", "argv": sys.argv}
+        return web.json_response({"system": system, "devices": []})
 
     async def _info(self, _: web.Request) -> web.Response:
         return web.json_response(self.info)

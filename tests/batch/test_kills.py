@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from batch_fake import Fake, graph, in_background, serving
@@ -18,6 +19,7 @@ from likeness.batch.client import Access
 from likeness.batch.work import End
 from likeness.errors import LikenessError
 
+from .conftest import QUICK
 from .test_engine import assert_whole, made_so_far, manifest
 
 
@@ -65,6 +67,32 @@ def test_what_a_killed_client_had_sent_is_asked_of_its_server_first(desk, monkey
             again = len(fake.posted) - len({said["prompt"]["1"]["inputs"]["color"] for said in fake.posted})
             assert (again == 0) is (fate in ("finished", "waiting"))
             assert max(fake.runs.values()) == 1 and len(set(sent)) == len(sent)
+
+    run(go())
+
+
+def test_what_a_killed_client_had_sent_is_heard_of_again(desk):
+    """Rows that are adopted are not silent: the host tells their client, whoever that is now."""
+    desk.rows(4)
+
+    async def go():
+        fake = Fake(seconds=1.0)
+        async with serving(fake) as fakes:
+
+            async def kill(engine):
+                while len(fake.posted) < 1 or not fake.running:
+                    await asyncio.sleep(0.01)
+                work.cancel()
+
+            work = asyncio.ensure_future(desk.run(fakes, meanwhile=kill))
+            with pytest.raises(asyncio.CancelledError):
+                await work
+            fake.seconds = 0.01
+            start = asyncio.get_running_loop().time()
+            end, made = await desk.run(fakes, settings=replace(QUICK, poll=(20.0, 20.0), stall=60, zombie=60))
+            assert end is End.DONE and asyncio.get_running_loop().time() - start < 10
+            assert_whole(made, 4)
+            assert max(fake.made.values()) == 1
 
     run(go())
 

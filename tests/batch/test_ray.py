@@ -32,7 +32,7 @@ sys.path.insert(0, {tests!r})
 from batch_fake import Fake
 
 (Path({pids!r}) / str(os.getpid())).write_text(str(os.getppid()))
-fake = Fake(seconds=0.05)
+fake = Fake(seconds=0.12)
 fake.port = int(sys.argv[sys.argv.index("--port") + 1])
 
 
@@ -86,10 +86,10 @@ def test_a_killed_server_and_a_killed_actor_lose_no_row(desk, comfy):
 
             async def kill(engine):
                 one, two = before
-                while made_so_far(desk) < 10:
+                while made_so_far(desk) < 3:
                     await asyncio.sleep(0.02)
                 os.kill(one, signal.SIGKILL)
-                while made_so_far(desk) < 25:
+                while made_so_far(desk) < 8:
                     await asyncio.sleep(0.02)
                 os.kill(before[two], signal.SIGKILL)
 
