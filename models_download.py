@@ -6,32 +6,31 @@ Nothing here touches the network unless `download` is called, and nothing needs 
 from __future__ import annotations
 
 from .models.content import is_lfs_pointer, sha256
-from .models.download import Outcome, download
+from .models.download import DownloadOutcome, download
 from .models.free_faces import DLIB, SFACE, YUNET, FreeNetwork, find_free
 from .models.lookup import find_file, list_files, locate, resolve
 from .models.packs import find_insightface_pack, list_insightface_packs
-from .models.page import SYSTEMS, main, markdown, with_tables
+from .models.page import main, markdown_tables, with_tables
 from .models.places import OUR_KINDS, download_root, folders, model_roots, register_folders
 from .models.progress import Progress, progress_bar
-from .models.registry import HUB, WEIGHT_SUFFIXES, ModelFile, human_size, no_published_weights, registry, select
+from .models.registry import HUB, WEIGHT_SUFFIXES, ModelFile, human_size, registry, select, systems
 from .models.scan import walk
-from .models.verify import Check, Health, check, installed
+from .models.verify import Check, Health, check_file, installed
 
 __all__ = [
     "DLIB",
     "HUB",
     "OUR_KINDS",
     "SFACE",
-    "SYSTEMS",
     "WEIGHT_SUFFIXES",
     "YUNET",
     "Check",
+    "DownloadOutcome",
     "FreeNetwork",
     "Health",
     "ModelFile",
-    "Outcome",
     "Progress",
-    "check",
+    "check_file",
     "download",
     "download_root",
     "find_file",
@@ -44,15 +43,15 @@ __all__ = [
     "list_files",
     "list_insightface_packs",
     "locate",
-    "markdown",
+    "markdown_tables",
     "model_roots",
-    "no_published_weights",
     "progress_bar",
     "register_folders",
     "registry",
     "resolve",
     "select",
     "sha256",
+    "systems",
     "walk",
     "with_tables",
 ]

@@ -140,7 +140,7 @@ class SwiGlu(nn.Module):
         return self.w3(self.ffn_ln(F.silu(self.w1(x)) * self.w2(x)))
 
 
-class Block(nn.Module):
+class EvaBlock(nn.Module):
     """One layer."""
 
     def __init__(self, width: int, heads: int, inner: int) -> None:
@@ -168,7 +168,7 @@ class EvaEncoder(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + grid * grid, width))
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch)})
         self.turn = RotaryPositions(grid, width // heads)
-        self.blocks = nn.ModuleList(Block(width, heads, inner) for _ in range(depth))
+        self.blocks = nn.ModuleList(EvaBlock(width, heads, inner) for _ in range(depth))
         self.norm = nn.LayerNorm(width, _EPS)
         self.head = nn.Linear(width, embed)
 
@@ -190,7 +190,7 @@ class EvaEncoder(nn.Module):
         return EvaFeatures(self.head(self.norm(x)[:, 0]), tuple(hidden))
 
 
-def build(weights: Mapping[str, Tensor], name: str = FILE, head_width: int = HEAD_WIDTH) -> EvaEncoder:
+def build_eva(weights: Mapping[str, Tensor], name: str = FILE, head_width: int = HEAD_WIDTH) -> EvaEncoder:
     """The encoder in float32, as PuLID was trained with it, from weights in the official, timm's or open_clip's names.
 
     name: of the file, for messages. head_width: no shape tells it. Raises LikenessError when they are not this network.

@@ -155,7 +155,7 @@ class TransformersTextEncoder:
 
     def tokenize(self, text: str) -> Tokens:
         """See `TextEncoder`."""
-        return {name: tokens_of(tokenizer, text) for name, (tokenizer, _) in self._parts.items()}
+        return {name: tokenised(tokenizer, text) for name, (tokenizer, _) in self._parts.items()}
 
     @torch.no_grad()
     def encode(self, windows: Windows, layer: int | None = None) -> PromptStates:
@@ -169,7 +169,7 @@ class TransformersTextEncoder:
         return PromptStates(torch.cat(states, dim=-1), pooled[:1].float() if several and pooled is not None else None)
 
 
-def tokens_of(tokenizer: Any, text: str) -> list[Token]:
+def tokenised(tokenizer: Any, text: str) -> list[Token]:
     """The tokens of a text by a tokenizer of transformers."""
     found = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
     return [Token(i, piece) for i, piece in zip(found, tokenizer.convert_ids_to_tokens(found), strict=True)]

@@ -13,21 +13,21 @@ from ..errors import LikenessError
 from .client import OLDEST
 from .face_servers import NODES, FaceServer, face_server, identities_by_servers
 from .graph import Workflow, link_of, read_workflow
-from .people import Identities, OpenFaces, Person, find_people, with_identities
-from .plan import Plan
+from .people import Identities, OpenFaces, PersonPhotos, find_people, with_identities
+from .plan import BatchPlan
 from .problems import Fault, Problems, nearest
 from .rows import Compiler
-from .schema import Kind, NodeClass, Nodes, Spec, is_secret
+from .schema import CellKind, NodeClass, Nodes, Spec, is_secret
 from .table import MOST_ROWS, Table
-from .workers import Away, Facts, Served, Worker
+from .workers import Away, Served, ServerFacts, Worker
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class ServerSurvey:
     """What a server said before the batch."""
 
     worker: Worker
-    facts: Facts
+    facts: ServerFacts
     nodes: Nodes  # of the classes that are wanted
 
 
@@ -35,37 +35,37 @@ class Seen:
 class Checked:
     """A plan that was looked at; it may run where `problems` are none."""
 
-    plan: Plan
+    plan: BatchPlan
     workflow: Workflow
     compiler: Compiler
-    people: Sequence[Person]
+    people: Sequence[PersonPhotos]
     problems: Problems
     lines: int
-    servers: Sequence[Seen]
+    servers: Sequence[ServerSurvey]
     identities: Identities | None = None
     face_servers: Sequence[FaceServer] = ()  # that make the identities which cannot be made here
 
     @property
-    def unmade(self) -> list[Person]:
+    def unmade(self) -> list[PersonPhotos]:
         """People whose identity a server makes before the first row."""
         return [person for person in self.people if person.identity is None] if self.face_servers else []
 
 
-def versions_of(facts: Facts) -> tuple[str, str]:
+def versions_of(facts: ServerFacts) -> tuple[str, str]:
     """What pixels depend on: the versions of ComfyUI and of torch."""
     return facts.version_text, facts.torch
 
 
 async def look_at_servers(
     workers: Sequence[Worker], wanted: set[str], problems: Problems, pin_version: bool = False
-) -> list[Seen]:
+) -> list[ServerSurvey]:
     """Ask every server what it is and has. One that is away is a problem, with `pin_version` also another version."""
 
-    async def ask(worker: Worker) -> Seen | None:
+    async def ask(worker: Worker) -> ServerSurvey | None:
         try:
             await worker.open()
             facts = await worker.facts()
-            return Seen(worker, facts, Nodes(await worker.object_info()).only(wanted))
+            return ServerSurvey(worker, facts, Nodes(await worker.object_info()).only(wanted))
         except Away as error:
             problems.add(worker.name, 0, "", "", Fault(str(error), "start it, or leave it out"))
             return None
@@ -87,8 +87,8 @@ async def look_at_servers(
     return seen
 
 
-async def check(
-    plan: Plan, workers: Sequence[Worker], open_faces: OpenFaces, keep: Path, skip_people: bool = False
+async def check_plan(
+    plan: BatchPlan, workers: Sequence[Worker], open_faces: OpenFaces, keep: Path, skip_people: bool = False
 ) -> Checked:
     """Look at everything. `keep` is the folder for identities. LikenessError for unreadable files."""
     problems = Problems()
@@ -125,18 +125,18 @@ async def check(
 
 
 def _people(
-    plan: Plan,
+    plan: BatchPlan,
     compiler: Compiler,
     identities: Identities | None,
-    servers: Sequence[Seen],
+    servers: Sequence[ServerSurvey],
     skip: bool,
     problems: Problems,
-) -> tuple[Sequence[Person], Sequence[FaceServer]]:
+) -> tuple[Sequence[PersonPhotos], Sequence[FaceServer]]:
     """Who is shown, and the servers that make identities where this machine has no face analysis."""
     if plan.people is None or identities is None or compiler.people_column is None:
         return [], []
     people, best = find_people(plan.people, problems), plan.people.best
-    if not any(spec.kind is Kind.IDENTITY for _, spec in compiler.people_column.inputs):
+    if not any(spec.kind is CellKind.IDENTITY for _, spec in compiler.people_column.inputs):
         return people, []
     if identities.has_all(people, best):
         return with_identities(people, lambda one: identities.of(one, best), problems, skip), []
@@ -151,7 +151,7 @@ def _people(
             return [], []
         makers = [one for one in makers if one.model == makers[0].model]  # everybody by the same one
 
-        def kept(person: Person) -> Path | None:
+        def kept(person: PersonPhotos) -> Path | None:
             path = identities.place(person, best, makers[0].model)
             return path if path.is_file() else None
 
@@ -169,7 +169,7 @@ async def make_identities(checked: Checked, open_faces: OpenFaces, skip_people: 
         return checked
     made = await identities_by_servers(checked.unmade, checked.face_servers)
 
-    def find(person: Person) -> Path | None:
+    def find(person: PersonPhotos) -> Path | None:
         if person.identity is not None:
             return person.identity
         if isinstance(identity := made[person.name], LikenessError):
@@ -185,7 +185,7 @@ async def make_identities(checked: Checked, open_faces: OpenFaces, skip_people: 
 
 
 def _check_judge(
-    plan: Plan, compiler: Compiler, people: Sequence[Person], open_faces: OpenFaces, problems: Problems
+    plan: BatchPlan, compiler: Compiler, people: Sequence[PersonPhotos], open_faces: OpenFaces, problems: Problems
 ) -> None:
     """Whether the judge is here, may judge, and has somebody to compare with."""
     from ..evaluation.identity import check_judge
@@ -193,7 +193,7 @@ def _check_judge(
 
     name, about = plan.judging.judge, "likeness"
     columns = [*compiler.columns, *compiler.axes, *compiler.constants]
-    if plan.people is None and not any(spec.kind is Kind.IDENTITY for one in columns for _, spec in one.inputs):
+    if plan.people is None and not any(spec.kind is CellKind.IDENTITY for one in columns for _, spec in one.inputs):
         fault = Fault("nothing says who is shown", "add `people` to the plan, or a column for an identity file")
         problems.add(about, 0, "judge", name, fault)
         return
@@ -240,7 +240,7 @@ def _any_choice(specs: Sequence[Spec]) -> Spec:
 
 
 def _check_graph(
-    workflow: Workflow, nodes: Nodes, servers: Sequence[Seen], plan: Plan, name: str, problems: Problems
+    workflow: Workflow, nodes: Nodes, servers: Sequence[ServerSurvey], plan: BatchPlan, name: str, problems: Problems
 ) -> None:
     graph = workflow.graph
     for number, node in graph.items():
@@ -311,7 +311,7 @@ def _fits(made: str, spec: Spec) -> bool:
 
 
 async def _check_constants(
-    workflow: Workflow, compiler: Compiler, servers: Sequence[Seen], name: str, problems: Problems
+    workflow: Workflow, compiler: Compiler, servers: Sequence[ServerSurvey], name: str, problems: Problems
 ) -> None:
     """Values that stand in the workflow: choices, ranges, and files on the servers."""
     holes = set(compiler.holes)
@@ -329,19 +329,23 @@ async def _check_constants(
                 if fault := await _constant_fault(spec, value, seen.worker):
                     said = Fault(f"{fault.reason} on {seen.worker.name}", fault.suggestion)
                     problems.add(name, 0, f"{number}.{given}", value, said)
-                    if len(servers) > 1 and spec.kind is not Kind.COMBO and spec.kind is not Kind.UPLOAD:
+                    if len(servers) > 1 and spec.kind is not CellKind.COMBO and spec.kind is not CellKind.UPLOAD:
                         break
 
 
 async def _constant_fault(spec: Spec, value: Any, worker: Worker) -> Fault | None:
-    if spec.kind is Kind.COMBO and not spec.open_ended and not isinstance(value, (list, dict)):
+    if spec.kind is CellKind.COMBO and not spec.open_ended and not isinstance(value, (list, dict)):
         try:
             spec.parse(value)
         except Fault as fault:
             return fault
-    if spec.kind in (Kind.INT, Kind.FLOAT) and isinstance(value, (int, float)) and not spec.least <= value <= spec.most:
+    if (
+        spec.kind in (CellKind.INT, CellKind.FLOAT)
+        and isinstance(value, (int, float))
+        and not spec.least <= value <= spec.most
+    ):
         return Fault("is out of range", f"use {spec.least} to {spec.most}")
-    if spec.kind is Kind.UPLOAD and isinstance(value, str) and value and value not in spec.options:
+    if spec.kind is CellKind.UPLOAD and isinstance(value, str) and value and value not in spec.options:
         folder, _, file = value.rpartition("/")
         try:
             if not await worker.has(Served("", file, folder, "input")):
@@ -351,13 +355,13 @@ async def _constant_fault(spec: Spec, value: Any, worker: Worker) -> Fault | Non
     return None
 
 
-def _warn_of_differences(compiler: Compiler, servers: Sequence[Seen], problems: Problems) -> None:
+def _warn_of_differences(compiler: Compiler, servers: Sequence[ServerSurvey], problems: Problems) -> None:
     """Rows that only some servers can run stay on those."""
     if len(servers) < 2:
         return
     for column in [*compiler.columns, *compiler.axes]:
         for address, spec in column.inputs:
-            if spec.kind is not Kind.COMBO:
+            if spec.kind is not CellKind.COMBO:
                 continue
             kind = compiler.workflow.graph[address.node]["class_type"]
             offers = [set(s.nodes[kind].inputs[address.input].options) for s in servers if kind in s.nodes]

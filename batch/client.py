@@ -18,7 +18,19 @@ from urllib.parse import urlsplit
 
 from ..errors import LikenessError, one_line
 from .graph import MOST_BYTES, Graph
-from .workers import Away, BadFile, Ending, Facts, Queue, Refused, Served, State, Unwelcome, Upload, happens
+from .workers import (
+    Away,
+    BadFile,
+    Ending,
+    Queue,
+    Refused,
+    Served,
+    ServerFacts,
+    State,
+    Unwelcome,
+    Upload,
+    happens_within,
+)
 
 if TYPE_CHECKING:
     import aiohttp
@@ -44,14 +56,14 @@ class Access:
 
 
 @dataclass(frozen=True)
-class Address:
+class ServerAddress:
     """Where a server is, without what must not be shown."""
 
     url: str
     login: tuple[str, str] | None = field(default=None, repr=False)
 
 
-def read_address(text: str) -> Address:
+def read_address(text: str) -> ServerAddress:
     """An address as a user writes it. LikenessError for one that is none; a password is never shown."""
     given = text.strip()
     url = given if "://" in given else f"http://{given}"
@@ -67,13 +79,13 @@ def read_address(text: str) -> Address:
     bracketed = f"[{host}]" if ":" in host else host
     clean = f"{parts.scheme}://{bracketed}" + (f":{port}" if port else "") + parts.path.rstrip("/")
     login = (parts.username or "", parts.password or "") if parts.username is not None else None
-    return Address(clean, login)
+    return ServerAddress(clean, login)
 
 
 class HttpServer:
     """A server that runs already."""
 
-    def __init__(self, address: Address, access: Access | None = None):
+    def __init__(self, address: ServerAddress, access: Access | None = None):
         self.address, self.access = address, access or Access()
         self.version: tuple[int, ...] = ()
         self._session: aiohttp.ClientSession | None = None
@@ -131,7 +143,7 @@ class HttpServer:
 
     # --- what it is
 
-    async def facts(self) -> Facts:
+    async def facts(self) -> ServerFacts:
         stats = await self._json("GET", "/system_stats")
         system = stats.get("system") if isinstance(stats, dict) else None
         if not isinstance(system, dict):
@@ -140,7 +152,7 @@ class HttpServer:
         said = str(system.get("comfyui_version", ""))
         self.version = tuple(int(number) for number in re.findall(r"\d+", said.split("+")[0])[:4])
         devices = [d for d in stats.get("devices") or [] if isinstance(d, dict)]
-        return Facts(
+        return ServerFacts(
             version=self.version,
             version_text=one_line(said)[:40],
             torch=one_line(system.get("pytorch_version", ""))[:40],
@@ -174,7 +186,7 @@ class HttpServer:
 
     async def wake(self, prompt_id: str, seconds: float) -> bool:
         event = self._news.setdefault(prompt_id, asyncio.Event())
-        if not await happens(event, seconds):
+        if not await happens_within(event, seconds):
             return False
         event.clear()
         return True
@@ -358,7 +370,7 @@ class HttpServer:
                 pass
             self._wake_all()
             self._answered.clear()
-            await happens(self._answered, pause)
+            await happens_within(self._answered, pause)
             pause = min(pause * 2, 15.0)
 
     def _wake_all(self) -> None:

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import random
 import time
 from collections.abc import Sequence
 
 from ..errors import LikenessError, one_line
-from .failures import Outcome, Then, decide
-from .graph import Template
-from .journal import Attempt, Journal, Row, RowState
-from .lane import LONGEST_PAUSE, Lane
+from .failures import Failure, Then, decide
+from .graph import GraphTemplate
+from .journal import Journal, JournalRow, RowState
+from .lane import LONGEST_PAUSE, Flight, Lane
 from .results import Keeper
 from .rows import next_take
 from .schema import Nodes
 from .todo import Todo
-from .work import End, Judge, Settings, Tell, Work
-from .workers import Worker, happens
+from .work import End, Judge, Tell, Work, WorkSettings
+from .workers import Worker, happens_within
 
 FIRST_BREAKER = 3  # failures in a row that stop a batch in which nothing ever went well
 
@@ -36,12 +37,12 @@ class Engine:
         journal: Journal,
         keeper: Keeper,
         servers: Sequence[tuple[Worker, Nodes]],
-        settings: Settings | None = None,
+        settings: WorkSettings | None = None,
         judge: Judge | None = None,
         tell: Tell = lambda kind, data: None,
     ):
         self.work, self.journal, self.keeper = work, journal, keeper
-        self.settings, self.judge, self.tell = settings or Settings(), judge, tell
+        self.settings, self.judge, self.tell = settings or WorkSettings(), judge, tell
         self.lanes = [Lane(self, worker, nodes) for worker, nodes in servers]
         self.todo = Todo(())
         self.stopping = 0  # 1: nothing new, 2: nothing more
@@ -50,7 +51,8 @@ class Engine:
         self._unjudged = 0
         self._told_unjudged: set[str] = set()
         self._failure: BaseException | None = None
-        self._in_a_row: tuple[str, int] = ("", 0)
+        self.flight_numbers = itertools.count()
+        self._in_a_row: tuple[str, list[int]] = ("", [])  # failures of one kind, by the number of their flight
         self._breaker = ""
         self._ever_done = False
         self._last_answer = time.monotonic()
@@ -113,7 +115,7 @@ class Engine:
         return not self.stopping and not self._breaker and self._failure is None
 
     async def _sleep(self, seconds: float) -> None:
-        await happens(self.changed, seconds)
+        await happens_within(self.changed, seconds)
         self.changed.clear()
 
     def fail(self, error: BaseException) -> None:
@@ -131,11 +133,11 @@ class Engine:
         lanes = {lane.worker.name: lane for lane in self.lanes}
         for attempt in self.journal.under_way():
             if self.journal.state(attempt.seq) is not RowState.SENT:
-                self.journal.ended(attempt.prompt_id, Outcome.LOST.value)
+                self.journal.ended(attempt.prompt_id, Failure.LOST.value)
             elif attempt.server in lanes:
                 lanes[attempt.server].adopt(attempt)
             else:
-                self.journal.ended(attempt.prompt_id, Outcome.AWAY.value, "its server is not in this session")
+                self.journal.ended(attempt.prompt_id, Failure.AWAY.value, "its server is not in this session")
                 self.journal.settle(attempt.seq, RowState.TODO)
         adopted = {flight.row.seq for lane in self.lanes for flight in lane.flights.values()}
         for seq in self.journal.in_state(RowState.SENT):
@@ -169,16 +171,17 @@ class Engine:
 
     # --- rows
 
-    def landed(self, row: Row, lane: Lane) -> None:
-        """A row is done."""
-        self._ever_done, self._in_a_row = True, ("", 0)
+    def landed(self, flight: Flight) -> None:
+        """A row is done. Failures of rows that were sent before it are no series any more; its files may come late."""
+        kind, numbers = self._in_a_row
+        self._ever_done, self._in_a_row = True, (kind, [one for one in numbers if one > flight.number])
         if self.judge:
-            self._judge_later(row.seq)
+            self._judge_later(flight.row.seq)
         self.changed.set()
 
-    def came_to_nothing(self, row: Row, attempt: Attempt, outcome: Outcome, detail: str, lane: Lane) -> None:
+    def came_to_nothing(self, flight: Flight, outcome: Failure, detail: str, lane: Lane) -> None:
         """An attempt has failed: decide what becomes of the row."""
-        detail = one_line(detail)
+        row, attempt, detail = flight.row, flight.attempt, one_line(detail)
         self.journal.ended(attempt.prompt_id, outcome.value, detail)
         live = [one for one in self.lanes if one.is_up] or self.lanes
         verdict = decide(self.journal.attempts(row.seq), len(live))
@@ -192,25 +195,25 @@ class Engine:
         if verdict.then is Then.FAIL:
             self.journal.settle(row.seq, RowState.FAILED, verdict.kind, verdict.error)
             self.tell("failed", {**told, "kind": verdict.kind, "error": verdict.error})
-            self._count_failure(f"{verdict.kind}: {verdict.error.split(':')[0]}", verdict.error)
+            self._count_failure(f"{verdict.kind}: {verdict.error.split(':')[0]}", verdict.error, flight.number)
         elif verdict.then is Then.PARK:
             self.journal.settle(row.seq, RowState.PARKED, verdict.kind, verdict.error)
             self.tell("parked", told)
         else:
-            at_once = outcome in (Outcome.LOST, Outcome.STOPPED, Outcome.MEMORY, Outcome.DIED, Outcome.INTERRUPTED)
+            at_once = outcome in (Failure.LOST, Failure.STOPPED, Failure.MEMORY, Failure.DIED, Failure.INTERRUPTED)
             pause = 0.0 if at_once or verdict.exclude else pause_before(row.attempts + 1)
             self.journal.settle(row.seq, RowState.TODO)
             self.todo.put(row.seq, row.group, pause, verdict.exclude, lane.lacking.get(row.seq, frozenset()))
             self.tell("again", {**told, "pause": pause})
         self.changed.set()
 
-    def _count_failure(self, kind: str, error: str) -> None:
-        before, count = self._in_a_row
-        self._in_a_row = kind, count + 1 if kind == before else 1
+    def _count_failure(self, kind: str, error: str, number: int) -> None:
+        before, numbers = self._in_a_row
+        self._in_a_row = kind, [*(numbers if kind == before else ()), number]
         most = self.settings.breaker if self._ever_done else min(self.settings.breaker, FIRST_BREAKER)
-        if 0 < most <= self._in_a_row[1] and not self._breaker:
+        if 0 < most <= len(self._in_a_row[1]) and not self._breaker:
             self._breaker = error
-            self.tell("breaker", {"count": self._in_a_row[1], "error": error})
+            self.tell("breaker", {"count": len(self._in_a_row[1]), "error": error})
 
     async def _run_parked(self) -> None:
         """Rows that ended servers run one at a time, and only where we can start the server again."""
@@ -249,15 +252,15 @@ class Engine:
             self._unjudged -= 1
             self.changed.set()
 
-    def _tell_unjudged(self, row: Row, error: str) -> None:
+    def _tell_unjudged(self, row: JournalRow, error: str) -> None:
         if error not in self._told_unjudged:
             self._told_unjudged.add(error)
             self.tell("unjudged", {"row": row.row_id, "idx": row.idx, "error": error})
 
-    def _another_take(self, row: Row) -> None:
+    def _another_take(self, row: JournalRow) -> None:
         take = row.take + 1
         values = dict(zip(self.work.holes, next_take(row.values, self.work.seeds, take), strict=True))
-        template = Template(self.work.graph, self.work.holes, self.work.prefixes)
+        template = GraphTemplate(self.work.graph, self.work.holes, self.work.prefixes)
         seq = self.journal.another(row.seq, template.row_id(values), take)
         if seq is not None:
             self.todo.put(seq, row.group)

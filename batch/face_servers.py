@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from ..errors import LikenessError
 from .files import INPUTS
 from .graph import Graph
-from .people import Person
+from .people import PersonPhotos
 from .schema import Nodes
 from .workers import Away, BadFile, Ending, Refused, State, Upload, Worker
 
@@ -61,7 +61,7 @@ def face_server(worker: Worker, nodes: Nodes, faces: str) -> FaceServer | None:
 
 
 async def identities_by_servers(
-    people: Sequence[Person], servers: Sequence[FaceServer]
+    people: Sequence[PersonPhotos], servers: Sequence[FaceServer]
 ) -> dict[str, Identity | LikenessError]:
     """Everybody by name, or why there is no identity. LikenessError where no server answers, or one cannot see."""
     from ..faces.identity import join_photos

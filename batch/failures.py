@@ -13,7 +13,7 @@ MOST_DEATHS = 2  # of servers while the row ran, before it waits for the end
 _PROGRAMMING = ("ValueError", "TypeError", "LikenessError", "KeyError", "AssertionError", "NotImplementedError")
 
 
-class Outcome(str, Enum):
+class Failure(str, Enum):
     """How an attempt came to nothing."""
 
     AWAY = "away"  # the server did not answer for too long; it may run it yet
@@ -40,7 +40,7 @@ class Then(Enum):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Ruling:
     """What to do, and what to write down where that is the end."""
 
     then: Then
@@ -49,53 +49,51 @@ class Verdict:
     exclude: frozenset[str] = frozenset()  # servers
 
 
-def decide(tried: Sequence[Attempt], servers: int) -> Verdict:
+def decide(tried: Sequence[Attempt], servers: int) -> Ruling:
     """What follows from a row's attempts, the last of which has just come to nothing. `servers` could run it."""
     last = tried[-1]
-    outcome, detail = Outcome(last.outcome), last.detail
+    outcome, detail = Failure(last.outcome), last.detail
     same = [attempt for attempt in tried if attempt.outcome == last.outcome]
     here = frozenset([last.server])
-    fail = Verdict(Then.FAIL, outcome.value, detail)
-    if outcome is Outcome.INVALID:
+    fail = Ruling(Then.FAIL, outcome.value, detail)
+    if outcome is Failure.INVALID:
         return fail
-    if outcome is Outcome.EMPTY:
-        return Verdict(Then.FAIL, "empty", "it ended well, but saved no file")
-    if outcome is Outcome.STOPPED:
-        return Verdict(Then.AGAIN)
-    if outcome is Outcome.INTERRUPTED:
+    if outcome is Failure.EMPTY:
+        return Ruling(Then.FAIL, "empty", "it ended well, but saved no file")
+    if outcome is Failure.STOPPED:
+        return Ruling(Then.AGAIN)
+    if outcome is Failure.INTERRUPTED:
         return (
-            Verdict(Then.AGAIN)
-            if len(same) == 1
-            else Verdict(Then.FAIL, "interrupted", "somebody interrupted it twice")
+            Ruling(Then.AGAIN) if len(same) == 1 else Ruling(Then.FAIL, "interrupted", "somebody interrupted it twice")
         )
-    if outcome is Outcome.DIED:
+    if outcome is Failure.DIED:
         if len(same) < MOST_DEATHS:
-            return Verdict(Then.AGAIN)
+            return Ruling(Then.AGAIN)
         if len(same) == MOST_DEATHS:
-            return Verdict(Then.PARK, "poison", f"{MOST_DEATHS} servers ended while they ran it")
-        return Verdict(Then.FAIL, "poison", "kills the server")
-    if outcome is Outcome.MEMORY:
+            return Ruling(Then.PARK, "poison", f"{MOST_DEATHS} servers ended while they ran it")
+        return Ruling(Then.FAIL, "poison", "kills the server")
+    if outcome is Failure.MEMORY:
         if len(same) == 1:
-            return Verdict(Then.AGAIN_HERE)
+            return Ruling(Then.AGAIN_HERE)
         if len(same) == 2 and servers > 1:
-            return Verdict(Then.ELSEWHERE, exclude=here)
+            return Ruling(Then.ELSEWHERE, exclude=here)
         return fail
-    if outcome is Outcome.ERROR:
+    if outcome is Failure.ERROR:
         kind = detail.split(":")[0]
         if len(same) > 1 and same[-2].detail.split(":")[0] == kind:
             return fail
         if servers > 1:
-            return Verdict(Then.ELSEWHERE, exclude=here) if len(same) < 3 else fail
-        return fail if kind.rpartition(".")[2] in _PROGRAMMING or len(same) > 1 else Verdict(Then.AGAIN)
+            return Ruling(Then.ELSEWHERE, exclude=here) if len(same) < 3 else fail
+        return fail if kind.rpartition(".")[2] in _PROGRAMMING or len(same) > 1 else Ruling(Then.AGAIN)
     if len([one for one in tried if one.outcome in _NETWORK]) < MOST_ATTEMPTS:
-        return Verdict(Then.AGAIN)
-    return Verdict(Then.FAIL, outcome.value, detail or f"it was lost {MOST_ATTEMPTS} times")
+        return Ruling(Then.AGAIN)
+    return Ruling(Then.FAIL, outcome.value, detail or f"it was lost {MOST_ATTEMPTS} times")
 
 
-_NETWORK = tuple(one.value for one in (Outcome.AWAY, Outcome.LOST, Outcome.BAD_FILE, Outcome.STALLED))
+_NETWORK = tuple(one.value for one in (Failure.AWAY, Failure.LOST, Failure.BAD_FILE, Failure.STALLED))
 
 
-def is_out_of_memory(error_type: str, words: str) -> bool:
+def says_out_of_memory(error_type: str, words: str) -> bool:
     """Whether a server's error says that its memory was not enough."""
     text = f"{error_type} {words}".lower()
     return "outofmemory" in text.replace("_", "") or "out of memory" in text or "not enough memory" in text

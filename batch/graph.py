@@ -145,7 +145,7 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-class Template:
+class GraphTemplate:
     """A graph with holes at some of its inputs: what is filled in many times is written out once."""
 
     def __init__(self, graph: Graph, holes: Iterable[Address], prefixes: Iterable[Address] = ()):
@@ -170,7 +170,7 @@ class Template:
         return hashlib.sha256("".join([*pieces, self._rest]).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def filled(graph: Graph, values: Mapping[Address, Any], prefixes: Sequence[Address], prefix: str) -> Graph:
+def with_values(graph: Graph, values: Mapping[Address, Any], prefixes: Sequence[Address], prefix: str) -> Graph:
     """A graph of its own with these values, which saves its files under `prefix`."""
     made = {number: {**node, "inputs": dict(node["inputs"])} for number, node in graph.items()}
     for address, value in values.items():

@@ -63,7 +63,7 @@ class NewRow:
 
 
 @dataclass(frozen=True)
-class Row:
+class JournalRow:
     """A row to run."""
 
     seq: int
@@ -215,7 +215,7 @@ class Journal:
         """Number and group of every row that is to be run, group by group."""
         yield from self._db.execute('select seq, "group" from row where state=\'todo\' order by "group", seq')
 
-    def row(self, seq: int) -> Row:
+    def row(self, seq: int) -> JournalRow:
         """A row by its number."""
         row_id, idx, take, group, attempts, person, cells = self._db.execute(
             'select row_id, row.idx, take, "group", attempts, person, cells from row join line on line.idx = row.idx '
@@ -223,7 +223,7 @@ class Journal:
             (seq,),
         ).fetchone()
         values, shown = json.loads(cells)
-        return Row(seq, row_id, idx, take, group, attempts, person, values, shown)
+        return JournalRow(seq, row_id, idx, take, group, attempts, person, values, shown)
 
     def seq_of(self, row_id: str) -> int | None:
         """The number of a row by its id, or by its beginning where that is unique."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LikenessError
-from .journal import Row
-from .people import OpenFaces, Person, identity_from
-from .session import Run
+from .journal import JournalRow
+from .people import OpenFaces, PersonPhotos, identity_from
+from .session import BatchRun
 from .work import Judge
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ NO_FACE = {"percent": 0.0, "id_sim": 0.0, "detected": 0.0}
 class LikenessJudge:
     """Compares a row's pictures with the photos of its person. Of several pictures the best counts."""
 
-    def __init__(self, run: Run, judge: str, open_faces: OpenFaces, allow_same: bool = False):
+    def __init__(self, run: BatchRun, judge: str, open_faces: OpenFaces, allow_same: bool = False):
         self._run, self._name, self._open, self._allow_same = run, judge, open_faces, allow_same
         self._people: dict[str, References | None] = {}
 
@@ -32,7 +32,7 @@ class LikenessJudge:
     def _judge(self) -> FaceAnalysis:
         return self._open(self._name)
 
-    def __call__(self, row: Row, files: Sequence[Path]) -> Mapping[str, float]:
+    def __call__(self, row: JournalRow, files: Sequence[Path]) -> Mapping[str, float]:
         """Percent of real photos' likeness, cosine, and whether there is a face. Nothing for a row without a person."""
         import torch
 
@@ -56,7 +56,7 @@ class LikenessJudge:
                 best = {"percent": float(scores.percents[0]), "id_sim": float(scores.cosines[0]), "detected": 1.0}
         return best
 
-    def _person_of(self, row: Row) -> References | None:
+    def _person_of(self, row: JournalRow) -> References | None:
         """What the row's person looks like to the judge, computed once."""
         from ..evaluation.identity import references_of
 
@@ -66,7 +66,7 @@ class LikenessJudge:
             self._people[key] = None if identity is None else references_of(identity, self._judge)
         return self._people[key]
 
-    def _find(self, row: Row) -> Identity | None:
+    def _find(self, row: JournalRow) -> Identity | None:
         from ..evaluation.identity import check_judge
         from ..faces import Identity
 
@@ -75,15 +75,15 @@ class LikenessJudge:
             check_judge(self._judge, [identity.recogniser], self._allow_same)  # its embeddings made the pictures
             return identity
         if photos := self._run.facts["people"].get(row.person):
-            return identity_from(Person(row.person, [Path(photo) for photo in photos]), self._judge)
+            return identity_from(PersonPhotos(row.person, [Path(photo) for photo in photos]), self._judge)
         return None
 
-    def _identity_file(self, row: Row) -> str:
+    def _identity_file(self, row: JournalRow) -> str:
         uploads = self._run.work.uploads_of(row)
         return next((str(upload.path) for upload in uploads if upload.type == "output"), "")
 
 
-def judge_of(run: Run, open_faces: OpenFaces, name: str = "") -> Judge | None:
+def judge_of(run: BatchRun, open_faces: OpenFaces, name: str = "") -> Judge | None:
     """The judge of this name, else the one that the run asks for, if any."""
     asked = run.facts["judging"]
     chosen = name or asked["judge"]

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .failures import Outcome, is_out_of_memory
+from .failures import Failure, says_out_of_memory
 from .graph import prompt_id
-from .journal import Attempt, Row, RowState
-from .schema import Kind, Nodes
-from .workers import Away, BadFile, Ending, Refused, State, Unwelcome, Worker, happens
+from .journal import Attempt, JournalRow, RowState
+from .schema import CellKind, Nodes
+from .workers import Away, BadFile, Ending, Refused, State, Unwelcome, Worker, happens_within
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -25,9 +25,10 @@ LONGEST_PAUSE = 60.0
 class Flight:
     """A row that a server has."""
 
-    row: Row
+    row: JournalRow
     attempt: Attempt
     sent: float  # monotonic
+    number: int  # in the order of sending
     began: float = 0.0  # when it was first heard of: what waits behind others is not late
     in_queue: bool = True
 
@@ -35,7 +36,7 @@ class Flight:
 class _Ended(Exception):
     """An attempt has come to nothing."""
 
-    def __init__(self, outcome: Outcome, detail: str = "") -> None:
+    def __init__(self, outcome: Failure, detail: str = "") -> None:
         self.outcome, self.detail = outcome, detail
         super().__init__(detail)
 
@@ -160,8 +161,11 @@ class Lane:
     def _fill(self) -> None:
         settings = self.engine.settings
         while self.is_up and self.engine.may_send and not self._alone and not self._is_worn:
-            room = settings.window if self.is_trusted else 1
-            if sum(f.in_queue for f in self.flights.values()) >= room or len(self.flights) >= 4 * settings.window:
+            if not self.is_trusted and self.flights:  # the first row goes alone, until its files are here
+                return
+            if sum(flight.in_queue for flight in self.flights.values()) >= settings.window:
+                return
+            if len(self.flights) >= 4 * settings.window:
                 return
             live = frozenset(lane.worker.name for lane in self.engine.lanes if lane.is_up)
             taken = self.engine.todo.take(self.worker.name, live)
@@ -175,16 +179,21 @@ class Lane:
                 continue
             self._launch(row)
 
-    def _has_all(self, row: Row) -> bool:
+    def _has_all(self, row: JournalRow) -> bool:
         """Whether the server has the files that the row's choices name."""
         for address, value in self.engine.work.values(row).items():
             kind = self.engine.work.graph[address.node]["class_type"]
             spec = self.nodes[kind].spec(address.input) if kind in self.nodes else None
-            if spec is not None and spec.kind is Kind.COMBO and not spec.open_ended and str(value) not in spec.options:
+            if (
+                spec is not None
+                and spec.kind is CellKind.COMBO
+                and not spec.open_ended
+                and str(value) not in spec.options
+            ):
                 return False
         return True
 
-    async def alone(self, row: Row) -> None:
+    async def alone(self, row: JournalRow) -> None:
         """Run one row while nothing else runs here; the server may end with it."""
         self._alone = True
         try:
@@ -203,7 +212,7 @@ class Lane:
     def _let_all_go(self) -> None:
         for flight in list(self.flights.values()):
             if flight.in_queue:
-                self.engine.journal.ended(flight.attempt.prompt_id, Outcome.AWAY.value if not self.is_up else "stopped")
+                self.engine.journal.ended(flight.attempt.prompt_id, Failure.AWAY.value if not self.is_up else "stopped")
                 self.engine.journal.settle(flight.row.seq, RowState.TODO)
         for task in self.tasks:
             task.cancel()
@@ -243,11 +252,11 @@ class Lane:
         self.is_up, self.trouble, self._down_since = False, why, time.monotonic()
         self._came_up.clear()
         for flight in waiting:
-            self._give_back(flight, Outcome.LOST, why)
+            self._give_back(flight, Failure.LOST, why)
         if not await self.worker.restart():
             await self._pause(min(self.engine.settings.zombie * 2**self._quarantines, 600.0))
 
-    def _give_back(self, flight: Flight, outcome: Outcome, detail: str) -> None:
+    def _give_back(self, flight: Flight, outcome: Failure, detail: str) -> None:
         """Somebody else than the row's own task says how it ended."""
         prompt = flight.attempt.prompt_id
         if self.flights.pop(prompt, None) is None:
@@ -255,19 +264,23 @@ class Lane:
         for task in self.tasks:
             if task.get_name() == prompt:
                 task.cancel()
-        self.engine.came_to_nothing(flight.row, flight.attempt, outcome, detail, self)
+        self.engine.came_to_nothing(flight, outcome, detail, self)
 
     # --- one row
 
-    def _launch(self, row: Row) -> asyncio.Task[None]:
+    def _launch(self, row: JournalRow) -> asyncio.Task[None]:
         n = row.attempts + 1
         prompt = prompt_id(self.engine.work.run, row.row_id, n)
-        flight = Flight(row, Attempt(prompt, row.seq, n, self.worker.name, ""), time.monotonic())
+        flight = Flight(
+            row, Attempt(prompt, row.seq, n, self.worker.name, ""), time.monotonic(), next(self.engine.flight_numbers)
+        )
         return self._start(flight, self._send(flight))
 
     def adopt(self, attempt: Attempt) -> None:
         """Follow what an earlier client has sent."""
-        flight = Flight(self.engine.journal.row(attempt.seq), attempt, time.monotonic())
+        flight = Flight(
+            self.engine.journal.row(attempt.seq), attempt, time.monotonic(), next(self.engine.flight_numbers)
+        )
         self._start(flight, self._see_through(flight, in_doubt=True))
 
     def _start(self, flight: Flight, work: Any) -> asyncio.Task[None]:
@@ -283,7 +296,7 @@ class Lane:
             await work
         except _Ended as ended:
             if self.flights.pop(prompt, None) is not None:
-                self.engine.came_to_nothing(flight.row, flight.attempt, ended.outcome, ended.detail, self)
+                self.engine.came_to_nothing(flight, ended.outcome, ended.detail, self)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -298,7 +311,7 @@ class Lane:
             await self._bring_files(row)
         except Refused as error:
             self.engine.journal.sent(row.seq, attempt.prompt_id, attempt.n, attempt.server)
-            raise _Ended(Outcome.INVALID, str(error)) from None
+            raise _Ended(Failure.INVALID, str(error)) from None
         except Away as error:  # it has not heard of the row
             self.down(error)
             self.flights.pop(attempt.prompt_id, None)
@@ -311,13 +324,13 @@ class Lane:
         try:
             await self.worker.post(attempt.prompt_id, graph, extra)
         except Refused as error:
-            raise _Ended(Outcome.INVALID, str(error)) from None
+            raise _Ended(Failure.INVALID, str(error)) from None
         except Away as error:  # it may have heard of it
             self.down(error)
             in_doubt = True
         await self._see_through(flight, in_doubt)
 
-    async def _bring_files(self, row: Row) -> None:
+    async def _bring_files(self, row: JournalRow) -> None:
         async with self._uploading:
             for upload in self.engine.work.uploads_of(row):
                 if upload.name in self._uploaded:
@@ -334,14 +347,14 @@ class Lane:
         flight.in_queue = False  # the next may be sent while this one's files come
         self.engine.changed.set()
         if ending.status == "interrupted":
-            raise _Ended(Outcome.INTERRUPTED, "somebody interrupted it")
+            raise _Ended(Failure.INTERRUPTED, "somebody interrupted it")
         if ending.status != "success":
             what = f"{ending.error_type}: {ending.error}" + (f" ({ending.node})" if ending.node.strip() else "")
-            if is_out_of_memory(ending.error_type, ending.error):
+            if says_out_of_memory(ending.error_type, ending.error):
                 with contextlib.suppress(Away):
                     await self.worker.free()
-                raise _Ended(Outcome.MEMORY, what)
-            raise _Ended(Outcome.ERROR, what)
+                raise _Ended(Failure.MEMORY, what)
+            raise _Ended(Failure.ERROR, what)
         await self._keep(flight, ending)
 
     async def _follow(self, flight: Flight, in_doubt: bool) -> Ending:
@@ -368,7 +381,7 @@ class Lane:
     async def _still_there(self, flight: Flight) -> None:
         if await self.worker.state(flight.attempt.prompt_id) is State.UNKNOWN:
             ran = self.worker.heard(flight.attempt.prompt_id) > 0
-            raise _Ended(Outcome.DIED if ran else Outcome.LOST, f"{self.worker.name} was started again")
+            raise _Ended(Failure.DIED if ran else Failure.LOST, f"{self.worker.name} was started again")
 
     async def _wait_for_server(self, flight: Flight, error: Away) -> None:
         self.down(error)
@@ -376,10 +389,10 @@ class Lane:
         left = max(0.0, self._down_since + settings.grace - time.monotonic())
         if self.worker.has_ended:  # what it had is lost with it
             ran = self.worker.heard(flight.attempt.prompt_id) > 0
-            raise _Ended(Outcome.DIED if ran else Outcome.LOST, str(error))
-        if not await happens(self._came_up, left):
+            raise _Ended(Failure.DIED if ran else Failure.LOST, str(error))
+        if not await happens_within(self._came_up, left):
             ran = self._is_dead and self.worker.heard(flight.attempt.prompt_id) > 0
-            raise _Ended(Outcome.DIED if ran else Outcome.AWAY, self.trouble)
+            raise _Ended(Failure.DIED if ran else Failure.AWAY, self.trouble)
 
     async def _check_patience(self, flight: Flight) -> None:
         settings, now = self.engine.settings, time.monotonic()
@@ -398,7 +411,7 @@ class Lane:
         if self.is_own:
             await self.worker.restart()
         raise _Ended(
-            Outcome.STALLED, "no progress was made" if silent else f"it ran longer than {settings.timeout:g} s"
+            Failure.STALLED, "no progress was made" if silent else f"it ran longer than {settings.timeout:g} s"
         )
 
     async def _state(self, flight: Flight) -> State:
@@ -410,15 +423,15 @@ class Lane:
     async def _keep(self, flight: Flight, ending: Ending) -> None:
         engine, row, prompt = self.engine, flight.row, flight.attempt.prompt_id
         if not engine.keeper.wanted.of(ending.files) and not engine.work.allow_empty:
-            raise _Ended(Outcome.EMPTY)
+            raise _Ended(Failure.EMPTY)
         while True:
             try:
                 files = await engine.keeper.collect(self.worker, row, ending.files)
                 break
             except BadFile as error:
-                raise _Ended(Outcome.BAD_FILE, str(error)) from None
+                raise _Ended(Failure.BAD_FILE, str(error)) from None
             except Unwelcome as error:
-                raise _Ended(Outcome.BAD_FILE, str(error)) from None
+                raise _Ended(Failure.BAD_FILE, str(error)) from None
             except Away as error:
                 await self._wait_for_server(flight, error)
         self._rows_since_start += 1
@@ -426,7 +439,7 @@ class Lane:
             self._note_pace()
             told = {"row": row.row_id, "idx": row.idx, "server": self.worker.name, "seconds": ending.seconds}
             engine.tell("done", {**told, "files": [file.path for file in files]})
-            engine.landed(row, self)
+            engine.landed(flight)
         self.is_trusted, self._quarantines = True, 0
         self.flights.pop(prompt, None)
         with contextlib.suppress(Away):

@@ -16,8 +16,8 @@ from typing import Any
 
 from ..errors import LikenessError, one_line
 from ..storage import name_fault, write_whole
-from .problems import plain_cell, write_csv
-from .session import Run
+from .problems import plain_cell, write_table
+from .session import BatchRun
 
 MANIFEST, FAILED, BY_NAME = "manifest.csv", "failed.csv", "by-name"
 _FACTS = ("file", "sha256", "width", "height", "seconds", "server", "attempts", "take", "cached_nodes", "error")
@@ -44,7 +44,7 @@ class Entry:
         return str(self.facts.get("file") or "")
 
 
-def entries(run: Run) -> Iterator[Entry]:
+def read_entries(run: BatchRun) -> Iterator[Entry]:
     """Every line, in the table's order, as it stands now."""
     best = _best_takes(run) if run.facts["judging"]["below"] else {}
     ranks = _ranks(run, best) if run.facts["judging"]["keep"] else {}
@@ -80,14 +80,14 @@ def entries(run: Run) -> Iterator[Entry]:
         )
 
 
-def _metrics(run: Run) -> dict[int, dict[str, float]]:
+def _metrics(run: BatchRun) -> dict[int, dict[str, float]]:
     found: dict[int, dict[str, float]] = {}
     for seq, name, value in run.journal.query("select seq, name, value from metric"):
         found.setdefault(seq, {})[name] = value
     return found
 
 
-def _best_takes(run: Run) -> dict[int, int]:
+def _best_takes(run: BatchRun) -> dict[int, int]:
     """For rows that were repeated with other seeds, the take that is most like the person."""
     found: dict[int, tuple[float, int]] = {}
     for first, seq, percent in run.journal.query(
@@ -99,7 +99,7 @@ def _best_takes(run: Run) -> dict[int, int]:
     return {first: seq for first, (_, seq) in found.items()}
 
 
-def _ranks(run: Run, best: Mapping[int, int]) -> dict[int, bool]:
+def _ranks(run: BatchRun, best: Mapping[int, int]) -> dict[int, bool]:
     """For each line whether it is among the best of the lines that differ from it in the seed alone."""
     metrics = _metrics(run)
     groups: dict[str, list[tuple[float, int]]] = {}
@@ -118,13 +118,13 @@ def _ranks(run: Run, best: Mapping[int, int]) -> dict[int, bool]:
     }
 
 
-def header(run: Run) -> list[str]:
+def header(run: BatchRun) -> list[str]:
     """The manifest's columns."""
     kept = ["kept"] if run.facts["judging"]["keep"] else []
     return ["idx", "row_id", "state", "person", *run.shown, *_FACTS, *METRICS, *kept]
 
 
-def cells_of(run: Run, entry: Entry, plain: bool = True) -> list[Any]:
+def cells_of(run: BatchRun, entry: Entry, plain: bool = True) -> list[Any]:
     """A line of the manifest; `plain` texts are never a formula for a spreadsheet."""
     shown = [entry.shown[name] for name in run.shown]
     facts = [entry.facts[name] for name in _FACTS]
@@ -146,18 +146,20 @@ def _written(cell: Any) -> Any:
     return plain_cell(cell) if isinstance(cell, str) else cell
 
 
-def write_manifest(run: Run, path: Path | None = None) -> Path:
+def write_manifest(run: BatchRun, path: Path | None = None) -> Path:
     """`manifest.csv`, and beside it the same as Parquet, verbatim, where pyarrow is there."""
     path = path or run.folder / MANIFEST
-    write_whole(path, lambda part: write_csv(part, header(run), (cells_of(run, entry) for entry in entries(run))))
+    write_whole(
+        path, lambda part: write_table(part, header(run), (cells_of(run, entry) for entry in read_entries(run)))
+    )
     if importlib.util.find_spec("pyarrow"):
         _parquet(run, path.with_suffix(".parquet"), header(run))
     return path
 
 
-def write_failed(run: Run) -> Path | None:
+def write_failed(run: BatchRun) -> Path | None:
     """A table of the failed lines, with the columns of the user's table; None where none failed."""
-    failed = [entry for entry in entries(run) if entry.state == "failed"]
+    failed = [entry for entry in read_entries(run) if entry.state == "failed"]
     path = run.folder / FAILED
     if not failed:
         path.unlink(missing_ok=True)
@@ -167,11 +169,11 @@ def write_failed(run: Run) -> Path | None:
         [_written(entry.person), *(_written(entry.shown[name]) for name in run.shown), _written(entry.facts["error"])]
         for entry in failed
     ]
-    write_whole(path, lambda part: write_csv(part, names, rows))
+    write_whole(path, lambda part: write_table(part, names, rows))
     return path
 
 
-def export(run: Run, to: Path) -> int:
+def export(run: BatchRun, to: Path) -> int:
     """The run as one table elsewhere, CSV, JSON lines or Parquet by its suffix; returns how many lines."""
     suffix, count = to.suffix.lower(), 0
     names = header(run)
@@ -186,7 +188,7 @@ def export(run: Run, to: Path) -> int:
             if suffix == ".csv":
                 writer = csv.writer(file)
                 writer.writerow(names)
-            for entry in entries(run):
+            for entry in read_entries(run):
                 count += 1
                 if suffix == ".csv":
                     writer.writerow(cells_of(run, entry))
@@ -198,13 +200,13 @@ def export(run: Run, to: Path) -> int:
     return count
 
 
-def _parquet(run: Run, to: Path, names: list[str]) -> int:
+def _parquet(run: BatchRun, to: Path, names: list[str]) -> int:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise LikenessError("Parquet needs pyarrow: `pip install pyarrow`, or export to .csv.") from None
-    rows = [cells_of(run, entry, plain=False) for entry in entries(run)]
+    rows = [cells_of(run, entry, plain=False) for entry in read_entries(run)]
     columns = {name: [_flat(row[n]) for row in rows] for n, name in enumerate(names)}
     for name in run.shown:  # a column of the user's may hold texts and numbers
         columns[name] = [None if value is None else str(value) for value in columns[name]]
@@ -219,12 +221,12 @@ def _flat(cell: Any) -> Any:
 # --- a second, readable name for every picture
 
 
-def link_by_name(run: Run, template: str) -> int:
+def link_by_name(run: BatchRun, template: str) -> int:
     """Hard links (or copies) below `by-name/`, called as the template says; returns how many."""
     folder = run.folder / BY_NAME
     shutil.rmtree(folder, ignore_errors=True)
     made = 0
-    for entry in entries(run):
+    for entry in read_entries(run):
         if entry.state != "done" or not entry.file or entry.kept is False:
             continue
         source = run.folder / entry.file

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import LikenessError
 from ..storage import name_fault, write_whole
 from .files import sha256_of
-from .plan import People
+from .plan import PlannedPeople
 from .problems import Fault, Problems
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"
 
 
 @dataclass(frozen=True)
-class Person:
+class PersonPhotos:
     """Somebody, and the photos that show them."""
 
     name: str
@@ -37,7 +37,7 @@ class Person:
     identity: Path | None = None  # the file, once it was made
 
 
-def find_people(people: People, problems: Problems) -> list[Person]:
+def find_people(people: PlannedPeople, problems: Problems) -> list[PersonPhotos]:
     """Photos grouped by person, in the order of names."""
     found: dict[str, list[Path]] = {}
     for text in sorted(glob.glob(people.photos, recursive=True)):
@@ -49,7 +49,7 @@ def find_people(people: People, problems: Problems) -> list[Person]:
     for name in found:
         if fault := name_fault(name):
             problems.add("people", 0, "photos", name, Fault(f"the person's name {fault}", "rename the folder"))
-    return [Person(name, photos) for name, photos in sorted(found.items())]
+    return [PersonPhotos(name, photos) for name, photos in sorted(found.items())]
 
 
 class Identities:
@@ -59,20 +59,20 @@ class Identities:
         self.folder, self.faces = folder, faces
         self._open = open_faces
 
-    def place(self, person: Person, best: int = 0, seen_by: str = "") -> Path:
+    def place(self, person: PersonPhotos, best: int = 0, seen_by: str = "") -> Path:
         """Where the file for this person is kept; `seen_by` is a server's face analysis, empty for the one here."""
         said = [str(_VERSION), self.faces, str(best), person.name, *map(sha256_of, person.photos)]
         said += [seen_by] if seen_by else []
         return self.folder / f"{hashlib.sha256(chr(10).join(said).encode()).hexdigest()[:32]}.safetensors"
 
-    def has_all(self, people: Sequence[Person], best: int = 0) -> bool:
+    def has_all(self, people: Sequence[PersonPhotos], best: int = 0) -> bool:
         """Whether everybody's file, made here, is there."""
         try:
             return all(self.place(person, best).is_file() for person in people)
         except Fault:  # a photo cannot be read, which is told with its person
             return False
 
-    def of(self, person: Person, best: int = 0) -> Path:
+    def of(self, person: PersonPhotos, best: int = 0) -> Path:
         """The file for this person, made here. LikenessError where the photos show no face."""
         path = self.place(person, best)
         if not path.is_file():
@@ -92,7 +92,7 @@ class Identities:
         return self._open(self.faces)
 
 
-def identity_from(person: Person, faces: FaceAnalysis) -> Identity:
+def identity_from(person: PersonPhotos, faces: FaceAnalysis) -> Identity:
     """One person from photos; those without a face, that cannot be read, or that show somebody else are left out."""
     from ..faces import read_photo
     from ..faces.found import IfNone, Rule, find_faces, identity_of
@@ -119,14 +119,14 @@ def _most_typical(identity: Identity, count: int) -> list[int]:
 
 
 def with_identities(
-    people: Sequence[Person], find: Callable[[Person], Path | None], problems: Problems, skip: bool = False
-) -> list[Person]:
+    people: Sequence[PersonPhotos], find: Callable[[PersonPhotos], Path | None], problems: Problems, skip: bool = False
+) -> list[PersonPhotos]:
     """The people with the files that `find` gives, of whom nobody is left out but those it has no face of: a problem
     for each, or with `skip` a warning."""
     made = []
     for person in people:
         try:
-            made.append(Person(person.name, person.photos, find(person)))
+            made.append(PersonPhotos(person.name, person.photos, find(person)))
         except (LikenessError, Fault) as error:
             where = os.path.dirname(str(person.photos[0]))
             if skip:

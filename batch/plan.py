@@ -19,7 +19,7 @@ _LARGEST_PLAN = 2**20  # bytes
 
 
 @dataclass(frozen=True)
-class People:
+class PlannedPeople:
     """Photos of people, each of whom gets every row."""
 
     photos: str  # a glob
@@ -50,13 +50,13 @@ class Judging:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything that decides which pictures are made. Where they are made is `engine.Settings`."""
+class BatchPlan:
+    """Everything that decides which pictures are made. Where they are made is `work.WorkSettings`."""
 
     workflow: Path
     table: Path | None = None
     files: Path | None = None  # the folder that paths in cells are below
-    people: People | None = None
+    people: PlannedPeople | None = None
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     seeds: Seeds | None = None
     constants: Mapping[str, Any] = field(default_factory=dict)
@@ -122,7 +122,7 @@ def is_plan(path: Path) -> bool:
     return isinstance(value, dict) and isinstance(value.get("workflow"), str)
 
 
-def read_plan(path: Path) -> tuple[Plan, dict[str, Any]]:
+def read_plan(path: Path) -> tuple[BatchPlan, dict[str, Any]]:
     """A plan, and what it says of how to run (`out`, `servers`), which the command line may override.
 
     Paths are below the plan's folder. LikenessError names the entry that is wrong.
@@ -135,7 +135,7 @@ def read_plan(path: Path) -> tuple[Plan, dict[str, Any]]:
     running = {name: entries.take(name) for name in ("out", "servers", "headers") if name in entries.value}
     if "workflow" not in entries.value:
         raise LikenessError(f"The plan {path.name!r} names no workflow: add `workflow: portrait_api.json`.")
-    plan = Plan(
+    plan = BatchPlan(
         workflow=here / entries.text("workflow"),
         table=here / entries.text("table") if "table" in entries.value else None,
         files=here / entries.text("files") if "files" in entries.value else None,
@@ -168,7 +168,7 @@ def read_shard(text: str) -> tuple[int, int]:
     return int(one), int(of)
 
 
-def with_seeds(plan: Plan, into: Sequence[str], count: int, start: int) -> Plan:
+def with_seeds(plan: BatchPlan, into: Sequence[str], count: int, start: int) -> BatchPlan:
     """The plan with these seeds; LikenessError where they leave the range."""
     check_number(count, "The number of seeds", 1, 1_000_000)
     check_number(start, "The first seed", 0, MOST_SEED - count + 1)
@@ -276,7 +276,7 @@ class _Entries:
             raise self.wrong(f"grid.{name}", "a list of numbers such as 1.5")
         return value
 
-    def people(self, here: Path) -> People | None:
+    def people(self, here: Path) -> PlannedPeople | None:
         value = self.within("people", ("photos", "into", "by", "filter", "faces"))
         if not value:
             return None
@@ -292,7 +292,7 @@ class _Entries:
             raise self.wrong("people.filter", "one such as `best 5`")
         faces = value.get("faces", "auto")
         into = tuple(self.texts("people.into", value.get("into")))
-        return People(str(here / photos), into, by, int(words[1]) if words else 0, str(faces))
+        return PlannedPeople(str(here / photos), into, by, int(words[1]) if words else 0, str(faces))
 
     def seeds(self) -> Seeds | None:
         value = self.within("seeds", ("into", "count", "start"))

@@ -72,10 +72,10 @@ class Problems:
             (p.file, p.line or "", p.column, plain_cell(p.value), plain_cell(p.reason), plain_cell(p.suggestion))
             for p in self.found
         ]
-        write_whole(path, lambda part: write_csv(part, header, rows))
+        write_whole(path, lambda part: write_table(part, header, rows))
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A CSV file as every spreadsheet reads it."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

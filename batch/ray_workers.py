@@ -21,7 +21,7 @@ from ..errors import LikenessError
 from .client import Access
 from .graph import Graph
 from .local import Comfy, LocalServer
-from .workers import Away, BadFile, Ending, Facts, Queue, Served, State, Upload
+from .workers import Away, BadFile, Ending, Queue, Served, ServerFacts, State, Upload
 
 OLDEST = (2, 52)  # before, a web page could run code in a local cluster
 MOST_BYTES = 50 * 10**6  # of a file that is carried through Ray
@@ -127,7 +127,7 @@ class RayWorker:
     def listen_as(self, client: str) -> None:
         """Its server ends with this client: there is nothing older to hear of."""
 
-    async def facts(self) -> Facts:
+    async def facts(self) -> ServerFacts:
         if await self._ask(self._actor.has_ended.remote()):
             self._ended = True
             raise Away(f"{self.name}'s server has ended", is_dead=True)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..storage import write_whole
-from .manifest import BY_NAME, Entry, entries, link_by_name, write_failed, write_manifest
-from .session import Run
+from .manifest import BY_NAME, Entry, link_by_name, read_entries, write_failed, write_manifest
+from .session import BatchRun
 
 REPORT, SHEETS, THUMBS = "report.md", "sheet", "thumbs"
 _PER_PAGE, _SIDE, _ENDS = 200, 256, 12
@@ -22,7 +22,7 @@ figcaption{font-size:12px;overflow-wrap:anywhere}.bad{border:2px solid #c81e1e;p
 .best img{outline:3px solid #008060}nav{margin:12px 0}"""
 
 
-def write_all(run: Run, sheets: bool = True) -> list[Path]:
+def write_all(run: BatchRun, sheets: bool = True) -> list[Path]:
     """Manifest, failed rows, report, readable names and sheets, from what the journal says now."""
     made = [write_manifest(run)]
     if failed := write_failed(run):
@@ -36,27 +36,27 @@ def write_all(run: Run, sheets: bool = True) -> list[Path]:
     return made
 
 
-def write_report(run: Run) -> Path:
+def write_report(run: BatchRun) -> Path:
     """`report.md`."""
     text = "\n".join(_report(run)) + "\n"
     write_whole(run.folder / REPORT, lambda part: part.write_text(text, encoding="utf-8"))
     return run.folder / REPORT
 
 
-def _report(run: Run) -> list[str]:
+def _report(run: BatchRun) -> list[str]:
     counts = run.journal.counts()
     total, lines = sum(counts.values()), run.journal.lines()
     said = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
     yet = [f"# Batch {run.id}", "", f"{lines} lines of the table, {total} different rows: {said}.", ""]
     yet += _seconds(run)
     yet += _failures(run)
-    judged = [entry for entry in entries(run) if "percent" in entry.metrics]
+    judged = [entry for entry in read_entries(run) if "percent" in entry.metrics]
     if judged:
         yet += _likeness(judged)
     return yet
 
 
-def _seconds(run: Run) -> list[str]:
+def _seconds(run: BatchRun) -> list[str]:
     found: dict[str, list[float]] = {}
     spans: dict[str, list[float]] = {}
     for server, seconds, at in run.journal.query("select server, seconds, done_at from row where state='done'"):
@@ -73,7 +73,7 @@ def _seconds(run: Run) -> list[str]:
     return [*lines, ""]
 
 
-def _failures(run: Run) -> list[str]:
+def _failures(run: BatchRun) -> list[str]:
     found = Counter(
         (kind or "unknown", (error or "").split(":")[0][:80])
         for kind, error in run.journal.query("select error_kind, error from row where state='failed'")
@@ -120,7 +120,7 @@ def _caption(entry: Entry) -> str:
 # --- sheets
 
 
-def write_sheets(run: Run) -> list[Path]:
+def write_sheets(run: BatchRun) -> list[Path]:
     """`sheet/0001.html` and so on: people one below the other, each picture with its likeness."""
     folder = run.folder / SHEETS
     (folder / THUMBS).mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def write_sheets(run: Run) -> list[Path]:
     pages: list[Path] = []
     page: list[Entry] = []
     total = (run.journal.lines() + _PER_PAGE - 1) // _PER_PAGE
-    for entry in entries(run):
+    for entry in read_entries(run):
         page.append(entry)
         if len(page) == _PER_PAGE:
             pages.append(_page(run, folder, page, len(pages) + 1, total))
@@ -141,7 +141,7 @@ def write_sheets(run: Run) -> list[Path]:
     return pages
 
 
-def _page(run: Run, folder: Path, shown: Sequence[Entry], number: int, total: int) -> Path:
+def _page(run: BatchRun, folder: Path, shown: Sequence[Entry], number: int, total: int) -> Path:
     links = [f'<a href="{number - 1:04}.html">before</a>'] if number > 1 else []
     links += [f'<a href="{number + 1:04}.html">next</a>'] if number < min(total, _MOST_SHEETS) else []
     nav = f"<nav>Page {number} of {total}. {' · '.join(links)}</nav>"
@@ -165,7 +165,7 @@ def _page(run: Run, folder: Path, shown: Sequence[Entry], number: int, total: in
     return path
 
 
-def _figure(run: Run, folder: Path, entry: Entry) -> str:
+def _figure(run: BatchRun, folder: Path, entry: Entry) -> str:
     percent = entry.metrics.get("percent")
     words = _caption(entry) + (f" · {percent:.0f} %" if percent is not None else "")
     if entry.state != "done":

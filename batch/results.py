@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .files import MOST_PIXELS
-from .journal import KeptFile, Row
+from .journal import JournalRow, KeptFile
 from .workers import BadFile, Served, Worker
 
 FOLDER, PARTS = "images", ".part"
@@ -37,7 +37,7 @@ _PICTURES = ("png", "jpg", "gif", "webp", "bmp", "tiff", "avif")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedFiles:
     """Which files of a result are kept."""
 
     nodes: frozenset[str] = frozenset()  # ids; none: all
@@ -53,12 +53,12 @@ class Wanted:
 class Keeper:
     """The folder of a run's files."""
 
-    def __init__(self, run: Path, wanted: Wanted, shared: Path | None = None):
+    def __init__(self, run: Path, wanted: WantedFiles, shared: Path | None = None):
         self.run, self.wanted, self.shared = run, wanted, shared
         self._parts = run / PARTS
         self._parts.mkdir(exist_ok=True)
 
-    async def collect(self, worker: Worker, row: Row, files: Sequence[Served]) -> list[KeptFile]:
+    async def collect(self, worker: Worker, row: JournalRow, files: Sequence[Served]) -> list[KeptFile]:
         """Fetch a row's files and put them in their places. BadFile, Away; then nothing has changed."""
         wanted = self.wanted.of(files)
         if len(wanted) > MOST_FILES:

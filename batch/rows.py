@@ -11,12 +11,12 @@ from functools import cached_property
 from typing import Any
 
 from .files import Files
-from .graph import Address, Template, Workflow
+from .graph import Address, GraphTemplate, Workflow
 from .journal import NewRow
-from .people import Person
-from .plan import MOST_SEED, Plan
+from .people import PersonPhotos
+from .plan import MOST_SEED, BatchPlan
 from .problems import Fault, Problems, nearest
-from .schema import Kind, Nodes, Spec, is_secret, names_a_secret
+from .schema import CellKind, Nodes, Spec, is_secret, names_a_secret
 from .table import MOST_ROWS, Line, Table
 
 PERSON, META = "person", "meta."
@@ -65,9 +65,9 @@ class Column:
             )
         value = None
         for _, spec in self.inputs:
-            if spec.kind in (Kind.UPLOAD, Kind.IDENTITY):
+            if spec.kind in (CellKind.UPLOAD, CellKind.IDENTITY):
                 text = spec.parse(cell if isinstance(cell, str) and not cell.startswith("=") else "")
-                value = files.identity(text) if spec.kind is Kind.IDENTITY else files.input(text, spec.pictures)
+                value = files.identity(text) if spec.kind is CellKind.IDENTITY else files.input(text, spec.pictures)
             else:
                 value = spec.parse(cell)
         return (value,)
@@ -76,7 +76,7 @@ class Column:
 class Compiler:
     """Names become inputs, and cells become values. What is wrong is collected, not raised."""
 
-    def __init__(self, plan: Plan, workflow: Workflow, table: Table | None, nodes: Nodes, problems: Problems):
+    def __init__(self, plan: BatchPlan, workflow: Workflow, table: Table | None, nodes: Nodes, problems: Problems):
         self.plan, self.workflow, self.table, self.nodes, self.problems = plan, workflow, table, nodes, problems
         self.source = table.path.name if table else "plan"
         self.files = Files(plan.folder_of_files)
@@ -114,7 +114,7 @@ class Compiler:
         node = self.workflow.graph[address.node]["class_type"]
         given = self.workflow.graph[address.node]["inputs"]
         if node not in self.nodes:
-            return address, Spec(Kind.STRING, open_ended=True)  # the missing class is told apart
+            return address, Spec(CellKind.STRING, open_ended=True)  # the missing class is told apart
         spec = self.nodes[node].spec(address.input)
         if spec is None:
             known = [*self.nodes[node].inputs]
@@ -134,7 +134,7 @@ class Compiler:
         for name in self.plan.people.into:
             found = self._column(name, "people", addressed=True).inputs
             for address, spec in found:
-                if spec.kind not in (Kind.IDENTITY, Kind.UPLOAD):
+                if spec.kind not in (CellKind.IDENTITY, CellKind.UPLOAD):
                     fault = Fault(
                         f"takes {spec.kind.value}, not a person", "name the file of Load Identity, or an image"
                     )
@@ -151,7 +151,7 @@ class Compiler:
         for name in self.plan.seeds.into:
             for address, spec in self._column(name, "seeds", addressed=True).inputs:
                 last = self.plan.seeds.start + self.plan.seeds.count - 1
-                if spec.kind is not Kind.INT:
+                if spec.kind is not CellKind.INT:
                     fault = Fault(f"takes {spec.kind.value}, not a seed", "name an input such as KSampler.seed")
                     self.problems.add("seeds", 0, name, "", fault)
                 elif last > spec.most or self.plan.seeds.start < spec.least:
@@ -219,7 +219,7 @@ class Compiler:
         return {
             self.holes.index(address): int(min(spec.most, MOST_SEED))
             for address, spec in found
-            if self.seed_column or (spec.kind is Kind.INT and address.input in ("seed", "noise_seed"))
+            if self.seed_column or (spec.kind is CellKind.INT and address.input in ("seed", "noise_seed"))
         }
 
     @cached_property
@@ -228,19 +228,19 @@ class Compiler:
         found = []
         for column in self.varying:
             for address, spec in column.inputs:
-                loads = spec.kind is Kind.COMBO and any(map(is_model_file, spec.options))
-                if loads or spec.kind in (Kind.UPLOAD, Kind.IDENTITY):
+                loads = spec.kind is CellKind.COMBO and any(map(is_model_file, spec.options))
+                if loads or spec.kind in (CellKind.UPLOAD, CellKind.IDENTITY):
                     found.append(self.holes.index(address))
         return sorted(found)
 
     @cached_property
-    def template(self) -> Template:
+    def template(self) -> GraphTemplate:
         """The graph as it enters the rows' names."""
-        return Template(self.workflow.graph, self.holes, self.prefixes)
+        return GraphTemplate(self.workflow.graph, self.holes, self.prefixes)
 
     # --- rows
 
-    def rows(self, people: Sequence[Person]) -> Iterator[NewRow]:
+    def rows(self, people: Sequence[PersonPhotos]) -> Iterator[NewRow]:
         """Every row, in order; cells that are wrong are noted, and their rows left out."""
         base = {a: self.workflow.graph[a.node]["inputs"].get(a.input) for a in self.holes}
         names = {person.name: self._value_of(person) for person in people} if self.people_column else {}
@@ -272,9 +272,9 @@ class Compiler:
                         group = groups.setdefault(tuple(map(str, (in_order[n] for n in grouping))), len(groups))
                         yield NewRow(row_id, group, person, (in_order, [cells.get(name, "") for name in shown]))
 
-    def _value_of(self, person: Person) -> str:
+    def _value_of(self, person: PersonPhotos) -> str:
         assert self.people_column is not None
-        wants_identity = any(spec.kind is Kind.IDENTITY for _, spec in self.people_column.inputs)
+        wants_identity = any(spec.kind is CellKind.IDENTITY for _, spec in self.people_column.inputs)
         if wants_identity:  # one that is not made yet has no name, and its rows are only counted
             return self.files.add_identity(person.identity) if person.identity is not None else ""
         return self.files.add_picture(person.photos[0])
@@ -351,7 +351,7 @@ def is_model_file(value: Any) -> bool:
 
 def _by_use(spec: Spec, given: Any) -> Spec:
     """For an input that takes several types, the one that the workflow uses."""
-    if spec.kind is not Kind.OTHER or given is None or isinstance(given, (list, dict)):
+    if spec.kind is not CellKind.OTHER or given is None or isinstance(given, (list, dict)):
         return spec
-    kinds = {bool: Kind.BOOLEAN, int: Kind.INT, float: Kind.FLOAT, str: Kind.STRING}
+    kinds = {bool: CellKind.BOOLEAN, int: CellKind.INT, float: CellKind.FLOAT, str: CellKind.STRING}
     return Spec(kinds[type(given)], spec.types, spec.required) if type(given) in kinds else spec

@@ -26,7 +26,7 @@ _SECRET = re.compile(
 _SECRET_NAME = re.compile(r"(^|[._-])(api_?key|auth_?token|access_?token|password|secret)\w*$", re.IGNORECASE)
 
 
-class Kind(Enum):
+class CellKind(Enum):
     """What a cell for an input holds."""
 
     INT = "a whole number"
@@ -43,7 +43,7 @@ class Kind(Enum):
 class Spec:
     """One input of a class of nodes."""
 
-    kind: Kind
+    kind: CellKind
     types: frozenset[str] = frozenset()  # what may be linked to it; '*' takes all
     required: bool = False
     least: float = -math.inf
@@ -74,7 +74,7 @@ class NodeClass:
         if name in self.inputs:
             return self.inputs[name]
         growing = self.inputs.get(name.split(".")[0]) if "." in name else None
-        return Spec(Kind.OTHER, frozenset("*")) if growing else None
+        return Spec(CellKind.OTHER, frozenset("*")) if growing else None
 
 
 class Nodes:
@@ -125,18 +125,18 @@ def _spec(node: str, name: str, declared: Any, required: bool) -> Spec:
     choices = kind if isinstance(kind, list) else settings.get("options")
     types = frozenset(["COMBO"] if isinstance(kind, list) else [part.strip() for part in str(kind).split(",")])
     if (node, name) == _IDENTITY:
-        return Spec(Kind.IDENTITY, types, required)
+        return Spec(CellKind.IDENTITY, types, required)
     if any(settings.get(upload) for upload in _UPLOADS):
         return Spec(
-            Kind.UPLOAD, types, required, options=_options(choices), pictures=bool(settings.get("image_upload"))
+            CellKind.UPLOAD, types, required, options=_options(choices), pictures=bool(settings.get("image_upload"))
         )
     if "COMBO" in types:
         remote = bool(settings.get("remote")) or not isinstance(choices, list) or bool(settings.get("multiselect"))
-        return Spec(Kind.COMBO, types, required, options=_options(choices), open_ended=remote)
-    for plain in (Kind.INT, Kind.FLOAT, Kind.BOOLEAN, Kind.STRING):
+        return Spec(CellKind.COMBO, types, required, options=_options(choices), open_ended=remote)
+    for plain in (CellKind.INT, CellKind.FLOAT, CellKind.BOOLEAN, CellKind.STRING):
         if plain.name in types:
             return Spec(plain, types, required, _bound(settings, "min", -math.inf), _bound(settings, "max", math.inf))
-    return Spec(Kind.OTHER, types, required)
+    return Spec(CellKind.OTHER, types, required)
 
 
 def _bound(settings: Mapping[str, Any], name: str, default: float) -> float:
@@ -255,14 +255,14 @@ def _other(_: Any, spec: Spec) -> Any:
 
 
 _PARSERS = {
-    Kind.INT: _int,
-    Kind.FLOAT: _float,
-    Kind.BOOLEAN: _boolean,
-    Kind.STRING: _string,
-    Kind.COMBO: _combo,
-    Kind.UPLOAD: _file,
-    Kind.IDENTITY: _file,
-    Kind.OTHER: _other,
+    CellKind.INT: _int,
+    CellKind.FLOAT: _float,
+    CellKind.BOOLEAN: _boolean,
+    CellKind.STRING: _string,
+    CellKind.COMBO: _combo,
+    CellKind.UPLOAD: _file,
+    CellKind.IDENTITY: _file,
+    CellKind.OTHER: _other,
 }
 
 

@@ -22,19 +22,19 @@ from .check import Checked, versions_of
 from .engine import Engine
 from .files import sha256_of
 from .graph import Address, Graph, read_workflow
-from .journal import FILE, Journal, Row
-from .plan import Plan
-from .results import Keeper, Wanted
+from .journal import FILE, Journal, JournalRow
+from .plan import BatchPlan
+from .results import Keeper, WantedFiles
 from .rows import is_model_file
 from .schema import Nodes
-from .work import End, Judge, Settings, Tell, Work
+from .work import End, Judge, Tell, Work, WorkSettings
 from .workers import Worker
 
 RECORD, WORKFLOW = "run.json", "workflow.json"
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class BatchRun:
     """A run that was begun."""
 
     folder: Path
@@ -69,7 +69,7 @@ def is_begun(out: Path) -> bool:
         journal.close()
 
 
-def begin(out: Path, checked: Checked, durable: bool = False) -> Run:
+def begin(out: Path, checked: Checked, durable: bool = False) -> BatchRun:
     """Write down everything that is to be done. A kill leaves a whole journal, or none."""
     if (out / FILE).exists() and is_begun(out):
         raise LikenessError(f"The folder {str(out)!r} holds a run already: choose another --out.")
@@ -106,7 +106,7 @@ def begin(out: Path, checked: Checked, durable: bool = False) -> Run:
     return _read(out, journal)
 
 
-def go_on(out: Path, plan: Plan | None = None, durable: bool = False) -> Run:
+def go_on(out: Path, plan: BatchPlan | None = None, durable: bool = False) -> BatchRun:
     """The run in a folder. With a plan: LikenessError, naming the difference, where it is not the same one."""
     run = _read(out, Journal.open(out / FILE, durable))
     if plan is not None and (changed := changes(run, plan)):
@@ -117,13 +117,13 @@ def go_on(out: Path, plan: Plan | None = None, durable: bool = False) -> Run:
     return run
 
 
-def changes(run: Run, plan: Plan) -> list[str]:
+def changes(run: BatchRun, plan: BatchPlan) -> list[str]:
     """The parts of the plan that are not what the run was begun with."""
     before, now = run.facts["plan"], plan.fingerprint()
     return [name for name in now if before.get(name) != now[name]]
 
 
-def extend(run: Run, checked: Checked) -> int:
+def extend(run: BatchRun, checked: Checked) -> int:
     """Add the rows that a grown table has; those that are there keep their results. Returns how many rows are new."""
     if changed := [name for name in changes(run, checked.plan) if name != "table"]:
         raise LikenessError(
@@ -149,7 +149,7 @@ def extend(run: Run, checked: Checked) -> int:
     return fresh
 
 
-def open_run(out: Path, read_only: bool = True) -> Run:
+def open_run(out: Path, read_only: bool = True) -> BatchRun:
     """A run for reading. LikenessError for a folder that holds none."""
     if not (out / FILE).is_file():
         raise LikenessError(f"The folder {str(out)!r} holds no run: name the --out folder of a batch.")
@@ -159,7 +159,7 @@ def open_run(out: Path, read_only: bool = True) -> Run:
     return _read(out, journal)
 
 
-def _read(out: Path, journal: Journal) -> Run:
+def _read(out: Path, journal: Journal) -> BatchRun:
     facts = {key: json.loads(value) for key, value in journal.query("select key, value from run")}
     graph: Graph = read_workflow(out / WORKFLOW).graph
     judging = facts["judging"]
@@ -176,10 +176,10 @@ def _read(out: Path, journal: Journal) -> Run:
         most_takes=judging["most"],
         pinned=(facts["pinned"][0], facts["pinned"][1]) if facts.get("pinned") else None,
     )
-    return Run(out, journal, work, facts["shown"], facts)
+    return BatchRun(out, journal, work, facts["shown"], facts)
 
 
-def _nodes_wanted(plan: Plan, graph: Graph) -> set[str]:
+def _nodes_wanted(plan: BatchPlan, graph: Graph) -> set[str]:
     return {
         number
         for number, node in graph.items()
@@ -189,9 +189,9 @@ def _nodes_wanted(plan: Plan, graph: Graph) -> set[str]:
 
 
 async def execute(
-    run: Run,
+    run: BatchRun,
     servers: Sequence[tuple[Worker, Nodes]],
-    settings: Settings,
+    settings: WorkSettings,
     judge: Judge | None = None,
     tell: Tell = lambda kind, data: None,
     shared: Path | None = None,
@@ -200,7 +200,7 @@ async def execute(
     """Run what is left, on servers that are open; they are closed at the end."""
     for worker, _ in servers:
         worker.listen_as(run.id)
-    wanted = Wanted(frozenset(run.facts["nodes"]), run.facts["temporary"])
+    wanted = WantedFiles(frozenset(run.facts["nodes"]), run.facts["temporary"])
     keeper = Keeper(run.folder, wanted, shared)
     engine = Engine(run.work, run.journal, keeper, servers, settings, judge, tell)
     started(engine)
@@ -247,6 +247,6 @@ def model_digests(checked: Checked) -> dict[str, str | None]:
     return found
 
 
-def row_files(run: Run, row: Row) -> list[Path]:
+def row_files(run: BatchRun, row: JournalRow) -> list[Path]:
     """Where a row's files lie."""
     return [run.folder / file.path for file in run.journal.files(row.seq)]

@@ -8,14 +8,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
-from .graph import Address, Graph, filled, save_prefix
-from .journal import Row
+from .graph import Address, Graph, save_prefix, with_values
+from .journal import JournalRow
 from .rows import next_take
 from .workers import Upload
 
 
 @dataclass(frozen=True)
-class Settings:
+class WorkSettings:
     """How a batch is run. All times in seconds."""
 
     window: int = 2  # rows in a server's queue: somebody else's prompt waits for no more
@@ -56,22 +56,22 @@ class Work:
     most_takes: int = 0
     pinned: tuple[str, str] | None = None  # versions of ComfyUI and torch; servers with others get no row
 
-    def values(self, row: Row) -> dict[Address, Any]:
+    def values(self, row: JournalRow) -> dict[Address, Any]:
         """What a row sets."""
         values = next_take(row.values, self.seeds, row.take) if row.take else row.values
         return dict(zip(self.holes, values, strict=True))
 
-    def graph_of(self, row: Row, attempt: int) -> Graph:
+    def graph_of(self, row: JournalRow, attempt: int) -> Graph:
         """What is posted for a row."""
-        return filled(self.graph, self.values(row), self.prefixes, save_prefix(self.run, row.row_id, attempt))
+        return with_values(self.graph, self.values(row), self.prefixes, save_prefix(self.run, row.row_id, attempt))
 
-    def extra(self, row: Row) -> dict[str, Any]:
+    def extra(self, row: JournalRow) -> dict[str, Any]:
         """What pictures carry besides their graph, so that the browser opens them as their workflow."""
         overrides = {str(address): value for address, value in self.values(row).items()}
         note = {"run": self.run, "row_id": row.row_id, "idx": row.idx, "overrides": overrides}
         return {"extra_pnginfo": {**({"workflow": self.ui} if self.ui else {}), "likeness": note}}
 
-    def uploads_of(self, row: Row) -> list[Upload]:
+    def uploads_of(self, row: JournalRow) -> list[Upload]:
         """The files of ours that a row needs."""
         return [self.uploads[v] for v in self.values(row).values() if isinstance(v, str) and v in self.uploads]
 
@@ -79,7 +79,7 @@ class Work:
 class Judge(Protocol):
     """Measures what was made. Called in a thread of its own."""
 
-    def __call__(self, row: Row, files: Sequence[Path]) -> Mapping[str, float]: ...
+    def __call__(self, row: JournalRow, files: Sequence[Path]) -> Mapping[str, float]: ...
 
 
 Tell = Callable[[str, Mapping[str, Any]], None]

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from .graph import Graph
 
 
-async def happens(event: asyncio.Event, seconds: float) -> bool:
+async def happens_within(event: asyncio.Event, seconds: float) -> bool:
     """Whether the event is set within so many seconds. `asyncio.wait_for` may swallow a cancellation; this does not."""
     waiting = asyncio.ensure_future(event.wait())
     try:
@@ -78,7 +78,7 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ServerFacts:
     """What a server says of itself."""
 
     version: tuple[int, ...] = ()
@@ -145,7 +145,7 @@ class Worker(Protocol):
         """Hear what is told to this client, also of prompts that it sent before it was killed."""
         ...
 
-    async def facts(self) -> Facts: ...
+    async def facts(self) -> ServerFacts: ...
 
     async def object_info(self) -> Mapping[str, Any]: ...
 

@@ -28,7 +28,7 @@ from conftest import Desk  # noqa: E402 # pyright: ignore[reportAttributeAccessI
 
 from likeness.batch.client import HttpServer, read_address  # noqa: E402
 from likeness.batch.session import begin  # noqa: E402
-from likeness.batch.work import Settings  # noqa: E402
+from likeness.batch.work import WorkSettings  # noqa: E402
 
 ROUNDS = 3  # of which the median counts
 
@@ -119,7 +119,7 @@ async def batch(case: Case, fakes: list[Fake]) -> tuple[float, float]:
                 ends.append((time.perf_counter(), time.process_time()))
 
         desk.tell = tell
-        _, run = await desk.run(fakes, settings=Settings())
+        _, run = await desk.run(fakes, settings=WorkSettings())
         run.journal.close()
     (start, cpu_start), (end, cpu_end), count = ends[0], ends[-1], len(ends) - 1
     return count / (end - start), (cpu_end - cpu_start) / count

@@ -21,7 +21,7 @@ from torch import Tensor
 from likeness.evaluation.identity import score_sight, see
 from likeness.miniature.models.base_model import base_of
 from likeness.miniature.models.world import World, load_world
-from likeness.miniature.study.measuring import PROMPTS, TUNING_PEOPLE, Subject, subjects
+from likeness.miniature.study.measuring import PROMPTS, TUNING_PEOPLE, StudySubject, subjects
 from likeness.miniature.study.tuned import Tuned, learn, lesson_of, word_of
 from likeness.training.base.model import BaseModel
 from likeness.training.base.vocabulary import NewToken, Vocabulary
@@ -72,7 +72,7 @@ def features(base: BaseModel, text: str, prefix: str = "") -> Tensor:
     return base.encode([text]).states[0, 1 + (count(prefix) if prefix else 0) : count(text) + 2]
 
 
-def painters(world: World, pair: list[Subject], steps: int) -> Mapping[str, tuple[Tuned, Tuned]]:
+def painters(world: World, pair: list[StudySubject], steps: int) -> Mapping[str, tuple[Tuned, Tuned]]:
     """Of each way, what paints the first person and what the second."""
     # Started from one token, both words would stay the same to the text encoder, and no weights could tell them apart.
     chosen = [{"layers": LAYERS[0], "start": (start,), "text_learning_rate": 1e-2} for start in ("person", "photo")]

@@ -26,25 +26,25 @@ from tqdm import tqdm
 from likeness.evaluation.identity import score_sight, see
 from likeness.evaluation.people import leak_pixels, rms_change
 from likeness.evaluation.table import (
-    Facts,
+    MethodFacts,
     Record,
     agreement,
     difference,
-    markdown,
+    markdown_table,
     methods_of,
     methods_table,
     number,
     of_method,
     read_csv,
     summary,
-    write_csv,
+    write_records,
 )
 from likeness.miniature.drawing.people import SPLITS
 from likeness.miniature.models.backend import observe
 from likeness.miniature.models.weights import ADAPTER_FILE, FOLDER
 from likeness.miniature.models.world import World, load_world, photos_of
 from likeness.miniature.models.world import wanted as place_of
-from likeness.miniature.study.measuring import PROMPTS, TABLE_PEOPLE, Subject, measure_subject, subjects
+from likeness.miniature.study.measuring import PROMPTS, TABLE_PEOPLE, StudySubject, measure_subject, subjects
 from likeness.miniature.study.tuned import (
     BATCH,
     REFERENCE_STYLE,
@@ -67,7 +67,7 @@ TRAINED_PEOPLE, ABLATED_PEOPLE = 8, 8  # a trained method costs minutes for each
 TRAINED = {f"{method.title}{method.variant}": method for method in METHODS}  # by the names of their rows
 STEPS = 600  # of every trained method; MagiCapture's phases share them
 Paint = Callable[[Sequence[str], Sequence[int]], Tensor]
-Prepare = Callable[[World, Subject], Paint | Tuned]
+Prepare = Callable[[World, StudySubject], Paint | Tuned]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Method:
     the method."""
 
     prepare: Prepare
-    facts: Facts = field(default_factory=Facts)
+    facts: MethodFacts = field(default_factory=MethodFacts)
     people: int | None = None  # of those of the table
     generates: bool = True
 
@@ -85,24 +85,24 @@ def _pictures(photos: np.ndarray) -> Tensor:
     return torch.from_numpy(photos).float() / 255
 
 
-def real_photo(world: World, subject: Subject) -> Paint:
+def real_photo(world: World, subject: StudySubject) -> Paint:
     """The ceiling: other photos of the person, which no prompt has asked for."""
     return lambda prompts, seeds: _pictures(photos_of(_seed_of(subject), len(prompts), first=20))
 
 
-def stranger(world: World, subject: Subject) -> Paint:
+def stranger(world: World, subject: StudySubject) -> Paint:
     """The floor: photos of somebody else."""
     return lambda prompts, seeds: _pictures(photos_of(_seed_of(subject) + 3000, len(prompts), first=20))
 
 
-def pasted(world: World, subject: Subject) -> Paint:
+def pasted(world: World, subject: StudySubject) -> Paint:
     """What copying looks like: a photo that was given, as the result."""
     return lambda prompts, seeds: _pictures(
         np.stack([subject.given[i % len(subject.given)] for i in range(len(prompts))])
     )
 
 
-def no_adapter(world: World, subject: Subject) -> Paint:
+def no_adapter(world: World, subject: StudySubject) -> Paint:
     """The prompt alone."""
     return world.portraits
 
@@ -110,8 +110,8 @@ def no_adapter(world: World, subject: Subject) -> Paint:
 def faceid(photos: int, strength: float = 1.0) -> Prepare:
     """The FaceID adapter on that many photos."""
 
-    def prepare(world: World, subject: Subject) -> Paint:
-        few = Subject(subject.name, subject.given[:photos], subject.held_out, world)
+    def prepare(world: World, subject: StudySubject) -> Paint:
+        few = StudySubject(subject.name, subject.given[:photos], subject.held_out, world)
         embedding = few.identity.mean_embedding()[None]
         return lambda prompts, seeds: world.portraits(prompts, seeds, embedding, strength)
 
@@ -119,13 +119,13 @@ def faceid(photos: int, strength: float = 1.0) -> Prepare:
 
 
 @cache
-def taught(name: str, world: World, subject: Subject, **changes: Any) -> Tuned:
+def taught(name: str, world: World, subject: StudySubject, **changes: Any) -> Tuned:
     """What a method has learned from the photos given of a person: once, for the table and for the ablation."""
     method = TRAINED[name]
     return learn(lesson_of(method, world, subject.given, STEPS, **changes), world, word_of(method))
 
 
-def _seed_of(subject: Subject) -> int:
+def _seed_of(subject: StudySubject) -> int:
     return SPLITS["test"][int(subject.name.removeprefix("person-"))]
 
 
@@ -137,18 +137,18 @@ def methods() -> dict[str, Method]:
     """All rows; the anchors, which generate nothing, come first."""
     adapter = _megabytes(ADAPTER_FILE)
     return {
-        "real photo": Method(real_photo, Facts("–"), generates=False),
-        "stranger": Method(stranger, Facts("–"), generates=False),
-        "pasted photo": Method(pasted, Facts("4 photos"), generates=False),
-        BASE: Method(no_adapter, Facts("prompt")),
-        "FaceID, 1 photo": Method(faceid(1), Facts("1 photo", adapter)),
-        "FaceID, 4 photos": Method(faceid(4), Facts("4 photos", adapter)),
-        **{name: Method(partial(taught, name), Facts("trained on 4"), people=TRAINED_PEOPLE) for name in TRAINED},
+        "real photo": Method(real_photo, MethodFacts("–"), generates=False),
+        "stranger": Method(stranger, MethodFacts("–"), generates=False),
+        "pasted photo": Method(pasted, MethodFacts("4 photos"), generates=False),
+        BASE: Method(no_adapter, MethodFacts("prompt")),
+        "FaceID, 1 photo": Method(faceid(1), MethodFacts("1 photo", adapter)),
+        "FaceID, 4 photos": Method(faceid(4), MethodFacts("4 photos", adapter)),
+        **{name: Method(partial(taught, name), MethodFacts("trained on 4"), people=TRAINED_PEOPLE) for name in TRAINED},
     }
 
 
 def run(
-    everybody: Sequence[Subject], prompts: Sequence[str], seeds: int, world: World, wanted: dict[str, Method]
+    everybody: Sequence[StudySubject], prompts: Sequence[str], seeds: int, world: World, wanted: dict[str, Method]
 ) -> list[Record]:
     """Every method for every person: the same prompts, and noise of its own for every person and seed."""
     records = []
@@ -219,7 +219,7 @@ ABLATION_COLUMNS = {
 }
 
 
-def ablate(everybody: Sequence[Subject], world: World, variants: dict[str, Variant]) -> list[Record]:
+def ablate(everybody: Sequence[StudySubject], world: World, variants: dict[str, Variant]) -> list[Record]:
     """Every variant for every person: composed prompts, two seeds each, and prompts that leave the place open."""
     records = []
     composed = [prompt for prompt in COMPOSED for _ in range(2)]
@@ -241,7 +241,7 @@ def ablate(everybody: Sequence[Subject], world: World, variants: dict[str, Varia
 
 
 def composed_measures(
-    tuned: Tuned, subject: Subject, prompts: Sequence[str], seeds: Sequence[int], plain: Tensor
+    tuned: Tuned, subject: StudySubject, prompts: Sequence[str], seeds: Sequence[int], plain: Tensor
 ) -> list[dict[str, float]]:
     """Of each picture in the reference style: likeness, style, the place that the prompt names, and both leaks.
 
@@ -299,13 +299,13 @@ def ablation_table(records: Sequence[Record]) -> str:
                 cell += f"; Δ {number(difference(records, column, name, whole), signed=True)}"
             cells.append(cell)
         lines.append([name, *cells])
-    return markdown(lines)
+    return markdown_table(lines)
 
 
 # --- into the document
 
 
-def facts_of(records: Sequence[Record]) -> dict[str, Facts]:
+def facts_of(records: Sequence[Record]) -> dict[str, MethodFacts]:
     """What is known of every method, with what its trainings took."""
     facts = {}
     for name, method in methods().items():
@@ -323,7 +323,7 @@ def merged(file: Path, fresh: Sequence[Record], order: Sequence[str]) -> list[Re
     """The records of a file with those of some methods made anew, in the order of the methods; written back."""
     kept = [r for r in (read_csv(file) if file.exists() else []) if r.method not in methods_of(fresh)]
     records = sorted([*kept, *map(rounded, fresh)], key=lambda record: order.index(record.method))
-    write_csv(records, file)
+    write_records(records, file)
     return records
 
 
@@ -364,7 +364,7 @@ def people_with(records: Sequence[Record], measure: str) -> int:
     return len({record.person for record in records if not np.isnan(record.value(measure))})
 
 
-def document(records: Sequence[Record], ablation: Sequence[Record], facts: dict[str, Facts]) -> str:
+def document(records: Sequence[Record], ablation: Sequence[Record], facts: dict[str, MethodFacts]) -> str:
     """docs/methods.md."""
     agreements = [
         f"{method} {agreement(of_method(records, method)):.2f}"

@@ -25,7 +25,7 @@ from likeness.miniature.drawing.shots import Style, draw_shots
 from likeness.miniature.models.networks import JUDGE_CROP, RECOGNISER_CROP
 from likeness.miniature.models.weights import FOLDER, load_judge, load_observer, load_recogniser
 from likeness.miniature.models.world import ATTRIBUTES, World, load_world, photos_of, wanted
-from likeness.miniature.study.measuring import GIVEN, HELD_OUT, TABLE_PEOPLE, Subject, subjects
+from likeness.miniature.study.measuring import GIVEN, HELD_OUT, TABLE_PEOPLE, StudySubject, subjects
 from likeness.miniature.train.corpus import Order, draw_corpus
 from likeness.miniature.train.observer import accuracy
 from likeness.miniature.train.recogniser import embed_corpus, verification
@@ -91,7 +91,7 @@ def adapter_figures(world: World, people: int, guidance: float, strength: float)
     }
 
 
-def likeness(world: World, everybody: Sequence[Subject], pictures: torch.Tensor) -> dict:
+def likeness(world: World, everybody: Sequence[StudySubject], pictures: torch.Tensor) -> dict:
     """By each recogniser: mean cosine to the right person and to the others, their gap, how often the right one is the
     nearest. pictures: as many of every person, one person after the other."""
     figures = {}

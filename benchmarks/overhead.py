@@ -19,7 +19,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -139,15 +140,21 @@ def seconds_per_step(sampling: Callable[..., Any]) -> float:
     return (ends[-1] - ends[0]) / (len(ends) - 1)
 
 
-def measure(variants: dict[str, Callable[..., Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds per step of every variant in every round, the order shuffled each time."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    order, shuffle = list(variants), random.Random(0)
+def measure(timed: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What every variant takes in every round, the order shuffled each time."""
+    times: dict[str, list[float]] = {name: [] for name in timed}
+    order, shuffle = list(timed), random.Random(0)
     for _ in range(rounds):
         shuffle.shuffle(order)
         for name in order:
-            times[name].append(seconds_per_step(variants[name]))
+            times[name].append(timed[name]())
     return times
+
+
+def compared(values: list[float], base: list[float]) -> str:
+    """Cells of a table: the ratio of medians, the median of the ratios paired by round, and their quartiles."""
+    low, middle, high = quartiles([a / b for a, b in zip(values, base, strict=True)])
+    return f"{statistics.median(values) / statistics.median(base):.3f} | {middle:.3f} | {low:.3f}–{high:.3f}"
 
 
 class Counter(TorchDispatchMode):
@@ -193,7 +200,7 @@ def run(layout_name: str, rounds: int, steps: int, recipes: ModuleType, only: st
         if changed is (name in silent):
             raise SystemExit(f"{layout_name}: '{name}' {'changes' if changed else 'does not change'} the picture")
     counted = {name: operations(sampling(variant, 1)) for name, variant in models.items()}
-    times = measure({name: sampling(variant) for name, variant in models.items()}, rounds)
+    times = measure({name: partial(seconds_per_step, sampling(variant)) for name, variant in models.items()}, rounds)
     base = times["no adapter"]
     millions = sum(p.numel() for p in model.model.diffusion_model.parameters()) / 1e6
     lines = [
@@ -204,10 +211,8 @@ def run(layout_name: str, rounds: int, steps: int, recipes: ModuleType, only: st
         "| --- | --- | --- | --- | --- |",
     ]
     for name, values in times.items():
-        low, middle, high = quartiles([a / b for a, b in zip(values, base, strict=True)])
-        ratio = statistics.median(values) / statistics.median(base)
         share = counted[name] / counted["no adapter"]
-        lines.append(f"| {name} | {ratio:.3f} | {middle:.3f} | {low:.3f}–{high:.3f} | {share:.4f} |")
+        lines.append(f"| {name} | {compared(values, base)} | {share:.4f} |")
     return "\n".join(lines)
 
 

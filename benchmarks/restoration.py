@@ -74,7 +74,7 @@ def upscaling() -> list[Pair]:
     from likeness.restoration.tiles import OVERLAP, TILE, tiles_of
 
     network = compact()
-    upscaler = upscale.adopted(network)
+    upscaler = upscale.adopted_upscaler(network)
 
     def seen(height: int, width: int, tile: tuple[int, int]) -> int:
         return sum(one.height * one.width for one in tiles_of(height, width, tile, OVERLAP))

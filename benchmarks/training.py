@@ -1,13 +1,16 @@
 """Time and memory of training, as ratios within one process.
 
     python benchmarks/training.py                       about an hour, most of it in the official structure
+    python benchmarks/training.py --only LoRA           some variants, beside what each is compared with
+    python benchmarks/training.py --before ../earlier   this pack as another checkout has it, in the same rounds
     python benchmarks/training.py --smoke               does it run at all
 
 A UNet of SD1.5's topology at reduced width, random weights, CPU, float32, one thread. All variants train once per round
 in random order; a step's time is the process time between two optimiser steps, the first of each run left out. Reported
-are ratios of medians to the bare loop of diffusers and peft, and to a MagiCapture step in the structure of its official
-code: two passes with explicit attention everywhere and a decoded picture. ComfyUI's own TrainLoraNode stands beside
-them where ComfyUI is there. Bytes are counted on a full-size model without memory.
+are the ratio of medians and the median and quartiles of the ratios paired by round: to the bare loop of diffusers and
+peft, and to a MagiCapture step in the structure of its official code, two passes with explicit attention everywhere and
+a decoded picture. ComfyUI's own TrainLoraNode stands beside them where ComfyUI is there. Bytes are counted on a
+full-size model without memory.
 """
 
 from __future__ import annotations
@@ -16,18 +19,21 @@ import argparse
 import copy
 import importlib.util
 import itertools
-import random
+import re
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from overhead import LAYOUTS, comfyui_of_the_tests, compared, measure, start_host
 from torch import Tensor, nn
 
 from likeness.miniature.models.networks import build_tokenizer
@@ -50,7 +56,6 @@ from likeness.training.recipes.denoising import Mask
 from likeness.training.recipes.dreambooth import DreamBoothSettings, dreambooth
 from likeness.training.recipes.magicapture import MagiCaptureSettings, ShotStream, magicapture
 
-HERE = Path(__file__).resolve().parent
 TEXT_WIDTH, RANK = 768, 8
 Variant = Callable[[int], None]  # trains so many steps
 
@@ -177,13 +182,12 @@ def refocusing(base: BaseModel, steps: int) -> Recipe:
 
 def host_trainer(size: Size, checkpointing: bool) -> Variant | None:
     """ComfyUI's TrainLoraNode on a UNet of the same topology, or None without ComfyUI."""
-    overhead = load_module("likeness_overhead", HERE / "overhead.py")
-    if overhead.comfyui_of_the_tests().find() is None:
+    if comfyui_of_the_tests().find() is None:
         return None
-    recipes = overhead.start_host()
+    recipes = start_host()
     from comfy_extras.nodes_train import TrainLoraNode
 
-    layout = overhead.LAYOUTS["sd15"]
+    layout = LAYOUTS["sd15"]
     model = recipes.unet({**layout.config, "model_channels": size.width}, num_heads=8, num_head_channels=-1)
     positive = recipes.conditioning(TEXT_WIDTH, pooled=None, seed=1)
     latents = {"samples": torch.randn(1, 4, size.side, size.side)}
@@ -207,15 +211,6 @@ def host_trainer(size: Size, checkpointing: bool) -> Variant | None:
         TrainLoraNode().train(model, latents, positive, **options)
 
     return run
-
-
-def load_module(name: str, path: Path) -> ModuleType:
-    """Import a file under a name."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 # A MagiCapture step ---------------------------------------------------------------------------------------------------
@@ -378,26 +373,78 @@ def seconds(run: Variant, steps: int) -> list[float]:
     return [after - before for before, after in itertools.pairwise(ends)]
 
 
-def table(title: str, variants: Mapping[str, Variant | None], rounds: int, steps: int) -> str:
+def table(title: str, variants: Mapping[str, Variant], rounds: int, steps: int) -> str:
     """Ratios to the first variant, as Markdown."""
-    runs = {name: run for name, run in variants.items() if run is not None}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    order, shuffle = list(runs), random.Random(0)
-    for _ in range(rounds):
-        shuffle.shuffle(order)
-        for name in order:
-            times[name] += seconds(runs[name], steps)
-    first = statistics.median(next(iter(times.values())))
+
+    def timed(run: Variant) -> float:
+        return statistics.median(seconds(run, steps))
+
+    times = measure({name: partial(timed, run) for name, run in variants.items()}, rounds)
+    first = next(iter(times.values()))
     lines = [
         f"### {title}: {rounds} rounds of {steps} steps",
         "",
-        "| variant | s per step | ratio |",
-        "| --- | --- | --- |",
+        "| variant | s per step | ratio of medians | paired median | quartiles |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    for name, values in times.items():
-        middle = statistics.median(values)
-        lines.append(f"| {name} | {middle:.3f} | {middle / first:.3f} |")
+    lines += [f"| {name} | {statistics.median(t):.3f} | {compared(t, first)} |" for name, t in times.items()]
     return "\n".join(lines)
+
+
+EARLIER = "likeness_earlier"  # what another checkout's pack is imported as
+
+
+class EarlierBenchmark(SourceFileLoader):
+    """Reads a benchmark whose imports are of that other pack."""
+
+    def path_stats(self, path: str) -> Any:
+        raise OSError  # neither reads nor writes compiled files
+
+    def source_to_code(self, data: Any, path: Any, **options: Any) -> Any:
+        return super().source_to_code(data.replace(b"from likeness.", f"from {EARLIER}.".encode()), path, **options)
+
+
+def earlier(checkout: Path) -> ModuleType:
+    """The benchmark of another checkout, on a copy of the pack of its own that stands beside this one's."""
+
+    def imported(name: str, **where: Any) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, **where)
+        assert spec and spec.loader
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+        return sys.modules[name]
+
+    imported(EARLIER, location=checkout / "__init__.py", submodule_search_locations=[str(checkout)])
+    loader = EarlierBenchmark("earlier_training", str(checkout / "benchmarks" / "training.py"))
+    return imported(loader.name, location=loader.path, loader=loader)
+
+
+def lora_steps(base: BaseModel) -> dict[str, Variant]:
+    """Ours, to be compared with the bare loop."""
+    return {
+        "LoRA": ours(base, lora()),
+        "LoRA, face mask": ours(base, lora(Mask.FACE_NORMALISED)),
+        "LoRA, mask and attention": ours(base, refocusing),
+        "LoRA, latents and text not cached": ours(base, lora(), cache_latents=False, cache_text=False),
+        "LoRA, checkpointing": ours(base, lora(), gradient_checkpointing=True),
+    }
+
+
+def concept_steps(base: BaseModel) -> dict[str, Variant]:
+    """Ours, to be compared with the loop of diffusers' example."""
+    return {
+        "Custom Diffusion": ours(base, concept()),
+        "Custom Diffusion, face mask": ours(base, concept(face_mask=True)),
+        "Custom Diffusion, zoom": ours(base, concept(zoom=Zoom.ADOBE)),
+    }
+
+
+def magicapture_steps(base: BaseModel) -> dict[str, Variant]:
+    """Ours, to be compared with the official structure."""
+    return {
+        "ours": ours(base, magicapture_ours, gradient_checkpointing=True),
+        "ours, no checkpointing": ours(base, magicapture_ours),
+    }
 
 
 def map_bytes() -> str:
@@ -465,43 +512,44 @@ def lora_bytes() -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--smoke", action="store_true", help="Tiny models, one round.")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--only", default="", help="a regular expression for the variants' names, such as Custom")
+    parser.add_argument("--before", type=Path, help="another checkout of this pack, from this benchmark's form on")
+    parser.add_argument("--smoke", action="store_true", help="Tiny models, two rounds.")
     arguments = parser.parse_args()
     plain, large = (Size(32, 16, 1), Size(32, 16, 1)) if arguments.smoke else (Size(96, 32), Size(48, 64))
-    rounds, steps = (1, 3) if arguments.smoke else (arguments.rounds, arguments.steps)
+    rounds, steps = (2, 2) if arguments.smoke else (arguments.rounds, arguments.steps)
     torch.set_num_threads(1)
+    before = earlier(arguments.before) if arguments.before else None
     print(map_bytes())
     print(lora_bytes())
-    base = build(plain)
-    variants = {
-        "bare diffusers and peft loop": bare(base),
-        "LoRA": ours(base, lora()),
-        "LoRA, face mask": ours(base, lora(Mask.FACE_NORMALISED)),
-        "LoRA, mask and attention": ours(base, refocusing),
-        "LoRA, latents and text not cached": ours(base, lora(), cache_latents=False, cache_text=False),
-        "LoRA, checkpointing": ours(base, lora(), gradient_checkpointing=True),
-        "ComfyUI TrainLoraNode": host_trainer(plain, checkpointing=False),
-        "ComfyUI TrainLoraNode, checkpointing": host_trainer(plain, checkpointing=True),
-    }
-    print(table(f"LoRA step, UNet of width {plain.width}, latent {plain.side}", variants, rounds, steps))
-    variants = {
-        "bare diffusers loop": concept_bare(base),
-        "Custom Diffusion": ours(base, concept()),
-        "Custom Diffusion, face mask": ours(base, concept(face_mask=True)),
-        "Custom Diffusion, zoom": ours(base, concept(zoom=Zoom.ADOBE)),
-    }
-    title = f"Custom Diffusion step, width {plain.width}, latent {plain.side}"
-    print(table(title, variants, rounds, steps))
-    base = build(large)
-    variants = {
-        "official structure": magicapture_official(base),
-        "ours": ours(base, magicapture_ours, gradient_checkpointing=True),
-        "ours, no checkpointing": ours(base, magicapture_ours),
-    }
-    title = f"MagiCapture step with a composed prompt, width {large.width}, latent {large.side}"
-    print(table(title, variants, rounds, steps))
+
+    def compare(title: str, size: Size, first: str, other: Callable[[BaseModel], Variant], kind: str) -> None:
+        """kind: the function of this module, or of the earlier one, that gives a base model's variants."""
+        base = build(size)
+        found = globals()[kind](base)
+        if before is not None:
+            old = getattr(before, kind)(before.build(before.Size(size.width, size.side, size.layers)))
+            found |= {f"{name}, before": run for name, run in old.items()}
+        if kind == "lora_steps":
+            for name, checkpointing in (("", False), (", checkpointing", True)):
+                if host := host_trainer(size, checkpointing):
+                    found[f"ComfyUI TrainLoraNode{name}"] = host
+        found = {name: run for name, run in found.items() if re.search(arguments.only, name)}
+        if found:
+            title = f"{title}, width {size.width}, latent {size.side}"
+            print(table(title, {first: other(base), **found}, rounds, steps), end="\n\n", flush=True)
+
+    compare("LoRA step", plain, "bare diffusers and peft loop", bare, "lora_steps")
+    compare("Custom Diffusion step", plain, "bare diffusers loop", concept_bare, "concept_steps")
+    compare(
+        "MagiCapture step with a composed prompt",
+        large,
+        "official structure",
+        magicapture_official,
+        "magicapture_steps",
+    )
 
 
 if __name__ == "__main__":

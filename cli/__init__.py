@@ -20,7 +20,7 @@ def main() -> None:
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end the work
     try:
-        build()()
+        command_tree()()
     except LikenessError as error:
         print(f"likeness: {error}", file=sys.stderr)
         sys.exit(1)
@@ -28,7 +28,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def build() -> typer.Typer:
+def command_tree() -> typer.Typer:
     """The command tree."""
     import typer
 

@@ -23,10 +23,10 @@ from .edge import Verb
 
 if TYPE_CHECKING:
     from ..batch.engine import Engine
-    from ..batch.plan import Plan
+    from ..batch.plan import BatchPlan
     from ..batch.problems import Problems
-    from ..batch.session import Run
-    from ..batch.work import Settings
+    from ..batch.session import BatchRun
+    from ..batch.work import WorkSettings
     from ..batch.workers import Worker
 
 HELP = "Many portraits from a table, on one ComfyUI or many. 批量生成：一张表，一台或多台 ComfyUI。"
@@ -79,8 +79,10 @@ ApiKeyEnv = Annotated[
 ]
 Ca = Annotated[Path | None, typer.Option("--ca", help="Certificates of the servers, PEM.")]
 TrustEnv = Annotated[bool, typer.Option("--trust-env", help="Use the proxies that the environment names.")]
-Files = Annotated[Path | None, typer.Option("--files", help="The folder that paths in cells are below.")]
-Seeds = Annotated[str, typer.Option("--seeds", help="INPUT=COUNT or INPUT=COUNT@START, such as KSampler.seed=4@1000.")]
+FilesFolder = Annotated[Path | None, typer.Option("--files", help="The folder that paths in cells are below.")]
+SeedInputs = Annotated[
+    str, typer.Option("--seeds", help="INPUT=COUNT or INPUT=COUNT@START, such as KSampler.seed=4@1000.")
+]
 Expect = Annotated[int | None, typer.Option("--expect", min=0, help="Refuse unless there are exactly so many rows.")]
 Shard = Annotated[str, typer.Option("--shard", help="I/N: the part of the rows that this machine runs.")]
 SkipPeople = Annotated[bool, typer.Option("--skip-people", help="Leave out people whose photos show no face.")]
@@ -95,7 +97,7 @@ RetryBelow = Annotated[
 Most = Annotated[
     int, typer.Option("--most-retries", min=0, max=20, help="Repetitions of a row, each with another seed.")
 ]
-Window = Annotated[int, typer.Option("--window", min=1, max=16, help="Rows in each server's queue.")]
+QueueWindow = Annotated[int, typer.Option("--window", min=1, max=16, help="Rows in each server's queue.")]
 Grace = Annotated[float, typer.Option("--grace", min=0.1, max=86400, help="Seconds a server may be away.")]
 Stall = Annotated[float, typer.Option("--stall", min=1, max=864000, help="Seconds without progress of a row.")]
 TimeLimit = Annotated[float, typer.Option("--timeout", min=0, max=864000, help="Seconds for a row; 0: no limit.")]
@@ -141,8 +143,8 @@ def run_batch(
     header_env: HeaderEnv = None,
     ca: Ca = None,
     trust_env: TrustEnv = False,
-    files: Files = None,
-    seeds: Seeds = "",
+    files: FilesFolder = None,
+    seeds: SeedInputs = "",
     expect: Expect = None,
     shard: Shard = "1/1",
     skip_people: SkipPeople = False,
@@ -153,7 +155,7 @@ def run_batch(
     keep: Keep = 0,
     retry_below: RetryBelow = 0.0,
     most_retries: Most = 2,
-    window: Window = 2,
+    window: QueueWindow = 2,
     grace: Grace = 30.0,
     stall: Stall = 900.0,
     timeout: TimeLimit = 0.0,
@@ -232,8 +234,8 @@ def check_batch(
     header_env: HeaderEnv = None,
     ca: Ca = None,
     trust_env: TrustEnv = False,
-    files: Files = None,
-    seeds: Seeds = "",
+    files: FilesFolder = None,
+    seeds: SeedInputs = "",
     expect: Expect = None,
     shard: Shard = "1/1",
     skip_people: SkipPeople = False,
@@ -300,7 +302,7 @@ def retry(
     header_env: HeaderEnv = None,
     ca: Ca = None,
     trust_env: TrustEnv = False,
-    window: Window = 2,
+    window: QueueWindow = 2,
     grace: Grace = 30.0,
     give_up: GiveUp = 0.0,
     events: Events = False,
@@ -386,9 +388,9 @@ def _plan(
     below: float,
     most: int,
     name: str,
-) -> tuple[Plan, list[str]]:
+) -> tuple[BatchPlan, list[str]]:
     """The plan, and the servers that it names."""
-    from ..batch.plan import Judging, Plan, is_plan, read_plan, read_shard, with_seeds
+    from ..batch.plan import BatchPlan, Judging, is_plan, read_plan, read_shard, with_seeds
 
     servers: list[str] = []
     if is_plan(source):
@@ -398,7 +400,7 @@ def _plan(
         named = running.get("servers") or []
         servers = [named] if isinstance(named, str) else list(map(str, named))
     else:
-        plan = Plan(workflow=source, table=table)
+        plan = BatchPlan(workflow=source, table=table)
     if seeds:
         into, _, numbers = seeds.rpartition("=")
         count, _, start = numbers.partition("@")
@@ -430,11 +432,11 @@ def _settings(
     no_breaker: bool = False,
     recycle: int = 2000,
     recycle_memory: float = 0.0,
-) -> Settings:
-    from ..batch.work import Settings
+) -> WorkSettings:
+    from ..batch.work import WorkSettings
 
     probe = min(1.0, grace / 4)
-    return Settings(
+    return WorkSettings(
         window=window,
         grace=grace,
         stall=stall,
@@ -544,13 +546,13 @@ async def _open(workers: Sequence[Worker]) -> AsyncIterator[None]:
         await asyncio.gather(*(worker.close() for worker in workers), return_exceptions=True)
 
 
-async def _checked(plan: Plan, workers: Sequence[Worker], keep: Path, skip_people: bool) -> Any:
-    from ..batch.check import check
+async def _checked(plan: BatchPlan, workers: Sequence[Worker], keep: Path, skip_people: bool) -> Any:
+    from ..batch.check import check_plan
 
-    return await check(plan, workers, opening.open_faces, keep, skip_people)
+    return await check_plan(plan, workers, opening.open_faces, keep, skip_people)
 
 
-async def _nodes_of(workers: Sequence[Worker], run: Run) -> list[Any]:
+async def _nodes_of(workers: Sequence[Worker], run: BatchRun) -> list[Any]:
     """Servers of a run that goes on; one that is away may come later."""
     from ..batch.schema import Nodes
     from ..batch.workers import Away
@@ -569,7 +571,9 @@ async def _nodes_of(workers: Sequence[Worker], run: Run) -> list[Any]:
     return list(await asyncio.gather(*map(ask, workers)))
 
 
-async def _execute(run: Run, servers: Sequence[Any], settings: Settings, tell: Teller, shared: Path | None) -> int:
+async def _execute(
+    run: BatchRun, servers: Sequence[Any], settings: WorkSettings, tell: Teller, shared: Path | None
+) -> int:
     from ..batch.judge import judge_of
     from ..batch.report import write_all
     from ..batch.session import execute
@@ -620,7 +624,7 @@ class Teller:
         self._done = self._failed = self._total = 0
         self._said = 0.0
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: BatchRun) -> None:
         """The run starts or goes on."""
         counts = run.journal.counts()
         self._total, self._done = sum(counts.values()), counts.get("done", 0)
@@ -712,7 +716,7 @@ def _show(problems: Problems, path: Path | None) -> None:
             print(one_line(f"all of them: {path}"), file=sys.stderr)
 
 
-def _row_of(run: Run, text: str) -> int:
+def _row_of(run: BatchRun, text: str) -> int:
     seq = run.journal.seq_of(text.lower())
     if seq is None:
         raise LikenessError(f"There is no row {text!r}: take a row_id from the manifest.")

@@ -21,9 +21,9 @@ def calibrate_judge(
     judge: Annotated[str, typer.Option("--judge", help="The face analysis to measure.")] = "sface",
 ) -> None:
     """Measure a judge on photos of known people: what is usual for one person, and what passes for another."""
-    from ..evaluation.cache import read_picture
+    from ..evaluation.cache import picture_or_nan
     from ..evaluation.identity import calibrate
-    from ..evaluation.sources.study import folders, listed, not_used, pictures
+    from ..evaluation.sources.study import folders_in, names_in, not_used, pictures
 
     if people == "miniature":
         from ..miniature.study import calibration
@@ -31,10 +31,10 @@ def calibrate_judge(
         photos = calibration.people()
         weights = calibration.judge_weights() if judge == "miniature-judge" else ""
     else:
-        places = folders(Path(people))
-        for sentence in [sentence for place in places for sentence in not_used(listed(place), place.name)]:
+        places = folders_in(Path(people))
+        for sentence in [sentence for place in places for sentence in not_used(names_in(place), place.name)]:
             print(one_line(sentence))
-        photos = {place.name: map(read_picture, pictures(place)) for place in places}
+        photos = {place.name: map(picture_or_nan, pictures(place)) for place in places}
         weights = ""
     check_new_file(out, "--out")
     measured = dataclasses.replace(calibrate(opening.open_faces(judge), photos), weights=weights)

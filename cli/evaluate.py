@@ -154,7 +154,7 @@ def evaluate_folder(
 def _measured(judge: FaceAnalysis) -> Calibration | None:
     """What comes with the pack about this judge's quality."""
     from ..evaluation.identity import calibration_of
-    from ..miniature.study.calibration import calibration_of as calibration_of_miniature
+    from ..miniature.study.calibration import miniature_calibration_of as calibration_of_miniature
 
     return calibration_of_miniature(judge) or calibration_of(judge)
 

@@ -13,10 +13,10 @@ import typer
 
 from ..errors import LikenessError, one_line
 from ..models_download import (
+    DownloadOutcome,
     Health,
     ModelFile,
-    Outcome,
-    check,
+    check_file,
     download,
     download_root,
     installed,
@@ -81,7 +81,7 @@ def verify_models(
     checks = []
     for path, model in installed(everything).items():
         with progress_bar(one_line(path.name)) as progress:
-            result = check(path, model, progress)
+            result = check_file(path, model, progress)
         alias = ", ".join(known.name for known in result.recognised) if result.health is not Health.OK else ""
         print(f"{one_line(path)}: {result.in_words}{f' ({alias})' if alias else ''}")
         checks.append(result)
@@ -130,6 +130,7 @@ def _get(model: ModelFile, root: Path, dry_run: bool, accepted: bool) -> bool:
         print("  stopped: the same command goes on from here.", file=sys.stderr)
         raise
     print(
-        f"  {outcome.value}: {one_line(path)}" + (f" (from {model.url})" if outcome is Outcome.WOULD_DOWNLOAD else "")
+        f"  {outcome.value}: {one_line(path)}"
+        + (f" (from {model.url})" if outcome is DownloadOutcome.WOULD_DOWNLOAD else "")
     )
     return False

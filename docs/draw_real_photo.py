@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from likeness.evaluation.real_photo import draw, look, named_others
+from likeness.evaluation.real_photo import draw_sheet, look, named_others
 from likeness.faces.sheet import sample_photos
 
 HERE = Path(__file__).parent
@@ -18,7 +18,7 @@ OTHERS = [HERE.parent / "build" / "photos" / f"{name}.jpg" for name in ("obama",
 def main() -> None:
     """Write `docs/pictures/real_photo.jpg`."""
     (photo,) = sample_photos()
-    draw(look(photo, named_others(OTHERS))).save(HERE / "pictures" / "real_photo.jpg", quality=88)
+    draw_sheet(look(photo, named_others(OTHERS))).save(HERE / "pictures" / "real_photo.jpg", quality=88)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from .copying import face_ssim
 from .identity import Sight, recogniser_of, see_photos
 from .pool import Pool
 from .prompts import ImageTextEncoder, clip_t
-from .quality import sane, sharpness
+from .quality import crop_sharpness, sane
 from .similarity import aligned_faces
 
 READER = 2  # of pictures (`faces.photos`): what another one has seen may be another picture
@@ -34,7 +34,7 @@ class NamedClip(ImageTextEncoder, Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class FileFindings:
     """What there is to say of one file without knowing whom it should show."""
 
     face: Face | None
@@ -55,7 +55,7 @@ class SightCache:
         self.path, self.pool = path, pool
         self.looked = 0  # in this run
         self._keys: dict[Path, str] = {}
-        self._seen: dict[str, Seen] = {}
+        self._seen: dict[str, FileFindings] = {}
         self._pasted: dict[tuple[str, str], float] = {}
         self._obeyed: dict[tuple[str, str], float] = {}
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
@@ -77,7 +77,7 @@ class SightCache:
             fresh = {key: same[0] for key, same in twins.items() if key not in self._seen}
             for _ in range(sum(len(same) for key, same in twins.items() if key in self._seen)):
                 after_each()
-            for key, record in zip(fresh, self.pool.map(look_at, list(fresh.values())), strict=True):
+            for key, record in zip(fresh, self.pool.map(findings_of, list(fresh.values())), strict=True):
                 self._write({"sha256": key, **record})
                 self.looked += 1
                 for _ in twins[key]:
@@ -92,7 +92,7 @@ class SightCache:
         stacked = torch.from_numpy(np.stack(rows)).float() if rows else torch.zeros(0, 0)  # type: ignore[arg-type]
         return Sight(faces, stacked, tuple(seen.reason for seen in self.of(paths)))
 
-    def of(self, paths: Iterable[Path]) -> list[Seen]:
+    def of(self, paths: Iterable[Path]) -> list[FileFindings]:
         """What was seen in files that were looked at."""
         return [self._seen[self._key(path)] for path in paths]
 
@@ -116,7 +116,7 @@ class SightCache:
         for path, text in zip(paths, texts, strict=True):
             said = hashlib.sha256(f"{clip.name} {text}".encode()).hexdigest()
             if (self._key(path), said) not in self._obeyed:
-                picture = read_picture(path)
+                picture = picture_or_nan(path)
                 cosine = float("nan") if bool(picture.isnan().any()) else float(clip_t(picture[None], [text], clip))
                 self._write({"sha256": self._key(path), "said": said, "clip_t": cosine})
             values.append(self._obeyed[self._key(path), said])
@@ -131,11 +131,11 @@ class SightCache:
             self._keys[path] = hashlib.sha256(content).hexdigest()
         return self._keys[path]
 
-    def _place(self, path: Path) -> Place | None:
+    def _place(self, path: Path) -> FacePlace | None:
         (seen,) = self.of([path])
         if seen.face is None or seen.face.keypoints is None:
             return None
-        return Place(path, self._key(path), tuple(map(tuple, seen.face.keypoints.tolist())))
+        return FacePlace(path, self._key(path), tuple(map(tuple, seen.face.keypoints.tolist())))
 
     def _write(self, record: Mapping[str, Any]) -> None:
         """What is used is what can be read: a run that goes on has the same numbers as one that was not stopped."""
@@ -163,7 +163,7 @@ class SightCache:
         if "among" in record:
             self._pasted[key, str(record["among"])] = float(record["face_ssim"])
             return
-        self._seen[key] = Seen(
+        self._seen[key] = FileFindings(
             face=_face(record, recogniser_of(self.pool.judge).name),
             reason=str(record["reason"]),
             faces=int(record["faces"]),
@@ -175,8 +175,8 @@ class SightCache:
 # --- the work, in this process or another
 
 
-def look_at(judge: FaceAnalysis, path: Path) -> dict[str, Any]:
-    """What `Seen` holds of a file, for JSON."""
+def findings_of(judge: FaceAnalysis, path: Path) -> dict[str, Any]:
+    """What `FileFindings` holds of a file, for JSON."""
     try:
         photo = read_photo(path)
     except LikenessError as error:
@@ -187,7 +187,7 @@ def look_at(judge: FaceAnalysis, path: Path) -> dict[str, Any]:
     if face is None or face.keypoints is None or face.embedding is None:
         return record
     return record | {
-        "sharpness": float(sharpness(aligned_faces([photo], [face]))[0]),
+        "sharpness": float(crop_sharpness(aligned_faces([photo], [face]))[0]),
         "box": face.box.tolist(),
         "score": face.score,
         "keypoints": face.keypoints.tolist(),
@@ -208,7 +208,7 @@ def _face(record: Mapping[str, Any], recogniser: str) -> Face | None:
 
 
 @dataclass(frozen=True)
-class Place:
+class FacePlace:
     """A face in a file, by its five keypoints."""
 
     path: Path
@@ -216,14 +216,14 @@ class Place:
     keypoints: tuple[tuple[float, ...], ...]
 
 
-def paste(judge: FaceAnalysis, task: tuple[Place, tuple[Place, ...]]) -> float:
+def paste(judge: FaceAnalysis, task: tuple[FacePlace, tuple[FacePlace, ...]]) -> float:
     """The greatest structural similarity of a result's face with the faces of photos; see `copying.face_ssim`."""
     result, photos = task
     crop = _crop(result)
     return max(float(face_ssim(crop, _crop_of_photo(photo))[0]) for photo in photos)
 
 
-def _crop(place: Place) -> torch.Tensor:
+def _crop(place: FacePlace) -> torch.Tensor:
     try:
         photo = read_photo(place.path)
     except LikenessError as error:
@@ -239,7 +239,7 @@ def as_picture(photo: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(photo).float() / 255
 
 
-def read_picture(path: Path) -> torch.Tensor:
+def picture_or_nan(path: Path) -> torch.Tensor:
     """A file as (H, W, 3) RGB 0..1; one NaN for what cannot be read."""
     try:
         return as_picture(read_photo(path))

@@ -21,7 +21,7 @@ from .prompts import plain_text
 from .report import Setting, report
 from .sources.folders import survey
 from .sources.manifest import is_run, survey_run
-from .sources.study import Study, joined
+from .sources.study import Study, joined_studies
 from .table import EXPRESSION, GIVEN_POSE, POSE, Record
 
 ACCEPT_RATE = 1e-3
@@ -41,7 +41,7 @@ def open_study(folder: Path, people: Path | None = None, compare: Sequence[Path]
         if by and not is_run(place):
             raise LikenessError(f"{place} is not the run of a batch, so it has no columns: leave --by out.")
         studies.append(survey_run(place, photos, by) if is_run(place) else survey(place, photos))
-    return joined(studies) if compare else studies[0]
+    return joined_studies(studies) if compare else studies[0]
 
 
 @dataclass(frozen=True)

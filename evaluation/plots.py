@@ -68,7 +68,9 @@ def thumbnail(picture: torch.Tensor, side: int = CELL) -> Image:
     return square
 
 
-def sheet(rows: Sequence[Sequence[Cell]], heads: Sequence[str] = (), title: str = "", side: int = CELL) -> Image:
+def labelled_sheet(
+    rows: Sequence[Sequence[Cell]], heads: Sequence[str] = (), title: str = "", side: int = CELL
+) -> Image:
     """Rows of labelled pictures below the heads of their columns, with a title above if there is one."""
     from PIL import Image, ImageDraw
 

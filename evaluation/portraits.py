@@ -29,7 +29,7 @@ from .identity import (
     see,
 )
 from .people import NOBODY, MultiId, match, multi_id
-from .plots import CELL, Cell, sheet
+from .plots import CELL, Cell, labelled_sheet
 from .table import NOTHING, Record
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Verdict:
         return all(verdict.percents[number] >= threshold for verdict in self.by_judge or (self,))
 
 
-def beside(verdicts: Sequence[Verdict]) -> Verdict:
+def joint_verdict(verdicts: Sequence[Verdict]) -> Verdict:
     """Several judges' verdicts on the same pictures as one: the mean of their percentages, and theirs beside it.
 
     A picture passes a threshold when it does with every judge. The cosines are the first one's.
@@ -294,7 +294,7 @@ def benchmark_line(verdict: Verdict) -> str:
     return f"As multi-identity benchmarks count it, by {'; by '.join(said)}." if said else ""
 
 
-def markdown(
+def verdict_markdown(
     title: str, verdict: Verdict, threshold: float = GOOD, baseline: Verdict | None = None, remarks: Sequence[str] = ()
 ) -> str:
     """The sentence, the warnings, and a line for every picture, best first; counted from 0 as the host does."""
@@ -331,7 +331,7 @@ def portrait_sheet(
 
     Of more than 64 pictures the best and the worst 16 are shown.
     """
-    photos = [picture for identity in identities for picture in photos_of(identity)][:PHOTOS_SHOWN]
+    photos = [picture for identity in identities for picture in identity_photos(identity)][:PHOTOS_SHOWN]
     cells = [[Cell(picture, "photo") for picture in photos]]
     if baseline is not None and baseline_verdict is not None:
         cells += _rows(baseline, baseline_verdict, list(range(len(baseline)))[:ENDS_SHOWN], -math.inf, "without ")
@@ -339,10 +339,10 @@ def portrait_sheet(
     if len(shown) > MOST_SHOWN:
         shown = shown[:ENDS_SHOWN] + shown[-ENDS_SHOWN:]
     cells += _rows(images, verdict, shown, threshold, "")
-    return sheet([row for row in cells if row], title=title, side=CELL)
+    return labelled_sheet([row for row in cells if row], title=title, side=CELL)
 
 
-def photos_of(identity: Identity) -> list[torch.Tensor]:
+def identity_photos(identity: Identity) -> list[torch.Tensor]:
     """The photos that an identity carries, as pictures (512, 512, 3) 0..1."""
     pictures = identity.portraits if len(identity.portraits) else identity.heads
     return [picture.float() / 255 for picture in pictures]

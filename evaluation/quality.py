@@ -16,7 +16,7 @@ def sane(images: torch.Tensor) -> torch.Tensor:
     return finite & (flat.amax(1) > DARK) & (flat.amax(1) - flat.amin(1) > FLAT)
 
 
-def sharpness(faces: torch.Tensor) -> torch.Tensor:
+def crop_sharpness(faces: torch.Tensor) -> torch.Tensor:
     """Variance of the Laplacian of grey face crops (n, H, W, 3) 0..1: (n,), greater is sharper.
 
     Compare crops of one size only, and methods by their ratio to the pictures without identity.

@@ -25,7 +25,7 @@ from ..faces.sheet import read_photos, sample_photos
 from ..faces.similarity import ARCFACE_SAME, on_scale_of
 from ..storage import check_folder, write_new
 from .identity import Sight, calibration_of, recogniser_of, references_of, see_photos
-from .plots import Cell, sheet
+from .plots import Cell, labelled_sheet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -155,7 +155,7 @@ def words(seen: Look) -> str:
     return "\n".join([*lines, "", f"Licences: {'; '.join(licences)}."])
 
 
-def draw(seen: Look) -> Image:
+def draw_sheet(seen: Look) -> Image:
     """One picture: the photo, the head and the aligned face of the identity, other people, and the changed copies."""
     copies = len(CHANGES)
     cells = [_cell(seen, number) for number in range(len(seen.names))]
@@ -168,7 +168,7 @@ def draw(seen: Look) -> Image:
         f"Found by {finder}, judged by {judge}, which had no part in it: cosine to the identity, "
         f"from {seen.threshold:.2f} on it is the person, below (red) somebody else"
     )
-    return sheet([own + cells[copies : copies + SHOWN], cells[:copies]], title=title, side=SIDE)
+    return labelled_sheet([own + cells[copies : copies + SHOWN], cells[:copies]], title=title, side=SIDE)
 
 
 def _crops(person: Identity) -> list[tuple[torch.Tensor, str]]:
@@ -202,7 +202,7 @@ def main() -> None:
         check_folder(arguments.out, "--out")
         (photo,) = read_photos([arguments.photo]) if arguments.photo else sample_photos()
         seen = look(photo, named_others(arguments.others))
-        picture = draw(seen)
+        picture = draw_sheet(seen)
         written = [
             write_new(arguments.out, "real-photo", ".png", lambda to: picture.save(to, "PNG")),
             write_new(arguments.out, "identity", ".safetensors", seen.person.write),

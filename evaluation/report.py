@@ -12,12 +12,12 @@ import torch
 
 from ..errors import LikenessError
 from ..storage import write_whole
-from .plots import Cell, curves, save_png, sheet, strip_plot
+from .plots import Cell, curves, labelled_sheet, save_png, strip_plot
 from .statistics import RESAMPLES, Interval, person_means
 from .table import (
     MEASURES,
     PASTE,
-    Facts,
+    MethodFacts,
     Record,
     agreement,
     difference,
@@ -25,7 +25,7 @@ from .table import (
     methods_table,
     of_method,
     summary,
-    write_csv,
+    write_records,
 )
 
 SHEET_ROWS, SHEET_METHODS, REFERENCES_SHOWN = 10, 6, 2
@@ -33,7 +33,7 @@ WORST, COPIES = 10, 8
 LITTLE = 40  # percent
 
 
-class Pictures(Protocol):
+class PictureSource(Protocol):
     """Pictures by the name in their record: a dictionary, or a folder that reads them when they are asked for."""
 
     def __getitem__(self, name: str, /) -> torch.Tensor: ...
@@ -49,7 +49,7 @@ class Setting:
     quality: str = ""  # of the judge, as measured on known people
     reference: str | None = None  # the method without identity
     photos: Mapping[str, Sequence[str]] = field(default_factory=dict)  # person -> names of the photos that were given
-    facts: Mapping[str, Facts] = field(default_factory=dict)
+    facts: Mapping[str, MethodFacts] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     repeat: str = ""  # the command that makes this report again
     resamples: int = RESAMPLES
@@ -130,7 +130,7 @@ def reason(record: Record) -> str:
 # --- the report
 
 
-def report(records: Sequence[Record], images: Pictures, out: Path, setting: Setting | None = None) -> Path:
+def report(records: Sequence[Record], images: PictureSource, out: Path, setting: Setting | None = None) -> Path:
     """Write `report.md`, `records.csv` and pictures into the folder `out`; returns the path of `report.md`.
 
     The same input gives the same bytes, whatever was there before from an earlier run of the same report. Each file is
@@ -144,7 +144,7 @@ def report(records: Sequence[Record], images: Pictures, out: Path, setting: Sett
         out.mkdir(parents=True, exist_ok=True)
         sections = [section(records, images, out, setting) for section in _SECTIONS]
         text = "\n\n".join([f"# {setting.title}", *(part for part in sections if part)]) + "\n"
-        write_csv(records, out / "records.csv")
+        write_records(records, out / "records.csv")
         write_whole(path, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
     except OSError as error:
         raise LikenessError(
@@ -154,15 +154,15 @@ def report(records: Sequence[Record], images: Pictures, out: Path, setting: Sett
     return path
 
 
-Section = Callable[[Sequence[Record], Pictures, Path, Setting], str]
+Section = Callable[[Sequence[Record], PictureSource, Path, Setting], str]
 
 
-def _summary_section(records: Sequence[Record], images: Pictures, out: Path, setting: Setting) -> str:
+def _summary_section(records: Sequence[Record], images: PictureSource, out: Path, setting: Setting) -> str:
     lines = [headline(records, setting.reference, setting.resamples)]
     return "\n\n".join([*lines, *(f"**Warning: {warning}.**" for warning in setting.warnings)])
 
 
-def _sheet_section(records: Sequence[Record], images: Pictures, out: Path, setting: Setting) -> str:
+def _sheet_section(records: Sequence[Record], images: PictureSource, out: Path, setting: Setting) -> str:
     methods = methods_of(records)[:SHEET_METHODS]
     by_cell = {(record.method, record.cell): record for record in records}
     references = min(REFERENCES_SHOWN, max((len(names) for names in setting.photos.values()), default=0))
@@ -171,7 +171,7 @@ def _sheet_section(records: Sequence[Record], images: Pictures, out: Path, setti
         names = list(setting.photos.get(cell[0], ()))[:references]
         photos = [Cell(images[name], cell[0]) for name in names] + [Cell()] * (references - len(names))
         rows.append(photos + [picture_cell(by_cell.get((method, cell)), images) for method in methods])
-    save_png(sheet(rows, ["photo"] * references + methods), out / "sheet.png")
+    save_png(labelled_sheet(rows, ["photo"] * references + methods), out / "sheet.png")
     return (
         "![The photos of each person, then one picture of each method](sheet.png)\n\n"
         "Below each picture: percent of real photos' likeness. Red: no face was found, which counts as 0."
@@ -198,7 +198,7 @@ def _shared_cells(records: Sequence[Record], methods: Sequence[str]) -> list[tup
     return sorted(chosen[:SHEET_ROWS], key=lambda cell: cell[0])
 
 
-def picture_cell(record: Record | None, images: Pictures) -> Cell:
+def picture_cell(record: Record | None, images: PictureSource) -> Cell:
     """A result with its likeness below, framed where no face was found."""
     if record is None:
         return Cell(None, "–")
@@ -208,7 +208,7 @@ def picture_cell(record: Record | None, images: Pictures) -> Cell:
     return Cell(images[record.image], "–" if math.isnan(percent) else f"{percent:.0f} %")
 
 
-def _table_section(records: Sequence[Record], images: Pictures, out: Path, setting: Setting) -> str:
+def _table_section(records: Sequence[Record], images: PictureSource, out: Path, setting: Setting) -> str:
     reference = setting.reference or methods_of(records)[0]
     table = methods_table(records, reference, setting.facts, setting.resamples)
     taken = sorted({name for record in records for name in record.measures} & set(MEASURES))
@@ -220,7 +220,7 @@ def _table_section(records: Sequence[Record], images: Pictures, out: Path, setti
     )
 
 
-def _people_section(records: Sequence[Record], images: Pictures, out: Path, setting: Setting) -> str:
+def _people_section(records: Sequence[Record], images: PictureSource, out: Path, setting: Setting) -> str:
     groups = {}
     for method in methods_of(records):
         own = of_method(records, method)
@@ -233,7 +233,7 @@ def _people_section(records: Sequence[Record], images: Pictures, out: Path, sett
     )
 
 
-def _curve_section(records: Sequence[Record], images: Pictures, out: Path, setting: Setting) -> str:
+def _curve_section(records: Sequence[Record], images: PictureSource, out: Path, setting: Setting) -> str:
     """Identity is comparable at equal freedom only: likeness against fidelity, over strengths where there are some."""
     measure = next((name for name in ("attributes", "clip_t") if _is_taken(records, name)), None)
     if measure is None:
@@ -260,7 +260,7 @@ def _mean_of(records: Sequence[Record], measure: str) -> float:
     return float(means.mean()) if len(means) else math.nan
 
 
-def _copy_section(records: Sequence[Record], images: Pictures, out: Path, setting: Setting) -> str:
+def _copy_section(records: Sequence[Record], images: PictureSource, out: Path, setting: Setting) -> str:
     measure = next((name for name in ("copy", "face_ssim") if _is_taken(records, name)), None)
     shown = [r for r in records if r.method != setting.reference and setting.photos.get(r.person)]
     if measure is None or not shown:
@@ -270,21 +270,21 @@ def _copy_section(records: Sequence[Record], images: Pictures, out: Path, settin
         [Cell(images[setting.photos[r.person][0]], r.person) for r in nearest],
         [Cell(images[r.image], f"{r.method} {r.value(measure):.2f}") for r in nearest],
     ]
-    save_png(sheet(rows), out / "copies.png")
+    save_png(labelled_sheet(rows), out / "copies.png")
     return (
         "## Is it a copy?\n\n![Photos that were given above the pictures nearest to them](copies.png)\n\n"
         f"Above: the photo that was given; below: the pictures nearest to it. `{measure}`: {MEASURES[measure]}."
     )
 
 
-def _worst_section(records: Sequence[Record], images: Pictures, out: Path, setting: Setting) -> str:
+def _worst_section(records: Sequence[Record], images: PictureSource, out: Path, setting: Setting) -> str:
     judged = [r for r in records if r.method != setting.reference and not math.isnan(r.value("percent"))]
     if not judged:
         return ""
     worst = sorted(judged, key=lambda record: (record.value("percent"), record.image))[:WORST]
     half = (len(worst) + 1) // 2
     cells = [picture_cell(record, images) for record in worst]
-    save_png(sheet([part for part in (cells[:half], cells[half:]) if part]), out / "worst.png")
+    save_png(labelled_sheet([part for part in (cells[:half], cells[half:]) if part]), out / "worst.png")
     lines = [
         f"{place}. {record.method}, {record.person}, {record.prompt}, seed {record.seed}: "
         f"{record.value('percent'):.0f} %, {reason(record)}"
@@ -293,7 +293,7 @@ def _worst_section(records: Sequence[Record], images: Pictures, out: Path, setti
     return "## The worst\n\n![The pictures with the least likeness](worst.png)\n\n" + "\n".join(lines)
 
 
-def _method_section(records: Sequence[Record], images: Pictures, out: Path, setting: Setting) -> str:
+def _method_section(records: Sequence[Record], images: PictureSource, out: Path, setting: Setting) -> str:
     found = [record.value("found") for record in records if not math.isnan(record.value("found"))]
     played = agreement(records)
     facts = {

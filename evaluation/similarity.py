@@ -17,19 +17,6 @@ ImageEncoder = Callable[[torch.Tensor], torch.Tensor]
 GREY = 0.5
 
 
-def face_mask(face: Face | None, height: int, width: int) -> torch.Tensor:
-    """An ellipse over the face, grown by a fifth for hair and chin: (height, width), 1 inside, all 0 without a face."""
-    mask = torch.zeros(height, width)
-    if face is None:
-        return mask
-    x1, y1, x2, y2 = (float(value) for value in face.box)
-    ys, xs = torch.arange(height) + 0.5, torch.arange(width) + 0.5
-    across = (xs - (x1 + x2) / 2) / max(0.6 * (x2 - x1), 1e-6)
-    down = (ys - (y1 + y2) / 2) / max(0.6 * (y2 - y1), 1e-6)
-    mask[(down**2)[:, None] + (across**2)[None] <= 1] = 1
-    return mask
-
-
 def without_faces(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Pictures (n, H, W, 3) with grey where masks (n, H, W) 0..1 are 1."""
     return images + (GREY - images) * masks[..., None]
@@ -76,7 +63,7 @@ def diversity(images: torch.Tensor, encoder: ImageEncoder) -> float:
 
 
 def aligned_faces(photos: list[np.ndarray], faces: list[Face | None], size: int = 112) -> torch.Tensor:
-    """Aligned crops (m, size, size, 3) 0..1 of the faces with keypoints, for `diversity` and `sharpness`."""
+    """Aligned crops (m, size, size, 3) 0..1 of the faces with keypoints, for `diversity` and `crop_sharpness`."""
     from ..faces import arcface_crop
 
     crops = [

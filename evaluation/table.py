@@ -95,7 +95,7 @@ class Record:
 # --- CSV
 
 
-def write_csv(records: Iterable[Record], path: Path) -> Path:
+def write_records(records: Iterable[Record], path: Path) -> Path:
     """Write the records, whole or not at all; the same records give the same bytes. What is not defined is empty."""
     records = list(records)
     names = sorted({name for record in records for name in record.measures})
@@ -114,7 +114,7 @@ def write_csv(records: Iterable[Record], path: Path) -> Path:
 
 
 def read_csv(path: Path) -> list[Record]:
-    """Read what `write_csv` wrote, every number exactly; LikenessError for any other file."""
+    """Read what `write_records` wrote, every number exactly; LikenessError for any other file."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
@@ -242,7 +242,7 @@ def cost_ratio(records: Sequence[Record], method: str, reference: str) -> tuple[
 
 
 @dataclass(frozen=True)
-class Facts:
+class MethodFacts:
     """What is known of a method without looking at its pictures."""
 
     inputs: str = ""  # "1 photo", "4 photos", "trained"
@@ -257,7 +257,7 @@ class _Row:
     method: str
     records: Sequence[Record]  # of all methods
     reference: str
-    facts: Facts
+    facts: MethodFacts
     changes: Mapping[str, Mapping[str, tuple[Difference, bool]]]  # measure -> method -> difference and whether it holds
     resamples: int
 
@@ -372,7 +372,7 @@ _COLUMNS: dict[str, Callable[[_Row], str]] = {
 def table_rows(
     records: Sequence[Record],
     reference: str | None = None,
-    facts: Mapping[str, Facts] | None = None,
+    facts: Mapping[str, MethodFacts] | None = None,
     resamples: int = RESAMPLES,
 ) -> list[dict[str, str]]:
     """The cells of the table, one dictionary (title -> text) for each method in order of appearance.
@@ -390,11 +390,11 @@ def table_rows(
         method=reference,
         records=records,
         reference=reference,
-        facts=Facts(),
+        facts=MethodFacts(),
         changes={measure: differences(records, measure, reference, resamples) for measure in HEADLINE},
         resamples=resamples,
     )
-    of_rows = [replace(row, method=method, facts=(facts or {}).get(method, Facts())) for method in methods]
+    of_rows = [replace(row, method=method, facts=(facts or {}).get(method, MethodFacts())) for method in methods]
     cells = {title: [cell(one) for one in of_rows] for title, cell in _COLUMNS.items()}
     filled = {title: column for title, column in cells.items() if set(column) != {NOTHING}}
     return [{title: column[index] for title, column in filled.items()} for index in range(len(methods))]
@@ -403,15 +403,15 @@ def table_rows(
 def methods_table(
     records: Sequence[Record],
     reference: str | None = None,
-    facts: Mapping[str, Facts] | None = None,
+    facts: Mapping[str, MethodFacts] | None = None,
     resamples: int = RESAMPLES,
 ) -> str:
     """The table of methods as Markdown: means over people [95 % interval]. See `table_rows`."""
     rows = table_rows(records, reference, facts, resamples)
-    return markdown([list(rows[0]), *(list(row.values()) for row in rows)])
+    return markdown_table([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; the first line is its head."""
     ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in ruled) + "\n"

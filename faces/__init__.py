@@ -9,14 +9,14 @@ from .align import Border, arcface_crop, differentiable_crop, expand_box, ffhq_c
 from .analysis import FaceAnalysis, Recogniser, Search, adopt_analysis
 from .detection import Detection, Detector
 from .face import Face
-from .identity import Combine, Identity, build_identity, combine
+from .identity import Combine, Identity, build_identity, combine_identities
 from .keypoints import draw_keypoints
 from .onnx_session import Provider
 from .packs import load_dlib, load_facexlib, load_lbp, load_mtcnn, load_opencv, load_pack
 from .parsing import FaceParser, Part, load_parser, parse_face, part_mask
 from .photos import read_photo, to_photos
 from .recognition import FrozenRecogniser, load_recogniser_module
-from .select import Choice, choose_face, order_faces
+from .select import Choice, order_faces
 from .similarity import cosine_similarity, mean_direction, unit, unit_distance
 
 __all__ = [
@@ -37,8 +37,7 @@ __all__ = [
     "adopt_analysis",
     "arcface_crop",
     "build_identity",
-    "choose_face",
-    "combine",
+    "combine_identities",
     "cosine_similarity",
     "differentiable_crop",
     "draw_keypoints",

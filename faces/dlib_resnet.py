@@ -43,7 +43,7 @@ class ScaledConvolution(nn.Module):
         return self.conv(x) * self.scale[:, None, None] + self.shift[:, None, None]
 
 
-class Block(nn.Module):
+class DlibBlock(nn.Module):
     """Two convolutions beside a shortcut; `down` halves the picture."""
 
     def __init__(self, first: ScaledConvolution, second: ScaledConvolution, down: bool):
@@ -72,7 +72,7 @@ class DlibResNet(nn.Module):
 
     mean: torch.Tensor
 
-    def __init__(self, stem: ScaledConvolution, blocks: Sequence[Block], outputs: int):
+    def __init__(self, stem: ScaledConvolution, blocks: Sequence[DlibBlock], outputs: int):
         super().__init__()
         self.register_buffer("mean", torch.tensor(MEAN_RGB).reshape(1, 3, 1, 1), persistent=False)
         self.stem = stem
@@ -131,10 +131,10 @@ def _network(layers: Sequence[Layer]) -> DlibResNet:
     return network
 
 
-def _block(layers: Sequence[Layer], width_in: int) -> Block:
+def _block(layers: Sequence[Layer], width_in: int) -> DlibBlock:
     down = any(layer.kind == "avg_pool" for layer in layers)
     first, second = _convolutions(layers, width_in, [2 if down else 1, 1])
-    return Block(first, second, down)
+    return DlibBlock(first, second, down)
 
 
 def _convolutions(layers: Sequence[Layer], width: int, strides: Sequence[int]) -> list[ScaledConvolution]:

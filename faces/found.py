@@ -14,7 +14,7 @@ from .align import clip_box, head_crop
 from .analysis import FaceAnalysis
 from .face import Face
 from .identity import HEAD_FACTOR, HEAD_SIZE, OUTLIER_COSINE, Identity, build_identity
-from .keypoints import Canvas, Drawing
+from .keypoints import Drawing, KeypointCanvas
 from .select import Choice, order_faces
 from .similarity import cosine_similarity
 
@@ -277,7 +277,7 @@ class Drawn(Enum):
 
 
 def keypoint_drawings(
-    found: FoundFaces, canvas: Canvas, drawn: Drawn = Drawn.CHOSEN, stand_in: Identity | None = None
+    found: FoundFaces, canvas: KeypointCanvas, drawn: Drawn = Drawn.CHOSEN, stand_in: Identity | None = None
 ) -> list[Drawing]:
     """InstantID's keypoints of every photo. Where one has none to draw, those of `stand_in` are taken; without it, a
     skipped photo is left out. Raises LikenessError for a face without keypoints, which has no stand-in.
@@ -291,7 +291,7 @@ def keypoint_drawings(
             drawings.append(Drawing.fitted(points, size, canvas))
         elif stand_in is not None:
             width, height = canvas.of(*size)
-            drawings.append(keypoints_of(stand_in, Canvas(width, height)))
+            drawings.append(keypoints_of(stand_in, KeypointCanvas(width, height)))
         elif chosen is not None:
             why = "it shows no face" if number in found.whole else f"{found.analysis_name} finds boxes only"
             raise LikenessError(
@@ -301,7 +301,7 @@ def keypoint_drawings(
     return drawings
 
 
-def keypoints_of(identity: Identity, canvas: Canvas) -> Drawing:
+def keypoints_of(identity: Identity, canvas: KeypointCanvas) -> Drawing:
     """InstantID's keypoints of an identity, those of its first photo."""
     if not len(identity.keypoints):
         raise LikenessError(

@@ -424,7 +424,7 @@ class Combine(Enum):
     BLEND = "blend"  # every identity counts alike, times its weight, however many photos it has
 
 
-def combine(
+def combine_identities(
     identities: Sequence[Identity],
     weights: Sequence[float] | None = None,
     mode: Combine = Combine.SAME_PERSON,

@@ -13,7 +13,7 @@ from torch import nn
 from .weights import Weights, block_count, builds
 
 
-class Block(nn.Module):
+class IResNetBlock(nn.Module):
     """BN, conv, BN, PReLU, strided conv, BN, plus the shortcut; nothing after the sum."""
 
     def __init__(self, width_in: int, width: int, stride: int):
@@ -35,7 +35,7 @@ class Block(nn.Module):
 
 
 def _layer(width_in: int, width: int, count: int) -> nn.Sequential:
-    return nn.Sequential(Block(width_in, width, 2), *(Block(width, width, 1) for _ in range(count - 1)))
+    return nn.Sequential(IResNetBlock(width_in, width, 2), *(IResNetBlock(width, width, 1) for _ in range(count - 1)))
 
 
 class IResNet(nn.Module):

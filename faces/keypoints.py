@@ -93,7 +93,7 @@ class Pose:
 
 
 @dataclass(frozen=True)
-class Canvas:
+class KeypointCanvas:
     """The size of a keypoint image. A side of 0 follows the other in the photo's proportions; both 0 take the photo's
     size, brought to `long_side` as the official code does it where that is not 0."""
 
@@ -121,7 +121,7 @@ class Drawing:
     height: int
 
     @classmethod
-    def fitted(cls, faces: Sequence[np.ndarray], photo: tuple[int, int], canvas: Canvas) -> Drawing:
+    def fitted(cls, faces: Sequence[np.ndarray], photo: tuple[int, int], canvas: KeypointCanvas) -> Drawing:
         """Of keypoints in a photo of this (width, height), fitted into the canvas, centred and not stretched."""
         size, extent = np.array(canvas.of(*photo)), np.array(photo)
         scale = (size / extent).min()

@@ -34,7 +34,7 @@ _DAMAGE = (  # what reading a file that is no ONNX, or cannot be opened, raises
 
 
 @dataclass(frozen=True)
-class Node:
+class OnnxNode:
     """One operation: names of its tensors, and its attributes as numbers, strings, lists or arrays."""
 
     kind: str
@@ -44,10 +44,10 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Graph:
+class OnnxGraph:
     """An ONNX graph. Shapes hold None where a size is open; `inputs` leaves the initializers out."""
 
-    nodes: list[Node]
+    nodes: list[OnnxNode]
     inputs: dict[str, tuple[int | None, ...]]
     outputs: dict[str, tuple[int | None, ...]]
     initializers: dict[str, np.ndarray]
@@ -172,7 +172,7 @@ class _Reader:
                 listed += self.integers(content)
         return name, listed or value
 
-    def node(self, data: memoryview) -> Node:
+    def node(self, data: memoryview) -> OnnxNode:
         """A NodeProto."""
         inputs, outputs, kind, attributes = [], [], "", {}
         for number, value in self.fields(data):
@@ -185,7 +185,7 @@ class _Reader:
             elif number == 5:
                 name, content = self.attribute(value)
                 attributes[name] = content
-        return Node(kind, tuple(inputs), tuple(outputs), attributes)
+        return OnnxNode(kind, tuple(inputs), tuple(outputs), attributes)
 
     def value_info(self, data: memoryview) -> tuple[str, tuple[int | None, ...]]:
         """Name and shape: ValueInfo.type (2) . tensor_type (1) . shape (2) . dim (1) . dim_value (1)."""
@@ -201,7 +201,7 @@ class _Reader:
                             shape.append(sizes[0] if sizes and sizes[0] > 0 else None)
         return name, tuple(shape)
 
-    def graph(self, data: memoryview, weights: bool) -> Graph:
+    def graph(self, data: memoryview, weights: bool) -> OnnxGraph:
         """A GraphProto."""
         nodes, inputs, outputs, initializers = [], {}, {}, {}
         for number, value in self.fields(data):
@@ -217,7 +217,7 @@ class _Reader:
                 name, shape = self.value_info(value)
                 (inputs if number == 11 else outputs)[name] = shape
         free = {name: shape for name, shape in inputs.items() if name not in initializers}
-        return Graph(nodes, free, outputs, initializers)
+        return OnnxGraph(nodes, free, outputs, initializers)
 
     def tidy_graph(self, data: memoryview) -> bytes:
         """A GraphProto without the inputs and initializers that none of its nodes reads, nor inputs it holds itself."""
@@ -235,7 +235,7 @@ class _Reader:
         )
 
 
-def read_graph(path: Path | str, weights: bool = True) -> Graph:
+def read_graph(path: Path | str, weights: bool = True) -> OnnxGraph:
     """The graph of an .onnx file; with `weights=False` initializers are named but empty, and nothing big is read."""
     path = Path(path)
     reader = _Reader()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import LikenessError
-from .onnx_file import Node, read_graph
+from .onnx_file import OnnxNode, read_graph
 
 Tensor = torch.Tensor
 
@@ -79,7 +79,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
 class OnnxIResNet(nn.Module):
     """Aligned crops (B, 3, 112, 112) to raw embeddings (B, D); input as the file wants it, usually RGB -1..1."""
 
-    def __init__(self, nodes: list[Node], weights: dict[str, Tensor], source: str, target: str):
+    def __init__(self, nodes: list[OnnxNode], weights: dict[str, Tensor], source: str, target: str):
         super().__init__()
         unknown = sorted({node.kind for node in nodes} - set(OPERATIONS))
         if unknown:

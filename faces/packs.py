@@ -18,7 +18,7 @@ from ..errors import LikenessError
 from .align import arcface_crop
 from .analysis import INSIGHTFACE_LICENCE, FaceAnalysis
 from .detection import Detection, shrink_to
-from .onnx_file import Graph, read_graph
+from .onnx_file import OnnxGraph, read_graph
 from .onnx_session import Provider, open_session
 from .opencv import opencv, without_warnings
 from .recognition import TorchRecogniser, has_own_normalisation, load_recogniser_module, recogniser_name
@@ -53,7 +53,7 @@ class Task(Enum):
     SWAPPER = "swapper"
 
 
-def classify(graph: Graph) -> Task | None:
+def classify(graph: OnnxGraph) -> Task | None:
     """A pack file's task by its shapes, as insightface tells them apart; None for anything else."""
     shapes = [shape[2:4] for shape in graph.inputs.values() if len(shape) == 4]
     if len(graph.outputs) in LAYOUTS:

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..errors import LikenessError
 from .align import FFHQ_GREY_RGB, ffhq_template, invert, robust_similarity_transform, touched, warp, warp_nearest
-from .weights import Weights, block_count, builds, read_weights
+from .weights import Weights, block_count, builds, read_network_weights
 
 CROP_SIZE = 512
 
@@ -256,7 +256,7 @@ class ReflectedConv(nn.Module):
         return self.norm(self.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect")))
 
 
-class ResidualBlock(nn.Module):
+class ParseNetBlock(nn.Module):
     """Two convolutions; `down` halves the picture in the second, `up` doubles it before the first."""
 
     def __init__(self, width_in: int, width: int, down: bool = False, up: bool = False):
@@ -282,9 +282,9 @@ class ParseNet(nn.Module):
         super().__init__()
         width = down[-1][1] if down else base
         last = up[-1][1] if up else width
-        self.encoder = nn.Sequential(ReflectedConv(3, base), *(ResidualBlock(a, b, down=True) for a, b in down))
-        self.body = nn.Sequential(*(ResidualBlock(width, width) for _ in range(depth)))
-        self.decoder = nn.Sequential(*(ResidualBlock(a, b, up=True) for a, b in up))
+        self.encoder = nn.Sequential(ReflectedConv(3, base), *(ParseNetBlock(a, b, down=True) for a, b in down))
+        self.body = nn.Sequential(*(ParseNetBlock(width, width) for _ in range(depth)))
+        self.decoder = nn.Sequential(*(ParseNetBlock(a, b, up=True) for a, b in up))
         self.out_img_conv = ReflectedConv(last, 3)
         self.out_mask_conv = ReflectedConv(last, classes)
 
@@ -336,7 +336,7 @@ class FaceParser:
 
 def load_parser(path: Path | str, device: torch.device | str = "cpu") -> FaceParser:
     """BiSeNet (parsing_bisenet.pth, 79999_iter.pth) or ParseNet (parsing_parsenet.pth), told apart by their keys."""
-    weights = read_weights(path)
+    weights = read_network_weights(path)
     if "cp.resnet.conv1.weight" in weights:
         network, licence = bisenet(weights), "MIT code; trained on CelebAMask-HQ, which is non-commercial"
     elif "out_mask_conv.conv2d.weight" in weights:

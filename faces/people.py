@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import LikenessError
-from .weights import filled, read_weights
+from .weights import filled, read_network_weights
 
 FILE = "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth"
 PERSON = 1  # among COCO's classes
@@ -24,7 +24,7 @@ _OF_VERSION_2 = "backbone.fpn.inner_blocks.0.1.weight"  # the first version's py
 
 
 @dataclass(frozen=True, eq=False)
-class People:
+class PeopleInPhoto:
     """The people of one photo, the surest first.
 
     masks: (n, H, W) bool; boxes: (n, 4), in pixels; scores: (n,), 0..1.
@@ -58,13 +58,13 @@ class PersonSegmenter:
     name: str
 
     @torch.no_grad()
-    def people(self, photo: np.ndarray) -> People:
+    def people(self, photo: np.ndarray) -> PeopleInPhoto:
         """Everybody in a photo (H, W, 3) uint8 RGB."""
         device = next(self.network.parameters()).device
         planes = torch.from_numpy(np.ascontiguousarray(photo)).to(device).permute(2, 0, 1).float() / 255
         [found] = self.network([planes])
         kept = (found["labels"] == PERSON) & (found["scores"] >= LEAST_SCORE)
-        return People(
+        return PeopleInPhoto(
             (found["masks"][kept, 0] >= INSIDE).cpu().numpy(),
             found["boxes"][kept].cpu().numpy(),
             found["scores"][kept].cpu().numpy(),
@@ -82,7 +82,7 @@ def load_segmenter(path: Path | str) -> PersonSegmenter:
             f"Finding people in pictures needs torchvision, which cannot be imported ({error}): install the version "
             "that fits your torch, or connect a mask."
         ) from None
-    weights = read_weights(path)
+    weights = read_network_weights(path)
     if _OF_VERSION_2 not in weights:
         raise LikenessError(f"{path.name!r} is not torchvision's Mask R-CNN of version 2: choose {FILE}.")
     network = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)

@@ -15,9 +15,9 @@ from .dlib_centre import CENTRE
 from .dlib_resnet import CHIP, Centred, dlib_resnet
 from .ir_se50 import ir_se, is_ir_se
 from .iresnet import iresnet, is_iresnet
-from .onnx_file import Graph, read_graph
+from .onnx_file import OnnxGraph, read_graph
 from .onnx_iresnet import onnx_iresnet
-from .weights import read_weights
+from .weights import read_network_weights
 
 DLIB = "dlib"
 _RECOGNISER_OF_FILE = {"w600k_r50": "buffalo_l", "glintr100": "antelopev2"}
@@ -35,7 +35,7 @@ def recogniser_name(path: Path | str) -> str:
     return _RECOGNISER_OF_FILE.get(path.stem.lower(), f"{path.parent.name}/{path.stem}")
 
 
-def has_own_normalisation(graph: Graph) -> bool:
+def has_own_normalisation(graph: OnnxGraph) -> bool:
     """Whether a recogniser normalises by itself: old MXNet exports have Sub and Mul among the first nodes."""
     first = {node.kind for node in graph.nodes[:8]}
     return {"Sub", "Mul"} <= first
@@ -76,7 +76,7 @@ def load_recogniser_module(path: Path | str) -> FrozenRecogniser:
             raise LikenessError(f"The recogniser {path.name} is missing: put it into {path.parent}.")
         own = has_own_normalisation(read_graph(path, weights=False))
         return FrozenRecogniser(onnx_iresnet(path), recogniser_name(path), own)
-    weights = read_weights(path)
+    weights = read_network_weights(path)
     if is_iresnet(weights):
         return FrozenRecogniser(iresnet(weights), recogniser_name(path))
     if is_ir_se(weights):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .detection import SCORE_FLOOR, Detection, non_maximum_suppression, shrink_to
-from .weights import Weights, block_count, builds, read_weights
+from .weights import Weights, block_count, builds, read_network_weights
 
 BGR_MEAN = (104.0, 117.0, 123.0)
 STRIDES = (8, 16, 32)
@@ -224,7 +224,7 @@ class RetinaFaceDetector:
     @classmethod
     def open(cls, path: Path, device: torch.device | str = "cpu") -> RetinaFaceDetector:
         """From facexlib's detection_Resnet50_Final.pth or detection_mobilenet0.25_Final.pth."""
-        return cls(retinaface(read_weights(path)).to(device))
+        return cls(retinaface(read_network_weights(path)).to(device))
 
     def detect(self, image_bgr: np.ndarray, size: int | None = None) -> list[Detection]:
         """See `Detector.detect`."""

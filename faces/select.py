@@ -50,23 +50,6 @@ def order_faces(
     return sorted(faces, key=keys[choice])
 
 
-def choose_face(
-    faces: Sequence[Face],
-    choice: Choice = Choice.LARGEST,
-    index: int = 0,
-    photo_size: tuple[int, int] | None = None,
-    reference: torch.Tensor | None = None,
-) -> Face:
-    """The face at `index` (0 is first, -1 last) of `order_faces`; `LikenessError` when there are fewer."""
-    ordered = order_faces(faces, choice, photo_size, reference)
-    if not -len(ordered) <= index < len(ordered):
-        raise LikenessError(
-            f"Face number {index} was asked for, but {len(ordered)} were found (numbers start at 0): "
-            "choose a smaller number."
-        )
-    return ordered[index]
-
-
 def _distance_to_centre(face: Face, photo_size: tuple[int, int] | None) -> float:
     if photo_size is None:
         raise LikenessError("The most central face needs the size of its photo: connect the photo.")

@@ -18,7 +18,7 @@ Weights = dict[str, torch.Tensor]
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def read_weights(path: Path | str) -> Weights:
+def read_network_weights(path: Path | str) -> Weights:
     """The tensors of a `.safetensors` file or of a pickle read with `weights_only`, `module.` prefixes taken off."""
     path = Path(path)
     if not path.is_file():

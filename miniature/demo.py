@@ -24,7 +24,7 @@ from ..faces.photo_list import photos_among
 from ..faces.sheet import read_photos
 from ..storage import check_folder, write_new, write_whole
 from .models.world import World, load_world
-from .study.measuring import DEMO_PEOPLE, Subject, measure_subject, subjects
+from .study.measuring import DEMO_PEOPLE, StudySubject, measure_subject, subjects
 
 PROMPTS = (
     "a photo of a person wearing a red shirt in the forest",
@@ -36,17 +36,17 @@ PROMPTS = (
 )
 WITHOUT, WITH = "without", "FaceID"
 _OTHERS = range(DEMO_PEOPLE.stop, DEMO_PEOPLE.stop + 12)  # whom the likeness is compared with
-Pictures = torch.Tensor  # (prompts, H, W, 3) RGB 0..1
+PictureBatches = torch.Tensor  # (prompts, H, W, 3) RGB 0..1
 
 
-def somebody(world: World, number: int) -> Subject:
+def somebody(world: World, number: int) -> StudySubject:
     """A person never drawn for training; LikenessError when there is none of that number."""
     if not 0 <= number < len(DEMO_PEOPLE):
         raise LikenessError(f"There is no person number {number}: choose one from 0 to {len(DEMO_PEOPLE) - 1}.")
     return subjects(world, [DEMO_PEOPLE[number]])[0]
 
 
-def subject_of(world: World, folder: Path) -> Subject:
+def subject_of(world: World, folder: Path) -> StudySubject:
     """The person of a folder's photos; LikenessError when there is no folder or no picture in it.
 
     The photos that are given are also those that judge: there are no others.
@@ -57,10 +57,10 @@ def subject_of(world: World, folder: Path) -> Subject:
     for sentence in found.not_used:
         print(f"not used: {sentence}")
     photos = read_photos(found.photos)
-    return Subject(folder.resolve().name, photos, photos, world)
+    return StudySubject(folder.resolve().name, photos, photos, world)
 
 
-def paint(world: World, identity: Identity, seed: int) -> dict[str, Pictures]:
+def paint(world: World, identity: Identity, seed: int) -> dict[str, PictureBatches]:
     """Every prompt without and with the identity, from the same noise."""
     seeds = list(range(seed, seed + len(PROMPTS)))
     embedding = identity.mean_embedding()[None]
@@ -85,13 +85,13 @@ def demo(
 ) -> None:
     """From a few photos to portraits, with a report of how much they show the person."""
     try:
-        run(photos, out, person, seed, comfyui)
+        run_demo(photos, out, person, seed, comfyui)
     except LikenessError as error:
         print(f"likeness: {error}", file=sys.stderr)
         sys.exit(1)
 
 
-def run(photos: Path | None, out: Path, person: int, seed: int, comfyui: bool) -> list[Record]:
+def run_demo(photos: Path | None, out: Path, person: int, seed: int, comfyui: bool) -> list[Record]:
     """`demo`, with its errors as exceptions; returns what was measured."""
     check_number(seed, "--seed", 0, 2**63)
     check_folder(out, "--out")
@@ -127,7 +127,7 @@ def run(photos: Path | None, out: Path, person: int, seed: int, comfyui: bool) -
     return records
 
 
-def _save_pictures(out: Path, subject: Subject, made: dict[str, Pictures]) -> dict[str, torch.Tensor]:
+def _save_pictures(out: Path, subject: StudySubject, made: dict[str, PictureBatches]) -> dict[str, torch.Tensor]:
     """Every photo and picture as PNG below `out`; what was saved, by name."""
     from PIL import Image
 

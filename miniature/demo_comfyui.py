@@ -50,13 +50,13 @@ def paint_in_comfyui(photos: Sequence[np.ndarray], prompts: Sequence[str], seed:
         for method, strength in ((WITHOUT, 0.0), (WITH, 1.0)):
             pictures = []
             for number, prompt in enumerate(tqdm(prompts, desc=f"ComfyUI {method}", unit="picture")):
-                graph = fill(template, names, prompt, seed + number, strength)
+                graph = filled_graph(template, names, prompt, seed + number, strength)
                 pictures.append(_picture(address, Path(folder) / "output", graph))
             made[method] = torch.from_numpy(np.stack(pictures)).float() / 255
         return made
 
 
-def fill(template: Graph, photos: Sequence[str], prompt: str, seed: int, strength: float) -> Graph:
+def filled_graph(template: Graph, photos: Sequence[str], prompt: str, seed: int, strength: float) -> Graph:
     """The shipped graph for these input files, prompt and seed; strength 0 is the picture without the person."""
     graph = copy.deepcopy(template)
     first = _only(graph, "LoadImage")

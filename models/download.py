@@ -16,10 +16,10 @@ from .progress import Progress
 from .registry import ModelFile, archive_members
 from .scan import is_file
 from .transfer import fetch
-from .verify import check
+from .verify import check_file
 
 
-class Outcome(Enum):
+class DownloadOutcome(Enum):
     PRESENT = "already there"
     WOULD_DOWNLOAD = "would be downloaded"
     DOWNLOADED = "downloaded"
@@ -33,7 +33,7 @@ def download(
     progress: Progress | None = None,
     dry_run: bool = False,
     confirm_licence: Callable[[ModelFile], bool] | None = None,
-) -> tuple[Outcome, Path]:
+) -> tuple[DownloadOutcome, Path]:
     """Fetch one file into `root` (a `models` directory; by default `download_root()`); returns what was done and where.
 
     The bytes go to `<target>.part`, are resumed from there after an interruption, hashed on the way and moved into
@@ -48,18 +48,18 @@ def download(
     is_archive = model.filename.endswith(".zip")
     unpacked = target.with_suffix("")
     if is_archive and (members := archive_members(model)) and all(is_file(root / m.target) for m in members):
-        return Outcome.PRESENT, unpacked
+        return DownloadOutcome.PRESENT, unpacked
     if os.path.lexists(target):
         _must_be_the_same(target, model)
         if not is_archive:
-            return Outcome.PRESENT, target
+            return DownloadOutcome.PRESENT, target
     elif not model.url:
         raise LikenessError(
             f"{model.name} cannot be downloaded automatically: get it from "
             f"{model.source or 'its publisher'} and put it at {target} ({model.notes})."
         )
     if dry_run:
-        return Outcome.WOULD_DOWNLOAD, target
+        return DownloadOutcome.WOULD_DOWNLOAD, target
     if model.commercial is False and not (confirm_licence and confirm_licence(model)):
         raise LikenessError(
             f"{model.name} may not be used commercially ({model.licence}): accept that licence first, "
@@ -68,14 +68,14 @@ def download(
     try:
         if os.path.lexists(target):  # an archive that was downloaded by hand stays where it is
             _unpack(target, unpacked, model, root)
-            return Outcome.UNPACKED, unpacked
+            return DownloadOutcome.UNPACKED, unpacked
         part = target.with_name(target.name + ".part")
         part.parent.mkdir(parents=True, exist_ok=True)
         fetch(model, part, progress)
         if is_archive:
             _unpack(part, unpacked, model, root)
             part.unlink()
-            return Outcome.UNPACKED, unpacked
+            return DownloadOutcome.UNPACKED, unpacked
         try:
             keep_new(part, target)
         except FileExistsError as error:
@@ -89,7 +89,7 @@ def download(
         raise LikenessError(
             f"{target.parent} cannot be written to ({error.strerror}): choose another folder with --models-dir."
         ) from error
-    return Outcome.DOWNLOADED, target
+    return DownloadOutcome.DOWNLOADED, target
 
 
 def _unpack(archive: Path, folder: Path, model: ModelFile, root: Path) -> None:
@@ -99,6 +99,6 @@ def _unpack(archive: Path, folder: Path, model: ModelFile, root: Path) -> None:
 
 
 def _must_be_the_same(target: Path, model: ModelFile) -> None:
-    result = check(target, model)
+    result = check_file(target, model)
     if result.health.is_problem:
         raise LikenessError(f"{target} {result.in_words}: it was left as it is; move it away to download {model.name}.")

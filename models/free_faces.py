@@ -13,7 +13,7 @@ from .content import sha256
 from .lookup import locate
 from .places import package_folders
 from .registry import registry
-from .scan import entries
+from .scan import folder_entries
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class FreeNetwork:
         """The weights in installed packages, the newest file of the first package that has any."""
         begin, end = self.pattern
         for folder in package_folders(self.package):
-            names = [path for path in entries(folder / self.folder) if path.name.startswith(begin)]
+            names = [path for path in folder_entries(folder / self.folder) if path.name.startswith(begin)]
             if held := sorted(path for path in names if path.name.endswith(end)):
                 return held[::-1]
         return []

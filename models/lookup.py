@@ -12,7 +12,7 @@ from .packs import pack_candidates
 from .paths import relative
 from .places import folders, hub_caches, other_folders
 from .registry import HUB, WEIGHT_SUFFIXES, ModelFile, archive_members, registered, registry
-from .scan import entries, first_file, is_folder, walk
+from .scan import first_file, folder_entries, is_folder, walk
 
 
 def list_files(kind: str, suffixes: Collection[str] = WEIGHT_SUFFIXES) -> list[str]:
@@ -62,7 +62,7 @@ def _in_hub_cache(model: ModelFile) -> Path | None:
         snapshot
         for cache in hub_caches()
         if is_folder(folder := cache / f"models--{owner}--{repository}" / "snapshots")
-        for snapshot in entries(folder)
+        for snapshot in folder_entries(folder)
     ]
     return first_file(snapshots, PurePosixPath(path))
 

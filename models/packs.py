@@ -9,7 +9,7 @@ from .advice import missing, must_be_readable
 from .paths import relative
 from .places import folders, other_folders
 from .registry import registry
-from .scan import entries, is_folder, onnx_files
+from .scan import folder_entries, is_folder, onnx_files
 
 
 def pack_candidates(name: str) -> list[Path]:
@@ -48,7 +48,10 @@ def list_insightface_packs() -> list[str]:
         if is_folder(base)
     ]
     names = {
-        entry.name for base in bases for entry in entries(base) if onnx_files(entry) or onnx_files(entry / entry.name)
+        entry.name
+        for base in bases
+        for entry in folder_entries(base)
+        if onnx_files(entry) or onnx_files(entry / entry.name)
     }
     first = [name for name in ("buffalo_l", "antelopev2") if name in names]
     return first + sorted(names.difference(first))

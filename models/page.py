@@ -5,37 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .registry import no_published_weights, registry
+from .registry import registry, systems
 
-SYSTEMS = {
-    "faces": "Face analysis, parsing, recognition",
-    "shared": "Image encoders shared by several systems",
-    "ip_adapter": "IP-Adapter",
-    "photomaker": "PhotoMaker",
-    "instantid": "InstantID",
-    "pulid": "PuLID",
-    "storymaker": "StoryMaker",
-    "fastcomposer": "FastComposer",
-    "blip_diffusion": "BLIP-Diffusion",
-    "custom_diffusion": "Custom Diffusion",
-    "textual_inversion": "Textual Inversion",
-    "dreambooth": "DreamBooth",
-    "magicapture": "MagiCapture",
-    "sefi_ide": "SeFi-IDE",
-    "photoverse": "PhotoVerse",
-    "restoration": "Super-resolution and face restoration",
-    "base": "Base models and helpers",
-}
 _BEGIN, _END = "<!-- models: begin -->", "<!-- models: end -->"
 
 
-def markdown() -> str:
+def markdown_tables() -> str:
     """The tables of docs/models.md: one per system."""
     lines: list[str] = []
-    reasons = no_published_weights()
-    for system, title in SYSTEMS.items():
-        lines += [f"### {title}", ""]
-        if models := [model for model in registry() if model.system == system]:
+    for name, system in systems().items():
+        lines += [f"### {system.title}", ""]
+        if models := [model for model in registry() if model.system == name]:
             lines += [
                 "| name | variant | put in `models/` | size | licence | commercial use | needed by | notes |",
                 "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -46,15 +26,15 @@ def markdown() -> str:
                 f"{model.notes} |"
                 for model in models
             ] + [""]
-        if system in reasons:
-            lines += [f"No weight files of its own: {reasons[system]}.", ""]
+        if system.no_weights:
+            lines += [f"No weight files of its own: {system.no_weights}.", ""]
     return "\n".join(lines)
 
 
 def with_tables(page: str) -> str:
     """`page` with everything between its two marker lines replaced by the current tables."""
     before, rest = page.split(_BEGIN)
-    return f"{before}{_BEGIN}\n\n{markdown()}\n{_END}{rest.split(_END)[1]}"
+    return f"{before}{_BEGIN}\n\n{markdown_tables()}\n{_END}{rest.split(_END)[1]}"
 
 
 def main() -> None:
@@ -63,6 +43,6 @@ def main() -> None:
     parser.add_argument("--markdown", nargs="?", const="-", required=True, metavar="PAGE", help="a page with markers")
     page_path = parser.parse_args().markdown
     if page_path == "-":
-        print(markdown())
+        print(markdown_tables())
     else:
         Path(page_path).write_text(with_tables(Path(page_path).read_text(encoding="utf-8")), encoding="utf-8")

@@ -76,6 +76,14 @@ class ModelFile:
         return {True: "yes", False: "no", None: "unclear"}[self.commercial]
 
 
+@dataclass(frozen=True)
+class System:
+    """Whose files stand under one title. no_weights: why there are none of its own, where that is so."""
+
+    title: str
+    no_weights: str = ""
+
+
 def human_size(size: float) -> str:
     """Bytes in the decimal units of the hub: 44642768 -> '44.6 MB'."""
     for unit in ("B", "kB", "MB"):
@@ -105,9 +113,10 @@ def _model_file(record: dict[str, Any]) -> ModelFile:
     return ModelFile(**{**record, **tuples})
 
 
-def no_published_weights() -> dict[str, str]:
-    """Systems that come without weight files -> why."""
-    return dict(_registry_document()["no_published_weights"])
+@functools.cache
+def systems() -> dict[str, System]:
+    """What `ModelFile.system` can be, in the order of the documentation; a new one is a line of the registry."""
+    return {name: System(**record) for name, record in _registry_document()["systems"].items()}
 
 
 def select(pattern: str) -> list[ModelFile]:

@@ -35,7 +35,7 @@ def is_folder(path: Path) -> bool:
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
-def entries(folder: Path) -> list[Path]:
+def folder_entries(folder: Path) -> list[Path]:
     """What lies in a folder, sorted; nothing where it cannot be read. Names that are not text are left out."""
     return [folder / entry.name for entry in _listed(folder)]
 
@@ -76,7 +76,7 @@ def onnx_files(folder: Path) -> list[Path]:
     """The ONNX files that lie in a folder; none where there is no such folder."""
     if not is_folder(folder):
         return []
-    return [path for path in entries(folder) if path.suffix == ".onnx" and is_file(path)]
+    return [path for path in folder_entries(folder) if path.suffix == ".onnx" and is_file(path)]
 
 
 def _listed(folder: Path) -> list[os.DirEntry[str]]:

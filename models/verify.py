@@ -48,7 +48,7 @@ class Check:
         return f"{self.health.value} ({self.reason})" if self.reason else self.health.value
 
 
-def check(path: Path, expected: ModelFile | None = None, progress: Progress | None = None) -> Check:
+def check_file(path: Path, expected: ModelFile | None = None, progress: Progress | None = None) -> Check:
     """Hash one file and say what it is; a file that cannot be read is a finding, not an error."""
     try:
         found = path.stat()

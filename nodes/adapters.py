@@ -12,9 +12,19 @@ from comfy_api.latest import io
 from ..errors import LikenessError, logger
 from .adapter_files import adapter_choices, find_adapter, folder_of
 from .choices import finite, must_exist, named
-from .companions import find_eva, parse
+from .companions import find_eva, parse_faces
 from .node import Node
-from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema, share_of_sampling
+from .schema import (
+    AdapterSocket,
+    IdentitySocket,
+    advanced,
+    lora_strength_input,
+    mask_input,
+    options_input,
+    schema,
+    strength_input,
+    window_inputs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,34 +138,21 @@ class ApplyIdentity(Node):
             inputs=[
                 io.Model.Input("model", tooltip="SD1.5 or SDXL, whichever the adapter was made for."),
                 AdapterSocket.Input("adapter", tooltip="From Load Identity Adapter."),
-                io.Float.Input(
-                    "weight",
-                    default=1.0,
-                    min=-2.0,
-                    max=5.0,
-                    step=0.05,
-                    display_name="strength",
-                    tooltip="1 is the official default (StoryMaker: 0.8); 0.5 to 0.8 leaves more to the prompt; 0 is "
+                strength_input(
+                    "1 is the official default (StoryMaker: 0.8); 0.5 to 0.8 leaves more to the prompt; 0 is "
                     "exactly off.",
+                    name="weight",
+                    least=-2.0,
+                    most=5.0,
                 ),
-                share_of_sampling(
-                    "start_at",
-                    0.0,
+                *window_inputs(
                     "Share of the sampling after which the identity enters; a later start keeps the layout of "
                     "the prompt.",
-                ),
-                share_of_sampling(
-                    "end_at",
-                    1.0,
                     "Share of the sampling after which the identity leaves.",
                 ),
-                io.Float.Input(
-                    "lora_strength",
-                    default=0.6,
-                    min=0.0,
-                    max=1.5,
-                    step=0.05,
-                    tooltip="FaceID and StoryMaker files bring a LoRA that changes the MODEL itself. 1.0 is official "
+                lora_strength_input(
+                    0.6,
+                    "FaceID and StoryMaker files bring a LoRA that changes the MODEL itself. 1.0 is official "
                     "for FaceID, 0.8 for StoryMaker; 0.6 keeps more of the checkpoint's style, 0 leaves it out. Other "
                     "files ignore this.",
                 ),
@@ -169,18 +166,11 @@ class ApplyIdentity(Node):
                     optional=True,
                     tooltip="Needed by adapters that look at pictures: all but FaceID and Portrait.",
                 ),
-                io.Mask.Input(
-                    "attn_mask",
-                    optional=True,
-                    display_name="mask",
-                    tooltip="Where in the picture the person may appear; any size, soft edges allowed. A batch of "
-                    "masks goes with a batch of pictures.",
+                mask_input(
+                    "Where in the picture the person may appear; any size, soft edges allowed. A batch of "
+                    "masks goes with a batch of pictures."
                 ),
-                OptionsSocket.Input(
-                    "options",
-                    optional=True,
-                    tooltip="From IP-Adapter Options, PuLID Options, or StoryMaker Character.",
-                ),
+                options_input("From IP-Adapter Options, PuLID Options, or StoryMaker Character."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The MODEL that knows the person."),
@@ -233,7 +223,7 @@ class ApplyIdentity(Node):
             seen_by=embedded_by,
             dit=binding.dit_of(model),
             find_eva=partial(find_eva, adapter),
-            parse=parse,
+            parse=parse_faces,
         )
         effects = adapter.effects(request)
         applied = binding.apply_effects(model, effects)

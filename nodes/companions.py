@@ -33,7 +33,7 @@ def find_eva(adapter: Any) -> ManagedEvaTower:
     key = (str(path), stat.st_mtime_ns, stat.st_size)
     tower = _towers.get(key)
     if tower is None:
-        tower = _towers[key] = ManagedEvaTower(eva_clip.build(read_weights(path)[0], path.name))
+        tower = _towers[key] = ManagedEvaTower(eva_clip.build_eva(read_weights(path)[0], path.name))
     _kept[adapter] = tower
     return tower
 
@@ -52,7 +52,7 @@ def _eva_file() -> Path:
         return find_file("clip_vision", others[0])
 
 
-def parse(crops: Tensor) -> Tensor:
+def parse_faces(crops: Tensor) -> Tensor:
     """The parts of aligned faces (n, S, S, 3) uint8 -> (n, S, S) of `faces.parsing.Part`; LikenessError that says how
     to get a parsing network."""
     from ..faces.parsing import load_parser

@@ -12,7 +12,7 @@ from ..errors import LikenessError, logger
 from .choices import choices, finite, member, must_exist, named, readable
 from .files import Shelf
 from .node import Node
-from .schema import ConceptSocket, advanced, schema
+from .schema import ConceptSocket, advanced, schema, strength_input
 
 if TYPE_CHECKING:
     from ..weights.concepts import Concept
@@ -119,13 +119,10 @@ class ApplyConcept(Node):
                 io.Model.Input("model", tooltip="The base model that the concept was trained on."),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 ConceptSocket.Input("concept", tooltip="From Load Concept or Merge Concepts."),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-2.0,
-                    max=3.0,
-                    step=0.05,
-                    tooltip="Of the weights. 1 is as trained, 0 leaves the MODEL as it is; the words stay.",
+                strength_input(
+                    "Of the weights. 1 is as trained, 0 leaves the MODEL as it is; the words stay.",
+                    least=-2.0,
+                    most=3.0,
                 ),
             ],
             outputs=[

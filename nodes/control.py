@@ -13,7 +13,18 @@ from .adapters import CATEGORY, embedded_by
 from .choices import choices, finite, member
 from .node import Node
 from .references import Options
-from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema, share_of_sampling
+from .schema import (
+    AdapterSocket,
+    IdentitySocket,
+    OptionsSocket,
+    any_recogniser_input,
+    mask_input,
+    options_input,
+    schema,
+    share_input,
+    strength_input,
+    window_inputs,
+)
 
 log = logger("likeness")
 
@@ -43,33 +54,22 @@ class IdentityControlNet(Node):
                     tooltip="From Face Keypoints, at the size of the picture you make: where the face is, and how it "
                     "is turned.",
                 ),
-                io.Float.Input(
-                    "strength",
+                strength_input(
+                    "0.8 is the official value. Lower it where the picture looks burnt; 0 is exactly off.",
                     default=0.8,
-                    min=0.0,
-                    max=10.0,
+                    most=10.0,
                     step=0.01,
-                    tooltip="0.8 is the official value. Lower it where the picture looks burnt; 0 is exactly off.",
                 ),
-                share_of_sampling(
-                    "start_at",
-                    0.0,
+                *window_inputs(
                     "Share of the sampler's steps after which the net enters.",
-                ),
-                share_of_sampling(
-                    "end_at",
-                    1.0,
                     "Share of the sampler's steps after which the net leaves; an early end leaves the details "
                     "to the prompt.",
                 ),
-                io.Mask.Input(
-                    "attn_mask",
-                    optional=True,
-                    display_name="mask",
-                    tooltip="Where in the picture the net acts; any size, soft edges allowed. The same as at this "
-                    "person's Apply Identity.",
+                mask_input(
+                    "Where in the picture the net acts; any size, soft edges allowed. The same as at this "
+                    "person's Apply Identity."
                 ),
-                OptionsSocket.Input("options", optional=True, tooltip="From InstantID Options."),
+                options_input("From InstantID Options."),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="The prompt with the net."),
@@ -181,23 +181,13 @@ class InstantIDOptionsNode(Node):
                     default=EmbeddingPooling.MEAN.value,
                     tooltip="How several photos make one person: their mean, or each read after the other.",
                 ),
-                io.Float.Input(
+                share_input(
                     "noise",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="Random noise that the negative half reads instead of zeros. 0 is official; 0.2 "
+                    0.0,
+                    "Random noise that the negative half reads instead of zeros. 0 is official; 0.2 "
                     "to 0.4 takes away burnt colours at high guidance. Give both nodes the same options.",
                 ),
-                advanced(
-                    io.Boolean.Input(
-                        "any_recogniser",
-                        default=False,
-                        tooltip="Accepts an identity of another recogniser than antelopev2. The face will be another "
-                        "one; for experiments.",
-                    )
-                ),
+                any_recogniser_input("another recogniser than antelopev2"),
             ],
             outputs=[
                 OptionsSocket.Output(display_name="options", tooltip="For Apply Identity and Identity ControlNet.")

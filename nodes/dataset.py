@@ -35,7 +35,7 @@ from ..training.data.sheet import sheet
 from .choices import choices, finite, member, must_exist, named, readable
 from .node import Node
 from .progress import counter
-from .schema import DatasetSocket, FaceAnalysisSocket, IdentitySocket, advanced, schema
+from .schema import DatasetSocket, FaceAnalysisSocket, IdentitySocket, advanced, outlier_threshold_input, schema
 
 log = logger(__name__)
 
@@ -229,18 +229,9 @@ class PortraitDataset(Node):
                         tooltip="Variance of the face's Laplacian below which a photo counts as blurred; 0 keeps all.",
                     )
                 ),
-                advanced(
-                    io.Float.Input(
-                        "outlier_threshold",
-                        default=OUTLIER_COSINE,
-                        min=-1.0,
-                        max=1.0,
-                        step=0.01,
-                        tooltip=(
-                            "Cosine similarity to the other photos, or to the identity, below which a face is somebody "
-                            "else's. 0.25 suits ArcFace recognisers; -1 keeps everybody."
-                        ),
-                    )
+                outlier_threshold_input(
+                    "Cosine similarity to the other photos, or to the identity, below which a face is somebody "
+                    "else's. 0.25 suits ArcFace recognisers; -1 keeps everybody."
                 ),
                 io.Image.Input(
                     "image",

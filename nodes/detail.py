@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ..faces import adopt_analysis
 from ..restoration.guard import guard_of
-from ..restoration.restore import Job, mask_of, rework_faces
+from ..restoration.restore import FaceJob, paste_mask_of, rework_faces
 from ..restoration.windows import shares, upright
 from .choices import must_exist, one_of
 from .node import Node
 from .progress import counter
 from .restoration import (
     CATEGORY,
-    Pictures,
+    PictureBatch,
     Wanted,
     find_paste,
     finish,
@@ -30,9 +30,8 @@ from .restoration import (
     remarks_on,
     restoration_inputs,
 )
-from .schema import FaceAnalysisSocket, advanced, schema
+from .schema import LARGEST_SEED, FaceAnalysisSocket, advanced, schema, seed_input
 
-LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
 SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
 
 
@@ -64,14 +63,7 @@ class DetailFaces(Node):
                 FaceAnalysisSocket.Input(
                     "face_analysis", tooltip="Finds the faces, and recognises them for the guard."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=LARGEST_SEED,
-                    control_after_generate=True,
-                    tooltip="Of the noise; every face gets another.",
-                ),
+                seed_input("Of the noise; every face gets another."),
                 io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Steps of a full sampling."),
                 io.Float.Input(
                     "cfg", default=5.0, min=0.0, max=100.0, step=0.1, tooltip="How closely the prompt is followed."
@@ -138,9 +130,9 @@ class DetailFaces(Node):
         noise_mask: bool = True,
         **wanted: Any,
     ) -> io.NodeOutput:
-        from ..injection.comfy.resampling import Sampling, Window
+        from ..injection.comfy.resampling import CropWindow, Sampling
 
-        pictures, asked, analysis = Pictures.of(image), Wanted(**wanted), adopt_analysis(face_analysis)
+        pictures, asked, analysis = PictureBatch.of(image), Wanted(**wanted), adopt_analysis(face_analysis)
         sampler, schedule = one_of(SAMPLERS, sampler_name, "sampler_name"), one_of(SCHEDULERS, scheduler, "scheduler")
         sampling = Sampling(model, positive, negative, vae, steps, cfg, sampler, schedule, denoise)
         sampling.check()
@@ -152,13 +144,13 @@ class DetailFaces(Node):
         size = pictures.colours.shape[1], pictures.colours.shape[2]
         made = iter(range(sum(map(len, faces))))
 
-        def rework(jobs: Sequence[Job]) -> Tensor:
+        def rework(jobs: Sequence[FaceJob]) -> Tensor:
             [job] = jobs
             region = None if regions is None else regions[job.picture % len(regions)]
-            mask = torch.from_numpy(mask_of(job, job.crop, options, region)) if noise_mask else None
+            mask = torch.from_numpy(paste_mask_of(job, job.crop, options, region)) if noise_mask else None
             number = (seed + next(made)) % (LARGEST_SEED + 1)
             pixels = job.crop.clamp(0, 1).permute(1, 2, 0)[None]
-            return sampling.again(pixels, Window(*shares(job, size)), number, mask).permute(0, 3, 1, 2)
+            return sampling.again(pixels, CropWindow(*shares(job, size)), number, mask).permute(0, 3, 1, 2)
 
         done = rework_faces(
             list(pictures.colours), faces, rework, upright(resolution // 8 * 8, crop_factor), options, regions=regions

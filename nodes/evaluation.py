@@ -18,13 +18,13 @@ from ..evaluation.portraits import (
     WITH,
     WITHOUT,
     Verdict,
-    beside,
+    identity_photos,
+    joint_verdict,
     judge_pictures,
-    markdown,
-    photos_of,
     portrait_sheet,
     sentence,
     to_records,
+    verdict_markdown,
 )
 from ..faces import FaceAnalysis, Identity, Provider, adopt_analysis
 from .choices import finite, readable
@@ -32,7 +32,7 @@ from .faces import open_analysis
 from .module_copy import plain_tensor
 from .node import Node
 from .progress import counter
-from .schema import FaceAnalysisSocket, IdentitySocket, advanced, schema
+from .schema import FaceAnalysisSocket, IdentitySocket, advanced, region_input, schema
 
 log = logger(__name__)
 
@@ -139,7 +139,7 @@ def _calibration(judge: FaceAnalysis) -> Calibration | None:
     """What was measured of the judge, where that comes with it."""
     if recogniser_of(judge).name != MINIATURE_JUDGE:
         return calibration_of(judge)
-    from ..miniature.study.calibration import calibration_of as calibration_of_miniature
+    from ..miniature.study.calibration import miniature_calibration_of as calibration_of_miniature
 
     return calibration_of_miniature(judge)
 
@@ -154,7 +154,7 @@ def _verdict(
     held_out: torch.Tensor | None = None,
 ) -> Verdict:
     """What all judges say of the pictures."""
-    return beside(
+    return joint_verdict(
         [
             judge_pictures(
                 images,
@@ -283,11 +283,7 @@ class IdentityReport(Node):
                     "clip_vision", optional=True, tooltip="With clip and prompts: how well pictures obey the prompt."
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="The text half of the same CLIP as clip_vision."),
-                io.Mask.Input(
-                    "region",
-                    optional=True,
-                    tooltip="Where the person should be, one mask or one for each picture; other faces do not count.",
-                ),
+                region_input("Where the person should be, one mask or one for each picture; other faces do not count."),
                 *_identity_inputs(),
                 FaceAnalysisSocket.Input("second_judge", optional=True, tooltip=SECOND_TIP),
                 io.Image.Input("held_out", optional=True, tooltip=HELD_OUT_TIP),
@@ -384,7 +380,7 @@ class IdentityReport(Node):
             log.warning("[likeness] %s", warning)
         return io.NodeOutput(
             drawn,
-            markdown(heading, verdict, threshold, plain, remarks),
+            verdict_markdown(heading, verdict, threshold, plain, remarks),
             verdict.mean,
             list(verdict.percents),
             _or_blocked(images, kept),
@@ -439,7 +435,7 @@ def _save(
     if baseline is not None and plain is not None:
         pictures |= {f"{WITHOUT}/{number}": image for number, image in enumerate(baseline)}
         records = to_records(plain, WITHOUT, texts) + records
-    photos = [photo for person in people for photo in photos_of(person)]
+    photos = [photo for person in people for photo in identity_photos(person)]
     pictures |= {f"photo/{number}": photo for number, photo in enumerate(photos)}
     setting = Setting(
         title=title,
@@ -503,11 +499,7 @@ class KeepBestLikeness(Node):
                 ),
                 _same_recogniser(),
                 FaceAnalysisSocket.Input("judge", optional=True, tooltip=JUDGE_TIP),
-                io.Mask.Input(
-                    "region",
-                    optional=True,
-                    tooltip="Where the person should be, one mask or one for each picture; other faces do not count.",
-                ),
+                region_input("Where the person should be, one mask or one for each picture; other faces do not count."),
                 *_identity_inputs(),
                 FaceAnalysisSocket.Input("second_judge", optional=True, tooltip=SECOND_TIP),
             ],

@@ -20,7 +20,7 @@ from ..faces import (
     Identity,
     Provider,
     adopt_analysis,
-    combine,
+    combine_identities,
     load_facexlib,
     load_lbp,
     load_mtcnn,
@@ -47,7 +47,7 @@ from .choices import choices, finite, member, must_exist, named, readable
 from .files import Shelf
 from .node import Node
 from .progress import counter
-from .schema import FaceAnalysisSocket, FacesSocket, IdentitySocket, advanced, schema
+from .schema import FaceAnalysisSocket, FacesSocket, IdentitySocket, advanced, outlier_threshold_input, schema
 
 log = logger(__name__)
 
@@ -65,7 +65,7 @@ class Outliers(Enum):
     KEEP = "keep"
 
 
-class Place(Enum):
+class SavePlace(Enum):
     """Where an identity is saved."""
 
     MODELS = "models"
@@ -377,18 +377,9 @@ class IdentityFromPhotos(Node):
                     default=Outliers.LEAVE_OUT.value,
                     tooltip="What happens to a photo that does not look like the others. Both are named in the report.",
                 ),
-                advanced(
-                    io.Float.Input(
-                        "outlier_threshold",
-                        default=OUTLIER_COSINE,
-                        min=-1.0,
-                        max=1.0,
-                        step=0.01,
-                        tooltip=(
-                            "Cosine similarity to the most typical photo below which a photo is an outlier. 0.25 suits "
-                            "ArcFace recognisers; -1 keeps everything."
-                        ),
-                    )
+                outlier_threshold_input(
+                    "Cosine similarity to the most typical photo below which a photo is an outlier. 0.25 suits "
+                    "ArcFace recognisers; -1 keeps everything."
                 ),
             ],
             outputs=_identity_outputs(),
@@ -451,8 +442,8 @@ class SaveIdentity(Node):
                 advanced(
                     io.Combo.Input(
                         "place",
-                        options=choices(Place),
-                        default=Place.MODELS.value,
+                        options=choices(SavePlace),
+                        default=SavePlace.MODELS.value,
                         optional=True,
                         tooltip=(
                             f"models: models/{IDENTITIES.kind}. output: output/likeness, from where other machines can "
@@ -469,8 +460,10 @@ class SaveIdentity(Node):
         )
 
     @classmethod
-    def execute(cls, identity: Identity, filename: str = "person", place: str = Place.MODELS.value) -> io.NodeOutput:
-        to_output = member(Place, place, "place") is Place.OUTPUT
+    def execute(
+        cls, identity: Identity, filename: str = "person", place: str = SavePlace.MODELS.value
+    ) -> io.NodeOutput:
+        to_output = member(SavePlace, place, "place") is SavePlace.OUTPUT
         name = IDENTITIES.save(filename, _identity(identity, "identity").write, to_output)
         log.info("[likeness] Saved %s. %s", IDENTITIES.find(name), BIOMETRIC)
         if not to_output:
@@ -592,7 +585,9 @@ class CombineIdentities(Node):
         finite(weight_1=weight_1, weight_2=weight_2, weight_3=weight_3, weight_4=weight_4)
         used = [pair for pair in given if pair[1] != 0] or given
         identities, weights = zip(*used, strict=True)
-        return io.NodeOutput(combine(identities, weights, member(Combine, mode, "mode"), name.strip() or None))
+        return io.NodeOutput(
+            combine_identities(identities, weights, member(Combine, mode, "mode"), name.strip() or None)
+        )
 
 
 NODES: list[type[io.ComfyNode]] = [

@@ -21,12 +21,12 @@ from ..errors import LikenessError
 from ..faces.identity import Identity
 from .choices import named
 
-Node = TypeVar("Node", bound=Any)
+AnyNode = TypeVar("AnyNode", bound=Any)
 _MARK = "likeness_checked"  # on an `execute` that checks
 WidgetCheck = Callable[[Any, Any, str], Any]  # the widget, the value and what to call it -> the value the node gets
 
 
-def checked(node: Node) -> Node:
+def checked(node: AnyNode) -> AnyNode:
     """The node class, whose `execute` refuses, from now on, values that no input of their kind can have."""
     plain = node.execute.__func__
     if hasattr(plain, _MARK):  # registered before

@@ -34,7 +34,7 @@ from .choices import choices, finite, member, must_exist
 from .node import Node
 from .progress import counter
 from .references import IPAdapterOptions, Options
-from .schema import AdapterSocket, FaceAnalysisSocket, schema
+from .schema import AdapterSocket, FaceAnalysisSocket, lora_strength_input, schema
 
 log = logger(__name__)
 
@@ -237,13 +237,8 @@ class LoadAdapterPreset(Node):
             inputs=[
                 io.Model.Input("model", tooltip="Decides whether the files for SD1.5 or for SDXL are loaded."),
                 io.Combo.Input("preset", options=list(PRESETS), tooltip="Which adapter. FACEID ones read faces."),
-                io.Float.Input(
-                    "lora_strength",
-                    default=0.6,
-                    min=0.0,
-                    max=1.5,
-                    step=0.05,
-                    tooltip="Of the LoRA in FaceID files, which changes the MODEL itself. Other files have none.",
+                lora_strength_input(
+                    0.6, "Of the LoRA in FaceID files, which changes the MODEL itself. Other files have none."
                 ),
                 io.Combo.Input(
                     "provider",

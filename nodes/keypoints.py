@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..errors import LikenessError, logger
 from ..faces import Identity
 from ..faces.found import Drawn, FoundFaces, keypoint_drawings, keypoints_of, to_image_batch
-from ..faces.keypoints import Canvas, Drawing, Pose, read_points, write_points
+from ..faces.keypoints import Drawing, KeypointCanvas, Pose, read_points, write_points
 from ..injection.masks import LATENT_PIXELS
 from .choices import choices, finite, member
 from .faces import CATEGORY, found_of
@@ -145,7 +145,7 @@ class FaceKeypoints(Node):
         points: str = "",
     ) -> io.NodeOutput:
         finite(move_x=move_x, move_y=move_y, scale=scale, rotate=rotate)
-        canvas = Canvas(width, height, long_side) if latent is None else _canvas_of(latent)
+        canvas = KeypointCanvas(width, height, long_side) if latent is None else _canvas_of(latent)
         found = None if faces is None else found_of(faces)
         which = member(Drawn, drawn, "drawn")
         if points.strip():
@@ -172,15 +172,15 @@ class FaceKeypoints(Node):
         )
 
 
-def _canvas_of(latent: Any) -> Canvas:
+def _canvas_of(latent: Any) -> KeypointCanvas:
     """The size of the picture that a LATENT becomes."""
     samples = latent.get("samples") if isinstance(latent, dict) else None
     if not isinstance(samples, torch.Tensor) or samples.ndim < 4:
         raise LikenessError("The input latent holds no latent of a picture: connect Empty Latent Image or VAE Encode.")
-    return Canvas(samples.shape[-1] * LATENT_PIXELS, samples.shape[-2] * LATENT_PIXELS)
+    return KeypointCanvas(samples.shape[-1] * LATENT_PIXELS, samples.shape[-2] * LATENT_PIXELS)
 
 
-def _size_of_points(canvas: Canvas, found: FoundFaces | None, identity: Identity | None) -> tuple[int, int]:
+def _size_of_points(canvas: KeypointCanvas, found: FoundFaces | None, identity: Identity | None) -> tuple[int, int]:
     """Where points of a text lie: on the canvas, whose missing sides a photo or an identity gives."""
     if found is not None:
         return canvas.of(found.photos[0].shape[1], found.photos[0].shape[0])

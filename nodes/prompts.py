@@ -11,7 +11,17 @@ from ..errors import LikenessError, logger
 from .adapter_socket import as_managed
 from .choices import choices, finite, member, readable
 from .node import Node
-from .schema import AdapterSocket, IdentitySocket, OptionsSocket, advanced, schema
+from .schema import (
+    AdapterSocket,
+    IdentitySocket,
+    OptionsSocket,
+    advanced,
+    lora_strength_input,
+    options_input,
+    schema,
+    strength_input,
+    window_inputs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,39 +60,20 @@ class IdentityPrompt(Node):
                     tooltip="The prompt. Write the trigger word right behind the word for the person, as in 'a woman "
                     "img'. Weights such as (woman img:1.2), embeddings and long prompts are understood.",
                 ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=3.0,
-                    step=0.05,
-                    tooltip="How far the word goes towards the person. 1 is official, 0 leaves the person out.",
+                strength_input(
+                    "How far the word goes towards the person. 1 is official, 0 leaves the person out.", most=3.0
                 ),
-                io.Float.Input(
-                    "start_at",
-                    default=0.2,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Share of the steps that run on the plain prompt before the person enters: PhotoMaker's "
+                *window_inputs(
+                    "Share of the steps that run on the plain prompt before the person enters: PhotoMaker's "
                     "style strength. Less gives more likeness, more gives more of the prompt's style. 0: from the "
                     "first step.",
-                ),
-                io.Float.Input(
-                    "end_at",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
+                    "Share of the sampling after which the plain prompt is read again.",
+                    start=0.2,
                     step=0.01,
-                    tooltip="Share of the sampling after which the plain prompt is read again.",
                 ),
-                io.Float.Input(
-                    "lora_strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.5,
-                    step=0.05,
-                    tooltip="PhotoMaker files bring a LoRA that changes the MODEL itself, in all steps. 1 is official; "
+                lora_strength_input(
+                    1.0,
+                    "PhotoMaker files bring a LoRA that changes the MODEL itself, in all steps. 1 is official; "
                     "below 0.5 little of the likeness is left.",
                 ),
                 io.String.Input(
@@ -104,7 +95,7 @@ class IdentityPrompt(Node):
                     )
                     for number in range(2, MOST_PEOPLE + 1)
                 ),
-                OptionsSocket.Input("options", optional=True, tooltip="From PhotoMaker Options."),
+                options_input("From PhotoMaker Options."),
             ],
             outputs=[
                 io.Conditioning.Output(

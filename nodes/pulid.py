@@ -22,7 +22,7 @@ from .adapters import CATEGORY
 from .choices import choices, member
 from .node import Node
 from .references import Options
-from .schema import OptionsSocket, advanced, schema
+from .schema import OptionsSocket, advanced, any_recogniser_input, schema
 
 MOST_ZEROS = 80
 
@@ -106,14 +106,7 @@ class PuLIDOptionsNode(Node):
                         "as in the version that PuLID v1 was published with.",
                     )
                 ),
-                advanced(
-                    io.Boolean.Input(
-                        "any_recogniser",
-                        default=False,
-                        tooltip="Accepts an identity of another recogniser than antelopev2. The face will be another "
-                        "one; for experiments.",
-                    )
-                ),
+                any_recogniser_input("another recogniser than antelopev2"),
             ],
             outputs=[OptionsSocket.Output(display_name="options", tooltip="For Apply Identity.")],
         )

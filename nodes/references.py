@@ -22,8 +22,8 @@ from ..adapters.ip_adapter.embeds import (
     CombineMode,
     EmbedsScaling,
     ImageEmbeds,
-    combine,
     combine_uncond,
+    join_embeds,
     load_embeds,
     write_embeds,
 )
@@ -36,7 +36,16 @@ from .adapter_socket import as_managed
 from .choices import choices, finite, member, must_exist, named
 from .files import Shelf
 from .node import Node
-from .schema import AdapterSocket, EmbedsSocket, OptionsSocket, advanced, schema
+from .schema import (
+    AdapterSocket,
+    EmbedsSocket,
+    OptionsSocket,
+    advanced,
+    any_recogniser_input,
+    schema,
+    seed_input,
+    share_input,
+)
 
 CATEGORY = "likeness/references"
 AS_TRAINED = "as the adapter was trained"
@@ -122,14 +131,7 @@ class IPAdapterOptions(Node):
                     default=Crop.CENTRE.value,
                     tooltip="How a reference that is not square becomes one.",
                 ),
-                io.Float.Input(
-                    "sharpening",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="Sharpens the reference after it was made small. 0 is off.",
-                ),
+                share_input("sharpening", 0.0, "Sharpens the reference after it was made small. 0 is off."),
                 advanced(
                     io.Combo.Input(
                         "unconditional",
@@ -166,14 +168,7 @@ class IPAdapterOptions(Node):
                     )
                 ),
                 advanced(
-                    io.Float.Input(
-                        "detail_share",
-                        default=0.5,
-                        min=0.0,
-                        max=1.0,
-                        step=0.05,
-                        tooltip="How much the whole reference counts against its close-ups.",
-                    )
+                    share_input("detail_share", 0.5, "How much the whole reference counts against its close-ups.")
                 ),
                 advanced(
                     io.Combo.Input(
@@ -191,14 +186,7 @@ class IPAdapterOptions(Node):
                         tooltip="With a composition image: lets the style into every layer the composition leaves.",
                     )
                 ),
-                advanced(
-                    io.Boolean.Input(
-                        "any_recogniser",
-                        default=False,
-                        tooltip="Accepts an identity of a recogniser the adapter was not trained on. The face will be "
-                        "another one; for experiments.",
-                    )
-                ),
+                any_recogniser_input("a recogniser the adapter was not trained on"),
                 io.Image.Input(
                     "image", optional=True, tooltip="Pictures to look at in place of the identity's face crops."
                 ),
@@ -362,7 +350,7 @@ class CombineEmbeds(Node):
         rows = torch.cat([e.cond for e in every])
         empty = [e.uncond for e in every if e.uncond is not None]
         uncond = combine_uncond(torch.cat(empty), mode) if empty else None
-        return io.NodeOutput(ImageEmbeds(combine(rows, mode), uncond, embeds_1.adapter, embeds_1.encoder))
+        return io.NodeOutput(ImageEmbeds(join_embeds(rows, mode), uncond, embeds_1.adapter, embeds_1.encoder))
 
 
 class SaveEmbeds(Node):
@@ -466,14 +454,7 @@ class WeightSchedule(Node):
                     default=FrameSharing.FULL_BATCH.value,
                     tooltip="Full batch: one curve. Shift and alternate: one curve between each pair of pictures.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=True,
-                    tooltip="For random timing.",
-                ),
+                seed_input("For random timing."),
                 io.Image.Input("image", optional=True, tooltip="The reference pictures that share the frames."),
             ],
             outputs=[
@@ -540,9 +521,7 @@ class PrepareReference(Node):
                     default=Resampling.LANCZOS.value,
                     tooltip="How they are made small.",
                 ),
-                io.Float.Input(
-                    "sharpening", default=0.0, min=0.0, max=1.0, step=0.05, tooltip="After making small; 0 is off."
-                ),
+                share_input("sharpening", 0.0, "After making small; 0 is off."),
                 io.Int.Input("size", default=224, min=64, max=1024, step=8, tooltip="Side in pixels."),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="Square pictures.")],
@@ -576,16 +555,9 @@ class ReferenceNoiseNode(Node):
                     default=ReferenceNoise.FADE.value,
                     tooltip="Shuffle keeps the colours and loses the shapes.",
                 ),
-                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.05, tooltip="0 leaves the picture."),
+                share_input("strength", 1.0, "0 leaves the picture."),
                 io.Int.Input("blur", default=0, min=0, max=32, tooltip="Radius in pixels."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=True,
-                    tooltip="The same seed gives the same noise.",
-                ),
+                seed_input("The same seed gives the same noise."),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The noisy picture.")],
         )

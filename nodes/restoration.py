@@ -20,19 +20,28 @@ from ..faces import Face, FaceAnalysis, Identity, adopt_analysis, to_photos
 from ..faces.found import FoundFaces
 from ..faces.parsing import FaceParser
 from ..restoration.colour import ColourMatch
-from ..restoration.crops import Framing, paste_crops
+from ..restoration.crops import CropFraming, paste_crops
 from ..restoration.guard import guard_of
 from ..restoration.paste import Shape
-from ..restoration.preview import beside, marked, middles
-from ..restoration.restore import Fate, Options, Restored, restore_faces
+from ..restoration.preview import marked, middles, side_by_side
+from ..restoration.restore import Fate, PasteOptions, Restored, restore_faces
 from ..restoration.upscale import resized
 from .choices import choices, member, must_exist, named
 from .faces import found_of
 from .masks import managed_parser, parsers
 from .node import Node
 from .progress import counter
-from .restorers import KIND, ManagedRestorer, ManagedUpscaler, restorer_files, restorer_of, upscaler_of
-from .schema import FaceAnalysisSocket, FacesSocket, IdentitySocket, RestorerSocket, advanced, schema
+from .restorers import KIND, ManagedRestorer, ManagedUpscaler, restorer_files, restorer_on_socket, upscaler_of
+from .schema import (
+    FaceAnalysisSocket,
+    FacesSocket,
+    IdentitySocket,
+    RestorerSocket,
+    advanced,
+    region_input,
+    schema,
+    share_input,
+)
 
 log = logger(__name__)
 CATEGORY = "likeness/restoration"
@@ -42,7 +51,7 @@ LARGEST_SCALE = 8.0
 # --- loading
 
 
-class Precision(Enum):
+class RestorerPrecision(Enum):
     """In which precision a restorer computes."""
 
     FLOAT32 = "float32"
@@ -75,8 +84,8 @@ class LoadFaceRestorer(Node):
                 advanced(
                     io.Combo.Input(
                         "precision",
-                        options=choices(Precision),
-                        default=Precision.FLOAT32.value,
+                        options=choices(RestorerPrecision),
+                        default=RestorerPrecision.FLOAT32.value,
                         tooltip="bfloat16 takes half the memory. float16 overflows and becomes float32.",
                     )
                 ),
@@ -90,10 +99,10 @@ class LoadFaceRestorer(Node):
         )
 
     @classmethod
-    def execute(cls, file: str, precision: str = Precision.FLOAT32.value) -> io.NodeOutput:
+    def execute(cls, file: str, precision: str = RestorerPrecision.FLOAT32.value) -> io.NodeOutput:
         from ..restoration.restorers import load_restorer, precision_of
 
-        wanted = getattr(torch, member(Precision, precision, "precision").value)
+        wanted = getattr(torch, member(RestorerPrecision, precision, "precision").value)
         restorer = load_restorer(models_download.find_file(KIND, named(file, "file")))
         dtype, note = precision_of(wanted, restorer.kind.title)
         if note:
@@ -120,7 +129,7 @@ class Whose(Enum):
     CHOSEN = "the chosen face"
 
 
-class IfNone(Enum):
+class IfFaceless(Enum):
     """What happens to a picture without a face."""
 
     KEEP = "keep picture"
@@ -139,7 +148,7 @@ class Wanted:
     colours: str = ColourMatch.NONE.value
     texture: float = 0.0
     adain: bool = True
-    if_none: str = IfNone.KEEP.value
+    if_none: str = IfFaceless.KEEP.value
     batch_size: int = 4
     faces: FoundFaces | None = None
     identity: Identity | None = None
@@ -169,21 +178,21 @@ class Wanted:
             meant = []
             for number, photo in enumerate(photos):
                 search = analysis.search(photo, number, embed=False)
-                if not search.faces and member(IfNone, self.if_none, "if_none") is IfNone.ERROR:
+                if not search.faces and member(IfFaceless, self.if_none, "if_none") is IfFaceless.ERROR:
                     raise LikenessError(search.explain(f"picture {number + 1}"))
                 meant.append(sorted(search.faces, key=lambda face: -face.area))
                 step()
-        if member(IfNone, self.if_none, "if_none") is IfNone.ERROR and not all(meant):
+        if member(IfFaceless, self.if_none, "if_none") is IfFaceless.ERROR and not all(meant):
             number = [bool(one) for one in meant].index(False) + 1
             raise LikenessError(
                 f"Picture {number} shows no face to restore: leave it out, or let if_none keep such pictures."
             )
         return [list(faces) for faces in meant]
 
-    def options(self, analysis: FaceAnalysis) -> Options:
+    def options(self, analysis: FaceAnalysis) -> PasteOptions:
         """How restored faces come back."""
         shape, parser = paste_shape(self.paste)
-        return Options(
+        return PasteOptions(
             self.strength,
             member(ColourMatch, self.colours, "colours"),
             self.texture,
@@ -236,32 +245,15 @@ def restoration_inputs(*left_out: str) -> tuple[list[Any], list[Any]]:
             default=Whose.ALL.value,
             tooltip="All faces, or the one that Find Faces has chosen (connect its faces).",
         ),
-        io.Float.Input(
-            "strength",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.05,
-            tooltip="How much of the restored face is blended over the original one.",
-        ),
-        io.Float.Input(
+        share_input("strength", 1.0, "How much of the restored face is blended over the original one."),
+        share_input(
             "identity_guard",
-            default=0.5,
-            min=0.0,
-            max=1.0,
-            step=0.05,
-            tooltip=(
-                "How much of a face's likeness must survive, 0 to 1. A face that would lose more is restored less, or "
-                "not at all, and the report says so. 0 only measures. Needs a face analysis with a recogniser."
-            ),
+            0.5,
+            "How much of a face's likeness must survive, 0 to 1. A face that would lose more is restored less, or "
+            "not at all, and the report says so. 0 only measures. Needs a face analysis with a recogniser.",
         ),
-        io.Float.Input(
-            "fidelity",
-            default=0.5,
-            min=0.0,
-            max=1.0,
-            step=0.05,
-            tooltip="CodeFormer only: 0 invents the most beautiful face, 1 stays closest to the picture.",
+        share_input(
+            "fidelity", 0.5, "CodeFormer only: 0 invents the most beautiful face, 1 stays closest to the picture."
         ),
         paste_input(),
         colours_input(),
@@ -285,8 +277,8 @@ def restoration_inputs(*left_out: str) -> tuple[list[Any], list[Any]]:
         advanced(
             io.Combo.Input(
                 "if_none",
-                options=choices(IfNone),
-                default=IfNone.KEEP.value,
+                options=choices(IfFaceless),
+                default=IfFaceless.KEEP.value,
                 tooltip="What happens to a picture that shows no face: it passes as it is, or the run stops.",
             )
         ),
@@ -309,17 +301,13 @@ def restoration_inputs(*left_out: str) -> tuple[list[Any], list[Any]]:
             optional=True,
             tooltip="The person whom the faces should stay; without it, each face should stay itself.",
         ),
-        io.Mask.Input(
-            "region",
-            optional=True,
-            tooltip="Nothing changes outside of it: for example Face Mask's eyes. One mask, or one a picture.",
-        ),
+        region_input("Nothing changes outside of it: for example Face Mask's eyes. One mask, or one a picture."),
     ]
     return [widget for widget in widgets if widget.id not in left_out], sockets
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class PictureBatch:
     """A batch as colours (n, H, W, 3) and whatever is beside them."""
 
     colours: Tensor
@@ -328,7 +316,7 @@ class Pictures:
     photos: list[np.ndarray]
 
     @classmethod
-    def of(cls, image: Tensor) -> Pictures:
+    def of(cls, image: Tensor) -> PictureBatch:
         """From an IMAGE of 1, 3 or 4 channels; LikenessError for what is none."""
         photos = to_photos(image)
         image = image[None] if image.ndim == 3 else image
@@ -354,7 +342,7 @@ def joined(rows: Sequence[Tensor]) -> Tensor:
     return rows[0][None] if len(rows) == 1 else torch.stack(list(rows))
 
 
-def regions_of(region: Tensor | None, pictures: Pictures) -> list[Tensor] | None:
+def regions_of(region: Tensor | None, pictures: PictureBatch) -> list[Tensor] | None:
     """The masks of the input region at the size of the pictures."""
     if region is None:
         return None
@@ -381,7 +369,7 @@ def report_of(done: Restored, said: Sequence[str] = ()) -> str:
     return "\n".join([*lines, *(outcome.sentence() for outcome in done.outcomes), *said])
 
 
-def remarks_on(faces: Sequence[Sequence[Face]], options: Options, analysis: FaceAnalysis) -> list[str]:
+def remarks_on(faces: Sequence[Sequence[Face]], options: PasteOptions, analysis: FaceAnalysis) -> list[str]:
     remarks = [f"picture {number} shows no face and was kept" for number, found in enumerate(faces, 1) if not found]
     if options.guard is None and any(faces):
         remarks.append(
@@ -391,13 +379,13 @@ def remarks_on(faces: Sequence[Sequence[Face]], options: Options, analysis: Face
     return remarks
 
 
-def finish(pictures: Pictures, done: Restored, said: Sequence[str]) -> io.NodeOutput:
+def finish(pictures: PictureBatch, done: Restored, said: Sequence[str]) -> io.NodeOutput:
     """What a node gives: pictures, comparison, preview, mask and report."""
     for outcome in done.outcomes:
         if outcome.fate is not Fate.RESTORED:
             log.warning("[likeness] %s.", outcome.sentence())
     report = report_of(done, said)
-    pairs = beside(done.before, done.after) if done.before else middles(list(pictures.colours), done.pictures)
+    pairs = side_by_side(done.before, done.after) if done.before else middles(list(pictures.colours), done.pictures)
     preview = torch.stack([marked(picture, done.outcomes, n) for n, picture in enumerate(pictures.colours)])
     return io.NodeOutput(
         pictures.like(done.pictures), pairs, preview, joined(done.covered), report, ui=ui.PreviewText(report)
@@ -460,7 +448,7 @@ class RestoreFaces(Node):
     def execute(cls, image: Tensor, restorer: Any, face_analysis: Any, **wanted: Any) -> io.NodeOutput:
         from ..restoration.restorers import Wishes
 
-        pictures, asked, managed = Pictures.of(image), Wanted(**wanted), restorer_of(restorer)
+        pictures, asked, managed = PictureBatch.of(image), Wanted(**wanted), restorer_on_socket(restorer)
         analysis = adopt_analysis(face_analysis)
         regions, options = regions_of(asked.region, pictures), asked.options(analysis)
         faces = asked.faces_of(pictures.photos, analysis, counter(len(pictures.photos)))
@@ -540,7 +528,7 @@ class UpscalePortrait(Node):
     ) -> io.NodeOutput:
         from ..restoration.restorers import Wishes
 
-        pictures, asked, network = Pictures.of(image), Wanted(**wanted), upscaler_of(upscale_model)
+        pictures, asked, network = PictureBatch.of(image), Wanted(**wanted), upscaler_of(upscale_model)
         if restorer is None:
             canvases = _enlarged(pictures, network, scale_by, fast)
             mask = torch.zeros(len(canvases), *canvases[0].shape[:2])
@@ -549,7 +537,7 @@ class UpscalePortrait(Node):
             return io.NodeOutput(finished, pairs, pictures.colours, mask, said)
         if face_analysis is None:
             raise LikenessError("Restoring faces needs the input face_analysis: connect Load Face Analysis.")
-        managed, analysis = restorer_of(restorer), adopt_analysis(face_analysis)
+        managed, analysis = restorer_on_socket(restorer), adopt_analysis(face_analysis)
         regions, options = regions_of(asked.region, pictures), asked.options(analysis)
         faces = asked.faces_of(pictures.photos, analysis, counter(len(pictures.photos)))
         canvases = _enlarged(pictures, network, scale_by, fast)
@@ -566,7 +554,7 @@ class UpscalePortrait(Node):
         return finish(pictures, done, [*remarks_on(faces, options, analysis), managed.licence])
 
 
-def _enlarged(pictures: Pictures, network: ManagedUpscaler, scale_by: float, fast: bool) -> list[Tensor]:
+def _enlarged(pictures: PictureBatch, network: ManagedUpscaler, scale_by: float, fast: bool) -> list[Tensor]:
     """Every picture at the size that is wanted."""
     count, height, width = pictures.colours.shape[:3]
     size = max(round(height * scale_by), 1), max(round(width * scale_by), 1)
@@ -600,23 +588,14 @@ class PasteFacesBack(Node):
                 ),
                 io.Combo.Input(
                     "framing",
-                    options=choices(Framing),
-                    default=Framing.HEAD.value,
+                    options=choices(CropFraming),
+                    default=CropFraming.HEAD.value,
                     tooltip="Which crops: those of Find Faces, or the aligned portraits of Identity from Photos.",
                 ),
                 paste_input(),
                 colours_input(),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="How much of the change is pasted.",
-                ),
-                io.Mask.Input(
-                    "region", optional=True, tooltip="Nothing changes outside of it. One mask, or one for each picture."
-                ),
+                share_input("strength", 1.0, "How much of the change is pasted."),
+                region_input("Nothing changes outside of it. One mask, or one for each picture."),
             ],
             outputs=[
                 io.Image.Output("finished", display_name="image", tooltip="The pictures with the crops pasted."),
@@ -631,20 +610,20 @@ class PasteFacesBack(Node):
         image: Tensor,
         faces: FoundFaces,
         crops: Tensor,
-        framing: str = Framing.HEAD.value,
+        framing: str = CropFraming.HEAD.value,
         paste: str = Shape.FACE.value,
         colours: str = ColourMatch.NONE.value,
         strength: float = 1.0,
         region: Tensor | None = None,
     ) -> io.NodeOutput:
-        pictures, found, changed = Pictures.of(image), found_of(faces), Pictures.of(crops)
+        pictures, found, changed = PictureBatch.of(image), found_of(faces), PictureBatch.of(crops)
         shape, parser = paste_shape(paste)
         canvases, covered = paste_crops(
             [picture.clone() for picture in pictures.colours],
             found,
             list(changed.colours.permute(0, 3, 1, 2)),
-            member(Framing, framing, "framing"),
-            Options(strength, member(ColourMatch, colours, "colours"), 0.0, shape, parser),
+            member(CropFraming, framing, "framing"),
+            PasteOptions(strength, member(ColourMatch, colours, "colours"), 0.0, shape, parser),
             regions_of(region, pictures),
         )
         return io.NodeOutput(pictures.like(canvases), joined(covered))

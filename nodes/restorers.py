@@ -62,14 +62,14 @@ class ManagedRestorer(Managed):
 _adopted: WeakKeyDictionary[Any, ManagedRestorer] = WeakKeyDictionary()
 
 
-def restorer_of(value: Any) -> ManagedRestorer:
+def restorer_on_socket(value: Any) -> ManagedRestorer:
     """What is on the socket: ours, or the network of ComfyUI's or another pack's loader, wrapped once."""
     if isinstance(value, ManagedRestorer):
         return value
     if value not in _adopted:
-        from ..restoration.restorers import adopted
+        from ..restoration.restorers import adopted_restorer
 
-        _adopted[value] = ManagedRestorer(adopted(value))
+        _adopted[value] = ManagedRestorer(adopted_restorer(value))
     return _adopted[value]
 
 
@@ -95,9 +95,9 @@ _patchers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of descriptions;
 
 def upscaler_of(value: Any) -> ManagedUpscaler:
     """The network on ComfyUI's socket, with the patcher that newer hosts' loader has made, or one of ours."""
-    from ..restoration.upscale import adopted
+    from ..restoration.upscale import adopted_upscaler
 
-    upscaler = adopted(value)
+    upscaler = adopted_upscaler(value)
     patcher = getattr(value, "patcher", None) or _patchers.get(value)
     if patcher is None:
         patcher = _patchers[value] = Managed(upscaler.network).patcher

@@ -26,7 +26,7 @@ ENCODERS = tuple(encoder.name for encoder in TEXT_ENCODERS)  # the host's names 
 SUPPORTED = f"training works with {listed(TRAINABLE)} models"
 
 
-def base_model(model: Any, clip: Any, vae: Any, side: int, dtype: torch.dtype = torch.float32) -> BaseModel:
+def base_from_sockets(model: Any, clip: Any, vae: Any, side: int, dtype: torch.dtype = torch.float32) -> BaseModel:
     """The sockets' model in `dtype`, on the CPU. side: of its pictures, in pixels.
 
     Raises LikenessError for other families, for parts that are missing, and for parts that do not belong together.
@@ -98,7 +98,7 @@ def unet_of(model: Any, latent_side: int, dtype: torch.dtype = torch.float32) ->
         raise LikenessError(f"The MODEL is a {type(model.model).__name__}: {SUPPORTED}.")
     weights = merged_weights(model, UNET, dtype)
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**unet_config(model, latent_side))
+        unet = UNet2DConditionModel(**host_unet_config(model, latent_side))
     own = unet.state_dict()
     names = unet_names(own)
     if set(names.values()) != set(weights):
@@ -109,7 +109,7 @@ def unet_of(model: Any, latent_side: int, dtype: torch.dtype = torch.float32) ->
     return unet.eval().requires_grad_(False)
 
 
-def unet_config(model: Any, latent_side: int) -> dict[str, Any]:
+def host_unet_config(model: Any, latent_side: int) -> dict[str, Any]:
     """diffusers' configuration of a MODEL's denoiser, from the host's."""
     given, net = model.model.model_config.unet_config, model.model.diffusion_model
     widths = [given["model_channels"] * multiplier for multiplier in given["channel_mult"]]

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..adapters.image_prep import CLIP_SIZE, Crop, to_rgb, to_square
-from ..adapters.storymaker.body import NOISE, cut_out
+from ..adapters.storymaker.body import NOISE, cut_out_character
 from ..adapters.storymaker.cast import OPTIONS, STRONGEST, Cast, Character
 from ..checks import EMPTY_MASK, as_mask, require_painted
 from ..errors import LikenessError
@@ -18,7 +18,7 @@ from ..faces.identity import Identity
 from .node import Node
 from .progress import counter
 from .references import CATEGORY, Options
-from .schema import IdentitySocket, OptionsSocket, schema
+from .schema import IdentitySocket, OptionsSocket, options_input, region_input, schema
 
 MaskSocket = io.Custom("MASK,IMAGE")  # masks of other packs may come as pictures
 
@@ -79,13 +79,11 @@ class StoryMakerCharacter(Node):
                     optional=True,
                     tooltip="Whose face it is. Empty: the identity that is connected to Apply Identity.",
                 ),
-                io.Mask.Input(
-                    "region",
-                    optional=True,
-                    tooltip="Where in the picture the character may appear. Empty: the prompt and StoryMaker decide, "
-                    "as in the official code.",
+                region_input(
+                    "Where in the picture the character may appear. Empty: the prompt and StoryMaker decide, "
+                    "as in the official code."
                 ),
-                OptionsSocket.Input("options", optional=True, tooltip=f"From the {OPTIONS} before this one."),
+                options_input(f"From the {OPTIONS} before this one."),
             ],
             outputs=[
                 OptionsSocket.Output(display_name="options", tooltip="For Apply Identity, or for the next character."),
@@ -133,7 +131,8 @@ def _bodies(
     pictures = _as_bytes(to_rgb(image, "image"))
     masks = _found(pictures, identity) if mask is None else _given(mask, pictures)
     return tuple(
-        torch.from_numpy(cut_out(picture.numpy(), one, NOISE)) for picture, one in zip(pictures, masks, strict=True)
+        torch.from_numpy(cut_out_character(picture.numpy(), one, NOISE))
+        for picture, one in zip(pictures, masks, strict=True)
     )
 
 

@@ -14,7 +14,7 @@ from comfy_api.latest import io, ui
 
 from ..errors import LikenessError
 from ..faces.photo_list import names_of
-from ..training.data.captions import fill
+from ..training.data.captions import fill_template
 from ..training.data.dataset import Dataset
 from ..training.data.names import prompt_stem
 from ..training.methods import METHODS
@@ -25,7 +25,7 @@ from .node import Node
 from .schema import DatasetSocket, FaceAnalysisSocket, advanced, schema
 
 if TYPE_CHECKING:
-    from .training_run import Outcome
+    from .training_run import TrainingOutcome
 
 CATEGORY = "likeness/training"
 PACKAGES = ("accelerate", "diffusers", "peft", "pydantic", "transformers")
@@ -314,10 +314,10 @@ def _folder(name: str) -> str:
 
 def _sample_prompts(text: str, default: str, trigger: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return [fill(line, trigger) for line in lines or [default]]
+    return [fill_template(line, trigger) for line in lines or [default]]
 
 
-def _result(model: Any, clip: Any, outcome: Outcome, how: str) -> io.NodeOutput:
+def _result(model: Any, clip: Any, outcome: TrainingOutcome, how: str) -> io.NodeOutput:
     from .training_run import apply_results
 
     tuned_model, tuned_clip = apply_results(model, clip, outcome)

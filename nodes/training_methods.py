@@ -24,7 +24,7 @@ from ..training.recipe import Recipe
 from ..training.run_record import digest_of_file
 from .choices import member
 from .progress import counter
-from .training_run import Job, Outcome, automatic_precision, measure_on, run_job
+from .training_run import TrainingJob, TrainingOutcome, automatic_precision, measure_on, run_job
 
 CLASS_PICTURES = Path("likeness") / "class_pictures"  # below ComfyUI's output
 S = TypeVar("S", bound=Settings)
@@ -54,7 +54,7 @@ def train_method(
     prompts: Sequence[str],
     face_analysis: Any = None,
     start_from: Path | None = None,
-) -> Outcome:
+) -> TrainingOutcome:
     """Train by a method. values: of all choices, by the node's inputs. prompts: of the sample pictures, about the
     datasets' trigger words. face_analysis: None where nobody asks for likeness. start_from: a LoRA that is trained
     further, whose ranks and layers stand in the place of those chosen."""
@@ -82,7 +82,7 @@ def train_method(
 
     also = [] if start_from is None else [digest_of_file(start_from)]
     also += [] if face_analysis is None else [str(getattr(face_analysis, "name", "other"))]
-    return run_job(Job(name, *sockets, datasets, run, settings, make, run.preview_prompts, also))
+    return run_job(TrainingJob(name, *sockets, datasets, run, settings, make, run.preview_prompts, also))
 
 
 def settings_of(method: Method, values: Mapping[str, Any], datasets: Sequence[Dataset]) -> MethodSettings:

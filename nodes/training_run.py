@@ -36,7 +36,7 @@ from ..training.run_record import AnotherMethod, RunRecord, branch, digest_of, i
 from ..weights.checkpoint_layout import UNET, below, from_open_clip
 from ..weights.concepts import load_concept
 from ..weights.families import TRAINABLE
-from .sockets import base_model, normal_copy
+from .sockets import base_from_sockets, normal_copy
 
 log = logger(__name__)
 
@@ -47,7 +47,7 @@ SAMPLE_SEED = 1
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class TrainingOutcome:
     """What a training left: file names as the loaders list them, by what they are; pictures (n, H, W, 3), 0..1.
 
     reads_captions: whether it was told anything by the photos' captions.
@@ -77,7 +77,7 @@ class Finished(Settings):
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class TrainingJob:
     """A training to be run. make: the recipe, once the modules are there on a device, and whether all its steps were
     made already; sample_prompts: of the pictures at its end, in the words of training."""
 
@@ -99,7 +99,7 @@ class Job:
         return height, width
 
 
-def run_job(job: Job) -> Outcome:
+def run_job(job: TrainingJob) -> TrainingOutcome:
     """Train, or find that it was done. Raises the host's interruption when the user cancels; the state is kept."""
     import comfy.model_management as host
 
@@ -109,7 +109,7 @@ def run_job(job: Job) -> Outcome:
     with torch.inference_mode(False), torch.enable_grad():
         host.unload_all_models()
         host.soft_empty_cache()
-        base = base_model(job.model, job.clip, job.vae, min(job.size), network_dtype(job.method, job.run))
+        base = base_from_sockets(job.model, job.clip, job.vae, min(job.size), network_dtype(job.method, job.run))
         base.codec = replace(base.codec, in_checkpoints=_vae_for_checkpoints(base.codec.module))
         record = RunRecord(base.fingerprint(), digest_of(job.datasets, job.method, *job.also), job.method, job.run)
         folder = _folder_of(job.name, record)
@@ -127,7 +127,7 @@ def run_job(job: Job) -> Outcome:
             host.soft_empty_cache()
 
 
-def _train(job: Job, base: BaseModel, folder: Path, record: RunRecord, accelerator: Any) -> None:
+def _train(job: TrainingJob, base: BaseModel, folder: Path, record: RunRecord, accelerator: Any) -> None:
     """Make what is missing: steps, sample pictures, files."""
     import comfy.model_management as host
 
@@ -290,7 +290,7 @@ def _keep_samples(folder: Path, pictures: Tensor) -> None:
         write_whole(folder / f"sample_{number}.png", partial(_picture(picture).save, format="png"))
 
 
-def _samples(folder: Path, job: Job) -> Tensor | None:
+def _samples(folder: Path, job: TrainingJob) -> Tensor | None:
     """The pictures of these sample prompts; None where one is missing, or they are of others."""
     if _finished(folder).prompts != tuple(job.sample_prompts):
         return None
@@ -331,7 +331,7 @@ def _publish(saved: Saved) -> str:
     raise LikenessError(f"The result could not be written ({'; '.join(reasons)}): make one of these folders writable.")
 
 
-def _outcome(folder: Path, job: Job) -> Outcome | None:
+def _outcome(folder: Path, job: TrainingJob) -> TrainingOutcome | None:
     """What a training left under the job's name; None where something of it is missing."""
     files, samples = _finished(folder).files.get(job.name), _samples(folder, job)
     if files is None or samples is None or not _are_there(files):
@@ -341,10 +341,10 @@ def _outcome(folder: Path, job: Job) -> Outcome | None:
     except LikenessError:
         return None
     found = {kind: tuple(files.get(kind.value, ())) for kind in SavedKind}
-    return Outcome(folder, found, losses, samples, Seen.CAPTIONS in job.method.sees)
+    return TrainingOutcome(folder, found, losses, samples, Seen.CAPTIONS in job.method.sees)
 
 
-def apply_results(model: Any, clip: Any, outcome: Outcome) -> tuple[Any, Any]:
+def apply_results(model: Any, clip: Any, outcome: TrainingOutcome) -> tuple[Any, Any]:
     """MODEL and CLIP with the trained LoRAs at strength 1, as Load LoRA applies them, with concepts, or a checkpoint's
     weights."""
     import comfy.sd

@@ -36,7 +36,7 @@ def _norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(GROUPS, width, eps=EPS)
 
 
-class ResidualBlock(nn.Module):
+class CodeFormerBlock(nn.Module):
     """Norm, swish, convolution, twice; a 1x1 shortcut where the width changes."""
 
     def __init__(self, width_in: int, width: int):
@@ -117,7 +117,7 @@ class Fusion(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.encode_enc = ResidualBlock(2 * width, width)
+        self.encode_enc = CodeFormerBlock(2 * width, width)
         self.scale, self.shift = (
             nn.Sequential(
                 nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(width, width, 3, padding=1)
@@ -138,7 +138,7 @@ class Codes(nn.Module):
         self.embedding = nn.Embedding(count, width)
 
 
-class Restored(NamedTuple):
+class CodeFormerFace(NamedTuple):
     """What CodeFormer makes of a face, and of what."""
 
     image: Tensor  # (B, 3, S, S), about -1..1, not clamped
@@ -183,7 +183,7 @@ class CodeFormer(nn.Module):
         self.kept = {encoder_taps[int(size)]: size for size in sizes}
         self.fused = {generator_taps[int(size)]: size for size in sizes}
 
-    def forward(self, x: Tensor, w: float = 0.0, adain: bool = True) -> Restored:
+    def forward(self, x: Tensor, w: float = 0.0, adain: bool = True) -> CodeFormerFace:
         """w: 0 = most beautiful, 1 = closest to the input. adain: with the statistics of the input's features, and so
         its colours, as the official restoration does it; inpainting and colourising are without."""
         seen = {}
@@ -200,7 +200,7 @@ class CodeFormer(nn.Module):
             x = block(x)
             if (size := self.fused.get(number)) and w > 0:
                 x = self.fuse_convs_dict[size](seen[size], x, w)
-        return Restored(x, logits, encoded)
+        return CodeFormerFace(x, logits, encoded)
 
     def codes_of(self, encoded: Tensor) -> Tensor:
         """Encoder features (B, C, h, w) -> logits (B, h w, codes)."""
@@ -231,7 +231,7 @@ def _blocks(weights: Weights, prefix: str, resized: type[Halve] | type[Double]) 
             return weights[name].shape if (name := f"{prefix}{number}.{key}") in weights else None
 
         if (found := shape("conv1.weight")) is not None:
-            return ResidualBlock(found[1], found[0])
+            return CodeFormerBlock(found[1], found[0])
         if (found := shape("q.weight")) is not None:
             return AttentionBlock(found[0])
         if (found := shape("conv.weight")) is not None:

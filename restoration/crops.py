@@ -24,10 +24,10 @@ from ..faces.identity import HEAD_FACTOR
 from ..faces.masks import Region, feathered, region_masks
 from .colour import matched
 from .paste import Shape, cut_out_mask, for_scaled, put_back, shaped_edge
-from .restore import Options
+from .restore import PasteOptions
 
 
-class Framing(Enum):
+class CropFraming(Enum):
     """How crops were cut out."""
 
     HEAD = "heads (crops of Find Faces)"
@@ -45,8 +45,8 @@ def paste_crops(
     canvases: list[Tensor],
     found: FoundFaces,
     crops: Sequence[Tensor],
-    framing: Framing,
-    options: Options,
+    framing: CropFraming,
+    options: PasteOptions,
     regions: Sequence[Tensor] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The pictures (H, W, 3) with the changed crops (3, S, S) of their chosen faces, and where they were pasted (H, W).
@@ -82,9 +82,9 @@ def paste_crops(
     return canvases, covered
 
 
-def _cut(photo: np.ndarray, face: Face, side: int, framing: Framing) -> tuple[np.ndarray, Tensor]:
+def _cut(photo: np.ndarray, face: Face, side: int, framing: CropFraming) -> tuple[np.ndarray, Tensor]:
     """The matrix of a face's crop, and the crop (3, S, S) as it was."""
-    if framing is Framing.HEAD:
+    if framing is CropFraming.HEAD:
         matrix, crop = head_matrix(face.box, side), head_crop(photo, face.box, side, HEAD_FACTOR)
     elif face.keypoints is None:
         raise LikenessError(
@@ -97,7 +97,7 @@ def _cut(photo: np.ndarray, face: Face, side: int, framing: Framing) -> tuple[np
     return matrix, torch.from_numpy(crop).permute(2, 0, 1).float() / 255
 
 
-def _mask(photo: np.ndarray, face: Face, matrix: np.ndarray, side: int, options: Options) -> np.ndarray:
+def _mask(photo: np.ndarray, face: Face, matrix: np.ndarray, side: int, options: PasteOptions) -> np.ndarray:
     if options.parser is not None:
         [seen] = region_masks(photo, [face], [Region.HEAD], options.parser)
         soft = feathered(seen, float(max(face.box[2] - face.box[0], 1)) / 16)

@@ -21,8 +21,7 @@ from ..faces.parsing import EARS, FACE, Part
 GREY = [value / 255 for value in FFHQ_GREY_RGB]  # outside of the picture
 # facexlib keeps all but background, hat, necklace, neck and clothes of the restored face. Hair is kept.
 PASTED = FACE | EARS | {Part.HAIR}
-PARSED_SIDE = 512  # of the crops whose labels are blurred by so many pixels:
-_BLUR, _SIGMA, _FRAME = 101, 11.0, 10
+_BLUR, _SIGMA, _FRAME = 101, 11.0, 10  # pixels of labels at 512
 _SAME, _OTHER = 2 / 255, 8 / 255  # a change up to the first is none, from the second on it is a whole one
 
 

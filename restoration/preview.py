@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .restore import Fate, Outcome
+from .restore import FaceOutcome, Fate
 from .upscale import resized
 
 MIDDLE = 768  # pixels
@@ -17,7 +17,7 @@ MIDDLE = 768  # pixels
 COLOURS = {Fate.RESTORED: (60, 220, 90), Fate.REDUCED: (255, 196, 0), Fate.KEPT: (255, 70, 60)}
 
 
-def beside(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
+def side_by_side(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
     """Every picture or crop before, at the left, and after: (n, H, 2 W, 3). Crops (3, S, S) or pictures (H, W, 3)."""
     pairs = [torch.cat([_upright(one), _upright(other)], 1) for one, other in zip(before, after, strict=True)]
     return torch.stack(pairs).clamp(0, 1)
@@ -34,14 +34,14 @@ def middles(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
         one[int(top / scale[0]) :, int(left / scale[1]) :][: ceil(height / scale[0]), : ceil(width / scale[1])]
         for one in before
     ]
-    return beside([resized(part, height, width) for part in parts], shown)
+    return side_by_side([resized(part, height, width) for part in parts], shown)
 
 
 def _upright(pixels: Tensor) -> Tensor:
     return pixels if pixels.shape[-1] == 3 else pixels.permute(1, 2, 0)
 
 
-def marked(picture: Tensor, outcomes: Sequence[Outcome], number: int) -> Tensor:
+def marked(picture: Tensor, outcomes: Sequence[FaceOutcome], number: int) -> Tensor:
     """A picture (H, W, 3) with a box around each of its faces, in the colour of its fate, and how alike it stayed."""
     from PIL import Image, ImageDraw, ImageFont
 

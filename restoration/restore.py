@@ -32,7 +32,7 @@ class Fate(Enum):
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class FaceOutcome:
     """One face: what was done, and why it was not more."""
 
     picture: int
@@ -57,7 +57,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, eq=False)
-class Options:
+class PasteOptions:
     """How restored faces come back. strength: how much of the restoration is wanted, 0..1. texture: how much of the
     picture's finest detail is added. shape: of what is pasted, where no parser says it."""
 
@@ -71,7 +71,7 @@ class Options:
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class FaceJob:
     """A face to rework, cut out of its picture."""
 
     picture: int
@@ -89,16 +89,15 @@ class Restored:
 
     pictures: list[Tensor]
     covered: list[Tensor]
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[FaceOutcome] = field(default_factory=list)
     before: list[Tensor] = field(default_factory=list)
     after: list[Tensor] = field(default_factory=list)
 
 
 Restore = Callable[[Tensor], Tensor]  # crops (B, 3, S, S), 0..1 -> the same
-Rework = Callable[[Sequence[Job]], Tensor]  # faces -> their crops (B, 3, S, S), changed
-Cut = Callable[
-    [Tensor, int, int, Face], "Job | str"
-]  # picture, its number, the face's number, face -> job, or why none
+Rework = Callable[[Sequence[FaceJob]], Tensor]  # faces -> their crops (B, 3, S, S), changed
+# picture, its number, the number of the face, the face -> the job, or why there is none
+CutFace = Callable[[Tensor, int, int, Face], "FaceJob | str"]
 
 
 def restore_faces(
@@ -106,7 +105,7 @@ def restore_faces(
     faces: Sequence[Sequence[Face]],
     restore: Restore,
     side: int,
-    options: Options | None = None,
+    options: PasteOptions | None = None,
     *,
     canvases: Sequence[Tensor] | None = None,
     regions: Sequence[Tensor] | None = None,
@@ -114,7 +113,7 @@ def restore_faces(
 ) -> Restored:
     """`rework_faces` by a restorer of aligned crops of this side."""
 
-    def rework(jobs: Sequence[Job]) -> Tensor:
+    def rework(jobs: Sequence[FaceJob]) -> Tensor:
         return restore(torch.stack([job.crop for job in jobs]))
 
     return rework_faces(
@@ -133,8 +132,8 @@ def rework_faces(
     pictures: Sequence[Tensor],
     faces: Sequence[Sequence[Face]],
     rework: Rework,
-    cut: Cut,
-    options: Options | None = None,
+    cut: CutFace,
+    options: PasteOptions | None = None,
     *,
     canvases: Sequence[Tensor] | None = None,
     regions: Sequence[Tensor] | None = None,
@@ -146,10 +145,10 @@ def rework_faces(
     (H, W) of the pictures, outside of which nothing changes. after_each is called for every face. Faces that cannot be
     cut out stay as they are, and their outcome says why.
     """
-    options = options or Options()
+    options = options or PasteOptions()
     canvases = [picture.clone() for picture in pictures] if canvases is None else list(canvases)
     done = Restored(canvases, [canvas.new_zeros(canvas.shape[:2]) for canvas in canvases])
-    waiting: list[Job] = []
+    waiting: list[FaceJob] = []
 
     def finish() -> None:
         for job, made in zip(waiting, batched(rework, waiting), strict=True):
@@ -162,7 +161,7 @@ def rework_faces(
         for number, face in enumerate(found):
             job = cut(picture, index, number, face)
             if isinstance(job, str):
-                done.outcomes.append(Outcome(index, number, face, Fate.KEPT, 0.0, job))
+                done.outcomes.append(FaceOutcome(index, number, face, Fate.KEPT, 0.0, job))
                 after_each()
                 continue
             waiting.append(job)
@@ -173,10 +172,10 @@ def rework_faces(
     return done
 
 
-def aligned(side: int) -> Cut:
+def aligned(side: int) -> CutFace:
     """Faces on the FFHQ template, as restorers take them."""
 
-    def cut(picture: Tensor, index: int, number: int, face: Face) -> Job | str:
+    def cut(picture: Tensor, index: int, number: int, face: Face) -> FaceJob | str:
         if face.keypoints is None:
             return "its detector gave no keypoints to align it by"
         if why := too_small(face):
@@ -185,7 +184,7 @@ def aligned(side: int) -> Cut:
             return "it is seen from the side: its eyes fall on one point"
         matrix = robust_similarity_transform(face.keypoints, ffhq_template(side))
         points = transform_points(matrix, face.keypoints)
-        return Job(index, number, face, matrix, points, cut_out(picture, matrix, side))
+        return FaceJob(index, number, face, matrix, points, cut_out(picture, matrix, side))
 
     return cut
 
@@ -196,7 +195,7 @@ def too_small(face: Face) -> str:
     return f"it is smaller than {SMALLEST} pixels" if min(x2 - x1, y2 - y1) < SMALLEST else ""
 
 
-def batched(rework: Rework, jobs: Sequence[Job]) -> Iterator[Tensor]:
+def batched(rework: Rework, jobs: Sequence[FaceJob]) -> Iterator[Tensor]:
     """The reworked crops; where the memory is too small for all at once, half of them at a time."""
     if not jobs:
         return
@@ -215,13 +214,13 @@ def batched(rework: Rework, jobs: Sequence[Job]) -> Iterator[Tensor]:
 
 
 def _finish(
-    done: Restored, job: Job, restored: Tensor, options: Options, picture: Tensor, region: Tensor | None
+    done: Restored, job: FaceJob, restored: Tensor, options: PasteOptions, picture: Tensor, region: Tensor | None
 ) -> None:
     if not bool(restored.isfinite().all()):
         why = "the network gave values that are no numbers"
-        done.outcomes.append(Outcome(job.picture, job.number, job.face, Fate.KEPT, 0.0, why))
+        done.outcomes.append(FaceOutcome(job.picture, job.number, job.face, Fate.KEPT, 0.0, why))
         return
-    mask = mask_of(job, restored, options, region)
+    mask = paste_mask_of(job, restored, options, region)
     tidy = grey_like(restored, job.crop) if is_grey(job.crop) else restored
     tidy = with_texture(matched(tidy, job.crop, torch.from_numpy(mask), options.colours), job.crop, options.texture)
     tidy = tidy.clamp(0, 1)
@@ -236,12 +235,12 @@ def _finish(
         put_back(canvas, job.crop, tidy, for_scaled(job.matrix, scale), mask, amount, covered)
     fate = Fate.RESTORED if share == 1 else Fate.REDUCED if share > 0 else Fate.KEPT
     why = "" if share == 1 else "more of it would be somebody else"
-    done.outcomes.append(Outcome(job.picture, job.number, job.face, fate, amount, why, likeness))
+    done.outcomes.append(FaceOutcome(job.picture, job.number, job.face, fate, amount, why, likeness))
     done.before.append(job.crop)
     done.after.append(job.crop + amount * (tidy - job.crop))
 
 
-def mask_of(job: Job, restored: Tensor, options: Options, region: Tensor | None) -> np.ndarray:
+def paste_mask_of(job: FaceJob, restored: Tensor, options: PasteOptions, region: Tensor | None) -> np.ndarray:
     """Where the restored crop is pasted: (S, S) float32, 0..1."""
     side = restored.shape[-1]
     corners = transform_points(job.matrix, np.asarray(job.face.box, np.float64).reshape(2, 2))

@@ -39,7 +39,7 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Kind:
+class Architecture:
     """An architecture: what its files' authors allow, and how it is called."""
 
     title: str
@@ -49,7 +49,7 @@ class Kind:
     knows_fidelity: bool = False
 
 
-CODEFORMER = Kind(
+CODEFORMER = Architecture(
     "CodeFormer",
     "NTU S-Lab License 1.0: non-commercial use only",
     False,
@@ -57,13 +57,13 @@ CODEFORMER = Kind(
     knows_fidelity=True,
 )
 # The noise that is stored in the file: with the official default two calls differ.
-GFPGAN = Kind(
+GFPGAN = Architecture(
     "GFPGAN",
     "Apache-2.0, with parts of StyleGAN2 (NVIDIA: non-commercial) and DFDNet (CC BY-NC-SA)",
     None,
     lambda network, x, wishes: network(x, return_rgb=False, randomize_noise=False)[0],
 )
-RESTOREFORMER = Kind("RestoreFormer", "Apache-2.0", True, lambda network, x, wishes: network(x)[0])
+RESTOREFORMER = Architecture("RestoreFormer", "Apache-2.0", True, lambda network, x, wishes: network(x)[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class FaceRestorer:
     """A loaded restorer."""
 
     network: nn.Module
-    kind: Kind
+    kind: Architecture
     name: str  # of its file
     side: int = 512  # of the faces it takes, in pixels
 
@@ -142,10 +142,10 @@ def restorer_of(weights: Weights, file: str) -> FaceRestorer:
     if is_gfpgan(weights):
         network, side = gfpgan(weights, file)
         return FaceRestorer(network, GFPGAN, file, side)
-    return adopted(described(weights, file), file)
+    return adopted_restorer(described(weights, file), file)
 
 
-def adopted(descriptor: Any, file: str = "") -> FaceRestorer:
+def adopted_restorer(descriptor: Any, file: str = "") -> FaceRestorer:
     """A restorer from spandrel's description, as ComfyUI's and other packs' loaders give it."""
     architecture = getattr(getattr(descriptor, "architecture", None), "id", None)
     network = getattr(descriptor, "model", None)

@@ -20,7 +20,7 @@ TILE, OVERLAP, SMALLEST = 512, 32, 128
 CPU_TILE = 320  # smaller tensors stay in the allocator's arena and in the caches: half the time
 STRETCH = 1.25  # how much longer a tile may be, if that saves a row or a column of them
 Side = tuple[int, int]  # height, width
-Network = Callable[[Tensor], Tensor]  # (1, C, h, w), 0..1 -> (1, C', s h, s w)
+TileNetwork = Callable[[Tensor], Tensor]  # (1, C, h, w), 0..1 -> (1, C', s h, s w)
 
 
 class Tile(NamedTuple):
@@ -58,7 +58,7 @@ def _fitted(length: int, tile: int, overlap: int) -> int:
 
 def upscaled(
     picture: Tensor,
-    network: Network,
+    network: TileNetwork,
     scale: float,
     tile: Side = (TILE, TILE),
     overlap: int = OVERLAP,
@@ -79,7 +79,7 @@ def upscaled(
 
 
 def _upscaled(
-    picture: Tensor, network: Network, scale: float, tile: Side, overlap: int, after_each: Callable[[], object]
+    picture: Tensor, network: TileNetwork, scale: float, tile: Side, overlap: int, after_each: Callable[[], object]
 ) -> Tensor:
     height, width = picture.shape[-2:]
     if height <= tile[0] and width <= tile[1]:

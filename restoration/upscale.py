@@ -83,7 +83,7 @@ class Upscaler:
         return made.clamp_(0, 1).expand(-1, 3, -1, -1)[0].permute(1, 2, 0)
 
 
-def adopted(descriptor: Any) -> Upscaler:
+def adopted_upscaler(descriptor: Any) -> Upscaler:
     """The network on ComfyUI's socket UPSCALE_MODEL; LikenessError for what is none, face restorers among it."""
     network, architecture = getattr(descriptor, "model", None), getattr(descriptor, "architecture", None)
     if not isinstance(network, nn.Module) or not callable(descriptor):

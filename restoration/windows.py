@@ -8,19 +8,19 @@ from torch import Tensor
 from ..faces.align import Border, expand_box, transform_points
 from ..faces.face import Face
 from .paste import cut_out
-from .restore import Cut, Job, too_small
+from .restore import CutFace, FaceJob, too_small
 
 
-def upright(side: int, factor: float) -> Cut:
+def upright(side: int, factor: float) -> CutFace:
     """Squares of `factor` times a face's box, brought to `side` pixels; moved into the picture where they would reach
     beyond it, and repeating its edge where it is smaller than they are."""
 
-    def cut(picture: Tensor, index: int, number: int, face: Face) -> Job | str:
+    def cut(picture: Tensor, index: int, number: int, face: Face) -> FaceJob | str:
         if why := too_small(face):
             return why
         matrix = square_matrix(face, (picture.shape[0], picture.shape[1]), side, factor)
         points = None if face.keypoints is None else transform_points(matrix, face.keypoints)
-        return Job(index, number, face, matrix, points, cut_out(picture, matrix, side, Border.EDGE))
+        return FaceJob(index, number, face, matrix, points, cut_out(picture, matrix, side, Border.EDGE))
 
     return cut
 
@@ -37,7 +37,7 @@ def square_matrix(face: Face, size: tuple[int, int], side: int, factor: float) -
     return np.array([[scale, 0, (0.5 - starts[0]) * scale - 0.5], [0, scale, (0.5 - starts[1]) * scale - 0.5]])
 
 
-def shares(job: Job, size: tuple[int, int]) -> tuple[float, float, float, float]:
+def shares(job: FaceJob, size: tuple[int, int]) -> tuple[float, float, float, float]:
     """Left, top, right and bottom of a job's square as shares of a picture of (height, width)."""
     scale, side = job.matrix[0, 0], job.crop.shape[-1]
     left, top = ((-0.5 - job.matrix[axis, 2]) / scale + 0.5 for axis in (0, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 from pathlib import Path
 
@@ -93,7 +94,12 @@ def host_path() -> Path:
 @pytest.fixture(scope="session")
 def host_nodes(host_path: Path, tmp_path_factory: pytest.TempPathFactory):
     """The host's `nodes` module, imported into this process once (CPU, folders below a temporary base)."""
-    return comfyui.import_into_this_process(host_path, tmp_path_factory.mktemp("comfy_base"))
+    nodes = comfyui.import_into_this_process(host_path, tmp_path_factory.mktemp("comfy_base"))
+    # Newer hosts collect garbage whenever a MODEL has gone and its network has not, as with a fixture's: thousands of
+    # times in a run. What is imported by now stays, and need not be searched each time.
+    gc.collect()
+    gc.freeze()
+    return nodes
 
 
 @pytest.fixture(scope="session")

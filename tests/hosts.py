@@ -20,6 +20,7 @@ import tarfile
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 VENV = REPOSITORY / ".venv"  # of the first host, or of none
 BROUGHT = REPOSITORY / ".comfyui"
 LOGS = REPOSITORY / "build" / "tests"
+BYTECODE = REPOSITORY / "build" / "bytecode"
 
 # What ComfyUI brings to a user's environment, and the pack therefore never asks for. The trio is consistent: a newer
 # torch with the last torchaudio breaks `import transformers`.
@@ -348,6 +350,8 @@ def test(hosts: Sequence[Host], arguments: Sequence[str]) -> int:
     with ThreadPoolExecutor(at_once) as pool:
         results = list(pool.map(lambda job: run(job, {"OMP_NUM_THREADS": threads}), todo))
     print("\n" + "\n".join(str(result) for result in results))
+    for job in todo:
+        print(f"{job.name:<20} slowest: {', '.join(slowest_files(job.report)) or 'not known'}")
     if not hosts:
         print(f"No test saw the real ComfyUI: {places.HOW_TO_GET_IT}.")
     # A choice of tests may leave a job with none of them (status 5).
@@ -359,7 +363,8 @@ def run(job: Job, environment: dict[str, str]) -> Result:
     """One job to its end: its lines, marked by its name, to the terminal, and all of them into its log."""
     job.report.unlink(missing_ok=True)
     command = [str(job.python), "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={job.report}", *job.arguments]
-    variables = {**os.environ, **environment}
+    variables = {**os.environ, **environment, "PYTHONPYCACHEPREFIX": str(BYTECODE)}
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)  # every server that a test starts would compile the host anew
     if job.host:
         variables["COMFYUI_PATH"] = str(job.host.folder)
     start = time.monotonic()
@@ -391,6 +396,17 @@ def read_counts(report: Path) -> dict[str, int]:
     failed, broken, skipped = (int(suite.get(kind, 0)) for kind in ("failures", "errors", "skipped"))
     passed = int(suite.get("tests", 0)) - failed - broken - skipped
     return {"passed": passed, "failed": failed, "errors": broken, "skipped": skipped}
+
+
+def slowest_files(report: Path, count: int = 8) -> list[str]:
+    """The files of tests that took longest, with their seconds; empty without a whole report."""
+    seconds: Counter[str] = Counter()
+    try:
+        for case in ElementTree.parse(report).iter("testcase"):
+            seconds[case.get("classname", "").removeprefix("tests.")] += float(case.get("time", 0))
+    except (OSError, ElementTree.ParseError):
+        return []
+    return [f"{name} {time:.0f} s" for name, time in seconds.most_common(count)]
 
 
 def main(arguments: list[str]) -> int:

@@ -1,1 +1,1 @@
-"""Training engine, objectives and recipes. Empty until the first recipe lands."""
+"""Training: the engine, objectives and recipes; methods are what node and command line know of them."""

@@ -75,10 +75,10 @@ def sites_at(unet: nn.Module, latent_size: Grid, grid: Grid) -> list[AttentionSi
     return table[grid]
 
 
-def refocusing_grid(latent_size: Grid) -> Grid:
+def refocusing_grid(latent_size: Grid, division: int = 4) -> Grid:
     """A quarter of the latent's sides: 16x16 for SD1.5 at 512, 32x32 for SDXL at 1024 (MagiCapture, generalised)."""
     height, width = latent_size
-    return -(-height // 4), -(-width // 4)
+    return -(-height // division), -(-width // division)
 
 
 @dataclass

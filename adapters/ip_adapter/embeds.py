@@ -123,7 +123,7 @@ _COMBINATIONS: dict[CombineMode, Callable[[Tensor], Tensor]] = {
 _AVERAGES = (CombineMode.AVERAGE, CombineMode.NORM_AVERAGE)
 
 
-def combine(rows: Tensor, mode: CombineMode, weights: Sequence[float] | None = None) -> Tensor:
+def join_embeds(rows: Tensor, mode: CombineMode, weights: Sequence[float] | None = None) -> Tensor:
     """Several encodings, or the tokens made of them, as one. rows: (n, ...) -> (1, ...), for "concat" (n, ...).
 
     One picture stays as it is. weights: a factor per picture; in the averages only their proportion matters.
@@ -138,7 +138,7 @@ def combine(rows: Tensor, mode: CombineMode, weights: Sequence[float] | None = N
 
 
 def combine_uncond(rows: Tensor, mode: CombineMode) -> Tensor:
-    """The unconditioned counterpart of `combine`: that of the first picture.
+    """The unconditioned counterpart of `join_embeds`: that of the first picture.
 
     Only "concat" keeps all of them, and only where they differ: under a softmax, copies of one row count as one.
     """

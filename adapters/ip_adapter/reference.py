@@ -33,7 +33,7 @@ from ..clip_vision import (
 from ..image_prep import CLIP_MEAN, Crop, mask_to_square, overlapping_tiles, share_overlaps, to_rgb
 from ..system import require_person
 from ..types import IdentityTokens, SiteWeights
-from .embeds import CombineMode, EmbedsScaling, ImageEmbeds, combine, combine_uncond, join_tokens, renormalised
+from .embeds import CombineMode, EmbedsScaling, ImageEmbeds, combine_uncond, join_embeds, join_tokens, renormalised
 from .evidence import Evidence, Variant
 from .weight_types import WeightType, layer_weights, style_and_composition
 
@@ -235,7 +235,7 @@ def _embeddings(show: _Show, photos: int | None) -> Tensor | None:
     mean = identity.mean_embedding(unit=not adapter.needs_raw_embedding).unsqueeze(0)
     if options.combine in (None, CombineMode.AVERAGE):
         return mean.expand(photos or 1, -1)
-    rows = combine(every, options.combine, identity.weights.tolist())
+    rows = join_embeds(every, options.combine, identity.weights.tolist())
     if options.combine is CombineMode.NORM_AVERAGE and not adapter.needs_raw_embedding:
         rows = renormalised(rows, every)  # a mean of unit vectors is shorter than what the network was trained on
     if photos is not None and len(rows) != photos:  # other pictures than the photos that were recognised
@@ -264,7 +264,7 @@ def _features(show: _Show) -> tuple[Tensor | None, Tensor | None]:
         else:  # the base adapter was trained on zeros, which need no encoder
             uncond = _read(encode_unconditional(encoder, options.unconditional), hidden) if hidden else None
     if options.combine is not None and not options.one_picture_each:
-        features = combine(features, options.combine)
+        features = join_embeds(features, options.combine)
     if uncond is not None and len(uncond) != len(features):
         uncond = uncond[:1].expand(len(features), *uncond.shape[1:])
     return features, uncond

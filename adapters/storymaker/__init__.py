@@ -39,7 +39,7 @@ from ..slot_lora import slot_delta
 from ..system import Kind, Needs, Request, Sureness, WeightFile
 from ..types import IdentityTokens, KeyValueScaling, SiteWeight
 from .cast import OPTIONS, Cast, Character
-from .projection import HeadWidths, build_projection
+from .projection import HeadWidths, build_character_projection
 
 _PROJECTION, _LAYERS = "image_proj_model.", "ip_adapter."
 _LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out")
@@ -78,7 +78,7 @@ class StoryMaker(KeyValueSites):
         layers = below(weights, _LAYERS)
         self._lora = {key: value for key, value in layers.items() if "_lora." in key}
         try:
-            self.image_proj_model = build_projection(below(weights, _PROJECTION), heads or HeadWidths())
+            self.image_proj_model = build_character_projection(below(weights, _PROJECTION), heads or HeadWidths())
             self.ip_adapter = build_key_values({k: v for k, v in layers.items() if k not in self._lora})
         except (KeyError, RuntimeError, ValueError, IndexError, TypeError) as error:
             raise _incomplete(name, "its resampler, or the keys and values of a layer, do not fit together") from error

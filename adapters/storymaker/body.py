@@ -10,7 +10,7 @@ _BLUR = (1, 4, 6, 4, 1)  # sixteenths: OpenCV's 5-tap Gaussian of automatic sigm
 NOISE = 8  # grey levels of a mask that JPEG leaves around its shape
 
 
-def cut_out(picture: np.ndarray, mask: np.ndarray, noise: int = 0) -> np.ndarray:
+def cut_out_character(picture: np.ndarray, mask: np.ndarray, noise: int = 0) -> np.ndarray:
     """The character on a white ground, (h, w, 3) uint8, cut to the box of its mask.
 
     picture: (H, W, 3) uint8; mask: (H, W) uint8, 255 = the character. noise: mask values up to this one do not enlarge
@@ -20,11 +20,11 @@ def cut_out(picture: np.ndarray, mask: np.ndarray, noise: int = 0) -> np.ndarray
     if not len(rows):
         raise LikenessError("The mask is empty: paint the character, or leave the mask out.")
     box = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
-    share = blurred(mask[box])[..., None] / 255
+    share = smoothed(mask[box])[..., None] / 255
     return (255 * (1 - share) + share * picture[box]).astype(np.uint8)
 
 
-def blurred(mask: np.ndarray) -> np.ndarray:
+def smoothed(mask: np.ndarray) -> np.ndarray:
     """A 5 x 5 Gaussian blur of (h, w) uint8, mirrored at the border, rounded."""
     taps = np.array(_BLUR)
     padded = np.pad(mask.astype(np.int64), 2, mode="reflect")

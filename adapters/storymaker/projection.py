@@ -63,7 +63,7 @@ class StoryMakerProjection(FaceIdPlusProjection):
         return torch.cat([self.bg_embed, characters]).flatten(0, 1).unsqueeze(0)
 
 
-def build_projection(weights: dict[str, Tensor], heads: HeadWidths) -> StoryMakerProjection:
+def build_character_projection(weights: dict[str, Tensor], heads: HeadWidths) -> StoryMakerProjection:
     """The network whose official weights (keys of `image_proj_model`) these are, frozen and in eval mode.
 
     Raises KeyError, ValueError or RuntimeError when they do not make up one.

@@ -21,25 +21,25 @@ from typing import Any
 
 from ...errors import LikenessError
 from ...faces.photo_list import names_of, shown
-from ..table import Facts
-from .study import Result, Study, folders, listed, not_used, of_people
+from ..table import MethodFacts
+from .study import Study, StudyPicture, folders_in, names_in, not_used, of_people
 
 _NAME = re.compile(r"(?P<prompt>.*?)[-_ ]?(?P<seed>\d{1,18})")
 
 
 def survey(folder: Path, people: Path | None = None) -> Study:
     """What is there, the people by default in `folder`; LikenessError when people or results are missing."""
-    methods, results, warnings = folders(folder / "results"), [], []
+    methods, results, warnings = folders_in(folder / "results"), [], []
     for method in methods:
-        for person in folders(method):
-            found = listed(person)
+        for person in folders_in(method):
+            found = names_in(person)
             warnings += not_used(found, f"results/{shown(method.name)}/{shown(person.name)}")
             results += [
-                Result(method.name, person.name, *_prompt_and_seed(path.relative_to(person)), path)
+                StudyPicture(method.name, person.name, *_prompt_and_seed(path.relative_to(person)), path)
                 for path in found.photos
             ]
     for place in (folder / "results", *methods):
-        if stray := listed(place, deep=False).photos:
+        if stray := names_in(place, deep=False).photos:
             names = names_of([path.relative_to(folder).as_posix() for path in stray])
             warnings.append(f"not used: {names}, because results lie in results/<method>/<person>")
     if not results:
@@ -80,7 +80,7 @@ def _description(path: Path) -> dict[str, Any]:
     return record
 
 
-def _facts(record: Mapping[str, Any], path: Path) -> Facts:
+def _facts(record: Mapping[str, Any], path: Path) -> MethodFacts:
     numbers = {}
     for name in ("extra_mb", "training_seconds"):
         try:
@@ -89,4 +89,4 @@ def _facts(record: Mapping[str, Any], path: Path) -> Facts:
             numbers[name] = -1.0
         if numbers[name] < 0 or math.isinf(numbers[name]):
             raise LikenessError(f"{path} gives {name} as {record[name]!r}, which is not a number: write a number.")
-    return Facts(str(record.get("inputs", "")), **numbers)
+    return MethodFacts(str(record.get("inputs", "")), **numbers)

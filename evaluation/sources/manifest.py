@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ...errors import LikenessError
 from ...faces.photos import PICTURE_SUFFIXES
-from .study import Result, Study, of_people
+from .study import Study, StudyPicture, of_people
 
 MANIFEST, JOURNAL, RECORD = "manifest.csv", "journal.sqlite", "run.json"
 DONE = "done"
@@ -63,7 +63,7 @@ def survey_run(run: Path, people: Path | None = None, by: Sequence[str] = ()) ->
     telling = list(by) or _telling(columns, shown)
     saying = [column for column in columns if column in _PROMPT] or [c for c in columns if _input(c) in _SAID]
     results = [
-        Result(
+        StudyPicture(
             method=_method(row, telling) or run.resolve().name,
             person=row["person"],
             prompt=" / ".join(filter(None, dict.fromkeys(_text(row[column]) for column in saying))),

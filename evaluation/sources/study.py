@@ -11,12 +11,12 @@ import torch
 
 from ...errors import LikenessError
 from ...faces.photo_list import PhotoList, list_photos, names_of, shown
-from ..cache import read_picture
-from ..table import Facts
+from ..cache import picture_or_nan
+from ..table import MethodFacts
 
 
 @dataclass(frozen=True)
-class Result:
+class StudyPicture:
     """One picture of a method."""
 
     method: str
@@ -34,8 +34,8 @@ class Study:
     folder: Path
     given: Mapping[str, Sequence[Path]]  # person -> photos that were given
     held_out: Mapping[str, Sequence[Path]]  # person -> other photos, perhaps none
-    results: Sequence[Result]
-    facts: Mapping[str, Facts] = field(default_factory=dict)
+    results: Sequence[StudyPicture]
+    facts: Mapping[str, MethodFacts] = field(default_factory=dict)
     conditioners: frozenset[str] = frozenset()  # recognisers named by the methods
     warnings: tuple[str, ...] = ()
     elsewhere: Mapping[str, Path] = field(default_factory=dict)  # other folders, by how their pictures' names begin
@@ -60,24 +60,24 @@ class Study:
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """A picture (H, W, 3) RGB 0..1 by its name, read when it is asked for."""
-        return read_picture(self._by_name[name])
+        return picture_or_nan(self._by_name[name])
 
 
-def of_people(folder: Path, results: Sequence[Result], people: Path | None) -> Study:
+def of_people(folder: Path, results: Sequence[StudyPicture], people: Path | None) -> Study:
     """A study of results whose people have a folder each in `people`, by default that in `folder`.
 
     Photos that were given lie in `<person>/refs`, or in `<person>` itself, others in `<person>/held_out`.
     LikenessError for a person without photos.
     """
     place, given, warnings = people or folder / "people", {}, []
-    for person in folders(place):
-        references, own = listed(person / "refs"), listed(person, deep=False)
+    for person in folders_in(place):
+        references, own = names_in(person / "refs"), names_in(person, deep=False)
         photos = references.photos or own.photos
         if photos:
             given[person.name] = list(photos)
         where = f"people/{shown(person.name)}"
         warnings += not_used(references, f"{where}/refs") + not_used(own, where)
-        warnings += not_used(listed(person / "held_out"), f"{where}/held_out")
+        warnings += not_used(names_in(person / "held_out"), f"{where}/held_out")
         if references.photos and own.photos:
             names = names_of([photo.name for photo in own.photos])
             warnings.append(f"not used in {where}: {names}, because the photos in refs are what was given")
@@ -97,7 +97,7 @@ def of_people(folder: Path, results: Sequence[Result], people: Path | None) -> S
     )
 
 
-def joined(studies: Sequence[Study]) -> Study:
+def joined_studies(studies: Sequence[Study]) -> Study:
     """Several studies as one; a method that is in more than one of them is called by its folder's name as well.
 
     The photos of a person are those of the first study that has any.
@@ -109,8 +109,8 @@ def joined(studies: Sequence[Study]) -> Study:
     elsewhere = dict(first.elsewhere)
     given: dict[str, Sequence[Path]] = {}
     held_out: dict[str, Sequence[Path]] = {}
-    results: list[Result] = []
-    facts: dict[str, Facts] = {}
+    results: list[StudyPicture] = []
+    facts: dict[str, MethodFacts] = {}
     for study in studies:
         name = study.folder.resolve().name
         while name in taken:
@@ -136,17 +136,17 @@ def joined(studies: Sequence[Study]) -> Study:
     )
 
 
-def folders(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
     """The folders in a folder, by name; none where there is no such folder."""
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def pictures(folder: Path, deep: bool = True) -> list[Path]:
     """The pictures in a folder, by name, and if `deep` those in the folders below."""
-    return list(listed(folder, deep).photos)
+    return list(names_in(folder, deep).photos)
 
 
-def listed(folder: Path, deep: bool = True) -> PhotoList:
+def names_in(folder: Path, deep: bool = True) -> PhotoList:
     """What a folder holds, and if `deep` the folders below; nothing where there is no such folder."""
     return list_photos(folder, deep) if folder.is_dir() else PhotoList(())
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ...errors import LikenessError
 
-Conditioning = list[list[Any]]
+HostConditioning = list[list[Any]]
 
 
 @dataclass(frozen=True)
-class Window:
+class CropWindow:
     """A square of a picture, as shares of its width and height; it may reach beyond."""
 
     left: float
@@ -38,7 +38,7 @@ class Window:
         return F.grid_sample(planes.float(), grid, padding_mode="border", align_corners=False).to(planes.dtype)
 
 
-def prompt_in(window: Window, conditioning: Conditioning, latent: Tensor, side: int) -> Conditioning:
+def prompt_in(window: CropWindow, conditioning: HostConditioning, latent: Tensor, side: int) -> HostConditioning:
     """The conditioning as it holds in the window, for a picture of `side` pixels whose latent is given.
 
     Masks and ControlNets' hints are cut to the window; of prompts with an area those that reach its middle are kept, if
@@ -48,7 +48,7 @@ def prompt_in(window: Window, conditioning: Conditioning, latent: Tensor, side: 
     return [[text, _cut_values(values, window, latent, side)] for text, values, *_ in here]
 
 
-def _reaches(values: dict[str, Any], window: Window, latent: Tensor) -> bool:
+def _reaches(values: dict[str, Any], window: CropWindow, latent: Tensor) -> bool:
     area = values.get("area")
     if not area or area[0] != "percentage":
         return True  # of areas in pixels nobody knows how large the whole picture was
@@ -56,7 +56,7 @@ def _reaches(values: dict[str, Any], window: Window, latent: Tensor) -> bool:
     return window.holds_the_middle_of(left, top, left + wide, top + high)
 
 
-def _cut_values(values: dict[str, Any], window: Window, latent: Tensor, side: int) -> dict[str, Any]:
+def _cut_values(values: dict[str, Any], window: CropWindow, latent: Tensor, side: int) -> dict[str, Any]:
     of_area = ("area", "strength") if "area" in values else ()
     values = {key: value for key, value in values.items() if key not in of_area}
     if isinstance(values.get("mask"), Tensor):
@@ -70,7 +70,7 @@ def _cut_values(values: dict[str, Any], window: Window, latent: Tensor, side: in
     return values
 
 
-def _cut_hints(control: Any, window: Window, side: int) -> Any:
+def _cut_hints(control: Any, window: CropWindow, side: int) -> Any:
     """A copy of a chain of ControlNets whose hints show the window."""
     copied = control.copy()
     if isinstance(getattr(copied, "cond_hint_original", None), Tensor):
@@ -86,8 +86,8 @@ class Sampling:
     """What ComfyUI's sampler needs for every window."""
 
     model: Any
-    positive: Conditioning
-    negative: Conditioning
+    positive: HostConditioning
+    negative: HostConditioning
     vae: Any
     steps: int
     cfg: float
@@ -109,7 +109,7 @@ class Sampling:
                 "Connect the VAE of the model's own checkpoint."
             )
 
-    def again(self, pixels: Tensor, window: Window, seed: int, mask: Tensor | None = None) -> Tensor:
+    def again(self, pixels: Tensor, window: CropWindow, seed: int, mask: Tensor | None = None) -> Tensor:
         """The window (1, S, S, 3) sampled anew from its own latent; where the mask (S, S) is 0 it stays as it is."""
         import comfy.sample
         import comfy.utils

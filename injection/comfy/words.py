@@ -76,7 +76,7 @@ class _Taught:
         """The host's, of the text in which our words are files."""
         words = list(self.likeness_words)
         for number in sorted(range(len(words)), key=lambda n: -len(words[n])):
-            text = mentions(words[number]).sub(f" embedding:{_KEY}{number} ", text)
+            text = places_of_word(words[number]).sub(f" embedding:{_KEY}{number} ", text)
         return super().tokenize_with_weights(text, *given, **named)  # type: ignore[misc]
 
     def _try_get_embedding(self, embedding_name: str) -> Any:
@@ -89,7 +89,7 @@ class _Taught:
         return (vectors, *unknown[1:-1], rest.strip())
 
 
-def mentions(word: str) -> re.Pattern[str]:
+def places_of_word(word: str) -> re.Pattern[str]:
     """Where a text says a word, in any case; not inside of other words."""
     before = r"(?<!\w)" if word[:1].isalnum() else ""
     after = r"(?!\w)" if word[-1:].isalnum() else ""

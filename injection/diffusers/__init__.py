@@ -11,7 +11,7 @@ gradients, that are set anew before each step.
 
 from .apply import Applied, apply_effects
 from .control import ControlNet, control_residuals
-from .dit import InjectedDit, dit_of, inject_blocks
+from .dit import InjectedDit, dit_of
 from .place import DiscreteLevels, SamplingRun
 from .unet import InjectedUNet, inject
 
@@ -26,5 +26,4 @@ __all__ = [
     "control_residuals",
     "dit_of",
     "inject",
-    "inject_blocks",
 ]

@@ -1,11 +1,8 @@
-"""Modules behind the blocks of a FluxTransformer2DModel, by forward hooks.
-
-`inject_blocks` and `eject` are a pair. What is added is the same as in ComfyUI.
-"""
+"""Modules behind the blocks of a FluxTransformer2DModel, by forward hooks. What is added is the same as in ComfyUI."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -82,16 +79,3 @@ class InjectedDit:
         added = term.strength * term.modules.residual(number, images, self._prepared[key])
         factors = factors_of(term.scope, self.grid, pictures, len(roles))
         return added if factors is None else added * factors.to(added)
-
-
-def inject_blocks(
-    transformer: Any,
-    terms: Iterable[BlockTerm],
-    grid: tuple[int, int],
-    roles: Sequence[Role] = (Role.UNCOND, Role.COND),
-) -> InjectedDit:
-    """Put people's modules behind the blocks of a diffusers FLUX; call `eject` on what is returned to take them out.
-
-    They act whatever their windows say: `apply_effects` opens and closes those.
-    """
-    return InjectedDit(transformer, terms, Place(roles), grid)

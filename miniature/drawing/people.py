@@ -12,7 +12,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from .randomness import uniform
+from .randomness import uniform_numbers
 
 
 class HairColour(IntEnum):
@@ -161,8 +161,8 @@ class People:
 def draw_people(seeds: Iterable[int] | np.ndarray) -> People:
     """The people of these seeds. A seed is the same person on every machine, alone or in company."""
     seeds = np.asarray(seeds if isinstance(seeds, np.ndarray) else list(seeds), dtype=np.int64)
-    traits = (2 * uniform(seeds, _TRAIT_STREAM, len(TRAITS)) - 1).astype(np.float32)
-    draws = uniform(seeds, _KIND_STREAM, len(KINDS))
+    traits = (2 * uniform_numbers(seeds, _TRAIT_STREAM, len(TRAITS)) - 1).astype(np.float32)
+    draws = uniform_numbers(seeds, _KIND_STREAM, len(KINDS))
     kinds = np.stack([pick(draws[:, i], weights) for i, (_, weights) in enumerate(KINDS.values())], axis=1)
     return People(seeds, traits, kinds)
 

@@ -16,7 +16,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def uniform(seeds: Iterable[int] | np.ndarray, stream: int, count: int) -> np.ndarray:
+def uniform_numbers(seeds: Iterable[int] | np.ndarray, stream: int, count: int) -> np.ndarray:
     """`count` numbers in [0, 1) for each seed, (len(seeds), count) float64.
 
     Counter based: a row depends on its seed and on `stream` alone, never on its neighbours, so that any subset of a

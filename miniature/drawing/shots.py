@@ -9,7 +9,7 @@ from enum import IntEnum
 import numpy as np
 
 from .people import pick
-from .randomness import uniform
+from .randomness import uniform_numbers
 
 
 class Style(IntEnum):
@@ -136,7 +136,7 @@ def draw_shots(seeds: Iterable[int] | np.ndarray) -> Shots:
     """
     seeds = np.asarray(seeds if isinstance(seeds, np.ndarray) else list(seeds), dtype=np.int64)
     kinds = (Style, Scene, Expression, Clothing, Colour, Colour)
-    draws = uniform(seeds, _CONTENT_STREAM, len(kinds) + 3)
+    draws = uniform_numbers(seeds, _CONTENT_STREAM, len(kinds) + 3)
     style, scene, expression, clothing, clothing_colour, hat = (
         pick(draws[:, i], [1.0] * len(kind)) for i, kind in enumerate(kinds)
     )
@@ -144,7 +144,7 @@ def draw_shots(seeds: Iterable[int] | np.ndarray) -> Shots:
         draws[:, len(kinds) + i] < share for i, share in enumerate((_GLASSES_SHARE, _BEARD_SHARE, _HAT_SHARE))
     )
     limits = np.array(list(LIMITS.values()))
-    nuisance = ((2 * uniform(seeds, _NUISANCE_STREAM, len(LIMITS)) - 1) * limits).astype(np.float32)
+    nuisance = ((2 * uniform_numbers(seeds, _NUISANCE_STREAM, len(LIMITS)) - 1) * limits).astype(np.float32)
     return Shots(
         style, scene, expression, clothing, clothing_colour, glasses, beard, np.where(hatted, hat, -1), nuisance
     )

@@ -36,7 +36,7 @@ def judge_weights(folder: Path = FOLDER) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
-def calibration_of(judge: FaceAnalysis, folder: Path = FOLDER) -> Calibration | None:
+def miniature_calibration_of(judge: FaceAnalysis, folder: Path = FOLDER) -> Calibration | None:
     """What was measured of the miniature's judge; None for any other, and when the weights are no longer the same."""
     if recogniser_of(judge).name != JUDGE or not (folder / FILE).is_file():
         return None

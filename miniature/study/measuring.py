@@ -38,7 +38,7 @@ PROMPTS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class StudySubject:
     """One person: photos that a method may see, others to judge by, and how the judge and the conditioner see them."""
 
     name: str
@@ -67,12 +67,12 @@ class Subject:
         return references_of_photos(self.world.analysis, self.held_out)
 
 
-def subjects(world: World, numbers: Sequence[int]) -> list[Subject]:
+def subjects(world: World, numbers: Sequence[int]) -> list[StudySubject]:
     """The test people of these numbers."""
     made = []
     for number in numbers:
         photos = list(photos_of(SPLITS["test"][number], GIVEN + HELD_OUT))
-        made.append(Subject(f"person-{number}", photos[:GIVEN], photos[GIVEN:], world))
+        made.append(StudySubject(f"person-{number}", photos[:GIVEN], photos[GIVEN:], world))
     return made
 
 
@@ -93,11 +93,11 @@ def asked(prompt: str) -> dict[str, str]:
 def measure_subject(
     world: World,
     method: str,
-    subject: Subject,
+    subject: StudySubject,
     pictures: Tensor,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    others: Sequence[Subject] = (),
+    others: Sequence[StudySubject] = (),
     seconds: float = float("nan"),
 ) -> list[Record]:
     """A record for each picture (B, H, W, 3) that a method made of one person. seconds: per picture."""

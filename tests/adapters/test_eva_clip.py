@@ -46,7 +46,7 @@ def same(a: eva_clip.EvaFeatures, b: eva_clip.EvaFeatures) -> bool:
 
 def test_the_official_file_is_read_as_it_is(tmp_path, weights, pixels):
     torch.save(weights, tmp_path / eva_clip.FILE)
-    tower = eva_clip.build(read_weights(tmp_path / eva_clip.FILE)[0])
+    tower = eva_clip.build_eva(read_weights(tmp_path / eva_clip.FILE)[0])
     features = tower.encode_pixels(pixels)
     assert tower.image_size == 28 and tower.widths == (files.EVA_WIDTH, files.EVA_EMBED)
     assert features.pooled.shape == (2, files.EVA_EMBED)
@@ -55,13 +55,13 @@ def test_the_official_file_is_read_as_it_is(tmp_path, weights, pixels):
 
 @pytest.mark.parametrize("prefix", ["", "visual.trunk."], ids=["timm", "open_clip"])
 def test_other_publishers_names_are_the_same_network(weights, pixels, prefix):
-    one, other = eva_clip.build(weights), eva_clip.build(renamed(weights, prefix))
+    one, other = eva_clip.build_eva(weights), eva_clip.build_eva(renamed(weights, prefix))
     assert same(one.encode_pixels(pixels), other.encode_pixels(pixels))
 
 
 def test_angles_in_the_file_are_passed_over_in_silence(weights, pixels, caplog):
     angles = {"visual.rope.freqs_cos": torch.zeros(4, 64), "visual.blocks.3.attn.rope.freqs_sin": torch.zeros(4, 64)}
-    plain, given = eva_clip.build(weights), eva_clip.build(weights | angles)
+    plain, given = eva_clip.build_eva(weights), eva_clip.build_eva(weights | angles)
     assert same(plain.encode_pixels(pixels), given.encode_pixels(pixels))
     assert not caplog.records
 
@@ -69,7 +69,7 @@ def test_angles_in_the_file_are_passed_over_in_silence(weights, pixels, caplog):
 def test_places_matter(weights, pixels):
     """Without them a picture and its mirror image would give the same class token, but for the absolute positions."""
     still = {k: torch.zeros_like(v) if k.endswith("pos_embed") else v for k, v in weights.items()}
-    tower = eva_clip.build(still)
+    tower = eva_clip.build_eva(still)
     mirrored = torch.cat([pixels[..., 14:], pixels[..., :14]], dim=-1)  # the patches change places, their pixels do not
     one, other = tower.encode_pixels(pixels).pooled, tower.encode_pixels(mirrored).pooled
     assert not torch.allclose(one, other, atol=1e-3)
@@ -83,12 +83,12 @@ def test_places_matter(weights, pixels):
 def test_a_file_cut_short_says_so(weights, missing, says):
     cut = {key: value for key, value in weights.items() if not key.startswith(missing)}
     with pytest.raises(LikenessError) as error:
-        eva_clip.build(cut, "eva.pt")
+        eva_clip.build_eva(cut, "eva.pt")
     text = str(error.value)
     assert "eva.pt" in text and says in text and eva_clip.FILE in text and text.endswith(".") and "\n" not in text
 
 
 def test_it_computes_in_single_precision(weights):
-    tower = eva_clip.build(weights)
+    tower = eva_clip.build_eva(weights)
     assert {parameter.dtype for parameter in tower.parameters()} == {torch.float32}
     assert not any(parameter.requires_grad for parameter in tower.parameters())

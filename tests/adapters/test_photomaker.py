@@ -210,11 +210,11 @@ def test_the_fuse_is_the_paper_s_and_weights_move_towards_it():
 
 
 def test_mixing_people_in_one_identity_counts_each_by_its_weight():
-    from likeness.faces.identity import combine
+    from likeness.faces.identity import combine_identities
 
     ann, ben = person("Ann", photos=1, seed=1), person("Ben", photos=1, seed=2)
-    even = combine([ann, ben])
-    uneven = combine([ann, ben], [1.0, 0.5])
+    even = combine_identities([ann, ben])
+    uneven = combine_identities([ann, ben], [1.0, 0.5])
     one = adapter()
     _, both = states(one.effects(request("a man img", even)))
     _, mixed = states(one.effects(request("a man img", uneven)))

@@ -15,14 +15,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from batch_fake import Fake, graph, serving
 
-from likeness.batch.check import Checked, check
+from likeness.batch.check import Checked, check_plan
 from likeness.batch.client import Access, HttpServer, read_address
 from likeness.batch.engine import Engine
-from likeness.batch.plan import Plan
-from likeness.batch.session import Run, begin, execute, go_on, is_begun
-from likeness.batch.work import End, Settings
+from likeness.batch.plan import BatchPlan
+from likeness.batch.session import BatchRun, begin, execute, go_on, is_begun
+from likeness.batch.work import End, WorkSettings
 
-QUICK = Settings(grace=0.4, zombie=0.6, stall=2.0, poll=(0.02, 0.2), first_probe=0.02)
+QUICK = WorkSettings(grace=0.4, zombie=0.6, stall=2.0, poll=(0.02, 0.2), first_probe=0.02)
 
 
 class Desk:
@@ -45,9 +45,11 @@ class Desk:
     def rows(self, count: int) -> Path:
         return self.table("Paint.color,meta.note", *(f"{n},note {n}" for n in range(count)))
 
-    def plan(self, **changes: Any) -> Plan:
+    def plan(self, **changes: Any) -> BatchPlan:
         table = self.folder / "rows.csv"
-        return Plan(**{"workflow": self.folder / "api.json", "table": table if table.is_file() else None, **changes})
+        return BatchPlan(
+            **{"workflow": self.folder / "api.json", "table": table if table.is_file() else None, **changes}
+        )
 
     def tell(self, kind: str, data: Any) -> None:
         self.events.append((kind, dict(data)))
@@ -55,10 +57,10 @@ class Desk:
     def told(self, kind: str) -> list[dict[str, Any]]:
         return [data for one, data in self.events if one == kind]
 
-    async def check(self, fakes: Sequence[Fake], plan: Plan | None = None, **options: Any) -> Checked:
+    async def check(self, fakes: Sequence[Fake], plan: BatchPlan | None = None, **options: Any) -> Checked:
         workers = [HttpServer(read_address(fake.url)) for fake in fakes]
         try:
-            return await check(
+            return await check_plan(
                 plan or self.plan(), workers, options.pop("open_faces", _nobody), self.out / "identities", **options
             )
         finally:
@@ -68,14 +70,14 @@ class Desk:
     async def run(
         self,
         fakes: Sequence[Fake],
-        plan: Plan | None = None,
-        settings: Settings = QUICK,
+        plan: BatchPlan | None = None,
+        settings: WorkSettings = QUICK,
         meanwhile: Callable[[Engine], Awaitable[Any]] | None = None,
         judge: Any = None,
         open_faces: Any = None,
         shared: Path | None = None,
         worker: Any = HttpServer,
-    ) -> tuple[End, Run]:
+    ) -> tuple[End, BatchRun]:
         """Begin or go on, to the end."""
         workers = [worker(read_address(fake.url), Access(timeout=0.3)) for fake in fakes]
         plan = plan or self.plan()
@@ -89,7 +91,7 @@ class Desk:
                 for worker in workers:
                     await worker.open()
             else:
-                checked = await check(plan, workers, open_faces or _nobody, self.out / "identities")
+                checked = await check_plan(plan, workers, open_faces or _nobody, self.out / "identities")
                 assert not checked.problems, [str(one) for one in checked.problems.found]
                 run = begin(self.out, checked)
                 servers = [(seen.worker, seen.nodes) for seen in checked.servers]

@@ -165,7 +165,7 @@ def test_an_answer_without_end_is_cut_off(desk, monkeypatch):
                 await answer.write(bytes(2**16))
             return answer
 
-        fake._info = endless
+        monkeypatch.setattr(fake, "_info", endless)
         async with serving(fake) as fakes:
             assert "answers with more than 1 MB" in str((await desk.check(fakes)).problems.found[0])
 

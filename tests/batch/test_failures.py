@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from likeness.batch.failures import MOST_ATTEMPTS, Outcome, Then, decide, is_out_of_memory
+from likeness.batch.failures import MOST_ATTEMPTS, Failure, Then, decide, says_out_of_memory
 from likeness.batch.journal import Attempt
 
 
@@ -63,7 +63,7 @@ def test_what_follows(outcomes, servers, then):
 
 
 def test_every_outcome_has_a_verdict():
-    for outcome in Outcome:
+    for outcome in Failure:
         assert decide(tried(outcome.value), 1).then in Then
 
 
@@ -78,4 +78,4 @@ def test_every_outcome_has_a_verdict():
     ],
 )
 def test_out_of_memory_is_known_by_its_words(kind, words, is_memory):
-    assert is_out_of_memory(kind, words) is is_memory
+    assert says_out_of_memory(kind, words) is is_memory

@@ -34,12 +34,15 @@ def test_what_a_killed_client_had_sent_is_asked_of_its_server_first(desk, monkey
     desk.rows(6)
 
     async def go():
-        fake = Fake(version, seconds=0.05)
+        fake = Fake(version, seconds=0.15)
         async with serving(fake) as fakes:
 
             async def until_two_are_sent(engine):
-                while made_so_far(desk) < 1 or len(engine.lanes[0].flights) < 2:
+                flights = engine.lanes[0].flights
+                while made_so_far(desk) < 1 or sum(flight.in_queue for flight in flights.values()) < 2:
                     await asyncio.sleep(0.002)
+                while len(fake.posted) < made_so_far(desk) + 2:
+                    await asyncio.sleep(0.001)
                 raise RuntimeError("killed")
 
             work = asyncio.ensure_future(desk.run(fakes, meanwhile=lambda engine: kill(engine, work)))
@@ -249,7 +252,7 @@ def test_a_key_that_cannot_be_used_is_told(desk, monkeypatch, option, words, val
     paths = [str(desk.folder / "api.json"), str(desk.folder / "rows.csv"), "--out", str(desk.out)]
     paid = () if "allow-paid" in said else ("--allow-paid",)
     words = ["batch", "run", *paths, "--server", "http://127.0.0.1:9", option, words, *paid]
-    ended = CliRunner().invoke(cli.build(), words)
+    ended = CliRunner().invoke(cli.command_tree(), words)
     assert isinstance(ended.exception, LikenessError)
     assert said in str(ended.exception) and (value is None or value == "x" or value not in str(ended.exception))
 

@@ -10,7 +10,7 @@ from colour_judge import colour_judge, picture
 
 from likeness.batch.journal import Journal
 from likeness.batch.judge import judge_of
-from likeness.batch.plan import Judging, People, Seeds
+from likeness.batch.plan import Judging, PlannedPeople, Seeds
 from likeness.batch.work import End
 from likeness.errors import LikenessError
 from likeness.faces import found
@@ -35,7 +35,7 @@ def people(desk):
     made = graph()
     made["3"] = {"class_type": "LikenessLoadIdentity", "inputs": {"file": "somebody.safetensors"}}
     desk.write_graph(made)
-    return People(str(desk.folder / "people/*/*.png"), ("LikenessLoadIdentity.file",), faces="conditioner")
+    return PlannedPeople(str(desk.folder / "people/*/*.png"), ("LikenessLoadIdentity.file",), faces="conditioner")
 
 
 def faces(name):

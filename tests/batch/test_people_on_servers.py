@@ -14,8 +14,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from likeness import cli
-from likeness.batch.people import Person, identity_from
-from likeness.batch.plan import People
+from likeness.batch.people import PersonPhotos, identity_from
+from likeness.batch.plan import PlannedPeople
 from likeness.cli import opening
 from likeness.errors import LikenessError
 from likeness.faces import Identity, read_photo
@@ -49,7 +49,7 @@ def people(desk):
         "workflow: api.json\ntable: rows.csv\n"
         "people: {photos: 'people/*/*.png', into: LikenessLoadIdentity.file, faces: sface}\n"
     )
-    return People(str(desk.folder / "people/*/*.png"), ("LikenessLoadIdentity.file",), faces="sface")
+    return PlannedPeople(str(desk.folder / "people/*/*.png"), ("LikenessLoadIdentity.file",), faces="sface")
 
 
 def seeing(fake, folder):
@@ -72,7 +72,7 @@ def seeing(fake, folder):
 def batch(desk, fakes, verb="run", *words):
     servers = [word for fake in fakes for word in ("--server", fake.url)]
     return CliRunner().invoke(
-        cli.build(), ["batch", verb, str(desk.folder / "plan.yaml"), "--out", str(desk.out), *servers, *words]
+        cli.command_tree(), ["batch", verb, str(desk.folder / "plan.yaml"), "--out", str(desk.out), *servers, *words]
     )
 
 
@@ -95,7 +95,7 @@ def test_identities_are_made_once_on_servers_and_sent_as_files(desk, people, mon
     for file in files:
         made = Identity.load(file)
         photos = sorted((desk.folder / "people" / made.name).glob("*.png"))
-        here = identity_from(Person(made.name, photos), colour_judge("conditioner"))
+        here = identity_from(PersonPhotos(made.name, photos), colour_judge("conditioner"))
         assert made.recogniser == here.recogniser and torch.equal(made.embeddings, here.embeddings)
         assert torch.equal(made.aligned, here.aligned) and torch.equal(made.boxes, here.boxes)
     sent = {
@@ -134,7 +134,7 @@ def test_photos_that_no_server_and_nobody_here_can_look_at_are_told_by_the_check
 
     async def problems(fake, faces="sface"):
         async with serving(fake) as fakes:
-            plan = desk.plan(people=People(people.photos, people.into, faces=faces))
+            plan = desk.plan(people=PlannedPeople(people.photos, people.into, faces=faces))
             return (await desk.check(fakes, plan, open_faces=no_models)).problems.found
 
     assert "is not here" in str(run(problems(Fake(info=poor)))[0])

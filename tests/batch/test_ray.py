@@ -14,7 +14,7 @@ import pytest
 
 ray = pytest.importorskip("ray", reason="likeness[ray] is not installed")
 
-from likeness.batch.check import check  # noqa: E402
+from likeness.batch.check import check_plan  # noqa: E402
 from likeness.batch.local import Comfy  # noqa: E402
 from likeness.batch.ray_workers import ray_workers  # noqa: E402
 from likeness.batch.session import begin, execute  # noqa: E402
@@ -78,7 +78,7 @@ def test_a_killed_server_and_a_killed_actor_lose_no_row(desk, comfy):
     async def go():
         workers = ray_workers("local", 2, started, gpus=0.0)
         try:
-            checked = await check(desk.plan(), workers, lambda name: None, desk.out / "identities")
+            checked = await check_plan(desk.plan(), workers, lambda name: None, desk.out / "identities")
             assert not checked.problems, [str(one) for one in checked.problems.found]
             run = begin(desk.out, checked)
             before = processes(pids)

@@ -32,11 +32,11 @@ def words_for(desk, fake, *words):
 
 
 def likeness(desk, fake, *words):
-    return CliRunner().invoke(cli.build(), words_for(desk, fake, *words))
+    return CliRunner().invoke(cli.command_tree(), words_for(desk, fake, *words))
 
 
 def counts(desk):
-    return json.loads(CliRunner().invoke(cli.build(), ["batch", "status", str(desk.out), "--json"]).output)
+    return json.loads(CliRunner().invoke(cli.command_tree(), ["batch", "status", str(desk.out), "--json"]).output)
 
 
 # --- --give-up

@@ -12,13 +12,13 @@ from batch_fake import Fake, in_background
 from typer.testing import CliRunner
 
 from likeness import cli
-from likeness.batch.graph import Template, read_workflow
+from likeness.batch.graph import GraphTemplate, read_workflow
 from likeness.batch.table import Table
 from likeness.errors import LikenessError
 
 
 def likeness(*words):
-    return CliRunner().invoke(cli.build(), ["batch", *map(str, words)])
+    return CliRunner().invoke(cli.command_tree(), ["batch", *map(str, words)])
 
 
 @pytest.fixture
@@ -217,7 +217,9 @@ def test_help_is_in_chinese_too(verb):
 
 def test_ids_of_rows_never_change(desk):
     workflow = read_workflow(desk.folder / "api.json")
-    template = Template(workflow.graph, [workflow.resolve("Paint.color")], [workflow.resolve("Save.filename_prefix")])
+    template = GraphTemplate(
+        workflow.graph, [workflow.resolve("Paint.color")], [workflow.resolve("Save.filename_prefix")]
+    )
     address = workflow.resolve("Paint.color")
     found = [template.row_id({address: color})[:12] for color in (0, 1, 0xFFFFFF)]
     assert found == ["8c952651278d", "085c7124de5d", "498a8b15f9ac"]

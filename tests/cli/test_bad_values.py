@@ -64,7 +64,7 @@ def parameters(app: typer.Typer, command: Any, above: tuple[str, ...] = ()) -> I
         yield from parameters(group.typer_instance, command.commands[group.name], (*above, group.name))
 
 
-ALL = list(parameters(cli.build(), typer.main.get_command(cli.build())))
+ALL = list(parameters(cli.command_tree(), typer.main.get_command(cli.command_tree())))
 
 
 def run(verb: tuple[str, ...], changed: dict[str, list[str]]) -> Result:
@@ -73,7 +73,7 @@ def run(verb: tuple[str, ...], changed: dict[str, list[str]]) -> Result:
     flags = {parameter.name: parameter.flag for parameter in ALL if parameter.verb == verb}
     options = [f"{flags[name]}={value}" for name, given in values.items() if flags[name] for value in given]
     arguments = [value for name, given in values.items() if not flags[name] for value in given]
-    return CliRunner().invoke(cli.build(), [*verb, *options, *(["--", *arguments] if arguments else [])])
+    return CliRunner().invoke(cli.command_tree(), [*verb, *options, *(["--", *arguments] if arguments else [])])
 
 
 def everything_outside(desk: Path) -> set[str]:

@@ -22,7 +22,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def likeness(desk: Path) -> Run:
-    return lambda *arguments: CliRunner().invoke(cli.build(), [str(argument) for argument in arguments])
+    return lambda *arguments: CliRunner().invoke(cli.command_tree(), [str(argument) for argument in arguments])
 
 
 # identity

@@ -44,7 +44,7 @@ def folder(tmp_path, colours) -> Path:
 def test_the_shipped_calibration_is_that_of_the_shipped_judge():
     measured = Calibration.load(FOLDER / calibration.FILE)
     assert measured.weights == calibration.judge_weights(), "`likeness calibrate miniature` makes it again"
-    assert calibration.calibration_of(miniature_judge()) == measured
+    assert calibration.miniature_calibration_of(miniature_judge()) == measured
     assert (measured.people, measured.photos) == (len(calibration.PEOPLE), len(calibration.PEOPLE) * calibration.PHOTOS)
     assert measured.threshold(1e-1) < measured.threshold(1e-2) < measured.threshold(1e-3) < 1
     assert measured.auc > 0.95 and measured.genuine > measured.threshold(1e-2)
@@ -106,7 +106,7 @@ def test_a_calibration_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_a_place_that_is_taken_is_told_before_anything_is_measured(tmp_path):
     (tmp_path / "judge.json").write_text("{}")
-    result = CliRunner().invoke(cli.build(), ["calibrate", "miniature", "--out", str(tmp_path / "judge.json")])
+    result = CliRunner().invoke(cli.command_tree(), ["calibrate", "miniature", "--out", str(tmp_path / "judge.json")])
     assert isinstance(result.exception, LikenessError) and "exists already" in str(result.exception)
 
 
@@ -116,10 +116,10 @@ def test_nobody_of_the_calibration_is_in_a_study():
 
 
 def test_other_judges_and_other_weights_have_no_calibration_of_ours(judge, tmp_path):
-    assert calibration.calibration_of(judge) is None
+    assert calibration.miniature_calibration_of(judge) is None
     shutil.copy(FOLDER / calibration.FILE, tmp_path)
     (tmp_path / "judge.safetensors").write_bytes(b"retrained")
-    assert calibration.calibration_of(miniature_judge(), tmp_path) is None
+    assert calibration.miniature_calibration_of(miniature_judge(), tmp_path) is None
 
 
 def test_the_people_are_drawn_when_they_are_asked_for():
@@ -132,10 +132,10 @@ def test_the_people_are_drawn_when_they_are_asked_for():
 def test_a_judge_is_measured_by_a_command_and_the_file_is_used(folder, judge, monkeypatch):
     monkeypatch.setattr(opening, "open_faces", lambda name: judge)
     file = folder / "mine.json"
-    measured = CliRunner().invoke(cli.build(), ["calibrate", str(folder / "people"), "--out", str(file)])
+    measured = CliRunner().invoke(cli.command_tree(), ["calibrate", str(folder / "people"), "--out", str(file)])
     assert measured.exit_code == 0, measured.output
     assert "4 photos of 2 people" in measured.output and Calibration.load(file).recogniser == "by colour"
-    judged = CliRunner().invoke(cli.build(), ["evaluate", str(folder), "--calibration", str(file)])
+    judged = CliRunner().invoke(cli.command_tree(), ["evaluate", str(folder), "--calibration", str(file)])
     assert judged.exit_code == 0, judged.output
     text = (folder / "report" / "report.md").read_text(encoding="utf-8")
     assert "accepted at 1e-3" in text and "The judge's own quality: equal error rate" in text
@@ -144,8 +144,8 @@ def test_a_judge_is_measured_by_a_command_and_the_file_is_used(folder, judge, mo
 def test_a_judge_that_brings_its_calibration_needs_no_file(folder, judge, colours, monkeypatch):
     monkeypatch.setattr(opening, "open_faces", lambda name: judge)
     own = calibrate(judge, {"a": colours.of(RED, PINK), "b": colours.of(GREEN)})
-    monkeypatch.setattr(calibration, "calibration_of", lambda judge: own)
-    assert CliRunner().invoke(cli.build(), ["evaluate", str(folder)]).exit_code == 0
+    monkeypatch.setattr(calibration, "miniature_calibration_of", lambda judge: own)
+    assert CliRunner().invoke(cli.command_tree(), ["evaluate", str(folder)]).exit_code == 0
     assert "accepted at 1e-3" in (folder / "report" / "report.md").read_text(encoding="utf-8")
 
 

@@ -91,7 +91,7 @@ def study(tmp_path, monkeypatch, judge):
 
 def test_the_command_measures_prompts_once(study, folder, monkeypatch):
     arguments = ["evaluate", str(study), "--clip", str(folder), "--word", "sks"]
-    result = CliRunner().invoke(cli.build(), arguments)
+    result = CliRunner().invoke(cli.command_tree(), arguments)
     assert result.exit_code == 0, result.output
     records = {record.prompt: record.value("clip_t") for record in read_csv(study / "report" / "records.csv")}
     picture = torch.from_numpy(np.array(Image.open(study / "people/ann/refs/1.png"))).float()[None] / 255
@@ -100,11 +100,11 @@ def test_the_command_measures_prompts_once(study, folder, monkeypatch):
     report = (study / "report" / "report.md").read_text()
     assert "CLIP-T" in report and f"--clip {folder} --word sks" in report
     monkeypatch.setattr(FolderClip, "encode_images", lambda *_: pytest.fail("measured again"))
-    again = CliRunner().invoke(cli.build(), arguments)
+    again = CliRunner().invoke(cli.command_tree(), arguments)
     assert again.exit_code == 0 and (study / "report" / "report.md").read_text() == report
 
 
 def test_prompts_that_are_no_object_say_so(study, folder):
     (study / "results" / "prompts.json").write_text("[]")
-    result = CliRunner().invoke(cli.build(), ["evaluate", str(study), "--clip", str(folder)])
+    result = CliRunner().invoke(cli.command_tree(), ["evaluate", str(study), "--clip", str(folder)])
     assert isinstance(result.exception, LikenessError) and "prompts.json is not what describes" in str(result.exception)

@@ -17,7 +17,7 @@ def likeness(monkeypatch, judge):
     """Runs the command line in this process; every name of a judge opens the judge of colours."""
     opened = []
     monkeypatch.setattr(opening, "open_faces", lambda name: opened.append(name) or judge)
-    run = lambda *arguments: CliRunner().invoke(cli.build(), [str(argument) for argument in arguments])  # noqa: E731
+    run = lambda *arguments: CliRunner().invoke(cli.command_tree(), [str(argument) for argument in arguments])  # noqa: E731
     run.opened = opened  # type: ignore[attr-defined]
     return run
 
@@ -70,7 +70,7 @@ def test_columns_are_for_batches(likeness, folder):
 
 def test_the_default_judge_needs_its_files_by_name(folder, monkeypatch, tmp_path, without_face_packages):
     monkeypatch.setenv("HOME", str(tmp_path))
-    result = CliRunner().invoke(cli.build(), ["evaluate", str(folder)])
+    result = CliRunner().invoke(cli.command_tree(), ["evaluate", str(folder)])
     if result.exit_code:
         assert isinstance(result.exception, LikenessError) and "face_detection_yunet" in str(result.exception)
 
@@ -85,7 +85,7 @@ def test_a_second_judge_stands_beside_the_first(folder, monkeypatch, judge):
     monkeypatch.setattr(opening, "open_faces", judges.__getitem__)
 
     def run(*more: str):
-        return CliRunner().invoke(cli.build(), ["evaluate", str(folder), *more])
+        return CliRunner().invoke(cli.command_tree(), ["evaluate", str(folder), *more])
 
     assert run("--second-judge", "dlib").exit_code == 0
     (first, *_) = read_csv(folder / "report" / "records.csv")

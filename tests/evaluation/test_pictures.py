@@ -12,11 +12,10 @@ from likeness.evaluation.prompts import (
     forget,
     plain_text,
 )
-from likeness.evaluation.quality import sane, sharpness
+from likeness.evaluation.quality import crop_sharpness, sane
 from likeness.evaluation.similarity import (
     aligned_faces,
     diversity,
-    face_mask,
     keep_base,
     masked_clip,
     style_gain,
@@ -125,13 +124,6 @@ def test_diversity_is_the_mean_distance_of_pairs():
     assert np.isnan(diversity(_flat(RED), CLIP.encode_images))
 
 
-def test_the_mask_of_a_face_covers_it_and_is_empty_without():
-    mask = face_mask(Face(box=np.array([10, 10, 20, 30], np.float32), score=1.0), 40, 40)
-    assert mask[20, 15] == 1 and mask[20, 1] == 0 and mask[20, 20] == 1 and mask[9, 9] == 0
-    assert face_mask(None, 4, 4).sum() == 0
-    assert face_mask(Face(box=np.full(4, 5, np.float32), score=1.0), 8, 8).sum() == 0, "a box of no size"
-
-
 def test_aligned_faces_leave_out_who_has_no_keypoints():
     photo = np.full((112, 112, 3), 200, np.uint8)
     face = Face(box=np.zeros(4), score=1.0, keypoints=arcface_template(112).astype(np.float32))
@@ -154,5 +146,5 @@ def test_a_blurred_face_is_less_sharp():
     sharp = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
     planes = sharp.permute(0, 3, 1, 2)
     blurred = torch.nn.functional.avg_pool2d(planes, 3, 1, 1).permute(0, 2, 3, 1)
-    assert float(sharpness(blurred)) < 0.2 * float(sharpness(sharp))
-    assert float(sharpness(torch.full((1, 8, 8, 3), 0.3))) == pytest.approx(0, abs=1e-12)
+    assert float(crop_sharpness(blurred)) < 0.2 * float(crop_sharpness(sharp))
+    assert float(crop_sharpness(torch.full((1, 8, 8, 3), 0.3))) == pytest.approx(0, abs=1e-12)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from likeness.errors import LikenessError
-from likeness.evaluation.cache import SightCache, look_at
+from likeness.evaluation.cache import SightCache, findings_of
 from likeness.evaluation.judging import evaluate, open_study
 from likeness.evaluation.pool import WORTH_A_WORKER, Pool
 from likeness.miniature.drawing.people import SPLITS
@@ -96,5 +96,5 @@ def test_a_cache_of_an_older_version_is_looked_at_again(folder, judge, tmp_path)
 
 def test_what_is_written_down_is_plain_json(folder, judge):
     for path in open_study(folder).files:
-        record = look_at(judge, path)
+        record = findings_of(judge, path)
         assert json.loads(json.dumps(record)) == record

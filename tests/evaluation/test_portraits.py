@@ -12,12 +12,12 @@ from likeness.evaluation.plots import BAD
 from likeness.evaluation.portraits import (
     WITH,
     Verdict,
-    beside,
+    joint_verdict,
     judge_pictures,
-    markdown,
     portrait_sheet,
     sentence,
     to_records,
+    verdict_markdown,
 )
 from likeness.evaluation.report import report
 
@@ -87,7 +87,7 @@ def test_photos_that_were_not_given_tell_likeness_from_copying(colours, identify
     assert -0.5 < middle.copy_paste < 0.5
     assert nobody.sim_gt == nobody.sim_ref == 0 and np.isnan(nobody.copy_paste) and np.isnan(nobody.blending)
     assert verdict.copies[:3] == pytest.approx([one.copy_paste for one in verdict.multi[:3]]), "one photo of each kind"
-    words = markdown("Report", verdict)
+    words = verdict_markdown("Report", verdict)
     assert "As multi-identity benchmarks count it, by by colour: Sim(GT)" in words and "blending" not in words
     assert "| picture | likeness | cosine | Sim(GT) | Sim(Ref) | copy-paste | copy | remark |" in words
     assert "| 3 | 0 % | 0.00 | 0.00 | 0.00 | – | – | no face |" in words
@@ -104,7 +104,7 @@ def test_of_several_people_it_counts_as_the_benchmark_does(colours, ann, bob, ju
     assert figures == same and -0.5 < figures.copy_paste < 0.5 and figures.blending < 0.5 and not one.copies
     [without] = judge_pictures(both, [ann, bob], judge).multi
     assert np.isnan(without.sim_gt) and np.isnan(without.copy_paste) and without.sim_ref == figures.sim_ref
-    assert "Sim(GT)" not in markdown("R", judge_pictures(both, [ann, bob], judge))
+    assert "Sim(GT)" not in verdict_markdown("R", judge_pictures(both, [ann, bob], judge))
 
 
 def test_both_judges_count_it(colours, identify, judge, other_judge):
@@ -113,10 +113,10 @@ def test_both_judges_count_it(colours, identify, judge, other_judge):
         judge_pictures(colours.of(RED), [ann], one, allow_same_recogniser=True, **photos)
         for one in (judge, other_judge)
     ]
-    together = beside(verdicts)
-    assert "by by colour: Sim(GT) " in markdown("R", together) and "; by conditioner: Sim(GT) " in markdown(
+    together = joint_verdict(verdicts)
+    assert "by by colour: Sim(GT) " in verdict_markdown(
         "R", together
-    )
+    ) and "; by conditioner: Sim(GT) " in verdict_markdown("R", together)
     assert to_records(together, WITH)[0].measures["copy_second"] == verdicts[1].copies[0]
 
 
@@ -133,7 +133,7 @@ def test_the_recogniser_that_made_the_identity_is_refused(colours, ann, other_ju
     with pytest.raises(LikenessError, match="would judge its own work"):
         judge_pictures(colours.of(RED), [ann], other_judge)
     allowed = judge_pictures(colours.of(RED), [ann], other_judge, allow_same_recogniser=True)
-    assert "**Warning: judge equals conditioner" in markdown("Report", allowed)
+    assert "**Warning: judge equals conditioner" in verdict_markdown("Report", allowed)
     with pytest.raises(LikenessError, match="connect an identity"):
         judge_pictures(colours.of(RED), [], other_judge)
 
@@ -153,7 +153,7 @@ def test_the_sentence_says_what_was_gained_and_what_is_missing(verdict, colours,
 
 
 def test_the_text_has_a_line_for_every_picture_best_first(verdict):
-    lines = markdown("Ann", verdict, remarks=["A remark."]).splitlines()
+    lines = verdict_markdown("Ann", verdict, remarks=["A remark."]).splitlines()
     assert lines[0] == "# Ann" and "A remark." in lines
     numbers = [
         int(line.split("|")[1]) for line in lines if line.startswith("|") and line.split("|")[1].strip().isdigit()
@@ -201,17 +201,17 @@ def test_a_verdict_becomes_records_for_the_full_report(verdict, colours, tmp_pat
 
 def test_two_judges_stand_side_by_side_and_both_must_be_pleased():
     first, second = _verdict(90, 70, 20), replace(_verdict(80, 10, 30), judge="dlib", licence="CC0-1.0")
-    both = beside([first, second])
+    both = joint_verdict([first, second])
     assert both.percents == (85, 40, 25) and both.order == [0, 1, 2]
     assert both.best(threshold=30) == [0] and first.best(threshold=30) == [0, 1]
     assert both.judge == "sface and dlib" and both.licence == "Apache-2.0; CC0-1.0"
-    text = markdown("Ann", both)
+    text = verdict_markdown("Ann", both)
     assert "| picture | likeness | sface, cosine | dlib, cosine | remark |" in text and "| 90 %, 90.00 | 80 %" in text
     assert "60 % by sface" in text and "40 % by dlib" in text and "Judges: sface and dlib" in text
     assert both.warnings == ("the judges disagree by more than 40 points on 1: look at them yourself",)
     records = to_records(both, WITH)
     assert records[1].measures["percent"] == 70 and records[1].measures["percent_second"] == 10
-    assert beside([first]) is first
+    assert joint_verdict([first]) is first
 
 
 # --- real people

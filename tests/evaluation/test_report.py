@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from likeness.errors import LikenessError
-from likeness.evaluation.plots import BAD, PALETTE, Cell, curves, sheet, strip_plot, thumbnail, to_tensor
+from likeness.evaluation.plots import BAD, PALETTE, Cell, curves, labelled_sheet, strip_plot, thumbnail, to_tensor
 from likeness.evaluation.report import Setting, headline, reason, report
 from likeness.evaluation.statistics import Interval
 from likeness.evaluation.table import Record, read_csv
@@ -155,7 +155,7 @@ def test_one_picture_without_photos_or_reference_is_a_report(tmp_path):
 
 def test_a_missing_face_is_framed_and_others_are_not():
     grey = torch.full((64, 64, 3), 0.5)
-    picture = np.asarray(sheet([[Cell(grey, "62 %"), Cell(grey, "no face", bad=True)]], ["a", "b"]))
+    picture = np.asarray(labelled_sheet([[Cell(grey, "62 %"), Cell(grey, "no face", bad=True)]], ["a", "b"]))
     red = (picture == BAD).all(-1)
     assert red[:, picture.shape[1] // 2 :].sum() > 1000 and red[:, : picture.shape[1] // 2].sum() == 0
 
@@ -167,7 +167,7 @@ def test_pictures_of_any_shape_fit_their_cell():
 
 
 def test_a_long_name_is_cut_and_stays_in_its_place():
-    wide = np.asarray(sheet([[Cell(None, "a very long label indeed, longer than its cell"), Cell(None, "")]]))
+    wide = np.asarray(labelled_sheet([[Cell(None, "a very long label indeed, longer than its cell"), Cell(None, "")]]))
     assert (wide[:, wide.shape[1] // 2 + 3 :] == 255).all()
 
 

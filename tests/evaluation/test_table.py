@@ -11,7 +11,7 @@ import pytest
 from likeness.errors import LikenessError
 from likeness.evaluation.table import (
     MEASURES,
-    Facts,
+    MethodFacts,
     Record,
     agreement,
     cost_ratio,
@@ -25,7 +25,7 @@ from likeness.evaluation.table import (
     read_csv,
     summary,
     table_rows,
-    write_csv,
+    write_records,
 )
 
 RESAMPLES = 500
@@ -71,7 +71,7 @@ def test_records_come_back_from_their_file_exactly(records, tmp_path):
         *records,
         Record("base", 'a "quoted", person', "two\nlines", -3, "x.png", {"id": 1 / 3, "copy": math.nan}, "n, o"),
     ]
-    back = read_csv(write_csv(strange, tmp_path / "records.csv"))
+    back = read_csv(write_records(strange, tmp_path / "records.csv"))
     assert len(back) == len(strange)
     for one, other in zip(strange, back, strict=True):
         defined = {name: value for name, value in one.measures.items() if not math.isnan(value)}
@@ -79,7 +79,7 @@ def test_records_come_back_from_their_file_exactly(records, tmp_path):
 
 
 def test_the_same_records_give_the_same_bytes(records, tmp_path):
-    first, second = (write_csv(records, tmp_path / name) for name in ("1.csv", "2.csv"))
+    first, second = (write_records(records, tmp_path / name) for name in ("1.csv", "2.csv"))
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -96,7 +96,7 @@ def test_other_files_are_refused(tmp_path, text):
 
 
 def test_every_figure_of_the_table_can_be_computed_again_from_the_file(records, tmp_path):
-    path = write_csv(records, tmp_path / "records.csv")
+    path = write_records(records, tmp_path / "records.csv")
     table = methods_table(read_csv(path), "base", resamples=RESAMPLES)
     assert table == methods_table(records, "base", resamples=RESAMPLES)
     with path.open() as file:
@@ -128,7 +128,7 @@ def test_every_figure_of_the_table_can_be_computed_again_from_the_file(records, 
 
 
 def test_what_nobody_measured_has_no_column_and_what_one_lacks_has_a_dash(records):
-    rows = table_rows(records, "base", {"faithful": Facts("1 photo", 12.4)}, RESAMPLES)
+    rows = table_rows(records, "base", {"faithful": MethodFacts("1 photo", 12.4)}, RESAMPLES)
     assert "leak" not in rows[0] and "training s" not in rows[0]
     assert [row["inputs"] for row in rows] == ["–", "1 photo", "–"]
     assert [row["extra MB"] for row in rows] == ["–", "12", "–"]

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from likeness.errors import LikenessError
-from likeness.faces import Combine, Face, Identity, build_identity, combine, cosine_similarity, unit
+from likeness.faces import Combine, Face, Identity, build_identity, combine_identities, cosine_similarity, unit
 from likeness.faces.align import ARCFACE_112, FFHQ_512, arcface_template
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (150, 130, 3), dtype=np.uint8)
@@ -138,7 +138,7 @@ def test_an_identity_knows_which_photos_have_a_row(tmp_path):
     assert again.kept == identity.kept
     assert again.take([2]).kept == (False, False, False, False, True)
     assert again.take([1, 0]).left_out == [2, 3, 5]
-    assert combine([again]).left_out == [2, 3] and combine([again, again]).kept == ()
+    assert combine_identities([again]).left_out == [2, 3] and combine_identities([again, again]).kept == ()
 
 
 def test_what_an_older_file_does_not_say_is_not_guessed(tmp_path):
@@ -342,7 +342,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_sentence(tmp_path_factory, cha
 
 
 def test_photos_of_one_person_count_alike_wherever_they_come_from():
-    together = combine([person([1, 0], [1, 0], [1, 0]), person([0, 1])])
+    together = combine_identities([person([1, 0], [1, 0], [1, 0]), person([0, 1])])
     assert len(together) == 4
     torch.testing.assert_close(together.mean_embedding(), unit(torch.tensor([3.0, 1.0])))
 
@@ -354,7 +354,7 @@ def test_photos_of_one_person_count_alike_wherever_they_come_from():
 @settings(max_examples=20, deadline=None)
 def test_a_blend_lies_between_its_people_whatever_the_number_of_their_photos(weights, first):
     a, b = person(*first), person([0, 1, -1, 0.5])
-    blend = combine([a, b], weights, Combine.BLEND)
+    blend = combine_identities([a, b], weights, Combine.BLEND)
     expected = unit(weights[0] * a.mean_embedding() + weights[1] * b.mean_embedding())
     assert cosine_similarity(blend.mean_embedding()[None], expected[None]).item() == pytest.approx(1, abs=1e-5)
     torch.testing.assert_close(blend.mean_embedding(), expected, atol=1e-4, rtol=1e-4)
@@ -362,7 +362,7 @@ def test_a_blend_lies_between_its_people_whatever_the_number_of_their_photos(wei
 
 def test_names_and_remarks_are_joined():
     a = replace(person([1.0], name="Ada"), outliers=("photo 2 ...",))
-    together = combine([a, person([1.0], name="Bob")])
+    together = combine_identities([a, person([1.0], name="Bob")])
     assert together.name == "Ada + Bob"
     assert together.outliers == ("Ada: photo 2 ...",)
 
@@ -380,12 +380,12 @@ def test_names_and_remarks_are_joined():
 )
 def test_what_cannot_be_combined_is_refused(identities, weights, message):
     with pytest.raises(LikenessError, match=message):
-        combine(identities, weights)
+        combine_identities(identities, weights)
 
 
 def test_a_person_seen_in_boxes_only_takes_the_crops_away_from_the_sum():
     boxes = build_identity([PHOTO], [face(points=False)])
-    together = combine([build_identity([PHOTO], [face()]), boxes])
+    together = combine_identities([build_identity([PHOTO], [face()]), boxes])
     assert len(together) == 2 and len(together.aligned) == 0 and len(together.keypoints) == 0
 
 
@@ -439,17 +439,17 @@ def test_all_embeddings_are_saved_taken_and_joined(tmp_path):
     assert loaded.recognisers == both.recognisers
     assert torch.equal(loaded.also["antelopev2"], both.also["antelopev2"])
     assert torch.equal(both.take([1]).also["antelopev2"], both.also["antelopev2"][1:])
-    joined = combine([both, both.take([0])])
+    joined = combine_identities([both, both.take([0])])
     assert len(joined.also["antelopev2"]) == 3
-    assert combine([both, person([1, 0])]).also == {}, "what only one of them has cannot be joined"
+    assert combine_identities([both, person([1, 0])]).also == {}, "what only one of them has cannot be joined"
 
 
 def test_identities_of_different_recognisers_join_in_one_that_both_know():
     ours, theirs = person([1, 0]).seen_again(ByBrightness()), person([0, 2], recogniser="antelopev2")
-    joined = combine([ours, theirs])
+    joined = combine_identities([ours, theirs])
     assert joined.recogniser == "antelopev2" and joined.embeddings[1].tolist() == [0, 2]
     with pytest.raises(LikenessError, match="different recognisers"):
-        combine([person([1, 0]), theirs])
+        combine_identities([person([1, 0]), theirs])
 
 
 def test_a_file_of_version_1_loads(tmp_path):

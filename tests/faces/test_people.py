@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from likeness.errors import LikenessError
-from likeness.faces.people import People, PersonSegmenter, load_segmenter
+from likeness.faces.people import PeopleInPhoto, PersonSegmenter, load_segmenter
 
 
-def masks(*boxes: tuple[int, int, int, int]) -> People:
+def masks(*boxes: tuple[int, int, int, int]) -> PeopleInPhoto:
     found = np.zeros((len(boxes), 60, 80), bool)
     for mask, (x1, y1, x2, y2) in zip(found, boxes, strict=True):
         mask[y1:y2, x1:x2] = True
-    return People(found, np.array(boxes, np.float32).reshape(-1, 4), np.linspace(1, 0.6, len(boxes)))
+    return PeopleInPhoto(found, np.array(boxes, np.float32).reshape(-1, 4), np.linspace(1, 0.6, len(boxes)))
 
 
 def test_the_largest_person_is_taken_and_the_one_with_the_face_where_it_is_known():

@@ -148,5 +148,5 @@ def test_likeness_identity_takes_folders_and_names_what_it_does_not_use(tmp_path
 
     monkeypatch.setattr(photos, "read_photo", stop)
     with pytest.raises(LikenessError, match="enough"):
-        cli.build()(["identity", str(place), "--out", str(tmp_path / "out")], standalone_mode=False)
+        cli.command_tree()(["identity", str(place), "--out", str(tmp_path / "out")], standalone_mode=False)
     assert read == ["a.png", "b.tif"] and "not used: anna: c.cr2: raw files" in capsys.readouterr().out

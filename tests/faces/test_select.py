@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from likeness.errors import LikenessError
-from likeness.faces import Choice, Face, choose_face, order_faces
+from likeness.faces import Choice, Face, order_faces
 
 
 def face(x: float, side: float, score: float, direction: tuple[float, float]) -> Face:
@@ -31,24 +31,12 @@ SIZE = (10, 100)
 def test_order(choice, order):
     ordered = order_faces(FACES, choice, SIZE, torch.tensor([-1.0, 0.1]))
     assert [FACES.index(f) for f in ordered] == [FACES.index(f) for f in order]
-    assert choose_face(FACES, choice, 1, SIZE, torch.tensor([-1.0, 0.1])) is order[1]
-
-
-def test_the_largest_is_the_default_and_minus_one_the_last():
-    assert choose_face(FACES) is LEFT
-    assert choose_face(FACES, Choice.LEFT_TO_RIGHT, -1) is RIGHT
-
-
-@pytest.mark.parametrize("index", [3, -4])
-def test_an_index_out_of_range_says_how_many_there_are(index):
-    with pytest.raises(LikenessError, match=rf"{index} was asked for, but 3 were found"):
-        choose_face(FACES, Choice.LARGEST, index)
 
 
 def test_only_wants_exactly_one():
-    assert choose_face([LEFT], Choice.ONLY) is LEFT
+    assert order_faces([LEFT], Choice.ONLY) == [LEFT]
     with pytest.raises(LikenessError, match="3 were found"):
-        choose_face(FACES, Choice.ONLY)
+        order_faces(FACES, Choice.ONLY)
 
 
 def test_a_rule_without_what_it_needs_says_so():

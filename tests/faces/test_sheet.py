@@ -80,6 +80,6 @@ def test_a_photo_without_a_face_does_not_end_the_command(tmp_path):
 def test_names_and_folders_are_checked_before_anything_is_looked_at(tmp_path, monkeypatch, options):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
-    result = CliRunner().invoke(cli.build(), ["identity", "--sample", "--faces", "no such pack", *options])
+    result = CliRunner().invoke(cli.command_tree(), ["identity", "--sample", "--faces", "no such pack", *options])
     assert isinstance(result.exception, LikenessError) and str(result.exception).startswith(f"{options[0]} ")
     assert not list(tmp_path.rglob("*.safetensors"))

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from likeness.restoration.codeformer import (
     AttentionBlock,
     Blocks,
+    CodeFormerBlock,
     Codes,
     Double,
     Fusion,
     Halve,
-    ResidualBlock,
     TransformerLayer,
 )
 
@@ -26,8 +26,8 @@ class _CodeFormer(nn.Module):
         super().__init__()
         conv, width = nn.Conv2d, WIDTH
 
-        def res() -> ResidualBlock:
-            return ResidualBlock(width, width)
+        def res() -> CodeFormerBlock:
+            return CodeFormerBlock(width, width)
 
         end = [nn.GroupNorm(32, width), conv(width, width, 3, padding=1)]
         self.encoder = Blocks(

@@ -40,7 +40,7 @@ def make(base: BaseModel, materials: Materials, settings: ToySettings, seed: int
         base, [NewToken(concept.word, start=concept.start or "person") for concept in materials.concepts], seed
     )
     concepts = [
-        prompts.Concept(concept.dataset.examples(), prompts.from_templates(("a photo of {}",), concept.word))
+        prompts.TaughtConcept(concept.dataset.examples(), prompts.from_templates(("a photo of {}",), concept.word))
         for concept in materials.concepts
     ]
 

@@ -53,7 +53,7 @@ def two(host_path: Path, tmp_path_factory: pytest.TempPathFactory):
 
 
 def likeness(*words: object):
-    return CliRunner().invoke(cli.build(), ["batch", *map(str, words)])
+    return CliRunner().invoke(cli.command_tree(), ["batch", *map(str, words)])
 
 
 def manifest(run: Path) -> list[dict[str, str]]:
@@ -266,7 +266,7 @@ def test_identities_are_made_by_a_server_where_this_machine_has_no_face_models(t
     """Once for each person, as they would be made here, and sent as files to the node that loads them."""
     import torch
 
-    from likeness.batch.people import Person, identity_from
+    from likeness.batch.people import PersonPhotos, identity_from
     from likeness.cli import opening
     from likeness.faces import Identity
 
@@ -302,7 +302,9 @@ def test_identities_are_made_by_a_server_where_this_machine_has_no_face_models(t
     assert [(row["state"], row["person"]) for row in manifest(run)] == [("done", "ann")] * 2
     [file] = (run / "identities").glob("*.safetensors")
     made = Identity.load(file)
-    here = identity_from(Person("ann", sorted((tmp_path / "people" / "ann").glob("*.png"))), open_faces("miniature"))
+    here = identity_from(
+        PersonPhotos("ann", sorted((tmp_path / "people" / "ann").glob("*.png"))), open_faces("miniature")
+    )
     assert len(made) == 2 and made.left_out == [3] and made.recogniser == here.recogniser
     assert torch.allclose(made.embeddings, here.embeddings, atol=1e-5) and torch.equal(made.aligned, here.aligned)
 
@@ -373,11 +375,11 @@ def test_a_killed_client_goes_on_and_nothing_runs_twice(two, tmp_path):
 def test_a_real_zombie_is_found(two, tmp_path):
     """Waiting prompts of one number and one id end the server's worker thread: it answers, and runs nothing more.
     (The last test of these servers.)"""
-    from likeness.batch.check import check
+    from likeness.batch.check import check_plan
     from likeness.batch.client import HttpServer, read_address
-    from likeness.batch.plan import Plan
+    from likeness.batch.plan import BatchPlan
     from likeness.batch.session import begin, execute
-    from likeness.batch.work import Settings
+    from likeness.batch.work import WorkSettings
 
     client = server_module.Client(two[0].address)
     (tmp_path / "api.json").write_text(json.dumps(PLAIN))
@@ -396,10 +398,12 @@ def test_a_real_zombie_is_found(two, tmp_path):
     async def go() -> None:
         worker = HttpServer(read_address(two[0].address))
         try:
-            checked = await check(Plan(tmp_path / "api.json", tmp_path / "rows.csv"), [worker], open_faces, tmp_path)
+            checked = await check_plan(
+                BatchPlan(tmp_path / "api.json", tmp_path / "rows.csv"), [worker], open_faces, tmp_path
+            )
             assert not checked.problems
             run = begin(tmp_path / "run", checked)
-            settings = Settings(zombie=1.0, give_up=2.0, poll=(0.1, 15.0))
+            settings = WorkSettings(zombie=1.0, give_up=2.0, poll=(0.1, 15.0))
             await execute(run, [(worker, checked.servers[0].nodes)], settings, tell=lambda kind, _: told.append(kind))
         finally:
             await worker.close()

@@ -18,11 +18,15 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
 HERE = Path(__file__).resolve().parent
+if __name__ == "__main__":
+    sys.path.append(str(HERE.parent))  # pytest has it
+
+from helpers.saved_contract import Contract, breaking_changes, contract  # noqa: E402
+
 FROZEN = HERE / "frozen_schema"
 COMMAND = "python tests/host/test_frozen_schema.py --freeze"
 MIGRATION = (
@@ -30,15 +34,6 @@ MIGRATION = (
     "new input last and optional, a new node beside the old one), write a migration for what cannot stay, tell in "
     f"CHANGELOG.md what changes for whom, and then run `{COMMAND}`."
 )
-
-HOSTS_OWN = {"sampler_name", "scheduler"}  # their choices are those of the ComfyUI that is running
-
-Contract = dict[str, dict[str, Any]]
-
-
-def contract(info: dict[str, dict[str, Any]], graph_tool: Any) -> Contract:
-    """What saved workflows rely on, of all our nodes in `/object_info`."""
-    return {name: _node(info[name], graph_tool) for name in sorted(info) if name.startswith("Likeness")}
 
 
 def frozen_contract() -> Contract:
@@ -53,66 +48,6 @@ def freeze(nodes: Contract) -> None:
         path.unlink()
     for name, node in nodes.items():
         (FROZEN / f"{name}.json").write_text(json.dumps(node, indent=1) + "\n", encoding="utf-8", newline="\n")
-
-
-def _node(info: dict[str, Any], graph_tool: Any) -> dict[str, Any]:
-    inputs = graph_tool.inputs_of(info)
-    widgets = []  # as their values stand in a file
-    for widget in (i for i in inputs if i.is_widget):
-        widgets += [widget.name] + [f"{widget.name} (control after generate)"] * widget.has_seed_control
-    outputs = zip(info["output_name"], info["output"], strict=True)
-    return {
-        "inputs": {i.name: _input(i) for i in inputs},
-        "widgets": widgets,
-        "outputs": [f"{name}: {kind if isinstance(kind, str) else 'COMBO'}" for name, kind in outputs],
-    }
-
-
-def _input(given: Any) -> dict[str, Any]:
-    kept = {"type": given.type, "required": given.required}
-    kept |= {key: given.options[key] for key in ("default", "min", "max") if key in given.options}
-    if given.type == "COMBO" and given.name not in HOSTS_OWN:
-        # What stands in brackets tells that there is no file to choose.
-        kept["options"] = [choice for choice in given.choices or [] if not str(choice).startswith("(")]
-    return kept
-
-
-def breaking_changes(frozen: Contract, current: Contract) -> list[str]:
-    """What of `frozen` no longer holds, one sentence each."""
-    found = []
-    for name, before in frozen.items():
-        if name not in current:
-            found.append(f"{name}: the node is gone")
-            continue
-        now = current[name]
-        for key, old in before["inputs"].items():
-            found += [f"{name}.{key}: {change}" for change in _input_changes(old, now["inputs"].get(key))]
-        for key, new in now["inputs"].items():
-            if key not in before["inputs"] and new["required"]:
-                found.append(f"{name}.{key}: the new input is required, and saved graphs do not have it")
-        for part, why in (("widgets", "their values are saved in this order"), ("outputs", "links name their place")):
-            if now[part][: len(before[part])] != before[part]:
-                found.append(f"{name}: {part} were {before[part]} and are {now[part]}; {why}")
-    return found
-
-
-def _input_changes(old: dict[str, Any], new: dict[str, Any] | None) -> list[str]:
-    if new is None:
-        return ["the input is gone"]
-    found = []
-    if not set(old["type"].split(",")) <= set(new["type"].split(",")):
-        found.append(f"it took {old['type']} and takes {new['type']}")
-    if new["required"] and not old["required"]:
-        found.append("it was optional and is required")
-    if old.get("default") != new.get("default"):
-        found.append(f"its default was {old.get('default')!r} and is {new.get('default')!r}")
-    if new.get("min", old.get("min")) != old.get("min") and new["min"] > old.get("min", float("-inf")):
-        found.append(f"values from {old.get('min')} were allowed, now from {new['min']}")
-    if new.get("max", old.get("max")) != old.get("max") and new["max"] < old.get("max", float("inf")):
-        found.append(f"values up to {old.get('max')} were allowed, now up to {new['max']}")
-    if gone := [option for option in old.get("options", []) if option not in new.get("options", [])]:
-        found.append(f"the choices {gone} are gone")
-    return found
 
 
 # --- tests
@@ -215,7 +150,6 @@ def _current_in_this_process(comfyui: ModuleType, host: Path) -> Contract:
 
 def main() -> None:
     """Write `frozen_schema/`, and say what that breaks."""
-    sys.path.append(str(HERE.parent))
     comfyui = import_module("comfyui")
     host = comfyui.find()
     if sys.argv[1:] != ["--freeze"] or host is None:

@@ -80,14 +80,14 @@ def test_choices_are_those_of_the_enumerations_that_are_imported_late(nodes):
     from likeness.training.base.lora import Reach
     from likeness.training.methods import dreambooth, method, textual_inversion
     from likeness.training.recipes.denoising import Mask
-    from likeness.training.recipes.dreambooth import Tuned
+    from likeness.training.recipes.dreambooth import TunedWeights
     from likeness.training.recipes.textual_inversion import Tether
 
     assert choices(training_methods.PrecisionChoice) == training.PRECISIONS
     assert tuple(choices(Reach)) == dreambooth.LAYERS
     assert tuple(choices(Mask)) == method.MASKS
     assert tuple(choices(Tether)) == textual_inversion.TETHERS
-    assert tuple(choices(Tuned)) == dreambooth.TUNED
+    assert tuple(choices(TunedWeights)) == dreambooth.TUNED
 
 
 # --- what comes out

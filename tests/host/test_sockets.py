@@ -108,7 +108,7 @@ LONG = ", ".join(["a woman in a long red velvet dress beside an old stone bridge
 @pytest.mark.parametrize("prompt", ["", "a photo of a person", LONG, f"{LONG} and " * 3])
 def test_a_prompt_of_any_length_says_the_same(sockets, recipes, sdxl, prompt):
     clip, model = recipes.tiny_clip(sdxl=sdxl), recipes.tiny_sdxl() if sdxl else recipes.tiny_sd15()
-    base = sockets.base_model(model, clip, recipes.tiny_vae(), 64)
+    base = sockets.base_from_sockets(model, clip, recipes.tiny_vae(), 64)
     with torch.no_grad():
         states, pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)
         ours = base.encode([prompt])
@@ -183,18 +183,18 @@ def test_the_schedule_follows_sampling_nodes(sockets, recipes):
 def test_parts_that_do_not_belong_together_are_refused(sockets, recipes):
     sd15, sdxl, clip, vae = recipes.tiny_sd15(), recipes.tiny_sdxl(), recipes.tiny_clip(), recipes.tiny_vae()
     with pytest.raises(LikenessError, match="CLIP and MODEL do not belong together: the text has width 64"):
-        sockets.base_model(sdxl, clip, vae, 128)
+        sockets.base_from_sockets(sdxl, clip, vae, 128)
     with pytest.raises(LikenessError, match="training works with SD1"):
-        sockets.base_model(recipes.tiny_flux(), clip, vae, 128)
+        sockets.base_from_sockets(recipes.tiny_flux(), clip, vae, 128)
     with pytest.raises(LikenessError, match="'vae' is empty"):
-        sockets.base_model(sd15, clip, None, 128)
-    assert not sockets.base_model(sd15, clip, vae, 128).is_sdxl
+        sockets.base_from_sockets(sd15, clip, None, 128)
+    assert not sockets.base_from_sockets(sd15, clip, vae, 128).is_sdxl
 
 
 def test_the_hosts_own_weights_stay_as_they_are(sockets, recipes):
     model, clip, vae = recipes.tiny_sd15(), recipes.tiny_clip(), recipes.tiny_vae()
     before = {key: value.clone() for key, value in model.model.state_dict().items()}
-    base = sockets.base_model(model, clip, vae, 128)
+    base = sockets.base_from_sockets(model, clip, vae, 128)
     for network in base.networks:
         for parameter in network.parameters():
             parameter.data.add_(1)

@@ -14,7 +14,8 @@ from likeness.adapters.effects import BlockTerm, Scope
 from likeness.adapters.system import WeightFile
 from likeness.adapters.types import IdentityTokens
 from likeness.errors import LikenessError
-from likeness.injection.diffusers import inject_blocks
+from likeness.injection.diffusers import InjectedDit
+from likeness.injection.diffusers.place import Place
 from likeness.injection.plan import Role
 from likeness.weights.families import BlockKind, DitBlock, DitLayout
 
@@ -54,7 +55,7 @@ def run(flux: Any, rows: int = 2, extra: int = 0) -> Tensor:
 
 def test_the_chosen_blocks_run_their_modules_and_forget_them_again(flux, toy):
     plain = run(flux)
-    injected = inject_blocks(flux, [term(toy)], GRID, BOTH)
+    injected = InjectedDit(flux, [term(toy)], Place(BOTH), GRID)
     changed = run(flux)
     injected.eject()
     assert {number for kind, number in toy.calls if kind == "residual"} == {0, 1, 2, 3}
@@ -66,7 +67,7 @@ def test_the_chosen_blocks_run_their_modules_and_forget_them_again(flux, toy):
 def test_every_half_reads_its_own_tokens(flux, toy):
     found = {}
     for roles in (BOTH, (Role.COND,), (Role.UNCOND,)):
-        injected = inject_blocks(flux, [term(toy)], GRID, roles)
+        injected = InjectedDit(flux, [term(toy)], Place(roles), GRID)
         found[roles] = run(flux, len(roles))
         injected.eject()
     alone = torch.cat([found[(Role.UNCOND,)], found[(Role.COND,)]])
@@ -75,7 +76,7 @@ def test_every_half_reads_its_own_tokens(flux, toy):
 
 
 def test_tokens_are_prepared_once_whatever_the_steps(flux, toy):
-    injected = inject_blocks(flux, [term(toy)], GRID, BOTH)
+    injected = InjectedDit(flux, [term(toy)], Place(BOTH), GRID)
     for _ in range(3):
         run(flux)
     injected.eject()
@@ -87,7 +88,7 @@ def test_reference_pictures_and_what_is_masked_stay_as_they_are(flux, toy):
     mask[:, :4] = 1
     last = DitBlock(BlockKind.SINGLE, LAYOUT.single - 1)
     plain = run(flux, extra=4)
-    injected = inject_blocks(flux, [replace(term(toy, mask=mask), numbers={last: 0})], GRID, BOTH)
+    injected = InjectedDit(flux, [replace(term(toy, mask=mask), numbers={last: 0})], Place(BOTH), GRID)
     changed = (run(flux, extra=4) != plain).any(dim=-1)
     injected.eject()
     assert changed[:, :6].all() and not changed[:, 6:].any()
@@ -96,7 +97,7 @@ def test_reference_pictures_and_what_is_masked_stay_as_they_are(flux, toy):
 def test_two_people_commute(flux, toy):
     found = []
     for seeds in ((1, 2), (2, 1)):
-        injected = inject_blocks(flux, [term(toy, seed) for seed in seeds], GRID, BOTH)
+        injected = InjectedDit(flux, [term(toy, seed) for seed in seeds], Place(BOTH), GRID)
         found.append(run(flux))
         injected.eject()
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
@@ -104,7 +105,7 @@ def test_two_people_commute(flux, toy):
 
 def test_strength_0_is_bit_identical(flux, toy):
     plain = run(flux)
-    injected = inject_blocks(flux, [term(toy, strength=0.0)], GRID, BOTH)
+    injected = InjectedDit(flux, [term(toy, strength=0.0)], Place(BOTH), GRID)
     assert torch.equal(run(flux), plain)
     injected.eject()
 
@@ -112,7 +113,7 @@ def test_strength_0_is_bit_identical(flux, toy):
 def test_another_width_is_refused_by_name(flux):
     other = toy_dit.ToyDit(WeightFile("wide.safetensors", toy_dit.weights(48, modules=4)))
     with pytest.raises(LikenessError, match=r"wide\.safetensors"):
-        inject_blocks(flux, [term(other)], GRID)
+        InjectedDit(flux, [term(other)], Place(BOTH), GRID)
 
 
 def test_every_so_manieth_block_has_a_number_of_its_own():

@@ -26,13 +26,13 @@ def short(monkeypatch):
 
 
 def test_it_writes_a_sheet_a_report_the_pictures_and_the_identity(tmp_path, short, capsys):
-    records = demo.run(None, tmp_path, person=1, seed=3, comfyui=False)
+    records = demo.run_demo(None, tmp_path, person=1, seed=3, comfyui=False)
     assert {record.method for record in records} == {"without", "FaceID"}
     assert {"sheet.png", "report.md", "records.csv", "person-5001.safetensors"} <= {p.name for p in tmp_path.iterdir()}
     assert len(list((tmp_path / "FaceID").glob("*.png"))) == len(list((tmp_path / "without").glob("*.png"))) == 2
     assert "sheet.png" in capsys.readouterr().out
 
-    again = demo.run(None, tmp_path, person=1, seed=3, comfyui=False)
+    again = demo.run_demo(None, tmp_path, person=1, seed=3, comfyui=False)
     assert [record.measures["id"] for record in again] == [record.measures["id"] for record in records]
     assert (tmp_path / "person-5001_2.safetensors").exists()
 
@@ -72,7 +72,7 @@ def test_a_photo_that_is_no_picture_is_named(tmp_path, world):
 
 def test_the_shipped_graph_is_filled_with_all_photos_the_prompt_and_the_seed():
     template = json.loads(demo_comfyui.WORKFLOW.read_text(encoding="utf-8"))
-    graph = demo_comfyui.fill(template, ["a.png", "b.png", "c.png"], "a photo of a person", 7, 0.0)
+    graph = demo_comfyui.filled_graph(template, ["a.png", "b.png", "c.png"], "a photo of a person", 7, 0.0)
     kinds = [node["class_type"] for node in graph.values()]
     assert kinds.count("LoadImage") == 3
     assert kinds.count("ImageBatch") == 2
@@ -93,5 +93,5 @@ def test_photos_of_a_person_differ_and_are_repeated_exactly():
 @pytest.mark.parametrize("seed", [-1, 10**20])
 def test_a_seed_that_no_generator_takes_is_refused(tmp_path, seed):
     with pytest.raises(LikenessError, match="--seed is"):
-        demo.run(None, tmp_path / "out", person=0, seed=seed, comfyui=False)
+        demo.run_demo(None, tmp_path / "out", person=0, seed=seed, comfyui=False)
     assert not (tmp_path / "out").exists()

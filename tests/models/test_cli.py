@@ -23,7 +23,7 @@ Likeness = Callable[..., Result]
 def likeness(monkeypatch: pytest.MonkeyPatch) -> Likeness:
     """Runs the command line in this process."""
     monkeypatch.setenv("NO_COLOR", "1")
-    return lambda *arguments: CliRunner().invoke(cli.build(), arguments)
+    return lambda *arguments: CliRunner().invoke(cli.command_tree(), arguments)
 
 
 @pytest.fixture

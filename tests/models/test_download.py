@@ -26,7 +26,7 @@ from likeness.models import archive as archives
 from likeness.models import connection, transfer
 from likeness.models import registry as registry_module
 from likeness.models.archive import unpack
-from likeness.models_download import HUB, Health, ModelFile, Outcome, check, download, registry
+from likeness.models_download import HUB, DownloadOutcome, Health, ModelFile, check_file, download, registry
 
 BODY = bytes(range(256)) * 400  # 102400 bytes
 MakeModel = Callable[..., ModelFile]
@@ -45,7 +45,7 @@ def test_a_file_arrives_whole_and_leaves_nothing_beside_it(server, model: MakeMo
     server.pages["/thing.bin"] = page(BODY)
     seen: list[tuple[int, int | None]] = []
     outcome, path = download(model(BODY), tmp_path, progress=lambda done, total: seen.append((done, total)))
-    assert (outcome, path) == (Outcome.DOWNLOADED, tmp_path / "ipadapter" / "thing.bin")
+    assert (outcome, path) == (DownloadOutcome.DOWNLOADED, tmp_path / "ipadapter" / "thing.bin")
     assert path.read_bytes() == BODY
     assert files(tmp_path) == ["ipadapter/thing.bin"]
     assert seen[-1] == (len(BODY), len(BODY)) and seen == sorted(seen)
@@ -146,14 +146,14 @@ def test_a_wrong_hash_never_reaches_its_place(server, model: MakeModel, tmp_path
 def test_any_of_several_known_hashes_is_accepted(server, model: MakeModel, tmp_path: Path, page):
     server.pages["/thing.bin"] = page(BODY)
     known = ("0" * 64, *model(BODY).sha256)
-    assert download(model(sha256=known), tmp_path)[0] is Outcome.DOWNLOADED
+    assert download(model(sha256=known), tmp_path)[0] is DownloadOutcome.DOWNLOADED
 
 
 def test_without_a_hash_the_exact_size_decides(server, model: MakeModel, tmp_path: Path, page):
     server.pages["/thing.bin"] = page(BODY)
     with pytest.raises(LikenessError, match="99 bytes"):
         download(model(sha256=(), size_bytes=99), tmp_path)
-    assert download(model(sha256=(), size_bytes=len(BODY)), tmp_path)[0] is Outcome.DOWNLOADED
+    assert download(model(sha256=(), size_bytes=len(BODY)), tmp_path)[0] is DownloadOutcome.DOWNLOADED
 
 
 def test_without_a_pinned_hash_the_one_the_hub_states_decides(server, model: MakeModel, tmp_path: Path, page):
@@ -164,7 +164,7 @@ def test_without_a_pinned_hash_the_one_the_hub_states_decides(server, model: Mak
         download(model(sha256=()), tmp_path)
     stated["X-Linked-Etag"] = model(BODY).sha256[0]
     server.pages["/thing.bin"] = page(status=302, headers=stated)
-    assert download(model(sha256=()), tmp_path)[0] is Outcome.DOWNLOADED
+    assert download(model(sha256=()), tmp_path)[0] is DownloadOutcome.DOWNLOADED
 
 
 @pytest.mark.parametrize(
@@ -395,7 +395,7 @@ def test_an_encoded_body_is_not_taken_for_the_file(encoding: str, server, model:
 @pytest.mark.parametrize("length", ["-5", "x", "9" * 40, "", "102400, 102400"])
 def test_a_length_that_is_none_is_not_believed(length: str, server, model: MakeModel, tmp_path: Path, page):
     server.pages["/thing.bin"] = page(BODY, headers={"Content-Length": length})
-    assert download(model(BODY), tmp_path)[0] is Outcome.DOWNLOADED
+    assert download(model(BODY), tmp_path)[0] is DownloadOutcome.DOWNLOADED
 
 
 @pytest.mark.parametrize(("length", "words"), [("1000", "not the published file"), ("102401", "broke off")])
@@ -506,7 +506,7 @@ def test_a_disk_that_fills_up_keeps_the_part(server, model: MakeModel, tmp_path:
 
 def test_the_right_file_is_not_fetched_again(server, model: MakeModel, tmp_path: Path, put):
     put(tmp_path / "ipadapter" / "thing.bin", BODY)
-    assert download(model(BODY), tmp_path)[0] is Outcome.PRESENT
+    assert download(model(BODY), tmp_path)[0] is DownloadOutcome.PRESENT
     assert server.requests == []
 
 
@@ -528,7 +528,7 @@ def test_a_file_that_appears_meanwhile_is_kept(server, model: MakeModel, tmp_pat
 def test_a_dry_run_writes_and_asks_nothing(server, model: MakeModel, tmp_path: Path):
     root = tmp_path / "not there"
     outcome, path = download(model(BODY, commercial=False), root, dry_run=True)
-    assert outcome is Outcome.WOULD_DOWNLOAD and path == root / "ipadapter" / "thing.bin"
+    assert outcome is DownloadOutcome.WOULD_DOWNLOAD and path == root / "ipadapter" / "thing.bin"
     assert not root.exists() and server.requests == []
 
 
@@ -580,7 +580,7 @@ def pack(server, model: MakeModel, page) -> Callable[..., ModelFile]:
 @pytest.mark.parametrize("prefix", ["", "pack/"])
 def test_an_archive_is_unpacked_without_its_nested_folder(prefix: str, pack, tmp_path: Path):
     outcome, path = download(pack(archive({f"{prefix}a.onnx": b"a", f"{prefix}b.onnx": b"b"})), tmp_path)
-    assert (outcome, path) == (Outcome.UNPACKED, tmp_path / "insightface" / "models" / "pack")
+    assert (outcome, path) == (DownloadOutcome.UNPACKED, tmp_path / "insightface" / "models" / "pack")
     assert files(tmp_path) == ["insightface/models/pack/a.onnx", "insightface/models/pack/b.onnx"]
 
 
@@ -738,7 +738,7 @@ def test_an_archive_fetched_by_hand_is_unpacked_and_kept(pack, server, tmp_path:
     body = archive({"a.onnx": b"a"})
     entry = pack(body)
     put(tmp_path / "insightface" / "models" / "pack.zip", body)
-    assert download(entry, tmp_path)[0] is Outcome.UNPACKED
+    assert download(entry, tmp_path)[0] is DownloadOutcome.UNPACKED
     assert files(tmp_path) == ["insightface/models/pack.zip", "insightface/models/pack/a.onnx"]
     assert server.requests == []
 
@@ -748,7 +748,7 @@ def test_an_archive_whose_files_are_all_there_is_not_fetched(tmp_path: Path, put
     for model in registry():
         if model.folder == "insightface/models/antelopev2":
             put(tmp_path / model.target)
-    assert download(entry, tmp_path)[0] is Outcome.PRESENT
+    assert download(entry, tmp_path)[0] is DownloadOutcome.PRESENT
 
 
 def test_a_damaged_archive_is_told_in_words(pack, tmp_path: Path):
@@ -766,19 +766,19 @@ def test_a_check_tells_right_wrong_renamed_and_unknown_files_apart(
     monkeypatch.setattr(registry_module, "_known", lambda: (known,))
     right, wrong = put(tmp_path / "right", BODY), put(tmp_path / "wrong", b"other")
     pointer = put(tmp_path / "pointer", b"version https://git-lfs.github.com/spec/v1\n")
-    assert check(right, known).health is Health.OK
-    assert check(wrong, known).health is Health.DIFFERENT
-    assert check(right).health is Health.RENAMED and check(right).recognised == (known,)
-    assert check(wrong).health is Health.UNKNOWN
-    assert check(pointer, known).health is Health.POINTER
-    assert check(wrong, model(sha256=(), size_bytes=5)).health is Health.UNPROVEN
-    assert check(wrong, model(sha256=(), size_bytes=6)).health is Health.DIFFERENT
+    assert check_file(right, known).health is Health.OK
+    assert check_file(wrong, known).health is Health.DIFFERENT
+    assert check_file(right).health is Health.RENAMED and check_file(right).recognised == (known,)
+    assert check_file(wrong).health is Health.UNKNOWN
+    assert check_file(pointer, known).health is Health.POINTER
+    assert check_file(wrong, model(sha256=(), size_bytes=5)).health is Health.UNPROVEN
+    assert check_file(wrong, model(sha256=(), size_bytes=6)).health is Health.DIFFERENT
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "fifo", "socket", "broken link", "looping link"])
 def test_a_check_of_what_cannot_be_read_is_a_finding(kind: str, tmp_path: Path):
     bad_values.FILES[kind](tmp_path / "x.bin")
-    result = check(tmp_path / "x.bin")
+    result = check_file(tmp_path / "x.bin")
     assert result.health is Health.UNREADABLE and result.health.is_problem and result.reason in result.in_words
 
 

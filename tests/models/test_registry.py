@@ -9,7 +9,7 @@ import pytest
 
 from likeness import models_download
 from likeness.errors import LikenessError
-from likeness.models_download import ModelFile, registry, select
+from likeness.models_download import ModelFile, registry, select, systems
 
 ROOT = Path(models_download.__file__).parent
 HOST_KINDS = {"checkpoints", "loras", "vae", "text_encoders", "diffusion_models", "clip_vision", "controlnet"}
@@ -30,7 +30,7 @@ def test_names_and_targets_are_unique():
 @pytest.mark.parametrize("model", registry(), ids=lambda model: model.name)
 def test_every_record_is_whole(model: ModelFile):
     assert re.fullmatch(r"[A-Za-z0-9._/-]+", model.name), "a name is typed on a command line"
-    assert model.system in models_download.SYSTEMS
+    assert model.system in systems()
     assert model.variant and model.licence and model.needed_by
     assert model.commercial in (True, False, None)
     for address in filter(None, (model.url, model.page)):
@@ -41,6 +41,21 @@ def test_every_record_is_whole(model: ModelFile):
     assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in model.sha256)
     assert model.size_bytes is None or model.size_bytes > 1000
     assert model.url or model.page or model.notes, "a file we cannot fetch says where it is"
+
+
+def test_every_system_has_files_or_a_reason_why_not():
+    with_files = {model.system for model in registry()}
+    for name, system in systems().items():
+        assert system.title and (name in with_files or system.no_weights), name
+
+
+def test_every_adapter_and_every_trained_method_stands_on_the_page():
+    from likeness.adapters import SYSTEMS
+    from likeness.training.methods import METHODS
+
+    for kind in SYSTEMS:
+        assert {model.system for model in registry() if model.kind in kind.folders}, kind.title
+    assert {method.kind for method in METHODS} <= set(systems())
 
 
 def test_every_folder_is_registered_by_us_or_by_the_host():

@@ -74,7 +74,7 @@ from likeness.models_download import OUR_KINDS, list_files, list_insightface_pac
 from likeness import cli
 from likeness.models import places
 from typer.testing import CliRunner
-app = cli.build()
+app = cli.command_tree()
 for arguments in (["models", "list"], ["models", "verify", "--all"]):  # all is imported while it can be
     CliRunner().invoke(app, arguments)
 if os.getuid() == 0:

@@ -13,7 +13,7 @@ from PIL import Image
 from likeness.faces.similarity import cosine_similarity
 from likeness.miniature.models.backend import miniature_analysis, miniature_judge
 from likeness.restoration.guard import guard_of
-from likeness.restoration.restore import Fate, Options, aligned, restore_faces
+from likeness.restoration.restore import Fate, PasteOptions, aligned, restore_faces
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 
@@ -43,7 +43,7 @@ def test_the_guard_keeps_the_person_whom_plain_restoration_makes_another(other):
         return job.crop.expand_as(crops)
 
     plain, kept = (
-        restore_faces([picture], [[face]], to_the_stranger, 128, Options(guard=guard_of(analysis, least)))
+        restore_faces([picture], [[face]], to_the_stranger, 128, PasteOptions(guard=guard_of(analysis, least)))
         for least in (0.0, 0.8)
     )
     assert plain.outcomes[0].fate is Fate.RESTORED and kept.outcomes[0].fate is not Fate.RESTORED

@@ -13,9 +13,9 @@ from likeness.errors import LikenessError
 from likeness.faces import Face
 from likeness.faces.align import FFHQ_512, ffhq_template, robust_similarity_transform
 from likeness.faces.found import FoundFaces, chosen_heads
-from likeness.restoration.crops import Framing, paste_crops
+from likeness.restoration.crops import CropFraming, paste_crops
 from likeness.restoration.paste import Shape, cut_out, for_scaled, put_back, shaped_edge
-from likeness.restoration.restore import Options
+from likeness.restoration.restore import PasteOptions
 
 SIDE = 128
 
@@ -141,24 +141,24 @@ def canvas_of(photo: np.ndarray = PHOTO) -> torch.Tensor:
     return torch.from_numpy(photo).float() / 255
 
 
-@pytest.mark.parametrize("framing", Framing)
+@pytest.mark.parametrize("framing", CropFraming)
 @pytest.mark.parametrize("shape", Shape)
 def test_heads_and_portraits_that_come_back_unchanged_change_nothing(framing, shape):
     from likeness.faces.align import ffhq_crop
 
     seen = found(PHOTO, face_at(150, 100), face_at(20, 30))
     crops = [crop.permute(2, 0, 1) for crop in chosen_heads(seen)]
-    if framing is Framing.PORTRAIT:
+    if framing is CropFraming.PORTRAIT:
         crops = [
             torch.from_numpy(ffhq_crop(PHOTO, face.keypoints)).permute(2, 0, 1).float() / 255
             for face in seen.chosen
             if face is not None and face.keypoints is not None
         ]
-    pictures, _ = paste_crops([canvas_of(), canvas_of()], seen, crops, framing, Options(shape=shape))
+    pictures, _ = paste_crops([canvas_of(), canvas_of()], seen, crops, framing, PasteOptions(shape=shape))
     for picture in pictures:
         assert (picture - canvas_of()).abs().max() < 1e-5
     changed, covered = paste_crops(
-        [canvas_of(), canvas_of()], seen, [1 - crop for crop in crops], framing, Options(shape=shape)
+        [canvas_of(), canvas_of()], seen, [1 - crop for crop in crops], framing, PasteOptions(shape=shape)
     )
     assert (changed[0][100, 150] - (1 - canvas_of()[100, 150])).abs().max() < 0.03
     assert covered[0].max() > 0.9 and torch.equal(changed[0][covered[0] == 0], canvas_of()[covered[0] == 0])
@@ -170,11 +170,11 @@ def test_a_crop_pasted_into_an_enlarged_picture_lies_where_it_should():
     large = F.interpolate(canvas_of().permute(2, 0, 1)[None], (500, 750), mode="bilinear", align_corners=False)
     canvas = large[0].permute(1, 2, 0).contiguous()
     [picture], _ = paste_crops(
-        [canvas.clone()], seen, [crop.permute(2, 0, 1)], Framing.HEAD, Options(shape=Shape.SQUARE)
+        [canvas.clone()], seen, [crop.permute(2, 0, 1)], CropFraming.HEAD, PasteOptions(shape=Shape.SQUARE)
     )
     assert (picture - canvas).abs().max() < 1e-5
     [darker], [mask] = paste_crops(
-        [canvas.clone()], seen, [crop.permute(2, 0, 1) * 0.5], Framing.HEAD, Options(shape=Shape.SQUARE)
+        [canvas.clone()], seen, [crop.permute(2, 0, 1) * 0.5], CropFraming.HEAD, PasteOptions(shape=Shape.SQUARE)
     )
     middle = mask > 0.999
     assert (darker - canvas * 0.5)[middle].abs().mean() < 2 / 255
@@ -184,11 +184,11 @@ def test_strength_and_region_restrict_the_paste():
     seen = found(PHOTO, face_at(150, 100))
     [crop] = chosen_heads(seen)
     white = [torch.ones_like(crop.permute(2, 0, 1))]
-    [half], _ = paste_crops([canvas_of()], seen, white, Framing.HEAD, Options(0.5, shape=Shape.SQUARE))
+    [half], _ = paste_crops([canvas_of()], seen, white, CropFraming.HEAD, PasteOptions(0.5, shape=Shape.SQUARE))
     assert (half[100, 150] - (canvas_of()[100, 150] + 1) / 2).abs().max() < 0.02
     region = torch.zeros(200, 300)
     region[:, :150] = 1
-    [left], _ = paste_crops([canvas_of()], seen, white, Framing.HEAD, Options(shape=Shape.SQUARE), [region])
+    [left], _ = paste_crops([canvas_of()], seen, white, CropFraming.HEAD, PasteOptions(shape=Shape.SQUARE), [region])
     assert torch.equal(left[:, 155:], canvas_of()[:, 155:]) and not torch.equal(left[:, :145], canvas_of()[:, :145])
 
 
@@ -196,13 +196,13 @@ def test_what_does_not_match_is_said():
     seen = found(PHOTO, face_at(150, 100))
     crop = torch.zeros(3, 64, 64)
     with pytest.raises(LikenessError, match=r"1 pictures and chosen 1 faces, but there are 1 pictures and 2 crops"):
-        paste_crops([canvas_of()], seen, [crop, crop], Framing.HEAD, Options())
+        paste_crops([canvas_of()], seen, [crop, crop], CropFraming.HEAD, PasteOptions())
     with pytest.raises(LikenessError, match=r"64x32 pixels: crops are square"):
-        paste_crops([canvas_of()], seen, [crop[:, :32]], Framing.HEAD, Options())
+        paste_crops([canvas_of()], seen, [crop[:, :32]], CropFraming.HEAD, PasteOptions())
     with pytest.raises(LikenessError, match=r"300x100 pixels, and Find Faces has seen 300x200"):
-        paste_crops([canvas_of()[:100]], seen, [crop], Framing.HEAD, Options())
+        paste_crops([canvas_of()[:100]], seen, [crop], CropFraming.HEAD, PasteOptions())
     boxes_only = Face(face_at(150, 100).box, 1.0)
     with pytest.raises(LikenessError, match="no aligned portrait"):
-        paste_crops([canvas_of()], found(PHOTO, boxes_only), [crop], Framing.PORTRAIT, Options())
-    pasted, _ = paste_crops([canvas_of()], found(PHOTO, boxes_only), [crop], Framing.HEAD, Options())
+        paste_crops([canvas_of()], found(PHOTO, boxes_only), [crop], CropFraming.PORTRAIT, PasteOptions())
+    pasted, _ = paste_crops([canvas_of()], found(PHOTO, boxes_only), [crop], CropFraming.HEAD, PasteOptions())
     assert not torch.equal(pasted[0], canvas_of())

@@ -15,7 +15,7 @@ from likeness.faces.align import FFHQ_512
 from likeness.faces.identity import build_identity
 from likeness.restoration.colour import ColourMatch, blurred, grey_like, is_grey, matched, with_texture
 from likeness.restoration.guard import SHARES, Guard, guard_of
-from likeness.restoration.restore import Fate, Job, Options, batched, restore_faces
+from likeness.restoration.restore import FaceJob, Fate, PasteOptions, batched, restore_faces
 from likeness.restoration.restorers import restorer_of
 
 SIDE = 64
@@ -52,7 +52,7 @@ def test_every_face_of_every_picture_is_restored_in_batches_and_nothing_else_cha
     faces = [[face_at(50, 60), face_at(140, 90)], [], [face_at(100, 80)]]
     restore = Counting([])
     before = [PICTURE.clone() for _ in range(3)]
-    done = restore_faces(before, faces, restore, SIDE, Options(batch=2))
+    done = restore_faces(before, faces, restore, SIDE, PasteOptions(batch=2))
     assert restore.counts == [2, 1] and all(torch.equal(picture, PICTURE) for picture in before)
     assert [(o.picture, o.number, o.fate) for o in done.outcomes] == [
         *((0, 0, Fate.RESTORED), (0, 1, Fate.RESTORED), (2, 0, Fate.RESTORED))
@@ -68,14 +68,14 @@ def test_batched_and_one_by_one_give_the_same():
     restorer = restorer_of(small.gfpgan(), "x")
     faces = [[face_at(50, 60), face_at(140, 90)], [face_at(100, 80)]]
     one, many = (
-        restore_faces([PICTURE, PICTURE], faces, restorer.restore, restorer.side, Options(batch=n)) for n in (1, 3)
+        restore_faces([PICTURE, PICTURE], faces, restorer.restore, restorer.side, PasteOptions(batch=n)) for n in (1, 3)
     )
     for a, b in zip(one.pictures, many.pictures, strict=True):
         assert torch.allclose(a, b, atol=1e-4)
 
 
-def jobs(count: int) -> list[Job]:
-    return [Job(0, n, face_at(50, 60), np.eye(2, 3), None, torch.rand(3, 8, 8)) for n in range(count)]
+def jobs(count: int) -> list[FaceJob]:
+    return [FaceJob(0, n, face_at(50, 60), np.eye(2, 3), None, torch.rand(3, 8, 8)) for n in range(count)]
 
 
 def test_where_memory_is_too_small_for_all_half_of_them_go_at_a_time():
@@ -114,7 +114,7 @@ def test_half_cut_faces_are_restored_and_nan_from_the_network_is_not_pasted():
 
 def test_strength_and_region():
     whole, half, none = (
-        restore_faces([PICTURE], [[face_at(100, 80)]], darker, SIDE, Options(strength)).pictures[0]
+        restore_faces([PICTURE], [[face_at(100, 80)]], darker, SIDE, PasteOptions(strength)).pictures[0]
         for strength in (1.0, 0.5, 0.0)
     )
     assert torch.allclose(none, PICTURE, atol=1e-6)
@@ -218,7 +218,7 @@ def likeness_of(picture: torch.Tensor, to: torch.Tensor) -> float:
 def test_the_guard_keeps_the_person_where_plain_restoration_loses_them():
     picture, faces = tinted(0.9, 0.2, 0.2), [[face_at(100, 80)]]
     plain, kept = (
-        restore_faces([picture], faces, to_a_stranger, SIDE, Options(guard=Guard(ByTint(), least)))
+        restore_faces([picture], faces, to_a_stranger, SIDE, PasteOptions(guard=Guard(ByTint(), least)))
         for least in (0.0, 0.6)
     )
     assert likeness_of(plain.pictures[0], picture) < 0 < 0.6 <= likeness_of(kept.pictures[0], picture)
@@ -232,9 +232,9 @@ def test_the_guard_keeps_the_person_where_plain_restoration_loses_them():
 
 def test_a_restoration_that_keeps_the_person_is_whole_and_one_that_never_does_is_left_out():
     picture, faces = tinted(0.9, 0.2, 0.2), [[face_at(100, 80)]]
-    gentle = restore_faces([picture], faces, lambda crops: crops * 0.95, SIDE, Options(guard=Guard(ByTint(), 0.9)))
+    gentle = restore_faces([picture], faces, lambda crops: crops * 0.95, SIDE, PasteOptions(guard=Guard(ByTint(), 0.9)))
     assert gentle.outcomes[0].fate is Fate.RESTORED and gentle.outcomes[0].share == 1
-    never = restore_faces([picture], faces, to_a_stranger, SIDE, Options(guard=Guard(ByTint(), 0.9999)))
+    never = restore_faces([picture], faces, to_a_stranger, SIDE, PasteOptions(guard=Guard(ByTint(), 0.9999)))
     assert never.outcomes[0].fate is Fate.KEPT and torch.equal(never.pictures[0], picture)
 
 
@@ -249,7 +249,7 @@ def test_an_identity_is_who_the_face_should_stay():
     analysis = FaceAnalysis("tints", Nobody(), ByTint())
     guard = guard_of(analysis, 0.5, person(0.9, 0.3, 0.2))
     assert guard is not None and guard.person is not None
-    done = restore_faces([tinted(0.8, 0.4, 0.2)], [[face_at(100, 80)]], to_a_stranger, SIDE, Options(guard=guard))
+    done = restore_faces([tinted(0.8, 0.4, 0.2)], [[face_at(100, 80)]], to_a_stranger, SIDE, PasteOptions(guard=guard))
     [outcome] = done.outcomes
     assert outcome.likeness and 0.5 < outcome.likeness.before < 0.9999
     assert outcome.likeness.kept >= 0.5 * outcome.likeness.before > outcome.likeness.restored
@@ -258,7 +258,7 @@ def test_an_identity_is_who_the_face_should_stay():
         [[face_at(100, 80)]],
         lambda crops: torch.ones_like(crops) * torch.tensor([0.9, 0.3, 0.2]).reshape(3, 1, 1),
         SIDE,
-        Options(guard=guard),
+        PasteOptions(guard=guard),
     )
     assert closer.outcomes[0].fate is Fate.RESTORED
     assert closer.outcomes[0].likeness and closer.outcomes[0].likeness.kept > closer.outcomes[0].likeness.before

@@ -40,9 +40,9 @@ class Echo(torch.nn.Module):
 
 
 def restorers_result(kind, x):
-    from likeness.restoration.codeformer import Restored
+    from likeness.restoration.codeformer import CodeFormerFace
 
-    return Restored(x, x, x) if kind == "codeformer" else (x, [])
+    return CodeFormerFace(x, x, x) if kind == "codeformer" else (x, [])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -201,9 +201,9 @@ def test_weights_that_do_not_fit_are_said(tmp_path):
 
 def test_spandrels_descriptions_are_adopted():
     descriptor = described(small.restoreformer(), "x")
-    assert restorers.adopted(descriptor).kind is restorers.RESTOREFORMER
+    assert restorers.adopted_restorer(descriptor).kind is restorers.RESTOREFORMER
     with pytest.raises(LikenessError, match="holds a str"):
-        restorers.adopted("x")
+        restorers.adopted_restorer("x")
 
 
 def test_without_spandrel_what_to_install_is_said(monkeypatch):

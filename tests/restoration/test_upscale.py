@@ -20,7 +20,7 @@ def doubled(window: torch.Tensor) -> torch.Tensor:
 
 
 def network(scale: int = 4) -> upscale.Upscaler:
-    return upscale.adopted(described(small.esrgan(scale=scale), "x").eval())
+    return upscale.adopted_upscaler(described(small.esrgan(scale=scale), "x").eval())
 
 
 @settings(max_examples=40, deadline=None)
@@ -146,9 +146,9 @@ def test_a_tile_that_overflows_in_half_precision_is_made_again():
 
 def test_what_is_no_network_for_super_resolution_is_said():
     with pytest.raises(LikenessError, match="RestoreFormer restores single faces and makes garbage of whole pictures"):
-        upscale.adopted(described(small.restoreformer(), "x"))
+        upscale.adopted_upscaler(described(small.restoreformer(), "x"))
     with pytest.raises(LikenessError, match="holds a float: connect ComfyUI's Load Upscale Model"):
-        upscale.adopted(3.0)
+        upscale.adopted_upscaler(3.0)
     assert network().half and network().scale == 4
     with pytest.raises(LikenessError, match="which is too large"):
         network(4).enlarge(torch.zeros(1, 1, 3).expand(20_000, 20_000, 3))

@@ -88,8 +88,8 @@ def test_concepts_are_learned_together_each_with_its_own_words(photos, make_phot
 
     others = [make_photo(10), make_photo(11)]
     concepts = [
-        prompts.Concept(photos, said("<a> person"), others[:1], said("person")),
-        prompts.Concept(others, said("<b> dog"), photos[:1], said("dog")),
+        prompts.TaughtConcept(photos, said("<a> person"), others[:1], said("person")),
+        prompts.TaughtConcept(others, said("<b> dog"), photos[:1], said("dog")),
     ]
     shown, classes = prompts.joint(concepts, seed=1)
     samples = [shown(n, generator(n)) for n in range(len(photos) + len(others))]

@@ -57,7 +57,7 @@ def parse_templates(text: str) -> tuple[str, ...]:
     return lines
 
 
-def fill(template: str, trigger: str) -> str:
+def fill_template(template: str, trigger: str) -> str:
     """The template with the trigger word in it."""
     return template.replace(SLOT, trigger)
 

@@ -28,7 +28,7 @@ from ...faces.masks import ellipse_mask
 from ...faces.parsing import part_mask
 from ...faces.photo_list import names_of
 from ...faces.similarity import on_scale_of
-from .captions import SLOT, check_captions, check_trigger, fill, person_templates, renamed, style_templates
+from .captions import SLOT, check_captions, check_trigger, fill_template, person_templates, renamed, style_templates
 from .coverage import Variety
 from .examples import Example
 from .masks import FACE_PARTS
@@ -213,7 +213,7 @@ class Dataset:
 
 
 @dataclass(frozen=True, eq=False)
-class SecondJudge:
+class SecondRecogniser:
     """Another recogniser that looks at the same faces, and whom it looks for (D,), where that is known."""
 
     recogniser: Recogniser
@@ -340,7 +340,7 @@ def judge_people(
     settings: DatasetSettings,
     reference: Tensor | None,
     who: str,
-    second: SecondJudge | None = None,
+    second: SecondRecogniser | None = None,
 ) -> None:
     """Mark photos of somebody else: unlike the reference, or unlike the photo that is most like all others.
 
@@ -564,7 +564,7 @@ def _reference(identity: Identity | None, analysis: FaceAnalysis | None) -> Tens
     return identity.mean_embedding()
 
 
-def second_judge(second: FaceAnalysis, identity: Identity | None, analysis: FaceAnalysis | None) -> SecondJudge:
+def second_judge(second: FaceAnalysis, identity: Identity | None, analysis: FaceAnalysis | None) -> SecondRecogniser:
     """The other recogniser beside that of `analysis`; LikenessError where it is none, or no other."""
     first = analysis.recogniser.name if analysis and analysis.recogniser else None
     if first is None:
@@ -579,9 +579,9 @@ def second_judge(second: FaceAnalysis, identity: Identity | None, analysis: Face
             "disconnect it."
         )
     if identity is None:
-        return SecondJudge(second.recogniser)
+        return SecondRecogniser(second.recogniser)
     seen = identity.seen_again(second.recogniser).as_seen_by(second.recogniser.name)
-    return SecondJudge(second.recogniser, seen.mean_embedding())
+    return SecondRecogniser(second.recogniser, seen.mean_embedding())
 
 
 def _picture(
@@ -595,7 +595,7 @@ def _picture(
         name=photo.name,
         pixels=frame.cut(pixels),
         mask=None if mask is None else frame.cut(mask),
-        caption=fill(photo.caption or settings.template(number), settings.trigger),
+        caption=fill_template(photo.caption or settings.template(number), settings.trigger),
         original_size=finding.size,
         crop=(round(frame.top * down), round(frame.left * across)),
         keypoints=None if face is None or face.keypoints is None else frame.points(face.keypoints),

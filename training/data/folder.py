@@ -27,7 +27,7 @@ from ...errors import LikenessError
 from ...faces.photo_list import list_photos, names_of, shown
 from ...locks import owned, sweep
 from ...storage import check_name, free_names, write_whole
-from .captions import check_captions, check_trigger, fill
+from .captions import check_captions, check_trigger, fill_template
 from .dataset import Dataset, DatasetKind, DatasetPicture
 from .names import check_phrase
 from .photo_files import CAPTION_SUFFIX, MASK_SUFFIX, MOST_REPEATS, read_caption, read_mask, read_picture
@@ -297,7 +297,7 @@ def _read_sample(path: Path, record: _Record, trigger: str) -> DatasetPicture:
         name=path.name,
         pixels=pixels,
         mask=read_mask(mask, (height, width)) if mask.is_file() else None,
-        caption=fill(caption, trigger),
+        caption=fill_template(caption, trigger),
         original_size=record.original_size,
         crop=record.crop,
         keypoints=record.keypoints if (height, width) == record.size else None,

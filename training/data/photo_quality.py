@@ -12,7 +12,7 @@ SAME_BITS, SAME_COLOUR = 4, 16.0  # of 64 bits; mean difference in grey levels o
 ALIKE_BITS, ALIKE_COSINE = 12, 0.98  # of a retouched copy, whose face is the same
 
 
-def grey(picture: np.ndarray) -> np.ndarray:
+def luma(picture: np.ndarray) -> np.ndarray:
     """Luma (ITU-R BT.601) of (H, W, 3) uint8: (H, W) float32, 0..255."""
     return picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -27,7 +27,7 @@ def sharpness(picture: np.ndarray) -> float:
     if longest > SHARPNESS_SIDE:
         height, width = (max(3, round(side * SHARPNESS_SIDE / longest)) for side in picture.shape[:2])
         picture = _resized(picture, height, width)
-    g = np.pad(grey(picture), 1, mode="edge")
+    g = np.pad(luma(picture), 1, mode="edge")
     laplacian = g[:-2, 1:-1] + g[2:, 1:-1] + g[1:-1, :-2] + g[1:-1, 2:] - 4 * g[1:-1, 1:-1]
     return float(laplacian.var())
 
@@ -62,7 +62,7 @@ class Looks:
 
 
 def _gradient_bits(thumbnail: np.ndarray) -> np.ndarray:
-    g = grey(thumbnail)
+    g = luma(thumbnail)
     return (g[:, 1:] > g[:, :-1]).reshape(-1)
 
 

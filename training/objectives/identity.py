@@ -64,7 +64,7 @@ class Decoder:
 
 
 @dataclass(frozen=True, eq=False)
-class Likeness:
+class LikenessTarget:
     """Who a sample should look like, and where.
 
     keypoints: (5, 2) in pixels of the picture. embedding: (d,), as the recogniser gives it; its length does not matter.
@@ -112,7 +112,7 @@ def face_window(
 
 def identity_of_latents(
     z0: Tensor,
-    likenesses: list[Likeness | None],
+    likenesses: list[LikenessTarget | None],
     decoder: Decoder,
     measure: Measure,
     margin: int | None = None,
@@ -139,6 +139,6 @@ def identity_of_latents(
     return torch.stack(losses)
 
 
-def below_cap(likenesses: list[Likeness | None], t: Tensor, cap: int) -> list[Likeness | None]:
+def below_cap(likenesses: list[LikenessTarget | None], t: Tensor, cap: int) -> list[LikenessTarget | None]:
     """Only the samples whose timestep is below the cap T': of noisier ones x̂_0 is a blur that tells nothing."""
     return [likeness if step < cap else None for likeness, step in zip(likenesses, t.tolist(), strict=True)]

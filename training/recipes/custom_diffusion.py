@@ -29,7 +29,7 @@ from ..base.attention_weights import free_attention, no_gradient_at_start
 from ..base.model import BaseModel
 from ..base.vocabulary import NewToken, Vocabulary
 from ..config import Group, MethodSettings, Moment, Rate, RateSchedule, Seen, Steps, Weight
-from ..data.captions import fill, names
+from ..data.captions import fill_template, names
 from ..data.class_folder import class_examples, cropped, folder_digest
 from ..data.dataset import Dataset, DatasetKind
 from ..data.examples import Example
@@ -55,7 +55,7 @@ class Layers(Enum):
     ALL = "keys, values, queries and output"  # closer to a face; has no closed form for merging
 
 
-class Preset(Enum):
+class TrainingPreset(Enum):
     """Settings for a purpose; what is written beside it counts more."""
 
     NONE = "none"
@@ -78,7 +78,9 @@ class CustomDiffusionSettings(MethodSettings):
     title: ClassVar[str] = "Custom Diffusion"
     words: ClassVar[tuple[str, ...]] = ("modifier", "modifier_2", "modifier_3")
     kind: Literal["custom_diffusion"] = "custom_diffusion"
-    preset: Preset = Field(default=Preset.NONE, description="face: for portraits; sets what is not written.")
+    preset: TrainingPreset = Field(
+        default=TrainingPreset.NONE, description="face: for portraits; sets what is not written."
+    )
     modifier: str = "<new1>"
     modifier_2: str = Field(default="<new2>", description="Of a second concept that is learned with the first.")
     modifier_3: str = "<new3>"
@@ -110,7 +112,7 @@ class CustomDiffusionSettings(MethodSettings):
     def _filled_in(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        if given.get("preset") in (Preset.FACE, Preset.FACE.value):
+        if given.get("preset") in (TrainingPreset.FACE, TrainingPreset.FACE.value):
             given = {**_FACE, **given}
         if given.get("class_folder") and "class_files" not in given:
             given = {**given, "class_files": folder_digest(Path(str(given["class_folder"])))}
@@ -131,7 +133,7 @@ class CustomDiffusionSettings(MethodSettings):
         return (Seen.CAPTIONS if self.captions else Seen(0)) | (Seen.MASKS if self.face_mask else Seen(0))
 
     def templates_of(self, concept: int) -> tuple[str, ...]:
-        return (fill(self.prompt, self.phrase("{}", concept)),)
+        return (fill_template(self.prompt, self.phrase("{}", concept)),)
 
     def class_word(self, concept: int) -> str:
         """Of a concept; the last one's, where there are fewer."""
@@ -143,7 +145,7 @@ class CustomDiffusionSettings(MethodSettings):
 
     def class_prompt(self, concept: int) -> str:
         """What the pictures of its class are called that the model generates."""
-        return fill(self.prompt, self.class_word(concept)) if self.class_word(concept) else "a painting"
+        return fill_template(self.prompt, self.class_word(concept)) if self.class_word(concept) else "a painting"
 
 
 def custom_diffusion(
@@ -180,7 +182,7 @@ def custom_diffusion(
     for number, (found, word) in enumerate(zip(concepts, words, strict=True)):
         others = class_photos[number] if with_class else ()
         parts.append(
-            prompts.Concept(found, _said(found, word, settings, number), others, _class_said if others else None)
+            prompts.TaughtConcept(found, _said(found, word, settings, number), others, _class_said if others else None)
         )
     targets, *classes = prompts.joint(parts, seed, settings.flip)
     cell = base.codec.decoder.pixels_per_cell
@@ -303,7 +305,7 @@ def _one_token(base: BaseModel, word: str, start: str) -> str:
 
 def _said(photos: Sequence[Example], word: str, settings: CustomDiffusionSettings, concept: int) -> prompts.Prompts:
     """A photo's caption, or the prompt."""
-    prompt = fill(settings.templates_of(concept)[0], word)
+    prompt = fill_template(settings.templates_of(concept)[0], word)
     if not settings.captions:
         return lambda photo, random: prompt
     lacking = [

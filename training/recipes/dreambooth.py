@@ -100,11 +100,11 @@ def dreambooth(
     result where the encoder is not trained.
     """
     said, word = require_trainable(base, photos, settings), settings.identifier
-    person = prompts.Concept(photos, said)
+    person = prompts.TaughtConcept(photos, said)
     if settings.prior_weight > 0:
         prompts.require_photos(class_photos, "class picture")
         prompts.require_one_size([*photos, *class_photos], "and class pictures")
-        person = prompts.Concept(photos, said, class_photos, lambda *_: settings.class_prompt)
+        person = prompts.TaughtConcept(photos, said, class_photos, lambda *_: settings.class_prompt)
         terms = partial(preserved, mask=settings.mask, gamma=settings.min_snr)
         objectives = [
             Objective("instance", lambda found: terms(found).instance),
@@ -189,7 +189,7 @@ def _save(
 # In the registry of methods -------------------------------------------------------------------------------------------
 
 
-class Tuned(Enum):
+class TunedWeights(Enum):
     """What is trained: a LoRA beside the weights, or these. The value is what a user chooses."""
 
     LORA = "LoRA"
@@ -199,7 +199,7 @@ class Tuned(Enum):
 def choose(values: Mapping[str, Any], datasets: Sequence[Dataset]) -> dict[str, Any]:
     """The settings that a graph's choices and photos decide."""
     return {
-        "full": Tuned(values["tuned"]) is Tuned.ALL,
+        "full": TunedWeights(values["tuned"]) is TunedWeights.ALL,
         "class_prompt": f"a photo of a {datasets[0].class_word}",
         "captions": True,
     }

@@ -33,17 +33,17 @@ from ..base.lora import Reach, StartLora, trained_pairs
 from ..base.model import BaseModel
 from ..base.vocabulary import NewToken, Vocabulary
 from ..config import Group, LoraSettings, MethodSettings, Moment, Rate, RateSchedule, Seen, Weight
-from ..data.captions import composed, fill, parse_templates, person_templates, style_templates
+from ..data.captions import composed, fill_template, parse_templates, person_templates, style_templates
 from ..data.dataset import Dataset
 from ..data.portraits import Detect, Portrait, as_uint8, portraits
 from ..export import Saved, SavedKind, TrainingRecord, save_embedding, save_lora
 from ..materials import Materials, Trainable
 from ..methods.magicapture import templates
 from ..objectives.attention_refocusing import attention_refocusing, attention_refocusing_per_map
-from ..objectives.identity import Decoder, Likeness, Measure, below_cap, identity_of_latents
+from ..objectives.identity import Decoder, LikenessTarget, Measure, below_cap, identity_of_latents
 from ..objectives.magicapture import ShotKind, positions, reconstruction_weight, regions
 from ..objectives.reconstruction import masked_reconstruction, soft_mask
-from ..probe import Grid, sites_at
+from ..probe import Grid, refocusing_grid, sites_at
 from ..recipe import Listening, Objective, Pass, Phase, Recipe, Sample, epochs, generator, uniform_timesteps
 from . import prompts
 from .denoising import Mask, require_masks
@@ -141,7 +141,7 @@ class Shot:
 
     kind: ShotKind
     mask: Tensor
-    likeness: Likeness | None
+    likeness: LikenessTarget | None
 
 
 def magicapture(
@@ -164,7 +164,7 @@ def magicapture(
     """
     start = start or {}
     size = _check(base, people, styles, settings, measure, detect)
-    grid = (-(-size[0] // settings.map_division), -(-size[1] // settings.map_division))
+    grid = refocusing_grid(size, settings.map_division)
     tokens = [
         NewToken(settings.subject, settings.vectors, start.get(settings.subject) or settings.subject_start or None),
         NewToken(
@@ -284,15 +284,17 @@ class ShotStream:
         mask = soft_mask(counts.unsqueeze(0), self.size, settings.mask_temperature)[0]
         likeness, keypoints = None, shown.keypoints_as_shown(flipped)
         if kind.shows_person and keypoints is not None and person.embedding is not None:
-            likeness = Likeness(keypoints, person.embedding)
+            likeness = LikenessTarget(keypoints, person.embedding)
         return Sample(shown.example, prompt, flipped, Shot(kind, mask.flip(-1) if flipped else mask, likeness))
 
     def _prompt(self, kind: ShotKind, random: torch.Generator) -> str:
         settings = self.settings
         if kind is ShotKind.STYLE:
-            return fill(prompts.choose(settings.style_templates, random), settings.style)
-        template = prompts.choose(settings.person_templates, random)
-        return fill(composed(template, settings.style) if kind is ShotKind.BOTH else template, settings.subject)
+            return fill_template(prompts.random_choice(settings.style_templates, random), settings.style)
+        template = prompts.random_choice(settings.person_templates, random)
+        return fill_template(
+            composed(template, settings.style) if kind is ShotKind.BOTH else template, settings.subject
+        )
 
 
 @dataclass(frozen=True)
@@ -352,19 +354,19 @@ def resemble(
     if settings.layout is FaceLayout.DETECTED:
         assert detect is not None
         likenesses = [_detected(detect, decoder, z0[i : i + 1], each) for i, each in enumerate(likenesses)]
-    likenesses = [each and Likeness(each.keypoints, each.embedding.to(z0.device)) for each in likenesses]
+    likenesses = [each and LikenessTarget(each.keypoints, each.embedding.to(z0.device)) for each in likenesses]
     margin = None if settings.decode_whole else settings.decode_margin
     return identity_of_latents(z0, below_cap(likenesses, look.t, cap), decoder, measure, margin).mean()
 
 
 @torch.no_grad()
-def _detected(detect: Detect, decoder: Decoder, z0: Tensor, likeness: Likeness | None) -> Likeness | None:
+def _detected(detect: Detect, decoder: Decoder, z0: Tensor, likeness: LikenessTarget | None) -> LikenessTarget | None:
     if likeness is None:
         return None
     keypoints = detect(as_uint8(decoder.picture(z0)[0]))
     if keypoints is None:
         return None
-    return Likeness(torch.from_numpy(np.asarray(keypoints, np.float32)), likeness.embedding)
+    return LikenessTarget(torch.from_numpy(np.asarray(keypoints, np.float32)), likeness.embedding)
 
 
 def _check(

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import LikenessError
-from ..data.captions import check_captions, fill, parse_templates
+from ..data.captions import check_captions, fill_template, parse_templates
 from ..data.examples import Example
 from ..recipe import Sample, epochs
 
 Prompts = Callable[[Example, torch.Generator], str]
 
 
-def choose(templates: Sequence[str], random: torch.Generator) -> str:
+def random_choice(templates: Sequence[str], random: torch.Generator) -> str:
     """One of them, all alike likely."""
     return templates[int(torch.randint(len(templates), (), generator=random))]
 
@@ -32,7 +32,7 @@ def from_templates(templates: Sequence[str], word: str) -> Prompts:
         raise LikenessError(
             f"There is no template for '{word}': write at least one, such as 'a photo of a {{}} person'."
         )
-    return lambda _, random: fill(choose(templates, random), word)
+    return lambda _, random: fill_template(random_choice(templates, random), word)
 
 
 def from_captions(photos: Sequence[Example], word: str, otherwise: Prompts) -> Prompts:
@@ -60,7 +60,7 @@ class Photos:
 
 
 @dataclass(frozen=True)
-class Concept:
+class TaughtConcept:
     """One of the things that a training learns together: its photos, others of its class, and what is said of each."""
 
     photos: Sequence[Example]
@@ -69,7 +69,7 @@ class Concept:
     class_said: Prompts | None = None
 
 
-def joint(concepts: Sequence[Concept], seed: int = 0, flip: float = 0.0) -> list[Photos]:
+def joint(concepts: Sequence[TaughtConcept], seed: int = 0, flip: float = 0.0) -> list[Photos]:
     """The streams of a joint training (Custom Diffusion, arXiv 2212.04488, section 3.2): all concepts' photos in one
     shuffled list, all class pictures, where there are any, in another."""
     streams = [_together([(concept.photos, concept.said) for concept in concepts], seed, flip)]

@@ -12,8 +12,8 @@ from likeness.adapters.ip_adapter.embeds import (
     CombineMode,
     EmbedsScaling,
     ImageEmbeds,
-    combine,
     combine_uncond,
+    join_embeds,
     join_tokens,
     load_embeds,
     renormalised,
@@ -54,12 +54,12 @@ def test_weight_zero_leaves_no_image_term(scaling, channels):
 @given(modes)
 def test_one_picture_stays_as_it_is(mode):
     one = rows(1, 3, 4)
-    assert torch.equal(combine(one, mode), one)
+    assert torch.equal(join_embeds(one, mode), one)
 
 
 @given(modes, st.integers(2, 5), st.integers(1, 4))
 def test_several_pictures_become_one_row_except_when_all_are_kept(mode, count, width):
-    combined = combine(rows(count, width), mode)
+    combined = join_embeds(rows(count, width), mode)
     assert combined.shape == (count if mode is CombineMode.CONCAT else 1, width)
     assert combined.isfinite().all()
 
@@ -67,20 +67,20 @@ def test_several_pictures_become_one_row_except_when_all_are_kept(mode, count, w
 @given(modes.filter(lambda m: m not in (CombineMode.CONCAT, CombineMode.SUBTRACT)), st.permutations(range(4)))
 def test_the_order_of_pictures_matters_to_subtract_alone(mode, order):
     pictures = rows(4, 6)
-    torch.testing.assert_close(combine(pictures[list(order)], mode), combine(pictures, mode))
+    torch.testing.assert_close(join_embeds(pictures[list(order)], mode), join_embeds(pictures, mode))
 
 
 def test_norm_average_of_zeros_is_zero():
     pictures = rows(3, 4)
     pictures[:, 1] = 0
-    assert combine(pictures, CombineMode.NORM_AVERAGE)[0, 1] == 0
+    assert join_embeds(pictures, CombineMode.NORM_AVERAGE)[0, 1] == 0
 
 
 def test_weights_are_proportions_in_an_average_and_factors_in_a_sum():
     pictures = torch.tensor([[1.0], [4.0]])
-    assert combine(pictures, CombineMode.AVERAGE, [2.0, 4.0]).item() == pytest.approx(3.0)
-    assert combine(pictures, CombineMode.AVERAGE, [1.0, 0.0]).item() == pytest.approx(1.0)
-    assert combine(pictures, CombineMode.ADD, [2.0, 4.0]).item() == pytest.approx(18.0)
+    assert join_embeds(pictures, CombineMode.AVERAGE, [2.0, 4.0]).item() == pytest.approx(3.0)
+    assert join_embeds(pictures, CombineMode.AVERAGE, [1.0, 0.0]).item() == pytest.approx(1.0)
+    assert join_embeds(pictures, CombineMode.ADD, [2.0, 4.0]).item() == pytest.approx(18.0)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ def test_weights_are_proportions_in_an_average_and_factors_in_a_sum():
 )
 def test_weights_that_do_not_fit_are_refused(weights, says):
     with pytest.raises(LikenessError, match=says):
-        combine(rows(2, 3), CombineMode.AVERAGE, weights)
+        join_embeds(rows(2, 3), CombineMode.AVERAGE, weights)
 
 
 def test_nothing_to_combine_is_refused():
     with pytest.raises(LikenessError, match="no picture"):
-        combine(torch.empty(0, 8), CombineMode.ADD)
+        join_embeds(torch.empty(0, 8), CombineMode.ADD)
 
 
 def test_unconditioned_copies_are_dropped_and_attention_does_not_notice():
@@ -125,7 +125,7 @@ def test_joined_tokens_keep_their_order():
 
 def test_a_mean_of_unit_vectors_can_be_made_a_unit_vector():
     unit = torch.nn.functional.normalize(rows(3, 16), dim=-1)
-    mean = combine(unit, CombineMode.AVERAGE)
+    mean = join_embeds(unit, CombineMode.AVERAGE)
     assert mean.norm() < 0.99
     assert renormalised(mean, unit).norm().item() == pytest.approx(1.0, abs=1e-5)
 

@@ -32,7 +32,7 @@ from likeness.weights import families
 from likeness.weights.families import TransformerLayout
 
 SHAPES = [(32, 64)] * 3 + [(64, 64)] * 4
-TOWER = eva_clip.build(files.eva())
+TOWER = eva_clip.build_eva(files.eva())
 
 
 def load(tmp_path, weights, name: str = "pulid.safetensors"):
@@ -257,7 +257,7 @@ def test_without_the_image_encoder_and_without_the_parsing_network(v1, field, sa
 def test_an_image_encoder_of_other_widths(v1):
     weights = files.eva()
     weights["visual.head.weight"], weights["visual.head.bias"] = torch.zeros(7, 64), torch.zeros(7)
-    other = eva_clip.build(weights, "other.pt")
+    other = eva_clip.build_eva(weights, "other.pt")
     text = refused(v1.effects, replace(request(person()), find_eva=lambda: other))
     assert "other.pt" in text and "64 and 7" in text and "64 and 32" in text
 

@@ -148,7 +148,10 @@ def unet(case: Any) -> dict[str, Tensor]:
     outputs: dict[str, list[Tensor]] = {"cond": [], "uncond": []}
     scales = case.config["scales"]
     for scale, lora in zip(scales, case.config.get("lora_scales", [0.0] * len(scales)), strict=True):
-        term, delta = AttentionTerm(adapter, tokens, uniform(scale, sites)), adapter.lora(diffusers_layers(sites), lora)
+        term, delta = (
+            AttentionTerm(adapter, tokens, uniform(scale, sites)),
+            adapter.lora(diffusers_layers(sites), lora),
+        )
         with apply_effects(network, [term, delta] if delta else [term]) as applied, torch.no_grad():
             for role in Role:
                 half = role.name.lower()

@@ -13,7 +13,7 @@ from likeness.adapters import clip_vision, image_prep
 from likeness.adapters.ip_adapter import schedules
 from likeness.adapters.ip_adapter import weight_types as sites
 from likeness.adapters.ip_adapter.adapter import HEAD_WIDTH
-from likeness.adapters.ip_adapter.embeds import CombineMode, EmbedsScaling, combine
+from likeness.adapters.ip_adapter.embeds import CombineMode, EmbedsScaling, join_embeds
 from likeness.adapters.networks import build_projection
 from likeness.checks import as_mask
 from likeness.injection import masks
@@ -64,9 +64,9 @@ def combine_embeds(case: Any) -> dict[str, torch.Tensor]:
     outputs = {}
     for mode in CombineMode:
         name = mode.value.replace(" ", "_")
-        outputs[f"embeds_{name}"] = combine(case.inputs["embeds"], mode)
+        outputs[f"embeds_{name}"] = join_embeds(case.inputs["embeds"], mode)
         if mode not in (CombineMode.MAX, CombineMode.MIN):  # of the Combine Embeds node alone
-            outputs[f"tokens_{name}"] = image_proj(combine(case.inputs["image_embeds"], mode))
+            outputs[f"tokens_{name}"] = image_proj(join_embeds(case.inputs["image_embeds"], mode))
     return outputs
 
 

@@ -19,7 +19,7 @@ from likeness.training.data.examples import Example
 from likeness.training.data.masks import face_mask
 from likeness.training.objectives import magicapture, reconstruction
 from likeness.training.objectives.attention_refocusing import attention_refocusing
-from likeness.training.objectives.identity import Decoder, Likeness, arcface_measure
+from likeness.training.objectives.identity import Decoder, LikenessTarget, arcface_measure
 from likeness.training.objectives.magicapture import ShotKind
 from likeness.training.probe import AttentionProbe, columns_of, sites_at
 from likeness.training.recipe import Pass, Sample
@@ -218,7 +218,7 @@ def tuning_step(case: Any) -> dict[str, Tensor]:
     positions, _ = wanted(case, [config["subject_token_id"]], [config["style_token_id"]])
     probe = AttentionProbe(unet, sites_at(unet, tuple(size), OFFICIAL_GRID))
     noise, latents, progress = given["noise"], given["latents"], config["progress"]
-    likeness = Likeness(given["landmarks"], given["face_embedding"]) if kind.shows_person else None
+    likeness = LikenessTarget(given["landmarks"], given["face_embedding"]) if kind.shows_person else None
     mask = reconstruction.soft_mask(given["mask"], size, config["mask_temperature"])
     example = Example(given["latents"][0], "")
     samples = [Sample(example, "", about=recipe.Shot(kind, mask[0], likeness))]

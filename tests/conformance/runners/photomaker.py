@@ -14,7 +14,7 @@ from likeness.adapters.effects import PromptEdit, PromptStates, Scope
 from likeness.adapters.image_prep import pixel_values
 from likeness.adapters.networks import FuseModule
 from likeness.adapters.photomaker import IdEncoder, LongPrompts, PhotoMaker, expand
-from likeness.adapters.text_encoder import Tower, tokens_of
+from likeness.adapters.text_encoder import Tower, tokenised
 from likeness.injection.diffusers import DiscreteLevels, SamplingRun, apply_effects
 from likeness.training.base.noise import NoiseSchedule
 
@@ -80,7 +80,7 @@ class Vocabulary:
         )
 
     def tokenize(self, text: str) -> dict[str, Any]:
-        return {tower.name: tokens_of(self.tokenizer, text) for tower in self.towers}
+        return {tower.name: tokenised(self.tokenizer, text) for tower in self.towers}
 
     def encode(self, windows: Any, layer: int | None = None) -> Any:
         raise NotImplementedError

@@ -30,7 +30,7 @@ def mode_of(settings: dict[str, Any]) -> Mode:
 
 @harness.runs("pulid", r"EVA02-CLIP vision tower")
 def eva_tower(case: Any) -> dict[str, Tensor]:
-    tower = eva_clip.build(case.weights, head_width=case.config["embed_dim"] // case.config["num_heads"])
+    tower = eva_clip.build_eva(case.weights, head_width=case.config["embed_dim"] // case.config["num_heads"])
     features = tower.encode_pixels(case.inputs["pixels"])
     return {"pooled": features.pooled, **{f"hidden_{i}": states for i, states in enumerate(features.hidden)}}
 
@@ -58,7 +58,7 @@ def front_end(case: Any) -> dict[str, Tensor]:
     """From the aligned photo to tokens. A grey level may be lost in the rounding of the picture kept for looking at."""
     config, given = case.config, case.inputs
     eva = config["eva"]
-    tower = eva_clip.build(case.weights_below("eva."), head_width=eva["embed_dim"] // eva["num_heads"])
+    tower = eva_clip.build_eva(case.weights_below("eva."), head_width=eva["embed_dim"] // eva["num_heads"])
     network = build_encoder(weights_of_encoder(case), config["encoder_config"].get("dim_head", 64))
     face = face_features(given["aligned_rgb"], given["parsing"])
     pixels = pixels_of(face, tower.image_size, config["antialias"])

@@ -15,8 +15,8 @@ from likeness.adapters.effects import AttentionTerm
 from likeness.adapters.image_prep import Crop, normalise, to_square
 from likeness.adapters.networks import Perceiver, PerceiverSizes
 from likeness.adapters.storymaker import StoryMaker
-from likeness.adapters.storymaker.body import cut_out
-from likeness.adapters.storymaker.projection import HeadWidths, StoryMakerProjection, build_projection
+from likeness.adapters.storymaker.body import cut_out_character
+from likeness.adapters.storymaker.projection import HeadWidths, StoryMakerProjection, build_character_projection
 from likeness.adapters.types import IdentityTokens
 from likeness.faces import arcface_crop
 from likeness.injection.attention import SiteTerm, add_identity, attend, split_heads
@@ -44,7 +44,7 @@ def perceiver(case: Any) -> dict[str, Tensor]:
 
 @harness.runs("storymaker", r"image_proj")
 def projection(case: Any) -> dict[str, Tensor]:
-    network = build_projection(case.weights, heads_of(case.config))
+    network = build_character_projection(case.weights, heads_of(case.config))
     return dict(zip(("tokens", "uncond_tokens"), both_halves(network, case.inputs), strict=True))
 
 
@@ -90,7 +90,7 @@ def attention(case: Any) -> dict[str, Tensor]:
 
 def body_picture(picture: Tensor, mask: Tensor) -> Tensor:
     """(1, h, w, 3) in 0..1: the character on white."""
-    return torch.from_numpy(cut_out(picture.numpy(), mask[..., 0].numpy())).unsqueeze(0) / 255
+    return torch.from_numpy(cut_out_character(picture.numpy(), mask[..., 0].numpy())).unsqueeze(0) / 255
 
 
 def face_picture(picture: Tensor, keypoints: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def reference(case: Any) -> dict[str, Tensor]:
 def reference_tokens(case: Any) -> dict[str, Tensor]:
     given, config = case.inputs, case.config
     encoder = TransformersClipEncoder.from_weights(case.weights_below("image_encoder."), config["clip"])
-    network = build_projection(case.weights_below("image_proj_model."), heads_of(config["image_proj"]))
+    network = build_character_projection(case.weights_below("image_proj_model."), heads_of(config["image_proj"]))
 
     def hidden(pictures: list[Tensor]) -> Tensor:
         pixels = [normalise(to_square(picture, encoder.size.image_size, Crop.SQUASH)) for picture in pictures]

@@ -10,12 +10,12 @@ from PIL import Image
 
 from likeness.errors import LikenessError
 from likeness.evaluation import judging
-from likeness.evaluation.cache import SightCache, read_picture
+from likeness.evaluation.cache import SightCache, picture_or_nan
 from likeness.evaluation.identity import calibrate
 from likeness.evaluation.judging import measure
 from likeness.evaluation.pool import Pool
 from likeness.evaluation.sources.folders import survey
-from likeness.evaluation.table import read_csv, write_csv
+from likeness.evaluation.table import read_csv, write_records
 
 RED, GREEN, BLUE, PINK, BLACK = (255, 60, 60), (60, 255, 60), (60, 60, 255), (255, 60, 120), (0, 0, 0)
 PEOPLE = {"ann": RED, "bob": GREEN, "小明": BLUE}
@@ -126,7 +126,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder, judge, tmp_path):
     records = measure(survey(folder), second)
     fresh = SightCache(tmp_path / "fresh.jsonl", Pool(judge))
     whole = measure(survey(folder), fresh)
-    files = [write_csv(rows, tmp_path / name) for rows, name in ((records, "1.csv"), (whole, "2.csv"))]
+    files = [write_records(rows, tmp_path / name) for rows, name in ((records, "1.csv"), (whole, "2.csv"))]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert 0 < second.looked < fresh.looked
     third = SightCache(path, Pool(judge))
@@ -149,12 +149,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder, judge, tmp_path):
 def test_a_changed_line_of_the_cache_is_looked_at_again_and_stops_nothing(folder, judge, tmp_path, damage):
     path = tmp_path / "seen.jsonl"
     measure(survey(folder), SightCache(path, Pool(judge)))
-    files = [write_csv(measure(survey(folder), SightCache(path, Pool(judge))), tmp_path / "1.csv")]
+    files = [write_records(measure(survey(folder), SightCache(path, Pool(judge))), tmp_path / "1.csv")]
     lines = path.read_bytes().splitlines()
     number = next(number for number, line in enumerate(lines) if b'"embedding"' in line)
     path.write_bytes(b"\n".join([*lines[:number], damage(lines[number]), *lines[number + 1 :]]) + b"\n")
     again = SightCache(path, Pool(judge))
-    files.append(write_csv(measure(survey(folder), again), tmp_path / "2.csv"))
+    files.append(write_records(measure(survey(folder), again), tmp_path / "2.csv"))
     assert again.looked == 1 and files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -263,14 +263,14 @@ def test_results_of_every_form_are_judged(folder, suffix):
 
 def test_a_picture_too_large_to_open_safely_is_not_opened(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert read_picture(folder / "results/good/ann/hat-1.png").isnan().all()
+    assert picture_or_nan(folder / "results/good/ann/hat-1.png").isnan().all()
 
 
 def test_a_picture_is_turned_as_the_camera_was_held(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     Image.new("RGB", (20, 10)).save(tmp_path / "1.jpg", exif=exif)
-    assert read_picture(tmp_path / "1.jpg").shape == (20, 10, 3)
+    assert picture_or_nan(tmp_path / "1.jpg").shape == (20, 10, 3)
 
 
 @pytest.mark.parametrize(

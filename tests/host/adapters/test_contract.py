@@ -7,6 +7,7 @@ tiny MODEL of this folder. The toy system of the tests stands for one that uses 
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from comfyui import REPOSITORY
 from helpers import toy
 from helpers.contract import cases
 from helpers.small_world import official, same, sentence
@@ -32,6 +34,17 @@ CASES = cases()
 
 def test_every_system_is_in_the_contract():
     assert SYSTEMS.keys() == CASES.keys()
+
+
+@pytest.mark.parametrize("kind", adapters.SYSTEMS, ids=lambda kind: kind.title)
+def test_it_has_a_workflow_and_a_row_of_the_table_in_both_languages(kind):
+    name = kind.title.split(" for ")[0]  # what a base model's part of a system is called
+    for language in ("en", "zh"):
+        rows = [p.read_text("utf-8") for p in (REPOSITORY / "docs/parts/methods").glob(f"*.{language}.md")]
+        assert any(name in row for row in rows), language
+    graphs = [json.loads(path.read_text("utf-8")) for path in (REPOSITORY / "workflows").glob("*.json")]
+    nodes = [node for graph in graphs for node in graph["nodes"]]
+    assert {model["directory"] for node in nodes for model in node["properties"].get("models", [])} & set(kind.folders)
 
 
 def person(seed: int = 0) -> Any:
@@ -114,7 +127,7 @@ class Painter:
 
         layout, attention = comfy.request_layout(self.world.model)
         encoder = comfy.ComfyClipEncoder(self.world.clip_vision)
-        beside = {"find_eva": partial(companions.find_eva, adapter), "parse": companions.parse}
+        beside = {"find_eva": partial(companions.find_eva, adapter), "parse": companions.parse_faces}
         request = Request(layout, attention, strength, Scope(start_at, end_at), who, encoder, **beside)
         if self.case.prompt:
             reader = comfy.ComfyTextEncoder(self.world.text_clip)

@@ -139,8 +139,8 @@ def test_the_encoder_is_read_once_and_goes_with_the_adapter(world, load, monkeyp
     from likeness.nodes import companions
 
     built = []
-    build = eva_clip.build
-    monkeypatch.setattr(eva_clip, "build", lambda *given: built.append(1) or build(*given))
+    build = eva_clip.build_eva
+    monkeypatch.setattr(eva_clip, "build_eva", lambda *given: built.append(1) or build(*given))
     companions._towers.clear()
     companions._kept.clear()
     adapter = load()

@@ -12,7 +12,7 @@ from helpers.small_world import person, pictures, same, sentence
 from safetensors.torch import save_file
 from torch import Tensor
 
-from likeness.faces.people import People
+from likeness.faces.people import PeopleInPhoto
 
 NODE = "LikenessStoryMakerCharacter"
 
@@ -181,8 +181,8 @@ def found(world, monkeypatch, tmp_path) -> Any:
         class Segmenter:
             network = torch.nn.Linear(1, 1)
 
-            def people(self, photo: np.ndarray) -> People:
-                return People(
+            def people(self, photo: np.ndarray) -> PeopleInPhoto:
+                return PeopleInPhoto(
                     np.array(masks).reshape(-1, *photo.shape[:2]), np.zeros((len(masks), 4)), np.ones(len(masks))
                 )
 

@@ -10,7 +10,7 @@ from helpers.by_colour import BLACK, BY_COLOUR, coloured
 
 from likeness.errors import LikenessError
 from likeness.faces import FaceAnalysis
-from likeness.injection.comfy.resampling import Window, prompt_in
+from likeness.injection.comfy.resampling import CropWindow, prompt_in
 
 SIDE = 64
 
@@ -125,7 +125,7 @@ def test_the_models_of_the_graph_are_not_touched(detail, photo, world):
 
 # --- the prompt in a window
 
-QUARTER = Window(0.5, 0.0, 1.0, 0.5)  # at the top right
+QUARTER = CropWindow(0.5, 0.0, 1.0, 0.5)  # at the top right
 
 
 def test_masks_are_cut_and_areas_are_kept_where_the_face_is():
@@ -168,17 +168,17 @@ def test_a_window_is_the_jobs_square():
     import numpy as np
 
     from likeness.faces import Face
-    from likeness.restoration.restore import Job
+    from likeness.restoration.restore import FaceJob
     from likeness.restoration.windows import shares, upright
 
     ys, xs = torch.meshgrid(torch.arange(100.0), torch.arange(200.0), indexing="ij")
     picture = torch.stack([xs, ys, xs * 0], -1) / 200
     face = Face(np.array([150, 10, 180, 50], np.float32), 1.0)
     job = upright(64, 2.0)(picture, 0, 0, face)
-    assert isinstance(job, Job)
-    window = Window(*shares(job, (100, 200)))
+    assert isinstance(job, FaceJob)
+    window = CropWindow(*shares(job, (100, 200)))
     assert 0 <= window.left < window.right <= 1 and 0 <= window.top < window.bottom <= 1
     cut = window.cut(picture.permute(2, 0, 1)[None], 64)[0]
     assert (cut - job.crop).abs()[:, 2:-2, 2:-2].max() < 0.01
     small = upright(64, 2.0)(picture[:40, :60], 0, 0, replace(face, box=np.array([10, 0, 50, 40], np.float32)))
-    assert isinstance(small, Job) and small.crop.isfinite().all()  # larger than the picture: its edge is repeated
+    assert isinstance(small, FaceJob) and small.crop.isfinite().all()  # larger than the picture: its edge is repeated

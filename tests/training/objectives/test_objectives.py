@@ -15,7 +15,7 @@ from likeness.training.objectives import magicapture, snr_weighting, token_embed
 from likeness.training.objectives.attention_refocusing import attention_refocusing, attention_refocusing_per_map
 from likeness.training.objectives.identity import (
     Decoder,
-    Likeness,
+    LikenessTarget,
     arcface_measure,
     below_cap,
     face_window,
@@ -253,7 +253,7 @@ def test_the_same_face_costs_nothing_at_any_length_of_its_embedding():
 
 def test_the_gradient_of_the_identity_loss_stays_in_the_face():
     z0 = gaussian(0, 1, 4, 16, 16).mul(0.2).requires_grad_()
-    likeness = Likeness(KEYPOINTS, gaussian(1, 192))
+    likeness = LikenessTarget(KEYPOINTS, gaussian(1, 192))
     loss = identity_of_latents(z0, [likeness], upscaling_decoder(), measure).sum()
     gradient = torch.autograd.grad(loss, z0)[0]
     window = face_window(KEYPOINTS, (16, 16), 8, margin=0)
@@ -264,7 +264,7 @@ def test_the_gradient_of_the_identity_loss_stays_in_the_face():
 
 
 def test_decoding_only_the_face_gives_the_same_loss_with_a_local_decoder():
-    z0, likeness = gaussian(0, 1, 4, 32, 24).mul(0.2), Likeness(KEYPOINTS + 40, gaussian(1, 192))
+    z0, likeness = gaussian(0, 1, 4, 32, 24).mul(0.2), LikenessTarget(KEYPOINTS + 40, gaussian(1, 192))
     calls: list[torch.Size] = []
     whole = identity_of_latents(z0, [likeness], upscaling_decoder(calls), measure)
     window = identity_of_latents(z0, [likeness], upscaling_decoder(calls), measure, margin=2)
@@ -279,7 +279,7 @@ def test_a_face_at_the_edge_has_a_window_inside_the_latents():
 
 def test_samples_without_a_face_or_too_noisy_are_not_decoded():
     calls: list[torch.Size] = []
-    likeness = Likeness(KEYPOINTS, gaussian(1, 192))
+    likeness = LikenessTarget(KEYPOINTS, gaussian(1, 192))
     likenesses = below_cap([likeness, likeness, None], torch.tensor([799, 800, 0]), cap=800)
     assert [x is None for x in likenesses] == [False, True, True]
     losses = identity_of_latents(gaussian(0, 3, 4, 16, 16), likenesses, upscaling_decoder(calls), measure)

@@ -27,8 +27,8 @@ from likeness.training.recipe import Recipe, generator
 from likeness.training.recipes.custom_diffusion import (
     CustomDiffusionSettings,
     Layers,
-    Preset,
     Targets,
+    TrainingPreset,
     custom_diffusion,
 )
 from likeness.training.recipes.prompts import Photos
@@ -263,10 +263,10 @@ def test_the_file_holds_weights_words_and_what_it_was_made_of(make_base, photos,
 
 
 def test_the_face_preset_sets_what_is_not_written():
-    face = CustomDiffusionSettings(preset=Preset.FACE)
+    face = CustomDiffusionSettings(preset=TrainingPreset.FACE)
     assert (face.layers, face.learning_rate, face.steps) == (Layers.ALL, 5e-6, 1000)
     assert face.zoom is Zoom.NONE and face.face_mask and face.flip == 0
-    assert CustomDiffusionSettings(preset=Preset.FACE, steps=7).steps == 7
+    assert CustomDiffusionSettings(preset=TrainingPreset.FACE, steps=7).steps == 7
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------
