@@ -137,9 +137,11 @@ class DetailFaces(Node):
         sampling = Sampling(model, positive, negative, vae, steps, cfg, sampler, schedule, denoise)
         sampling.check()
         regions = regions_of(asked.region, pictures)
-        # Without an identity to compare with, a face that is made anew may become whoever the model says.
+        # Without an identity to compare with, a face that is made anew may become whoever the model says; with one it
+        # may be on its way to that person.
         least = asked.identity_guard if asked.identity is not None else 0.0
-        options = replace(asked.options(analysis), batch=1, guard=guard_of(analysis, least, asked.identity))
+        guard = guard_of(analysis, least, asked.identity, strangers=False)
+        options = replace(asked.options(analysis), batch=1, guard=guard)
         faces = asked.faces_of(pictures.photos, analysis, counter(len(pictures.photos)))
         size = pictures.colours.shape[1], pictures.colours.shape[2]
         made = iter(range(sum(map(len, faces))))
@@ -150,10 +152,17 @@ class DetailFaces(Node):
             mask = torch.from_numpy(paste_mask_of(job, job.crop, options, region)) if noise_mask else None
             number = (seed + next(made)) % (LARGEST_SEED + 1)
             pixels = job.crop.clamp(0, 1).permute(1, 2, 0)[None]
-            return sampling.again(pixels, CropWindow(*shares(job, size)), number, mask).permute(0, 3, 1, 2)
+            window = CropWindow(*shares(job, size), job.picture, len(pictures.colours))
+            return sampling.again(pixels, window, number, mask).permute(0, 3, 1, 2)
 
         done = rework_faces(
-            list(pictures.colours), faces, rework, upright(resolution // 8 * 8, crop_factor), options, regions=regions
+            list(pictures.colours),
+            faces,
+            rework,
+            upright(resolution // 8 * 8, crop_factor),
+            options,
+            canvases=pictures.canvases(),
+            regions=regions,
         )
         return finish(pictures, done, remarks_on(faces, options, analysis))
 

@@ -308,9 +308,10 @@ def restoration_inputs(*left_out: str) -> tuple[list[Any], list[Any]]:
 
 @dataclass(frozen=True, eq=False)
 class PictureBatch:
-    """A batch as colours (n, H, W, 3) and whatever is beside them."""
+    """A batch as colours (n, H, W, 3) in 0..1 and whatever is beside them. given: the colours as they came."""
 
     colours: Tensor
+    given: Tensor
     alpha: Tensor | None  # (n, H, W, 1)
     is_grey: bool
     photos: list[np.ndarray]
@@ -320,17 +321,21 @@ class PictureBatch:
         """From an IMAGE of 1, 3 or 4 channels; LikenessError for what is none."""
         photos = to_photos(image)
         image = image[None] if image.ndim == 3 else image
-        image = image.clamp(0, 1)
         alpha = image[..., 3:] if image.shape[-1] == 4 else None
         is_grey = image.shape[-1] == 1
-        return cls(image.expand(*image.shape[:3], 3) if is_grey else image[..., :3], alpha, is_grey, photos)
+        given = image.expand(*image.shape[:3], 3) if is_grey else image[..., :3]
+        return cls(given.clamp(0, 1), given, alpha, is_grey, photos)
+
+    def canvases(self) -> list[Tensor]:
+        """Copies to paste into, which stay as they came wherever nothing is pasted."""
+        return [picture.clone() for picture in self.given]
 
     def like(self, colours: Sequence[Tensor]) -> Tensor:
         """Changed colours as a batch of the same kind, transparency enlarged with them. One picture is not copied: it
         may have a gigabyte."""
         batch = joined(colours)
         if self.is_grey:
-            return batch.mean(-1, keepdim=True)
+            return batch[..., :1] + (batch - batch[..., :1]).mean(-1, keepdim=True)  # what is grey stays to the bit
         if self.alpha is None:
             return batch
         alpha = [resized(one, batch.shape[1], batch.shape[2]) for one in self.alpha]
@@ -458,6 +463,7 @@ class RestoreFaces(Node):
             partial(managed.restore, wishes=Wishes(asked.fidelity, asked.adain)),
             managed.restorer.side,
             options,
+            canvases=pictures.canvases(),
             regions=regions,
             after_each=counter(max(sum(map(len, faces)), 1)),
         )
@@ -619,7 +625,7 @@ class PasteFacesBack(Node):
         pictures, found, changed = PictureBatch.of(image), found_of(faces), PictureBatch.of(crops)
         shape, parser = paste_shape(paste)
         canvases, covered = paste_crops(
-            [picture.clone() for picture in pictures.colours],
+            pictures.canvases(),
             found,
             list(changed.colours.permute(0, 3, 1, 2)),
             member(CropFraming, framing, "framing"),

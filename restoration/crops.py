@@ -51,8 +51,9 @@ def paste_crops(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The pictures (H, W, 3) with the changed crops (3, S, S) of their chosen faces, and where they were pasted (H, W).
 
-    canvases: the photos that the faces were found in, in their own or in another size; they are changed. Raises
-    LikenessError where the numbers do not match, for crops that are not square, and for faces that cannot be aligned.
+    canvases: the photos that the faces were found in, in their own or in another size; they are changed, but nowhere
+    outside of the masks (H, W) `regions`. Raises LikenessError where the numbers do not match, for crops that are not
+    square, and for faces that cannot be aligned.
     """
     pasted = [(number, face) for number, face in enumerate(found.chosen) if face is not None]
     if len(canvases) != len(found.photos) or len(crops) != len(pasted):
@@ -75,10 +76,11 @@ def paste_crops(
             )
         placed = for_scaled(matrix, scale)
         mask = _mask(photo, face, matrix, side, options)
-        if regions is not None:
-            mask = np.minimum(mask, cut_out_mask(regions[number % len(regions)], placed, side))
+        region = None if regions is None else regions[number % len(regions)]
+        if region is not None:
+            mask = np.minimum(mask, cut_out_mask(region, placed, side))
         after = matched(crop, before, torch.from_numpy(mask), options.colours)
-        put_back(canvas, before, after, placed, mask, options.strength, covered[number])
+        put_back(canvas, before, after, placed, mask, options.strength, covered[number], region)
     return canvases, covered
 
 

@@ -109,11 +109,13 @@ def put_back(
     mask: np.ndarray,
     amount: float = 1.0,
     covered: Tensor | None = None,
+    within: Tensor | None = None,
 ) -> None:
     """Paste this much of a changed crop (3, S, S) into a picture (H, W, 3), in place; `covered` (H, W) collects masks.
 
-    Where the crop was not changed the picture's own pixels stay, whatever cutting out and pasting cost: what the change
-    added to the crop `before` is added to the picture there. Elsewhere the crop replaces the picture.
+    Where the crop was not changed the picture's own pixels stay, whatever cutting out and pasting cost, and even those
+    outside 0..1: what the change added to the crop `before` is added to the picture there. Elsewhere the crop replaces
+    the picture. Nothing changes where the mask `within` (H, W) of the picture is 0.
     """
     side = after.shape[-1]
     rows, columns = touched(matrix, (side, side), (picture.shape[0], picture.shape[1]))
@@ -123,9 +125,12 @@ def put_back(
     replaced = ((change - _SAME) / (_OTHER - _SAME)).clamp(0, 1)
     pixels = smooth_warp(torch.cat([before, after, replaced])[None], back, size, Border.EDGE)[0]
     share = smooth_warp(torch.from_numpy(np.ascontiguousarray(mask, np.float32))[None, None], back, size)[0]
+    if within is not None:
+        share = torch.minimum(share, within[rows, columns])
     before, after, replaced = pixels[:3], pixels[3:6], pixels[6:]
     own = picture[rows, columns].permute(2, 0, 1)
     added = after - before + replaced * (before - own)
-    picture[rows, columns] = (own + amount * share * added).clamp(0, 1).permute(1, 2, 0)
+    mixed = own + amount * share * added
+    picture[rows, columns] = mixed.clamp(own.clamp(max=0), own.clamp(min=1)).permute(1, 2, 0)
     if covered is not None:
         covered[rows, columns] = torch.maximum(covered[rows, columns], share[0])

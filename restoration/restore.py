@@ -17,6 +17,7 @@ from ..faces.parsing import CROP_SIZE, FaceParser
 from .colour import ColourMatch, grey_like, is_grey, matched, with_texture
 from .guard import Guard, Likeness
 from .paste import Shape, cut_out, cut_out_mask, for_scaled, parsed_edge, put_back, shaped_edge
+from .upscale import resized
 
 SMALLEST = 24  # pixels of the shorter side of a face's box; restorers invent anybody from less
 LEAST_EYES = 5.0  # pixels between them: a profile, or keypoints that are wrong
@@ -50,7 +51,8 @@ class FaceOutcome:
         if self.fate is Fate.REDUCED:
             said += f" to {self.share:.0%}"
         if self.likeness is not None:
-            said += f", likeness {self.likeness.before:.2f} before, {self.likeness.kept:.2f} after"
+            whose = " to itself, as it is not the identity's person," if self.likeness.stranger else ""
+            said += f", likeness{whose} {self.likeness.before:.2f} before, {self.likeness.kept:.2f} after"
             if self.fate is not Fate.RESTORED:
                 said += f", and {self.likeness.restored:.2f} if it were restored in full"
         return f"{said}; {self.why}" if self.why else said
@@ -159,7 +161,7 @@ def rework_faces(
 
     for index, (picture, found) in enumerate(zip(pictures, faces, strict=True)):
         for number, face in enumerate(found):
-            job = cut(picture, index, number, face)
+            job = cut(picture, index, number, face) if options.strength > 0 else "the strength is 0"
             if isinstance(job, str):
                 done.outcomes.append(FaceOutcome(index, number, face, Fate.KEPT, 0.0, job))
                 after_each()
@@ -224,17 +226,23 @@ def _finish(
     tidy = grey_like(restored, job.crop) if is_grey(job.crop) else restored
     tidy = with_texture(matched(tidy, job.crop, torch.from_numpy(mask), options.colours), job.crop, options.texture)
     tidy = tidy.clamp(0, 1)
-    share, likeness = 1.0, None
-    if options.guard is not None and job.points is not None:
+    share, likeness, why = 1.0, None, ""
+    if options.guard is not None and job.points is None:
+        why = "the guard did not look at it, because its detector gave no keypoints"
+    elif options.guard is not None and job.points is not None:
         wanted = job.crop + options.strength * (tidy - job.crop)
         share, likeness = options.guard.keep_person(job.crop, wanted, job.points)
+        if share < 1:
+            why = "more of it would be somebody else"
+        if likeness is None:
+            why = f"{options.guard.recogniser.name} cannot recognise it"
     amount = share * options.strength
     if amount > 0:
         canvas, covered = done.pictures[job.picture], done.covered[job.picture]
         scale = canvas.shape[1] / picture.shape[1], canvas.shape[0] / picture.shape[0]
-        put_back(canvas, job.crop, tidy, for_scaled(job.matrix, scale), mask, amount, covered)
+        within = None if region is None else resized(region[..., None], *canvas.shape[:2])[..., 0]
+        put_back(canvas, job.crop, tidy, for_scaled(job.matrix, scale), mask, amount, covered, within)
     fate = Fate.RESTORED if share == 1 else Fate.REDUCED if share > 0 else Fate.KEPT
-    why = "" if share == 1 else "more of it would be somebody else"
     done.outcomes.append(FaceOutcome(job.picture, job.number, job.face, fate, amount, why, likeness))
     done.before.append(job.crop)
     done.after.append(job.crop + amount * (tidy - job.crop))

@@ -149,7 +149,7 @@ def adopted_restorer(descriptor: Any, file: str = "") -> FaceRestorer:
     """A restorer from spandrel's description, as ComfyUI's and other packs' loaders give it."""
     architecture = getattr(getattr(descriptor, "architecture", None), "id", None)
     network = getattr(descriptor, "model", None)
-    if not isinstance(network, nn.Module):
+    if not isinstance(network, nn.Module) or architecture is None:
         raise LikenessError(
             f"The restorer input holds a {type(descriptor).__name__}: connect Load Face Restorer, or a loader of "
             "another pack for CodeFormer, GFPGAN or RestoreFormer."
@@ -193,8 +193,13 @@ _REFUSED: list[tuple[set[str], str]] = [  # keys that only such a file has -> wh
 ]
 
 
+_OF_CHECKPOINTS = ("model.diffusion_model.", "first_stage_model.", "double_blocks.", "joint_blocks.", "lora_unet_")
+
+
 def known_and_refused(weights: Weights) -> str:
     """What a file is that many have and that cannot be used, and what to take in its place; empty for others."""
+    if any(key.startswith(_OF_CHECKPOINTS) for key in weights):
+        return f"a model that generates images, and restores none: choose {_GET_GFPGAN}"
     return next((what for keys, what in _REFUSED if keys <= weights.keys()), "")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
-from ..errors import LikenessError
+from ..errors import LikenessError, logger
 from ..faces.weights import Weights
 
+log = logger(__name__)
 EXTRA = "spandrel_extra_arches"
 EXTRA_LICENCES = "some of its networks are non-commercial, CodeFormer's S-Lab licence among them"
 
@@ -29,18 +32,20 @@ def spandrel() -> Any:
 def architectures() -> dict[str, Any]:
     """name -> architecture of everything that can be read here, with the extra package's where it is installed."""
     found = [support.architecture for support in spandrel().MAIN_REGISTRY.architectures("detection")]
-    if has_extra():
-        from spandrel_extra_arches import EXTRA_REGISTRY  # type: ignore[import-not-found]
-
-        found += [support.architecture for support in EXTRA_REGISTRY]
+    found += [support.architecture for support in extra_registry()]
     return {architecture.name: architecture for architecture in found}
 
 
-def has_extra() -> bool:
-    """Whether spandrel_extra_arches is installed."""
-    from importlib.util import find_spec
-
-    return find_spec(EXTRA) is not None
+@cache
+def extra_registry() -> Iterable[Any]:
+    """What the extra package reads; nothing where it is not installed, or does not fit the spandrel that is."""
+    try:
+        from spandrel_extra_arches import EXTRA_REGISTRY  # type: ignore[import-not-found]
+    except Exception as error:  # whatever an import of another version can run into
+        if find_spec(EXTRA) is not None:
+            log.warning("[likeness] %s is installed but cannot be loaded (%s): pip install -U %s.", EXTRA, error, EXTRA)
+        return ()
+    return EXTRA_REGISTRY
 
 
 def described(weights: Weights, file: str) -> Any:
@@ -58,7 +63,7 @@ def described(weights: Weights, file: str) -> Any:
                     f"The weights of '{file}' do not fit {architecture.name}, which they look like ({why}): download "
                     "the file again, or choose another."
                 ) from error
-    hint = "" if has_extra() else f"; pip install {EXTRA} adds others ({EXTRA_LICENCES})"
+    hint = "" if extra_registry() else f"; pip install {EXTRA} adds others ({EXTRA_LICENCES})"
     raise LikenessError(
         f"The file '{file}' is of no known architecture: known are CodeFormer, {', '.join(sorted(architectures()))}"
         f"{hint}."

@@ -75,7 +75,13 @@ def upscaled(
         except Exception as error:
             if not is_out_of_memory(error) or max(tile) // 2 < SMALLEST:
                 raise
-        tile = tile[0] // 2, tile[1] // 2  # outside of the handler, which holds on to the tensors of the attempt
+        # Outside of the handler, which holds on to the tensors of the attempt. A narrow picture keeps its whole width.
+        tile = halved(tile[0]), halved(tile[1])
+
+
+def halved(side: int) -> int:
+    """A tile's side for the next attempt; what is small already stays, and longer than the overlap."""
+    return max(side // 2, min(side, SMALLEST))
 
 
 def _upscaled(

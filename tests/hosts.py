@@ -349,9 +349,10 @@ def test(hosts: Sequence[Host], arguments: Sequence[str]) -> int:
     threads = str(max(1, processors // at_once))
     with ThreadPoolExecutor(at_once) as pool:
         results = list(pool.map(lambda job: run(job, {"OMP_NUM_THREADS": threads}), todo))
-    print("\n" + "\n".join(str(result) for result in results))
+    print()
     for job in todo:
         print(f"{job.name:<20} slowest: {', '.join(slowest_files(job.report)) or 'not known'}")
+    print("\n" + "\n".join(str(result) for result in results))
     if not hosts:
         print(f"No test saw the real ComfyUI: {places.HOW_TO_GET_IT}.")
     # A choice of tests may leave a job with none of them (status 5).

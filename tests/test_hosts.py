@@ -29,6 +29,7 @@ def checkout(monkeypatch, tmp_path) -> Path:
     monkeypatch.setattr(hosts, "VENV", folder / ".venv")
     monkeypatch.setattr(hosts, "BROUGHT", folder / ".comfyui")
     monkeypatch.setattr(hosts, "LOGS", folder / "build" / "tests")
+    monkeypatch.setattr(hosts, "BYTECODE", folder / "build" / "bytecode")
     return folder
 
 

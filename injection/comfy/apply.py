@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ...adapters.effects import AttentionTerm, BlockTerm, ControlContext, Effect, PromptEdit, WeightDelta
+from ...adapters.effects import AttentionTerm, BlockTerm, ControlContext, Effect, PromptEdit, Scope, WeightDelta
 from ...adapters.types import scale
 from ...weights.families import FLUX, DitLayout, TransformerLayout, of_host
 from ..plan import check_blocks, check_fit, layout_of, placed
 from ..sites import AttentionSite, diffusers_layers, sites_of_comfy_unet
 from .managed import ManagedAdapter
-from .run import IdentityStack, Injection
+from .run import IdentityStack, Injection, with_scope
 from .text import carry
 from .unet import KEY
 from .weights import add_delta, add_windowed_delta, has_elsewhere
@@ -105,6 +105,14 @@ def rescale(model: Any, factor: float) -> Any:
     patched, stack = model.clone(), stack_of(model)
     if stack:
         _attach(patched, IdentityStack(tuple(_scaled(injection, factor) for injection in stack.injections)))
+    return patched
+
+
+def with_scopes(model: Any, place: Callable[[Scope], Scope]) -> Any:
+    """A clone of the MODEL whose identities act within other scopes: `place` makes them from their own."""
+    patched, stack = model.clone(), stack_of(model)
+    if stack:
+        _attach(patched, IdentityStack(tuple(with_scope(one, place(one.scope)) for one in stack.injections)))
     return patched
 
 

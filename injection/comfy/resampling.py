@@ -1,68 +1,109 @@
-"""A window of a picture sampled anew: the prompt as it holds there, and ComfyUI's own sampler."""
+"""A window of a picture sampled anew: prompt and identities as they hold there, and ComfyUI's own sampler."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...adapters.effects import Scope
 from ...errors import LikenessError
+from .apply import sites_of, with_scopes
 
 HostConditioning = list[list[Any]]
+_LOOK = 64  # pixels of a window in which a mask is looked for
+_OF_MASK = ("mask", "mask_strength", "set_area_to_bounds")
 
 
 @dataclass(frozen=True)
 class CropWindow:
-    """A square of a picture, as shares of its width and height; it may reach beyond."""
+    """A square of a picture, as shares of its width and height; it may reach beyond.
+
+    image: which picture of a batch of `images` it is cut from. Masks, hints and prompts may have a row for each.
+    """
 
     left: float
     top: float
     right: float
     bottom: float
+    image: int = 0
+    images: int = 1
 
     def holds_the_middle_of(self, left: float, top: float, right: float, bottom: float) -> bool:
         """Whether the middle of this window lies in that part of the picture."""
         x, y = (self.left + self.right) / 2, (self.top + self.bottom) / 2
         return left <= x <= right and top <= y <= bottom
 
+    def row(self, rows: Tensor) -> Tensor:
+        """The row (1, ...) of this picture; the last stands in for those missing."""
+        number = min(self.image, len(rows) - 1)
+        return rows[number : number + 1]
+
     def cut(self, planes: Tensor, side: int) -> Tensor:
-        """What planes (B, C, h, w) of the whole picture, at any resolution, show of it: (B, C, side, side)."""
+        """What planes (B, ..., h, w) of the whole pictures, at any resolution, show of it: (1, ..., side, side)."""
+        planes = self.row(planes[None] if planes.ndim == 2 else planes)
+        flat = planes.flatten(1, -3) if planes.ndim > 3 else planes[:, None]
         centre = self.left + self.right - 1, self.top + self.bottom - 1
         matrix = planes.new_tensor(
-            [[self.right - self.left, 0, centre[0]], [0, self.bottom - self.top, centre[1]]], dtype=torch.float32
+            [[[self.right - self.left, 0, centre[0]], [0, self.bottom - self.top, centre[1]]]], dtype=torch.float32
         )
-        grid = F.affine_grid(matrix.expand(len(planes), 2, 3), [len(planes), 1, side, side], align_corners=False)
-        return F.grid_sample(planes.float(), grid, padding_mode="border", align_corners=False).to(planes.dtype)
+        grid = F.affine_grid(matrix, [1, 1, side, side], align_corners=False)
+        shown = F.grid_sample(flat.float(), grid, padding_mode="border", align_corners=False).to(planes.dtype)
+        return shown.reshape(*planes.shape[:-2], side, side)
+
+    def scope(self, scope: Scope, side: int) -> Scope:
+        """When and where an effect acts, its mask cut to the window."""
+        return scope if scope.mask is None else replace(scope, mask=self.cut(scope.mask, side))
 
 
 def prompt_in(window: CropWindow, conditioning: HostConditioning, latent: Tensor, side: int) -> HostConditioning:
     """The conditioning as it holds in the window, for a picture of `side` pixels whose latent is given.
 
-    Masks and ControlNets' hints are cut to the window; of prompts with an area those that reach its middle are kept, if
-    any do; the first reference latent, the picture that an edit model works on, becomes the window's own.
+    Masks, ControlNets' hints and the latents that inpainting and control models read beside their own are cut to the
+    window; of prompts with a mask or an area those that reach it are kept, if any do; the first reference latent, the
+    picture that an edit model works on, becomes the window's own. Boxes of GLIGEN are left out: like areas in pixels
+    they count from the corner of a picture whose size nobody knows.
     """
-    here = [pair for pair in conditioning if _reaches(pair[1], window, latent)] or conditioning
-    return [[text, _cut_values(values, window, latent, side)] for text, values, *_ in here]
+    here = [pair for pair in conditioning if _reaches(pair[1], window)] or conditioning
+    return [[window.row(text), _cut_values(values, window, latent, side)] for text, values, *_ in here]
 
 
-def _reaches(values: dict[str, Any], window: CropWindow, latent: Tensor) -> bool:
-    area = values.get("area")
+def model_in(window: CropWindow, model: Any, side: int) -> Any:
+    """The MODEL as it acts in the window: what identities wear as masks is cut to it, and of those that have a row for
+    each picture of a batch this one's counts. The given MODEL is left as it is."""
+    acting = with_scopes(model, lambda scope: window.scope(scope, side))
+    if window.images > 1:  # as AnimateDiff says it, which other packs' adapters understand as well
+        options = acting.model_options.setdefault("transformer_options", {})
+        options["ad_params"] = {"sub_idxs": [window.image], "full_length": window.images}
+    return acting
+
+
+def _reaches(values: dict[str, Any], window: CropWindow) -> bool:
+    mask, area = values.get("mask"), values.get("area")
+    if isinstance(mask, Tensor) and not bool(window.cut(mask, _LOOK).any()):
+        return False
     if not area or area[0] != "percentage":
         return True  # of areas in pixels nobody knows how large the whole picture was
-    high, wide, top, left = area[1:]
+    dims = len(area) // 2  # of films three: time comes first
+    (high, wide), (top, left) = area[1 : 1 + dims][-2:], area[1 + dims :][-2:]
     return window.holds_the_middle_of(left, top, left + wide, top + high)
 
 
 def _cut_values(values: dict[str, Any], window: CropWindow, latent: Tensor, side: int) -> dict[str, Any]:
-    of_area = ("area", "strength") if "area" in values else ()
-    values = {key: value for key, value in values.items() if key not in of_area}
+    left_out = {"gligen", *(("area", "strength") if "area" in values else ())}
+    values = {key: value for key, value in values.items() if key not in left_out}
     if isinstance(values.get("mask"), Tensor):
-        mask = values["mask"]
-        mask = mask[None] if mask.ndim == 2 else mask
-        values["mask"] = window.cut(mask[:, None], side)[:, 0]
+        values["mask"] = window.cut(values["mask"], side)
+        if not bool(values["mask"].any()):  # no prompt reaches the window: better this one than none
+            values = {key: value for key, value in values.items() if key not in _OF_MASK}
+    for key, length in (("concat_latent_image", latent.shape[-1]), ("concat_mask", side)):
+        if isinstance(values.get(key), Tensor):
+            values[key] = window.cut(values[key], length)
+    if isinstance(values.get("pooled_output"), Tensor):
+        values["pooled_output"] = window.row(values["pooled_output"])
     if values.get("control") is not None:
         values["control"] = _cut_hints(values["control"], window, side)
     if values.get("reference_latents"):
@@ -72,13 +113,28 @@ def _cut_values(values: dict[str, Any], window: CropWindow, latent: Tensor, side
 
 def _cut_hints(control: Any, window: CropWindow, side: int) -> Any:
     """A copy of a chain of ControlNets whose hints show the window."""
+    from .control import IdentityControl
+
     copied = control.copy()
+    if isinstance(copied, IdentityControl):
+        copied.net, copied.scope = _cut_hints(copied.net, window, side), window.scope(copied.scope, side)
     if isinstance(getattr(copied, "cond_hint_original", None), Tensor):
         copied.cond_hint_original = window.cut(copied.cond_hint_original, side)
+    if beside := getattr(copied, "extra_concat_orig", None):  # masks of nets for inpainting
+        copied.extra_concat_orig = [window.cut(planes, side) for planes in beside]
     before = getattr(control, "previous_controlnet", None)
     if before is not None:
         copied.set_previous_controlnet(_cut_hints(before, window, side))
     return copied
+
+
+def _is_prompt(value: Any) -> bool:
+    """Whether this is a CONDITIONING with at least one entry."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(len(pair) > 1 and isinstance(pair[0], Tensor) and isinstance(pair[1], dict) for pair in value)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,16 +153,30 @@ class Sampling:
 
     def check(self) -> None:
         """LikenessError unless the parts are what they are called, and belong together."""
-        if not hasattr(self.vae, "encode") or not hasattr(self.vae, "decode"):
+        able = hasattr(self.vae, "encode") and hasattr(self.vae, "decode")
+        if not able or hasattr(self.vae, "tokenize"):  # a CLIP encodes and decodes as well
             raise LikenessError(f"The input vae holds a {type(self.vae).__name__}: connect the checkpoint's VAE.")
         if not hasattr(self.model, "get_model_object"):
             raise LikenessError(f"The input model holds a {type(self.model).__name__}: connect a MODEL.")
+        for name, prompt in (("positive", self.positive), ("negative", self.negative)):
+            if not _is_prompt(prompt):
+                raise LikenessError(
+                    f"The input {name} holds no prompt but a {type(prompt).__name__}: connect a CONDITIONING, for "
+                    "example of CLIP Text Encode."
+                )
         wanted = self.model.get_model_object("latent_format").latent_channels
         given = getattr(self.vae, "latent_channels", wanted)
         if wanted != given:
             raise LikenessError(
                 f"VAE and MODEL do not belong together: latents have {given} channels and the model reads {wanted}. "
                 "Connect the VAE of the model's own checkpoint."
+            )
+
+        text, read = self.positive[0][0].shape[-1], {site.context_dim for site in sites_of(self.model)}
+        if read and text not in read:
+            raise LikenessError(
+                f"Prompt and MODEL do not belong together: the prompt is {text} numbers wide and the model reads "
+                f"{max(read)}. Encode it with the CLIP of the model's own checkpoint."
             )
 
     def again(self, pixels: Tensor, window: CropWindow, seed: int, mask: Tensor | None = None) -> Tensor:
@@ -118,7 +188,7 @@ class Sampling:
         side = pixels.shape[1]
         latent = self.vae.encode(pixels)
         made = comfy.sample.sample(
-            self.model,
+            model_in(window, self.model, side),
             comfy.sample.prepare_noise(latent, seed),
             self.steps,
             self.cfg,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ...adapters.effects import AttentionTerm, BlockTerm
+from ...adapters.effects import AttentionTerm, BlockTerm, Scope
 from ...weights.families import BlockKind, DitBlock
 from ..attention import SiteTerm
 from ..masks import crop_to_area, crop_to_lines, resize_mask, warn_aspect, warn_larger, warn_tile
@@ -391,6 +391,14 @@ def _project_once(injection: AttentionTerm, sites: Sequence[AttentionSite], dtyp
         with torch.no_grad():
             known[key] = [part.to("cpu", dtype) for part in project(injection, sites, injection.tokens.to(*where))]
     return known[key]
+
+
+def with_scope(injection: Injection, scope: Scope) -> Injection:
+    """The same injection within another scope. What has been projected of it serves both."""
+    other = replace(injection, scope=scope)
+    if isinstance(injection, AttentionTerm) and isinstance(other, AttentionTerm):
+        _projections[other] = _projections.setdefault(injection, {})
+    return other
 
 
 def sigmas_of_run(arguments: Sequence[Any]) -> list[float]:

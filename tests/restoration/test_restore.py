@@ -269,3 +269,98 @@ def test_without_a_recogniser_there_is_no_guard_and_no_identity_either():
     assert guard_of(analysis, 0.5) is None
     with pytest.raises(LikenessError, match=r"boxes has no recogniser.*'Ann'"):
         guard_of(analysis, 0.5, person(0.9, 0.3, 0.2))
+
+
+ANN, BOB = (0.9, 0.3, 0.2), (0.2, 0.3, 0.9)
+
+
+@pytest.mark.parametrize("who", ["Ann", "Ann and Cleo"])
+def test_a_stranger_in_the_picture_stays_themselves(who):
+    """In a picture of two people the identity is another, or is of several people."""
+    from likeness.faces.identity import combine_identities
+
+    identity = person(*ANN) if who == "Ann" else combine_identities([person(*ANN), person(0.2, 0.9, 0.3)])
+    guard = guard_of(FaceAnalysis("tints", Nobody(), ByTint()), 0.6, identity)
+    picture = tinted(*BOB)
+    done = restore_faces([picture], [[face_at(100, 80)]], to_a_stranger, SIDE, PasteOptions(guard=guard))
+    [outcome] = done.outcomes
+    assert outcome.fate is not Fate.RESTORED and outcome.likeness and outcome.likeness.stranger
+    assert outcome.likeness.before == pytest.approx(1.0) and outcome.likeness.kept >= 0.6
+    assert "to itself, as it is not the identity's person" in outcome.sentence()
+    to_ann = torch.tensor(ANN).reshape(3, 1, 1)
+    found = restore_faces([picture], [[face_at(100, 80)]], lambda x: x * 0 + to_ann, SIDE, PasteOptions(guard=guard))
+    assert found.outcomes[0].fate is Fate.RESTORED  # who becomes the person is not held back
+
+
+@dataclass(frozen=True)
+class Blind:
+    """A recogniser that cannot see some faces, in the ways that recognisers fail."""
+
+    how: str
+    name: str = "blind"
+
+    def embed(self, image_rgb, keypoints):
+        if self.how == "raises":
+            raise LikenessError("The face's keypoints all fall on one point: no crop can be aligned to them.")
+        return np.full(3, np.nan if self.how == "NaN" else 0.0, np.float32)
+
+
+@pytest.mark.parametrize("how", ["raises", "NaN", "zeros"])
+def test_a_face_that_cannot_be_recognised_stays_and_the_report_says_so(how):
+    guarded, measured = (
+        restore_faces([PICTURE], [[face_at(100, 80)]], darker, SIDE, PasteOptions(guard=Guard(Blind(how), least)))
+        for least in (0.5, 0.0)
+    )
+    assert torch.equal(guarded.pictures[0], PICTURE) and guarded.outcomes[0].fate is Fate.KEPT
+    assert measured.outcomes[0].fate is Fate.RESTORED and measured.outcomes[0].likeness is None
+    for done in (guarded, measured):
+        assert "blind cannot recognise it" in done.outcomes[0].sentence()
+
+
+def test_a_restoration_that_cannot_be_recognised_is_reduced_until_it_can():
+    @dataclass(frozen=True)
+    class OfBright:
+        name: str = "of bright"
+
+        def embed(self, image_rgb, keypoints):
+            return np.full(3, 1.0 if image_rgb.mean() > 60 else np.nan, np.float32)
+
+    done = restore_faces([PICTURE], [[face_at(100, 80)]], lambda x: x * 0, SIDE, PasteOptions(guard=Guard(OfBright())))
+    assert done.outcomes[0].fate is Fate.REDUCED and done.outcomes[0].likeness
+
+
+def test_a_face_without_keypoints_is_not_guarded_and_the_report_says_so():
+    from likeness.restoration.restore import rework_faces
+    from likeness.restoration.windows import upright
+
+    boxes = Face(face_at(100, 80).box, 1.0)
+    done = rework_faces(
+        [PICTURE],
+        [[boxes]],
+        lambda jobs: jobs[0].crop[None] * 0.5,
+        upright(SIDE, 2.0),
+        PasteOptions(guard=Guard(ByTint())),
+    )
+    assert done.outcomes[0].fate is Fate.RESTORED and "the guard did not look at it" in done.outcomes[0].sentence()
+
+
+def test_an_identity_of_another_length_is_said():
+    guard = Guard(ByTint(), person=torch.ones(512))
+    with pytest.raises(LikenessError, match="embeddings of 512 numbers and by tint gives 3: make the identity again"):
+        restore_faces([PICTURE], [[face_at(100, 80)]], darker, SIDE, PasteOptions(guard=guard))
+
+
+def test_an_identity_of_another_recogniser_is_seen_again_by_this_one():
+    from likeness.faces import Identity
+
+    ann: Identity = person(*ANN)
+    elsewhere = Identity(**{**vars(ann), "recogniser": "another", "embeddings": torch.rand(1, 512)})
+    guard = guard_of(FaceAnalysis("tints", Nobody(), ByTint()), 0.5, elsewhere)
+    assert guard is not None and guard.person is not None and guard.person.shape == (3,)
+    done = restore_faces([tinted(*ANN)], [[face_at(100, 80)]], to_a_stranger, SIDE, PasteOptions(guard=guard))
+    [outcome] = done.outcomes
+    assert outcome.likeness and outcome.likeness.before > 0.9 and outcome.fate is not Fate.RESTORED
+    no_crops = {key: value[:0] for key, value in vars(ann).items() if key in ("aligned", "portraits", "keypoints")}
+    boxes_only = Identity(**{**vars(elsewhere), **no_crops})
+    with pytest.raises(LikenessError, match="no aligned face to be seen by by tint"):
+        guard_of(FaceAnalysis("tints", Nobody(), ByTint()), 0.5, boxes_only)

@@ -173,6 +173,37 @@ def test_files_that_many_have_by_mistake_are_refused_by_name(tmp_path, says):
         load_restorer(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize("key", ["model.diffusion_model.input_blocks.0.0.weight", "double_blocks.0.img_mod.lin.weight"])
+def test_a_checkpoint_among_the_restorers_is_said(tmp_path, key):
+    torch.save({"state_dict": {key: torch.zeros(3, 3)}}, tmp_path / "x.pth")
+    with pytest.raises(LikenessError, match=r"'x.pth' is a model that generates images.*choose GFPGANv1.3.pth"):
+        load_restorer(tmp_path / "x.pth")
+
+
+@pytest.fixture
+def no_cache():
+    """spandrel's registries as they are found anew."""
+    from likeness.restoration import spandrel_files
+
+    def forget():
+        spandrel_files.extra_registry.cache_clear()
+        spandrel_files.architectures.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
+def test_an_extra_package_of_another_version_is_named_and_the_others_are_read(tmp_path, monkeypatch, caplog, no_cache):
+    package = tmp_path / "spandrel_extra_arches"
+    package.mkdir()
+    (package / "__init__.py").write_text("from spandrel import NO_SUCH_NAME")
+    monkeypatch.delitem(sys.modules, "spandrel_extra_arches", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert restorer("restoreformer").kind is restorers.RESTOREFORMER
+    assert "spandrel_extra_arches is installed but cannot be loaded" in caplog.text
+
+
 def test_an_unknown_file_is_told_which_architectures_are_known(tmp_path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "x.pth")
     with pytest.raises(LikenessError, match=r"no known architecture: known are CodeFormer,.*ESRGAN.*GFPGAN") as said:
@@ -202,8 +233,9 @@ def test_weights_that_do_not_fit_are_said(tmp_path):
 def test_spandrels_descriptions_are_adopted():
     descriptor = described(small.restoreformer(), "x")
     assert restorers.adopted_restorer(descriptor).kind is restorers.RESTOREFORMER
-    with pytest.raises(LikenessError, match="holds a str"):
-        restorers.adopted_restorer("x")
+    for value in ("x", type("Patcher", (), {"model": torch.nn.Linear(1, 1)})()):
+        with pytest.raises(LikenessError, match=r"holds a (str|Patcher): connect Load Face Restorer"):
+            restorers.adopted_restorer(value)
 
 
 def test_without_spandrel_what_to_install_is_said(monkeypatch):

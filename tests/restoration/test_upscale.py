@@ -83,6 +83,20 @@ def test_full_memory_halves_the_tile_down_to_the_smallest():
         upscaled(picture, broken, 2)
 
 
+@pytest.mark.parametrize("size", [(7, 900), (33, 500), (40, 700), (64, 600), (20, 700), (500, 60)])
+def test_full_memory_on_a_narrow_picture_halves_its_length_alone(size):
+    """A tile that is no longer than the overlap would never come to the end of the picture."""
+
+    def narrow(window: torch.Tensor) -> torch.Tensor:
+        if max(window.shape[-2:]) > 250:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return doubled(window)
+
+    picture = torch.rand(1, 3, *size)
+    made = upscaled(picture, narrow, 2, fitted(*size, upscale.CPU_TILE))
+    assert torch.allclose(made, doubled(picture), atol=1e-5)
+
+
 def test_a_cancel_inside_the_loop_ends_it():
     class Cancelled(Exception):
         pass

@@ -69,6 +69,16 @@ def test_a_batch_without_faces_passes_and_transparency_stays(detail, photo):
     assert torch.equal(detail(image)[0][..., 3], image[..., 3])
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_what_is_not_changed_comes_out_to_the_bit(detail, channels):
+    image = torch.rand(1, 64, 60, channels) * 2 - 0.5
+    image[:, 32, 30] = 0.5  # where the analysis looks for a face
+    kept, *_, report = detail(image, strength=0.0)
+    assert torch.equal(kept, image) and "the strength is 0" in report
+    finished, _, _, mask, _ = detail(image)
+    assert torch.equal(finished[mask == 0], image[mask == 0]) and not torch.equal(finished, image)
+
+
 def test_an_applied_identity_composes(detail, photo, recipes, places):
     """The model of Apply Identity is sampled as any other."""
     from helpers import small_world as small
@@ -101,15 +111,16 @@ def test_faces_without_keypoints_are_detailed_in_their_box(detail, photo):
     assert not torch.equal(finished, photo) and "1 restored" in report and "identity guard was off" in report
 
 
-def test_parts_that_do_not_belong_together_are_said(detail, photo, world):
+def test_parts_that_do_not_belong_together_are_said(detail, photo, recipes):
     class Wide:
         latent_channels = 16
         encode = decode = None
 
     with pytest.raises(LikenessError, match="latents have 16 channels and the model reads 4"):
         detail(photo, vae=Wide())
-    with pytest.raises(LikenessError, match="input vae holds a str"):
-        detail(photo, vae="x")
+    for value in ("x", recipes.tiny_clip()):
+        with pytest.raises(LikenessError, match=r"input vae holds a (str|CLIP)"):
+            detail(photo, vae=value)
     with pytest.raises(LikenessError, match="'fast' is not a choice for sampler_name"):
         detail(photo, sampler_name="fast")
 
@@ -182,3 +193,114 @@ def test_a_window_is_the_jobs_square():
     assert (cut - job.crop).abs()[:, 2:-2, 2:-2].max() < 0.01
     small = upright(64, 2.0)(picture[:40, :60], 0, 0, replace(face, box=np.array([10, 0, 50, 40], np.float32)))
     assert isinstance(small, FaceJob) and small.crop.isfinite().all()  # larger than the picture: its edge is repeated
+
+
+# --- what else is laid over the picture
+
+
+def test_prompts_whose_mask_leaves_out_the_face_are_left_out():
+    text, latent = torch.zeros(1, 77, 8), torch.zeros(1, 4, 8, 8)
+    there, elsewhere = torch.zeros(2, 1, 40, 40)
+    there[:, :20, 20:] = elsewhere[:, 25:, :15] = 1
+    given = [[text, {"mask": elsewhere, "mask_strength": 1.0}], [text + 1, {"mask": there, "mask_strength": 1.0}]]
+    [[kept, _]] = prompt_in(QUARTER, given, latent, 32)
+    assert torch.equal(kept, text + 1)
+    [[_, values]] = prompt_in(QUARTER, given[:1], latent, 32)
+    assert "mask" not in values and "mask_strength" not in values  # nothing reaches it: better than no prompt
+
+
+def test_of_a_batch_with_a_row_for_each_picture_its_own_counts():
+    latent, window = torch.zeros(1, 4, 8, 8), replace(QUARTER, image=1, images=3)
+    text, mask = torch.arange(3.0).reshape(3, 1, 1).expand(3, 77, 8), torch.zeros(3, 40, 40)
+    mask[1] = 1
+    given = [[text, {"mask": mask, "pooled_output": torch.arange(3.0)[:, None]}]]
+    [[row, values]] = prompt_in(window, given, latent, 32)
+    assert row.shape == (1, 77, 8) and row.unique().tolist() == [1.0]
+    assert values["mask"].shape == (1, 32, 32) and values["mask"].min() == 1 and values["pooled_output"].item() == 1
+
+
+def test_areas_of_films_are_read_as_those_of_pictures_and_boxes_of_gligen_left_out():
+    text, latent = torch.zeros(1, 77, 8), torch.zeros(1, 4, 8, 8)
+    film = ["percentage", 1.0, 1.0, 0.5, 0.0, 0.0, 0.5]  # lengths and starts in time, height, width
+    kept = prompt_in(QUARTER, [[text, {"area": film}], [text, {"area": [*film[:6], 0.0]}]], latent, 32)
+    assert len(kept) == 1
+    [[_, values]] = prompt_in(QUARTER, [[text, {"gligen": ("position", None, [])}]], latent, 32)
+    assert values == {}
+
+
+def test_what_inpainting_models_read_beside_their_latent_is_cut():
+    latent = torch.zeros(1, 4, 8, 8)
+    beside = torch.zeros(1, 16, 20, 20)
+    beside[..., :10, 10:] = 1
+    given = [[torch.zeros(1, 77, 8), {"concat_latent_image": beside, "concat_mask": beside[:, :1].clone()}]]
+    [[_, values]] = prompt_in(QUARTER, given, latent, 64)
+    assert values["concat_latent_image"].shape == (1, 16, 8, 8) and values["concat_mask"].shape == (1, 1, 64, 64)
+    assert values["concat_latent_image"].mean() > 0.9 and given[0][1]["concat_latent_image"] is beside
+
+
+def test_an_identity_within_a_mask_acts_on_the_faces_that_lie_in_it(detail, photo, recipes, places):
+    """Two people of a group picture, each within a mask of the whole picture."""
+    from helpers import small_world as small
+
+    world = small.World(recipes, places.models)
+    adapter = world.adapter("plus")
+
+    def within(mask):
+        return world.apply(adapter, small.person(1), clip_vision=world.clip_vision, attn_mask=mask)[0]
+
+    prompt = {"positive": world.text[0], "negative": world.text[0], "crop_factor": 1.0}
+    image = torch.nn.functional.pad(photo, (0, 0, 0, 180), value=0.5)  # the face lies in the left quarter
+    left, right = torch.zeros(2, 1, 64, 240)
+    left[..., :60], right[..., 60:] = 1, 1
+    everywhere, nowhere = (detail(image, model=model, **prompt)[0] for model in (within(None), world.model))
+    assert not torch.equal(everywhere, nowhere)
+    assert torch.equal(detail(image, model=within(left), **prompt)[0], everywhere)
+    assert torch.equal(detail(image, model=within(right), **prompt)[0], nowhere)
+
+
+def test_a_mask_for_each_picture_of_a_batch_is_that_pictures(detail, photo, recipes, places):
+    from helpers import small_world as small
+
+    world = small.World(recipes, places.models)
+    model = world.apply(
+        world.adapter("plus"),
+        small.person(1),
+        clip_vision=world.clip_vision,
+        attn_mask=torch.stack([torch.zeros(64, 60), torch.ones(64, 60)]),
+    )[0]
+    options = dict(model.model_options)
+    prompt = {"positive": world.text[0], "negative": world.text[0]}
+    batch = torch.cat([photo, photo])
+    with_masks, plain = (detail(batch, model=one, **prompt)[0] for one in (model, world.model))
+    assert torch.equal(with_masks[0], plain[0]) and not torch.equal(with_masks[1], plain[1])
+    assert model.model_options == options
+
+
+def test_a_net_that_reads_the_face_sees_its_hint_in_the_window(recipes):
+    from likeness.adapters.effects import Scope
+    from likeness.injection.comfy.control import IdentityControl
+
+    net = recipes.controlnet(recipes.SD15_TINY)
+    hint = torch.zeros(1, 3, 80, 80)
+    hint[..., :40, 40:] = 1
+    net.cond_hint_original, net.extra_concat_orig = hint, [hint[:, :1]]
+    scope = Scope(mask=hint[:, 0])
+    control = IdentityControl(net, "tokens", scope)
+    [[_, values]] = prompt_in(QUARTER, [[torch.zeros(1, 77, 8), {"control": control}]], torch.zeros(1, 4, 8, 8), 32)
+    cut = values["control"]
+    for shown in (cut.net.cond_hint_original, cut.net.extra_concat_orig[0], cut.scope.mask):
+        assert shown.shape[-2:] == (32, 32) and shown[..., 2:-2, 2:-2].min() == 1
+    assert net.cond_hint_original is hint and control.scope is scope and control.net is net
+
+
+@pytest.mark.parametrize("name", ["positive", "negative"])
+@pytest.mark.parametrize("value", ["x", [], None, [[1, 2]], torch.zeros(1, 77, 8)], ids=str)
+def test_what_is_no_prompt_is_said(detail, photo, name, value):
+    with pytest.raises(LikenessError, match=f"input {name} holds no prompt"):
+        detail(photo, **{name: value})
+
+
+def test_a_prompt_of_another_models_clip_is_said(detail, photo, recipes):
+    wide = recipes.conditioning(96, seed=0)
+    with pytest.raises(LikenessError, match="Prompt and MODEL do not belong together: the prompt is 96 numbers wide"):
+        detail(photo, positive=wide)

@@ -76,6 +76,47 @@ def test_pictures_keep_their_size_their_channels_and_their_transparency(run, res
     assert "1 face: 1 restored" in report and "Apache-2.0" in report
 
 
+BEYOND = {"0..1": lambda image: image, "above 1": lambda image: image * 3, "below 0": lambda image: image - 0.2}
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("values", BEYOND)
+def test_what_is_not_changed_comes_out_to_the_bit(run, restorer, channels, values):
+    """Whatever the picture: grey, transparent, darker than black or brighter than white."""
+    image = BEYOND[values](torch.rand(2, 64, 60, channels))
+    image[:, 32, 30] = 0.5  # where the analysis looks for a face
+    kept, *_, mask, report = run("RestoreFaces", **inputs(restorer, image, strength=0.0))
+    assert torch.equal(kept, image) and not mask.any()
+    assert "2 left as it was" in report and "the strength is 0" in report
+    none = image.clone()
+    none[:, 32, 30] = 0
+    none[:, 32, 30, 3:] = 1
+    assert torch.equal(run("RestoreFaces", **inputs(restorer, none))[0], none)
+    restored, _, _, mask, _ = run("RestoreFaces", **inputs(restorer, image))
+    assert torch.equal(restored[mask == 0], image[mask == 0]) and not torch.equal(restored, image)
+    found, _, crops, *_ = run("FindFaces", face_analysis=BY_COLOUR, image=image)
+    assert torch.equal(run("PasteFacesBack", image=image, faces=found, crops=crops * 0.3, strength=0.0)[0], image)
+    pasted, mask = run("PasteFacesBack", image=image, faces=found, crops=crops * 0.3)
+    assert torch.equal(pasted[mask == 0], image[mask == 0]) and not torch.equal(pasted, image)
+
+
+def test_nothing_changes_outside_of_a_region_not_even_by_its_own_edge(run, restorer, photo, upscale_model):
+    region = (torch.rand(1, 64, 60) > 0.5).float()
+    outside = region == 0
+    finished, *_ = run("RestoreFaces", **inputs(restorer, photo, region=region))
+    assert torch.equal(finished[outside], photo[outside]) and not torch.equal(finished, photo)
+    found, _, crops, *_ = run("FindFaces", face_analysis=BY_COLOUR, image=photo)
+    pasted, _ = run("PasteFacesBack", image=photo, faces=found, crops=crops * 0.3, region=region)
+    assert torch.equal(pasted[outside], photo[outside]) and not torch.equal(pasted, photo)
+    half = torch.zeros(1, 64, 60)
+    half[:, :30] = 1
+    plain, whole = (
+        run("UpscalePortrait", **inputs(restorer, photo, upscale_model=upscale_model(), scale_by=2.0, **given))[0]
+        for given in ({"strength": 0.0}, {"region": half})
+    )
+    assert torch.equal(whole[:, 62:], plain[:, 62:]) and not torch.equal(whole[:, :58], plain[:, :58])
+
+
 def test_the_same_inputs_give_the_same_picture(run, restorer, photo):
     first = run("RestoreFaces", **inputs(restorer, photo))[0]
     torch.manual_seed(99)
@@ -181,11 +222,12 @@ def test_pictures_are_enlarged_by_any_factor(run, photo, upscale_model, scale_by
     assert comparison.shape == (1, height, 2 * width, 3) and "no restorer" in report
 
 
-@pytest.mark.parametrize("size", [(16, 16), (17, 33), (1, 5), (600, 530)])
-def test_pictures_of_any_size(run, upscale_model, size):
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 33), (1, 5), (7, 4000), (600, 530)])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_pictures_of_any_size(run, upscale_model, size, scale):
     image = torch.rand(1, *size, 3)
-    finished, *_ = run("UpscalePortrait", image=image, upscale_model=upscale_model(1), scale_by=1.0)
-    assert finished.shape == image.shape
+    finished, *_ = run("UpscalePortrait", image=image, upscale_model=upscale_model(scale), scale_by=1.0)
+    assert finished.shape == image.shape and finished.isfinite().all()
 
 
 def test_faces_are_restored_from_the_original_and_pasted_at_the_new_size(run, restorer, photo, upscale_model):
@@ -268,9 +310,10 @@ def test_an_8k_picture_is_restored_in_its_own_size(run, restorer):
     assert mask[0, 100:].max() == 0 and torch.equal(finished[0, 100:], image[0, 100:])
 
 
-@pytest.mark.parametrize("size", [(16, 16), (17, 31), (2, 3)])
-def test_tiny_pictures_pass(run, restorer, size):
-    image = torch.rand(1, *size, 3)
+@pytest.mark.parametrize("size", [(16, 16), (17, 31), (2, 3), (1, 1), (7, 4000), (4000, 7)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_of_odd_sizes_pass(run, restorer, size, channels):
+    image = torch.rand(1, *size, channels)
     finished, comparison, *_, report = run("RestoreFaces", **inputs(restorer, image))
     assert finished.shape == image.shape and report
     assert comparison.shape[0] == 1
