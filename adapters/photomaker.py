@@ -452,7 +452,8 @@ class PhotoMaker(nn.Module):
             made = f"was made with {who.recogniser}" if who.recogniser else "has no face embedding"
             raise LikenessError(
                 f"The adapter {self.name!r} reads the embeddings of {RECOGNISER}, but the identity {who.name!r} "
-                f"{made}: install {RECOGNISER} (the identity is then seen again from its own crops), or make it with "
+                f"{made}: install {RECOGNISER} (the identity is then embedded again from its own crops), or make it "
+                "with "
                 f"{RECOGNISER}."
             )
         found = who.as_seen_by(RECOGNISER).embeddings

@@ -238,6 +238,6 @@ def require_person(
         raise LikenessError(
             f"The adapter {name!r} was trained on the recogniser {recogniser}, but the identity {identity.name!r} was "
             f"made with {identity.recogniser}, whose embeddings mean another face: install {recogniser} (the identity "
-            f"is then seen again from its own crops), or make it with {recogniser}{allow}."
+            f"is then embedded again from its own crops), or make it with {recogniser}{allow}."
         )
     return identity

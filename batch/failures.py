@@ -63,9 +63,7 @@ def decide(tried: Sequence[Attempt], servers: int) -> Ruling:
     if outcome is Failure.STOPPED:
         return Ruling(Then.AGAIN)
     if outcome is Failure.INTERRUPTED:
-        return (
-            Ruling(Then.AGAIN) if len(same) == 1 else Ruling(Then.FAIL, "interrupted", "somebody interrupted it twice")
-        )
+        return Ruling(Then.AGAIN) if len(same) == 1 else Ruling(Then.FAIL, "interrupted", "it was interrupted twice")
     if outcome is Failure.DIED:
         if len(same) < MOST_DEATHS:
             return Ruling(Then.AGAIN)

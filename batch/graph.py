@@ -130,7 +130,7 @@ def read_json(path: Path, what: str) -> Any:
     except (ValueError, RecursionError) as error:
         if isinstance(error, LikenessError):
             raise
-        raise LikenessError(f"{what} {path.name!r} is no JSON ({error}): export it again.") from None
+        raise LikenessError(f"{what} {path.name!r} is not valid JSON ({error}): export it again.") from None
 
 
 def _refuse(name: str) -> Any:

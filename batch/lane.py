@@ -347,7 +347,7 @@ class Lane:
         flight.in_queue = False  # the next may be sent while this one's files come
         self.engine.changed.set()
         if ending.status == "interrupted":
-            raise _Ended(Failure.INTERRUPTED, "somebody interrupted it")
+            raise _Ended(Failure.INTERRUPTED, "it was interrupted")
         if ending.status != "success":
             what = f"{ending.error_type}: {ending.error}" + (f" ({ending.node})" if ending.node.strip() else "")
             if says_out_of_memory(ending.error_type, ending.error):

@@ -198,7 +198,7 @@ def _yaml(path: Path) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, LikenessError):
             raise
-        raise LikenessError(f"The plan {path.name!r} is no YAML ({error}): check that line.") from None
+        raise LikenessError(f"The plan {path.name!r} is not valid YAML ({error}): check that line.") from None
 
 
 class _Entries:

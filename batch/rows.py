@@ -93,9 +93,7 @@ class Compiler:
     def _column(self, name: str, source: str, addressed: bool = False) -> Column:
         try:
             if names_a_secret(name):
-                raise Fault(
-                    "is called as keys and passwords are", "remove the column; keys are given with --header-env"
-                )
+                raise Fault("is named like a key or a password", "remove the column; keys are given with --header-env")
             if not addressed and (name == PERSON or name.startswith(META)):
                 return Column(name)
             wanted = self.plan.alias.get(name, [name])

@@ -155,7 +155,7 @@ def _json(text: str) -> Any:
     try:
         value = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise Fault(f"is no JSON ({error})", 'write it as =json:["one", "two"]') from None
+        raise Fault(f"is not valid JSON ({error})", 'write it as =json:["one", "two"]') from None
     if link_of(value):
         raise Fault("is a link to a node", "links stand in the workflow; a cell is a value")
     return value
@@ -272,5 +272,5 @@ def is_secret(text: Any) -> bool:
 
 
 def names_a_secret(column: str) -> bool:
-    """Whether a column is called as keys and passwords are."""
+    """Whether a column is named like a key or a password."""
     return bool(_SECRET_NAME.search(column))

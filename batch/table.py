@@ -148,7 +148,7 @@ class Table:
                 try:
                     cells = json.loads(text)
                 except (ValueError, RecursionError) as error:
-                    raise self._broken(number, f"is no JSON ({error}): write one object per line") from None
+                    raise self._broken(number, f"is not valid JSON ({error}): write one object per line") from None
                 if not isinstance(cells, dict):
                     raise self._broken(number, "is not an object: write one object per line")
                 yield Line(number, {name: cell for name, cell in cells.items() if cell is not None})
@@ -166,7 +166,9 @@ class Table:
                     number += 1
                     yield Line(number, {name: cell for name, cell in cells.items() if cell not in (None, "")})
         except (pyarrow.ArrowException, ValueError) as error:
-            raise LikenessError(f"The table {self.path.name!r} is no Parquet file ({error}): save it again.") from None
+            raise LikenessError(
+                f"The table {self.path.name!r} is not a Parquet file ({error}): save it again."
+            ) from None
 
     def _expect_bounded(self, said: Any) -> None:
         """A few bytes of Parquet may stand for billions of rows: its header tells before anything is unpacked."""

@@ -333,9 +333,9 @@ def retry(
 def report_batch(
     folder: RunFolder,
     measure: Annotated[
-        bool, typer.Option("--measure", help="First measure likeness of what nobody has judged.")
+        bool, typer.Option("--measure", help="First measure the likeness of pictures that have not been judged.")
     ] = False,
-    judge: Annotated[str, typer.Option("--judge", help="Who measures, where the run names nobody, as sface.")] = "",
+    judge: Annotated[str, typer.Option("--judge", help="The judge, where the run names none, such as sface.")] = "",
     no_sheets: Annotated[bool, typer.Option("--no-sheets", help="Tables only.")] = False,
 ) -> None:
     """Write manifest, sheets and report of a run again. 重新生成报告。"""
@@ -349,7 +349,7 @@ def report_batch(
         if measure or judge:
             look = judge_of(run, opening.open_faces, judge)
             if look is None:
-                raise LikenessError("Nobody is named who measures likeness: add --judge sface.")
+                raise LikenessError("No judge is named: add --judge sface.")
             for seq in run.journal.unjudged():
                 this = run.journal.row(seq)
                 run.journal.measure(seq, look(this, row_files(run, this)))
@@ -408,7 +408,7 @@ def _plan(
             raise LikenessError(f"--seeds is {seeds!r}: write one such as KSampler.seed=4 or KSampler.seed=4@1000.")
         plan = with_seeds(plan, [into], int(count), int(start or 0))
     if (keep or below) and not judge and not plan.judging.judge:
-        raise LikenessError("--keep and --retry-below need somebody who judges: add --judge sface.")
+        raise LikenessError("--keep and --retry-below need a judge: add --judge sface.")
     if judge:
         plan = replace(plan, judging=Judging(judge, keep, below, most if below else 0))
     changes: dict[str, Any] = {

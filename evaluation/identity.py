@@ -275,7 +275,7 @@ def _look(
     except LikenessError as error:
         return None, str(error), len(faces)
     if not np.isfinite(embedding).all() or not np.any(embedding):
-        return None, "the recogniser gave no numbers", len(faces)
+        return None, "the recogniser returned NaN", len(faces)
     return replace(face, embedding=embedding, recogniser=recogniser.name), "", len(faces)
 
 

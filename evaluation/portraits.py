@@ -122,7 +122,7 @@ def judge_pictures(
     progress and cancelling.
     """
     if not identities:
-        raise LikenessError("There is nobody to compare with: connect an identity.")
+        raise LikenessError("There is no identity to compare with: connect one.")
     if not len(images):
         raise LikenessError("There is no picture to judge: connect at least one.")
     regions = None if regions is None else _regions(regions, len(images))

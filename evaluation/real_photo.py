@@ -166,7 +166,7 @@ def draw_sheet(seen: Look) -> Image:
     finder, judge = seen.found.analysis_name, recogniser_of(seen.judge).name
     title = (
         f"Found by {finder}, judged by {judge}, which had no part in it: cosine to the identity, "
-        f"from {seen.threshold:.2f} on it is the person, below (red) somebody else"
+        f"from {seen.threshold:.2f} on it is the person, below (red) another person"
     )
     return labelled_sheet([own + cells[copies : copies + SHOWN], cells[:copies]], title=title, side=SIDE)
 

@@ -119,7 +119,7 @@ def reason(record: Record) -> str:
     rank, gallery = record.value("rank"), record.value("gallery")
     reasons = []
     if rank > 1:
-        reasons.append(f"somebody else is nearer (place {rank:.0f} of {gallery:.0f})")
+        reasons.append(f"another person is nearer (place {rank:.0f} of {gallery:.0f})")
     if record.value("face_ssim") > PASTE:
         reasons.append("the face is pasted")
     elif record.value("copy") > 0.9:

@@ -130,7 +130,8 @@ class Identity:
             return self
         if not len(self.aligned):
             raise LikenessError(
-                f"The identity '{self.name}' has no aligned face to be seen by {recogniser.name}, because its detector "
+                f"The identity '{self.name}' has no aligned face that could be embedded by {recogniser.name}, because "
+                "its detector "
                 "gave no keypoints: make it with a face analysis that does, for example buffalo_l, OpenCV or MTCNN."
             )
         template: Template = getattr(recogniser, "template", ARCFACE)
@@ -215,7 +216,7 @@ class Identity:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError) as error:
             raise LikenessError(
-                f"The identity file {path.name!r} cannot be read ({error}): it is damaged or no .safetensors file; "
+                f"The identity file {path.name!r} cannot be read ({error}): it is damaged or not a .safetensors file; "
                 "save the identity again."
             ) from None
         if metadata.get("format") != FILE_KIND:
@@ -296,7 +297,7 @@ def build_identity(
     for index, _, face in chosen:
         if face.embedding is not None and not (np.isfinite(face.embedding).all() and face.embedding.any()):
             raise LikenessError(
-                f"The recogniser {face.recogniser} gave no numbers for photo {index + 1}: leave this photo out, or "
+                f"The recogniser {face.recogniser} returned NaN for photo {index + 1}: leave this photo out, or "
                 "load the face analysis again."
             )
     aligned = [face.keypoints is not None for _, _, face in chosen]
@@ -369,7 +370,7 @@ def _fault(tensors: Mapping[str, torch.Tensor], also: Mapping[str, torch.Tensor]
         if not all_finite(embeddings, _LARGEST["embeddings"]):
             return "its embeddings hold values that are NaN, infinite or too large"
         if embeddings.shape[1] and not bool(embeddings.any(1).all()):
-            return "an embedding of it is all zeros, which is nobody"
+            return "an embedding of it is all zeros"
         if embeddings.shape[1] and float((unit(embeddings) * weights[:, None]).sum(0).norm()) < LEAST_MEAN * total:
             return "its photos cancel each other out, as of opposite people"
     if not all(also) or any(not rows.shape[1] for rows in also.values()):

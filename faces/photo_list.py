@@ -134,9 +134,7 @@ def _why_not(path: Path) -> str | None:
         return None
     try:
         if not path.is_file():
-            return (
-                "these are no files, or links that lead nowhere: put the photos themselves here" if is_picture else None
-            )
+            return "these are not files, or are broken links: put the photos themselves here" if is_picture else None
         if is_picture:
             return _unsupported(suffix)
         if suffix[1:] in _UNREAD:

@@ -132,7 +132,7 @@ class ApplyIdentity(Node):
             node_id="LikenessApplyIdentity",
             display_name="Apply Identity",
             category=CATEGORY,
-            description="Lets a person (or a reference picture) into a MODEL. For several people chain this node and "
+            description="Applies a person (or a reference image) to a MODEL. For several people chain this node and "
             "give each a mask; nodes of other packs may come before or after it.",
             search_aliases=["IPAdapter FaceID", "IPAdapter Advanced", "face reference", "consistent character"],
             inputs=[
@@ -252,7 +252,7 @@ def embedded_by(identity: Identity, recogniser: str) -> Identity:
     analysis = load_pack(find_insightface_pack(recogniser))
     if analysis.recogniser is None or analysis.recogniser.name != recogniser:
         return known
-    log.info("[likeness] %r is seen again by %s, from the face crops it carries.", identity.name, recogniser)
+    log.info("[likeness] %r is embedded again by %s, from the face crops it carries.", identity.name, recogniser)
     _seen[identity] = known.seen_again(analysis.recogniser)
     return _seen[identity]
 

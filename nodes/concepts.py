@@ -112,8 +112,8 @@ class ApplyConcept(Node):
             node_id="LikenessApplyConcept",
             display_name="Apply Concept",
             category=CATEGORY,
-            description="Puts a concept into MODEL and CLIP: its words work in CLIP Text Encode. For several concepts "
-            "in one picture use Merge Concepts, because one after the other they disturb each other.",
+            description="Applies a concept to MODEL and CLIP: its words work in CLIP Text Encode. For several concepts "
+            "in one picture use Merge Concepts, because concepts applied one after the other interfere.",
             search_aliases=["Custom Diffusion"],
             inputs=[
                 io.Model.Input("model", tooltip="The base model that the concept was trained on."),

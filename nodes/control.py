@@ -171,7 +171,7 @@ class InstantIDOptionsNode(Node):
             node_id="LikenessInstantIDOptions",
             display_name="InstantID Options",
             category=CATEGORY,
-            description="Plugs into Apply Identity and Identity ControlNet, for InstantID. Untouched, it changes "
+            description="Options of InstantID, for Apply Identity and Identity ControlNet. Untouched, it changes "
             "nothing.",
             search_aliases=["Apply InstantID Advanced"],
             inputs=[

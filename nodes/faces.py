@@ -364,8 +364,9 @@ class IdentityFromPhotos(Node):
             display_name="Identity from Photos",
             category=CATEGORY,
             description=(
-                "Makes one person of the chosen faces: embeddings, aligned crops and keypoints of every photo in one "
-                "value. A photo of somebody else is named in the report and left out. Three to ten different photos "
+                "Builds one identity from the chosen faces: embeddings, aligned crops and keypoints of every photo "
+                "in one "
+                "value. A photo of another person is named in the report and left out. Three to ten different photos "
                 "keep a person better than one."
             ),
             inputs=[

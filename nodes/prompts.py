@@ -204,7 +204,7 @@ class PhotoMakerOptionsNode(Node):
             node_id="LikenessPhotoMakerOptions",
             display_name="PhotoMaker Options",
             category=CATEGORY,
-            description="Plugs into Identity Prompt. Untouched, it changes nothing.",
+            description="Options of PhotoMaker, for Identity Prompt. With its defaults it changes nothing.",
             search_aliases=["style strength", "start merge step", "delayed merge"],
             inputs=[
                 io.Combo.Input(

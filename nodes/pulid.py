@@ -56,7 +56,7 @@ class PuLIDOptionsNode(Node):
             node_id="LikenessPuLIDOptions",
             display_name="PuLID Options",
             category=CATEGORY,
-            description="Plugs into Apply Identity with a PuLID file. Untouched, it changes nothing.",
+            description="Options of PuLID, for Apply Identity. With its defaults it changes nothing.",
             search_aliases=["PuLID", "Apply PuLID Advanced", "ortho_v2", "num_zero"],
             inputs=[
                 io.Combo.Input(

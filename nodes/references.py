@@ -70,7 +70,7 @@ class IPAdapterOptions(Node):
             node_id="LikenessIPAdapterOptions",
             display_name="IP-Adapter Options",
             category=CATEGORY,
-            description="Plugs into Apply Identity. Untouched, it changes nothing.",
+            description="Plugs into Apply Identity. With its defaults it changes nothing.",
             search_aliases=["IPAdapter Advanced", "IPAdapter Style & Composition", "IPAdapter Mad Scientist", "Tiled"],
             inputs=[
                 io.Combo.Input(
@@ -344,7 +344,8 @@ class CombineEmbeds(Node):
         every = [embeds_1, *others.values()]
         if len({e.cond.shape[1:] for e in every}) > 1:
             raise LikenessError(
-                "The embeds were made for different adapters or encoders: encode all pictures with the same two."
+                "The embeds were made for different adapters or encoders: encode all images with the same adapter "
+                "and encoder."
             )
         mode = member(CombineMode, method, "method")
         rows = torch.cat([e.cond for e in every])

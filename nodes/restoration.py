@@ -431,7 +431,8 @@ class RestoreFaces(Node):
             category=CATEGORY,
             description=(
                 "Restores faces with GFPGAN, RestoreFormer or CodeFormer, and keeps the person: every face is compared "
-                "with itself before, and restored less, or not at all, where it would become somebody else. The report "
+                "with itself before, and restored less, or not at all, where it would become another person. The "
+                "report "
                 "says what was done to each."
             ),
             inputs=[

@@ -92,7 +92,7 @@ def _run_inputs() -> list[Any]:
             io.Boolean.Input(
                 "gradient_checkpointing",
                 default=False,
-                tooltip="Computes things twice to need about half the memory: for cards with 8 GB or less.",
+                tooltip="Computes activations twice to need about half the memory: for cards with 8 GB or less.",
             )
         ),
         advanced(
@@ -328,7 +328,7 @@ def _result(model: Any, clip: Any, outcome: TrainingOutcome, how: str) -> io.Nod
 def _unread_captions(datasets: Sequence[Dataset]) -> str:
     """A line about captions that a method does not read, where there are any."""
     names = [picture.name for dataset in datasets for picture in dataset.pictures if picture.is_captioned]
-    return f"\nnot used: the captions of {names_of(names)}, because the templates are what it says" if names else ""
+    return f"\nnot used: the captions of {names_of(names)}, because the templates are used" if names else ""
 
 
 NODES: list[type[io.ComfyNode]] = [node_of(method) for method in METHODS]

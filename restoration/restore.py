@@ -219,7 +219,7 @@ def _finish(
     done: Restored, job: FaceJob, restored: Tensor, options: PasteOptions, picture: Tensor, region: Tensor | None
 ) -> None:
     if not bool(restored.isfinite().all()):
-        why = "the network gave values that are no numbers"
+        why = "the network returned NaN or infinite values"
         done.outcomes.append(FaceOutcome(job.picture, job.number, job.face, Fate.KEPT, 0.0, why))
         return
     mask = paste_mask_of(job, restored, options, region)
@@ -233,7 +233,7 @@ def _finish(
         wanted = job.crop + options.strength * (tidy - job.crop)
         share, likeness = options.guard.keep_person(job.crop, wanted, job.points)
         if share < 1:
-            why = "more of it would be somebody else"
+            why = "more of it would be another person"
         if likeness is None:
             why = f"{options.guard.recogniser.name} cannot recognise it"
     amount = share * options.strength

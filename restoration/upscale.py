@@ -92,7 +92,7 @@ def adopted_upscaler(descriptor: Any) -> Upscaler:
         )
     if getattr(descriptor, "purpose", "SR") == "FaceSR":
         raise LikenessError(
-            f"{getattr(architecture, 'name', 'This network')} restores single faces and makes garbage of whole "
+            f"{getattr(architecture, 'name', 'This network')} restores single faces and ruins whole "
             "pictures: connect it to the input restorer, and a network such as RealESRGAN_x4plus to upscale_model."
         )
     able = {

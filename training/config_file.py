@@ -53,7 +53,7 @@ def _text(file: Path) -> str:
     try:
         found = file.stat()
         if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
-            raise LikenessError(f"{str(file)!r} is no file: name a TOML file.")
+            raise LikenessError(f"{str(file)!r} is not a file: name a TOML file.")
         if found.st_size > _LARGEST:
             raise LikenessError(f"{str(file)!r} has {found.st_size} bytes, as no configuration has: name a TOML file.")
         data = file.read_bytes()

@@ -30,7 +30,7 @@ from .loop import Average, Run
 from .loss_log import LossLog
 from .previews import sample_pictures
 from .probe import AttentionProbe
-from .recipe import Listening, Objective, Pass, Phase, Recipe, Sample, generator, seed_of
+from .recipe import Objective, Pass, Phase, Recipe, Recording, Sample, generator, seed_of
 from .run_record import RunRecord, read_record, steps_done
 
 RUN_IN = "The run in"  # as messages call a folder
@@ -240,7 +240,7 @@ class _SharedRun(Run):
         scaler = self.accelerator.scaler
         if scaler is not None and scaler.get_scale() < LEAST_SCALE:
             raise LikenessError(
-                f"The gradients are no numbers in float16, still at step {self.step}: start anew with bf16 or float32, "
+                f"The gradients are not finite in float16, still at step {self.step}: start anew with bf16 or float32, "
                 "or with a lower learning rate."
             )
 
@@ -317,15 +317,15 @@ class _Worker:
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """The networks in training mode, with checkpointing and probe; in evaluation mode on leaving."""
-        base, listening = self.base, self.phase.listening
+        base, recording = self.base, self.phase.recording
         for network in base.networks:
             network.train()
         if self.settings.gradient_checkpointing:
             base.unet.enable_gradient_checkpointing()
             for encoder in base.encoders:
                 encoder.gradient_checkpointing_enable({"use_reentrant": False})
-        if listening is not None:
-            self._probe = AttentionProbe(base.unet, listening.sites)
+        if recording is not None:
+            self._probe = AttentionProbe(base.unet, recording.sites)
         try:
             with ExitStack() as attached:
                 if base.staged is not None:
@@ -393,12 +393,12 @@ class _Worker:
         conditioning, time_ids = self._encode(samples, t), self._time_ids(samples)
         progress = number // settings.accumulation / phase.steps
 
-        def look(t: Tensor, conditioning: Conditioning, listening: Listening | None = None) -> Pass:
+        def look(t: Tensor, conditioning: Conditioning, recording: Recording | None = None) -> Pass:
             z_t = self.base.schedule.add_noise(z0, noise, t)
-            heard = nullcontext([])
-            if listening is not None and self._probe is not None:
-                heard = self._probe.listening(listening.positions(samples), conditioning.mask)
-            with heard as maps, accelerator.autocast():
+            recorded = nullcontext([])
+            if recording is not None and self._probe is not None:
+                recorded = self._probe.recording(recording.positions(samples), conditioning.mask)
+            with recorded as maps, accelerator.autocast():
                 prediction = self.base.predict(z_t, t, conditioning, time_ids)
             return Pass(samples, self.base.schedule, progress, z0, noise, t, z_t, prediction, maps, again)
 
@@ -406,7 +406,7 @@ class _Worker:
             other = self._timesteps(chances)
             return look(other, conditioning if self.base.staged is None else self._encode(samples, other))
 
-        return look(t, conditioning, phase.listening)
+        return look(t, conditioning, phase.recording)
 
     def _timesteps(self, chances: Sequence[torch.Generator]) -> Tensor:
         return torch.tensor([self.phase.timestep(each) for each in chances], device=self.accelerator.device)

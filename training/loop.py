@@ -120,7 +120,7 @@ class Run:
         return self.team.rank == 0
 
     def save(self) -> None:
-        """Write the state. Raises `Diverged` instead of putting one that is not all numbers in place of a good one."""
+        """Write the state. Raises `Diverged` instead of replacing a good one by one that is not finite."""
         if broken := first_broken(self.state()):
             raise Diverged(f"The weights or what belongs to them ({broken}) are not numbers after step {self.step}")
         self.write()
@@ -186,8 +186,8 @@ class Run:
     ) -> bool:
         """Train until `steps`, until time is up, or until someone cancels. True when the run is complete.
 
-        The state is saved on every way out, unless a step was cut short or left what is not all numbers: then the last
-        good one stays, and LikenessError says which that is.
+        The state is saved on every way out, unless a step was cut short or left values that are not finite: then the
+        last good one stays, and LikenessError says which that is.
         """
         end = time.monotonic() + seconds
         try:

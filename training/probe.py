@@ -82,7 +82,7 @@ def refocusing_grid(latent_size: Grid, division: int = 4) -> Grid:
 
 
 @dataclass
-class _Listening:
+class _Recording:
     positions: Tensor
     mask: Tensor | None = None
     maps: dict[int, Tensor] = field(default_factory=dict)  # by slot, in the order in which sites run
@@ -92,17 +92,17 @@ class AttentionProbe:
     """Listens at some cross-attention sites of a diffusers UNet.
 
         probe = AttentionProbe(unet, sites_at(unet, size, refocusing_grid(size)))
-        with probe.listening(positions) as maps:
+        with probe.recording(positions) as maps:
             prediction = unet(...)
         attention_refocusing(maps, ...)
 
     Attach it once for the length of a training run, after LoRA layers and checkpointing are in place, and `detach` it
     after the last backward pass: checkpointed blocks run again there, and must do again what they did in the forward
-    pass. While nobody listens it costs nothing.
+    pass. While nothing is recorded it costs nothing.
     """
 
     def __init__(self, unet: nn.Module, sites: Sequence[AttentionSite]) -> None:
-        self._listening: _Listening | None = None
+        self._recording: _Recording | None = None
         self._queries: dict[int, Tensor] = {}
         self._keys: dict[int, Tensor] = {}
         self._hooks: list[Any] = []
@@ -119,15 +119,15 @@ class AttentionProbe:
                 transformer._gradient_checkpointing_func = self._through(original)
 
     @contextmanager
-    def listening(self, positions: Tensor, mask: Tensor | None = None) -> Iterator[list[Tensor]]:
+    def recording(self, positions: Tensor, mask: Tensor | None = None) -> Iterator[list[Tensor]]:
         """Positions (batch, n) of the wanted tokens in the prompt, the start token counted; mask (batch, tokens), where
         prompts differ in length. After the UNet has run and the block is left, the list holds one map per site,
         (batch, heads, n, L), in the order in which sites run."""
         maps: list[Tensor] = []
-        with self._while(_Listening(positions, mask)) as listening:
+        with self._while(_Recording(positions, mask)) as recording:
             yield maps
-        assert listening is not None
-        maps.extend(listening.maps.values())
+        assert recording is not None
+        maps.extend(recording.maps.values())
 
     def detach(self) -> None:
         """Leave the UNet as it was."""
@@ -142,16 +142,16 @@ class AttentionProbe:
 
         def keep(store: dict[int, Tensor]) -> Callable[[nn.Module, Any, Tensor], None]:
             def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-                if self._listening is not None:
+                if self._recording is not None:
                     store[slot] = output
 
             return hook
 
         def record(_module: nn.Module, _args: Any, _output: Any) -> None:
-            if self._listening is not None:
+            if self._recording is not None:
                 q, k = self._queries.pop(slot), self._keys.pop(slot)
-                heard = self._listening
-                heard.maps[slot] = columns_of(q, k, heard.positions, site.heads, heard.mask)
+                recorded = self._recording
+                recorded.maps[slot] = columns_of(q, k, recorded.positions, site.heads, recorded.mask)
 
         self._hooks += [
             attention.to_q.register_forward_hook(keep(self._queries)),
@@ -167,11 +167,11 @@ class AttentionProbe:
         """
 
         def run_checkpointed(block: nn.Module, *args: Any) -> Any:
-            outer = self._listening
+            outer = self._recording
             slots: list[int] = []
 
             def run(*inputs: Any) -> Any:
-                inner = None if outer is None else _Listening(outer.positions, outer.mask)
+                inner = None if outer is None else _Recording(outer.positions, outer.mask)
                 with self._while(inner):
                     output = block(*inputs)
                 if inner is None or not inner.maps:
@@ -189,9 +189,9 @@ class AttentionProbe:
         return run_checkpointed
 
     @contextmanager
-    def _while(self, listening: _Listening | None) -> Iterator[_Listening | None]:
-        before, self._listening = self._listening, listening
+    def _while(self, recording: _Recording | None) -> Iterator[_Recording | None]:
+        before, self._recording = self._recording, recording
         try:
-            yield listening
+            yield recording
         finally:
-            self._listening = before
+            self._recording = before

@@ -82,7 +82,7 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Listening:
+class Recording:
     """Which attention maps the objectives want. positions: samples to (batch, tokens), places in the prompts."""
 
     sites: Sequence[AttentionSite]
@@ -107,7 +107,7 @@ class Phase:
     factor: Callable[[int], float]
     timestep: Callable[[torch.Generator], int]
     clip: float = float("inf")
-    listening: Listening | None = None
+    recording: Recording | None = None
     after_step: Callable[[Mapping[str, float]], None] | None = None
     hooks: Callable[[], AbstractContextManager[Any]] | None = None
 

@@ -133,7 +133,7 @@ def read_concept(
     text that the weights read."""
     if not isinstance(content, Mapping):
         raise LikenessError(
-            f"{name!r} is no Custom Diffusion file (it holds a {type(content).__name__}): choose another."
+            f"{name!r} is not a Custom Diffusion file (it holds a {type(content).__name__}): choose another."
         )
     reader = _Reader(name)
     try:
@@ -198,7 +198,8 @@ class _Reader:
         name = self._name
         if not (self._weights or self._halves or self._tokens or self._embed is not None):
             raise LikenessError(
-                f"{name!r} is no Custom Diffusion file (none of its {len(self._unknown)} entries is a key, a value or "
+                f"{name!r} is not a Custom Diffusion file (none of its {len(self._unknown)} entries is a key, a value "
+                "or "
                 "a word): choose a delta.bin, pytorch_custom_diffusion_weights or one that was trained here."
             )
         if self._unknown:

@@ -155,5 +155,5 @@ def not_used(found: PhotoList, where: str) -> list[str]:
     """Warnings about picture-like files that nobody judges."""
     sentences = list(found.not_used)
     if found.masks:
-        sentences.append(f"{names_of([mask.name for mask in found.masks])}: these are called as masks are")
+        sentences.append(f"{names_of([mask.name for mask in found.masks])}: these are named like masks")
     return [f"not used in {where}: {sentence}" for sentence in sentences]

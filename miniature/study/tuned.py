@@ -173,7 +173,7 @@ def attention_outside(tuned: Tuned, shown: Sequence[Portrait], timesteps: Sequen
             assert region is not None
             for timestep in timesteps:
                 t = torch.tensor([timestep])
-                with probe.listening(at) as maps:
+                with probe.recording(at) as maps:
                     base.predict(base.schedule.add_noise(z0, noise, t), t, states)
                 heats = [m.mean(1).unflatten(-1, grid)[:, 0] for m in maps]
                 share.append(float(leak_attention(heats, region)))

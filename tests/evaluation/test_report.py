@@ -90,7 +90,7 @@ def test_one_picture_of_one_method_has_a_headline():
     ("measures", "note", "words"),
     [
         ({}, "no face", "no face"),
-        ({"rank": 5.0, "gallery": 12.0}, "", "somebody else is nearer (place 5 of 12)"),
+        ({"rank": 5.0, "gallery": 12.0}, "", "another person is nearer (place 5 of 12)"),
         ({"rank": 1.0, "copy": 0.95}, "", "a copy of the photo"),
         ({"face_ssim": 0.8, "copy": 0.95}, "", "the face is pasted"),
         ({"rank": 1.0, "percent": 12.0}, "", "little likeness"),

@@ -95,7 +95,7 @@ def test_a_threshold_that_keeps_everybody_or_nobody_in_silence_is_refused(thresh
 
 @pytest.mark.parametrize("bad", [[1.0, float("nan")], [float("inf"), 0.0], [0.0, 0.0]])
 def test_a_recogniser_that_gives_no_numbers_makes_nobody(bad):
-    with pytest.raises(LikenessError, match="recogniser buffalo_l gave no numbers for photo 3"):
+    with pytest.raises(LikenessError, match="recogniser buffalo_l returned NaN for photo 3"):
         build_identity([PHOTO] * 3, [face([1.0, 0.0]), None, face(bad)])
 
 

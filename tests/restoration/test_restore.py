@@ -109,7 +109,7 @@ def test_half_cut_faces_are_restored_and_nan_from_the_network_is_not_pasted():
     done = restore_faces([PICTURE], [[face_at(2, 80), face_at(198, 10)]], darker, SIDE)
     assert {outcome.fate for outcome in done.outcomes} == {Fate.RESTORED}
     done = restore_faces([PICTURE], [[face_at(100, 80)]], lambda crops: crops * torch.nan, SIDE)
-    assert torch.equal(done.pictures[0], PICTURE) and "no numbers" in done.outcomes[0].why
+    assert torch.equal(done.pictures[0], PICTURE) and "NaN or infinite" in done.outcomes[0].why
 
 
 def test_strength_and_region():

@@ -44,7 +44,7 @@ def run(unet: Any, seed: int = 0, size: tuple[int, int] = (32, 32)) -> torch.Ten
 
 def attention_gradients(unet: Any, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
     probe = AttentionProbe(unet, sites_at(unet, (32, 32), (16, 16)))
-    with probe.listening(POSITIONS) as maps:
+    with probe.recording(POSITIONS) as maps:
         run(unet)
     sum(m.square().sum() for m in maps).backward()  # type: ignore[union-attr]
     probe.detach()
@@ -71,7 +71,7 @@ def test_a_pass_nobody_listened_to_may_share_the_backward(make_unet, mode):
     parameters = prepare(unet, mode)
     probe = AttentionProbe(unet, sites_at(unet, (32, 32), (16, 16)))
     run(unet, seed=1)
-    with probe.listening(POSITIONS) as maps:
+    with probe.recording(POSITIONS) as maps:
         first = run(unet)
     second = run(unet, seed=2)
     assert len(maps) == len(sites_at(unet, (32, 32), (16, 16)))
@@ -87,7 +87,7 @@ def test_maps_are_the_columns_of_the_softmax_that_the_layer_uses(unet):
         lambda _m, args, kwargs, _o: seen.update(x=args[0], text=kwargs["encoder_hidden_states"]), with_kwargs=True
     )
     probe = AttentionProbe(unet, [site])
-    with torch.no_grad(), probe.listening(POSITIONS) as maps:
+    with torch.no_grad(), probe.recording(POSITIONS) as maps:
         run(unet)
     hook.remove()
     q = attention.head_to_batch_dim(attention.to_q(seen["x"]))
@@ -111,9 +111,9 @@ def test_the_prediction_is_the_same_with_and_without_a_listener(unet):
         before = run(unet)
         probe = AttentionProbe(unet, sites_at(unet, (32, 32), (16, 16)))
         silent = run(unet)
-        with probe.listening(POSITIONS):
-            heard = run(unet)
-    assert torch.equal(before, silent) and torch.equal(before, heard)
+        with probe.recording(POSITIONS):
+            recorded = run(unet)
+    assert torch.equal(before, silent) and torch.equal(before, recorded)
 
 
 def test_every_layer_keeps_its_processor_and_detaching_leaves_no_hook(unet):
@@ -128,19 +128,19 @@ def test_every_layer_keeps_its_processor_and_detaching_leaves_no_hook(unet):
     assert after == functions
 
 
-def test_an_exception_in_the_pass_leaves_nobody_listening(unet):
+def test_an_exception_in_the_pass_leaves_nobody_recording(unet):
     probe = AttentionProbe(unet, sites_at(unet, (32, 32), (16, 16)))
-    with pytest.raises(RuntimeError, match="stop"), probe.listening(POSITIONS):
+    with pytest.raises(RuntimeError, match="stop"), probe.recording(POSITIONS):
         raise RuntimeError("stop")
     run(unet)
-    assert probe._listening is None and not probe._queries
+    assert probe._recording is None and not probe._queries
 
 
 def test_what_is_kept_is_far_less_than_all_maps(unet):
     """All maps of one pass against those the probe makes, counted at the sites it hooks."""
     sites = sites_at(unet, (32, 32), (16, 16))
     probe = AttentionProbe(unet, sites)
-    with probe.listening(POSITIONS[:, :1]) as maps:
+    with probe.recording(POSITIONS[:, :1]) as maps:
         run(unet)
     kept = sum(m.numel() for m in maps)
     heads, levels = 4, {32: 2 + 1, 16: 1 + 2 + 1}  # transformers per level: down and up, and the middle at 16
@@ -168,7 +168,7 @@ def test_grids_follow_latents_that_are_not_square_or_not_even(unet):
     probe_grids = sites_by_grid(unet, (30, 21))
     assert set(probe_grids) == {(30, 21), (15, 11)}
     probe = AttentionProbe(unet, probe_grids[(15, 11)])
-    with torch.no_grad(), probe.listening(POSITIONS) as maps:
+    with torch.no_grad(), probe.recording(POSITIONS) as maps:
         run(unet, size=(30, 21))
     assert all(m.shape == (2, 4, 2, 15 * 11) for m in maps)
 
@@ -190,8 +190,8 @@ def test_the_probe_hears_the_lora(make_unet):
             if scale:
                 prepare(unet)
             probe = AttentionProbe(unet, sites_at(unet, (32, 32), (16, 16)))
-            with probe.listening(POSITIONS) as heard:
+            with probe.recording(POSITIONS) as recorded:
                 partial(run, unet)()
             probe.detach()
-            maps.append(heard[0])
+            maps.append(recorded[0])
     assert not torch.allclose(*maps)

@@ -21,7 +21,7 @@ def load_base(path: Path) -> BaseModel:
         return load_single_file(path)
     if not (path / "model_index.json").is_file():
         raise LikenessError(
-            f"The base model '{path}' is no folder in diffusers' layout (it has no model_index.json): give such a "
+            f"The base model '{path}' is not a folder in diffusers' layout (it has no model_index.json): give such a "
             "folder, a .safetensors checkpoint, or 'miniature'."
         )
     try:

@@ -173,8 +173,8 @@ class StartLora:
 def load_lora(file: Path, unet: nn.Module, encoders: Sequence[nn.Module]) -> StartLora:
     """The LoRA in a file, of whatever spelling, for these networks.
 
-    Raises LikenessError naming the file when it is none, not all numbers, or of another model in any part: what could
-    not be trained further would be lost in the new file.
+    Raises LikenessError naming the file when it is not a LoRA, is not finite, or is of another model in any part: what
+    could not be trained further would be lost in the new file.
     """
     weights, metadata = read_weights(file)
     if broken := next((key for key, value in weights.items() if not bool(torch.isfinite(value).all())), ""):
@@ -192,7 +192,8 @@ def load_lora(file: Path, unet: nn.Module, encoders: Sequence[nn.Module]) -> Sta
     if unknown or not any(part.pairs for part in found):
         first = f"{len(unknown)} entries fit none of its layers, such as {unknown[0]!r}" if unknown else "it is empty"
         raise LikenessError(
-            f"'{file.name}' is no LoRA of this model, or of a kind that cannot be trained further ({first}): choose "
+            f"'{file.name}' is not a LoRA of this model, or is of a kind that cannot be trained further ({first}): "
+            "choose "
             "one that was made for it."
         )
     return StartLora(found[0].pairs, tuple(part.pairs for part in found[1:]))

@@ -87,7 +87,7 @@ class Conditioning:
     @classmethod
     def joined(cls, parts: Sequence[Conditioning]) -> Conditioning:
         """Prompts of several lengths as one batch. What fills up the shorter ones is not attended to, so that each is
-        heard as it would be alone. Where some have values of their own, those of the others are their states."""
+        recorded as it would be alone. Where some have values of their own, those of the others are their states."""
         lengths = [part.states.shape[1] for part in parts]
         longest = max(lengths)
 

@@ -124,7 +124,8 @@ def _first_values(token: NewToken, tower: TextTower, random: torch.Generator) ->
         ids = tower.tokenizer(token.start, add_special_tokens=False).input_ids
         if not ids or ids == [tower.tokenizer.unk_token_id]:
             raise LikenessError(
-                f"The word '{token.start}' that '{token.name}' should start from is none the text encoder knows: "
+                f"The word '{token.start}' that '{token.name}' should start from is not a word that the text encoder "
+                "knows: "
                 "choose a common word such as 'person'."
             )
         if len(ids) > token.vectors:  # none is left out

@@ -508,7 +508,8 @@ def build_dataset(
         judge = second_judge(second, identity, analysis)
     if settings.kind is DatasetKind.PERSON and analysis is None and not all(photo.has_mask for photo in photos):
         raise LikenessError(
-            "Nobody can look for faces in the photos of a person: connect a face analysis, or put a mask beside every "
+            "The faces of a person's photos cannot be found without a face analysis: connect one, or put a mask "
+            "beside every "
             "picture (anna.mask.png for anna.jpg)."
         )
     findings = []

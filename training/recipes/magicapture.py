@@ -44,7 +44,7 @@ from ..objectives.identity import Decoder, LikenessTarget, Measure, below_cap, i
 from ..objectives.magicapture import ShotKind, positions, reconstruction_weight, regions
 from ..objectives.reconstruction import masked_reconstruction, soft_mask
 from ..probe import Grid, refocusing_grid, sites_at
-from ..recipe import Listening, Objective, Pass, Phase, Recipe, Sample, epochs, generator, uniform_timesteps
+from ..recipe import Objective, Pass, Phase, Recipe, Recording, Sample, epochs, generator, uniform_timesteps
 from . import prompts
 from .denoising import Mask, require_masks
 from .textual_inversion import Tether, hold
@@ -201,14 +201,14 @@ def magicapture(
         cap = round(settings.identity_share * len(base.schedule))
         term = partial(resemble, settings, base.codec.decoder, measure, cap, detect)
         objectives.append(Objective("identity", term, settings.lambda_id))
-    listening = None
+    recording = None
     if settings.lambda_attention > 0:
         objectives.append(
             Objective(
                 "attention", partial(refocus, settings.vectors, settings.refocusing, grid), settings.lambda_attention
             )
         )
-        listening = Listening(sites_at(base.unet, size, grid), words.positions)
+        recording = Recording(sites_at(base.unet, size, grid), words.positions)
 
     tuning = Phase(
         "tuning",
@@ -219,7 +219,7 @@ def magicapture(
         factor=RateSchedule.LINEAR.factor(settings.tuning_steps, ahead=1),
         timestep=uniform_timesteps(round(settings.noise_share * len(base.schedule))),
         clip=settings.clip,
-        listening=listening,
+        recording=recording,
     )
 
     def save(folder: Path, name: str, record: TrainingRecord) -> list[Saved]:

@@ -229,7 +229,7 @@ def tuning_step(case: Any) -> dict[str, Tensor]:
         again = lambda: look(given["id_timestep"])  # noqa: E731
         return Pass(samples, schedule, progress, latents, noise, t, z_t, prediction, maps, again)
 
-    with probe.listening(positions) as maps:
+    with probe.recording(positions) as maps:
         found = look(given["timestep"], maps)
     settings = recipe.MagiCaptureSettings(
         lambda_id=config["lambda_id"], identity_pass=recipe.IdentityPass.SEPARATE, decode_whole=True

@@ -77,7 +77,7 @@ def test_pictures_of_every_form_are_judged_and_those_that_are_not_are_named(fold
         "not used in people/bob: stray.png, because the photos in refs are what was given",
         "not used in results/good/bob: film.mp4: films are not read",
         "not used in results/base/bob: hat/x.psd: files of drawing programs",
-        "not used in results/good/ann: a.mask.png: these are called as masks are",
+        "not used in results/good/ann: a.mask.png: these are named like masks",
         "not used: results/stray.png, because results lie in results/<method>/<person>",
         "not used: results/good/stray.png, because",
     ):

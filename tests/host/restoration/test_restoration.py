@@ -270,7 +270,7 @@ def test_a_large_picture_is_what_the_hosts_node_gives_but_for_the_seams(run, ups
 def test_a_face_restorer_is_no_upscale_model(run, photo):
     from likeness.restoration.spandrel_files import described
 
-    with pytest.raises(LikenessError, match="restores single faces and makes garbage of whole pictures"):
+    with pytest.raises(LikenessError, match="restores single faces and ruins whole pictures"):
         run("UpscalePortrait", image=photo, upscale_model=described(small.restoreformer(), "x"))
 
 

@@ -79,9 +79,9 @@ def test_maps_of_a_batch_of_different_lengths_are_those_of_each_prompt_alone(bas
     z, t, at = torch.randn(2, 4, 16, 16), torch.tensor([5, 400]), torch.tensor([[3], [4]])
     with torch.no_grad():
         both = base.encode(["a person", LONG])
-        with probe.listening(at, both.mask) as maps:
+        with probe.recording(at, both.mask) as maps:
             base.predict(z, t, both)
-        with probe.listening(at[:1]) as alone:
+        with probe.recording(at[:1]) as alone:
             base.predict(z[:1], t[:1], base.encode(["a person"]))
     assert all(torch.allclose(m[:1], a, atol=1e-6) for m, a in zip(maps, alone, strict=True))
     probe.detach()

@@ -111,15 +111,15 @@ def test_a_saved_checkpoint_comes_back_and_computes_the_same(family, tokenizer, 
     ids = [tower.ids(["a photo of a person"] * 2) for tower in found.text]
     with torch.no_grad():
 
-        def heard(base: BaseModel) -> list[torch.Tensor]:
+        def recorded(base: BaseModel) -> list[torch.Tensor]:
             if not base.is_sdxl:
                 return [base.text[0].last(ids[0], base.clip_skip)]
             parts = [tower.penultimate(i) for tower, i in zip(base.text, ids, strict=True)]
             return [torch.cat([states for states, _ in parts], -1), parts[1][1]]
 
-        for ours, theirs in zip(heard(found), heard(model), strict=True):
+        for ours, theirs in zip(recorded(found), recorded(model), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
-        conditioning = type(model.encode(["a"]))(*heard(model))
+        conditioning = type(model.encode(["a"]))(*recorded(model))
         torch.testing.assert_close(
             found.predict(z, t, conditioning, time_ids), model.predict(z, t, conditioning, time_ids), rtol=0, atol=1e-6
         )
