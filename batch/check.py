@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import LikenessError
 from .client import OLDEST
+from .face_servers import NODES, FaceServer, face_server, identities_by_servers
 from .graph import Workflow, link_of, read_workflow
 from .people import Identities, OpenFaces, PersonPhotos, find_people, with_identities
 from .plan import BatchPlan
 from .problems import Fault, Problems, nearest
 from .rows import Compiler
 from .schema import CellKind, NodeClass, Nodes, Spec, is_secret
-from .table import Table
+from .table import MOST_ROWS, Table
 from .workers import Away, Served, ServerFacts, Worker
-
-MOST_ROWS = 10_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class ServerSurvey:
 
     worker: Worker
     facts: ServerFacts
-    nodes: Nodes  # of the workflow's classes
+    nodes: Nodes  # of the classes that are wanted
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,13 @@ class Checked:
     problems: Problems
     lines: int
     servers: Sequence[ServerSurvey]
+    identities: Identities | None = None
+    face_servers: Sequence[FaceServer] = ()  # that make the identities which cannot be made here
+
+    @property
+    def unmade(self) -> list[PersonPhotos]:
+        """People whose identity a server makes before the first row."""
+        return [person for person in self.people if person.identity is None] if self.face_servers else []
 
 
 def versions_of(facts: ServerFacts) -> tuple[str, str]:
@@ -50,10 +57,9 @@ def versions_of(facts: ServerFacts) -> tuple[str, str]:
 
 
 async def look_at_servers(
-    workers: Sequence[Worker], workflow: Workflow, problems: Problems, pin_version: bool = False
+    workers: Sequence[Worker], wanted: set[str], problems: Problems, pin_version: bool = False
 ) -> list[ServerSurvey]:
     """Ask every server what it is and has. One that is away is a problem, with `pin_version` also another version."""
-    wanted = {node["class_type"] for node in workflow.graph.values()}
 
     async def ask(worker: Worker) -> ServerSurvey | None:
         try:
@@ -88,18 +94,20 @@ async def check_plan(
     problems = Problems()
     workflow = read_workflow(plan.workflow)
     table = Table(plan.table) if plan.table else None
-    servers = await look_at_servers(workers, workflow, problems, plan.pin_version)
+    wanted = {node["class_type"] for node in workflow.graph.values()} | (NODES if plan.people else set())
+    servers = await look_at_servers(workers, wanted, problems, plan.pin_version)
     nodes = _together([seen.nodes for seen in servers])
     name = plan.workflow.name
     if servers:
         _check_graph(workflow, nodes, servers, plan, name, problems)
     compiler = Compiler(plan, workflow, table, nodes, problems)
-    people = _people(plan, compiler, open_faces, keep, skip_people, problems)
-    lines = sum(1 for _ in compiler.rows(people))
+    identities = Identities(keep, plan.people.faces, open_faces) if plan.people else None
+    people, face_servers = _people(plan, compiler, identities, servers, skip_people, problems)
+    lines = sum(1 for _ in itertools.islice(compiler.rows(people), MOST_ROWS + 1))
     if not lines and not problems:
         problems.add(compiler.source, 0, "", "", Fault("holds no rows", "write a line below the columns"))
     if lines > MOST_ROWS:
-        problems.add(compiler.source, 0, "", "", Fault(f"makes {lines} rows", f"split it: {MOST_ROWS} rows at most"))
+        problems.add(compiler.source, 0, "", "", Fault(f"makes more than {MOST_ROWS} rows", "split it"))
     if plan.expect is not None and not problems and lines != plan.expect and plan.shard[1] == 1:
         fault = Fault(f"makes {lines} rows, but {plan.expect} are expected", "correct the table or `expect`")
         problems.add(compiler.source, 0, "", "", fault)
@@ -113,24 +121,67 @@ async def check_plan(
         problems.add("likeness", 0, "retry_below", "", fault)
     if plan.judging.judge:
         _check_judge(plan, compiler, people, open_faces, problems)
-    return Checked(plan, workflow, compiler, people, problems, lines, servers)
+    return Checked(plan, workflow, compiler, people, problems, lines, servers, identities, face_servers)
 
 
 def _people(
-    plan: BatchPlan, compiler: Compiler, open_faces: OpenFaces, keep: Path, skip: bool, problems: Problems
-) -> Sequence[PersonPhotos]:
-    if plan.people is None or compiler.people_column is None:
-        return []
-    people = find_people(plan.people, problems)
-    if any(spec.kind is CellKind.IDENTITY for _, spec in compiler.people_column.inputs):
-        try:
-            return with_identities(
-                people, Identities(keep, plan.people.faces, open_faces), plan.people.best, problems, skip
-            )
-        except LikenessError as error:  # the face analysis itself
-            problems.add("people", 0, "faces", plan.people.faces, Fault(str(error).rstrip("."), ""))
-            return []
-    return people
+    plan: BatchPlan,
+    compiler: Compiler,
+    identities: Identities | None,
+    servers: Sequence[ServerSurvey],
+    skip: bool,
+    problems: Problems,
+) -> tuple[Sequence[PersonPhotos], Sequence[FaceServer]]:
+    """Who is shown, and the servers that make identities where this machine has no face analysis."""
+    if plan.people is None or identities is None or compiler.people_column is None:
+        return [], []
+    people, best = find_people(plan.people, problems), plan.people.best
+    if not any(spec.kind is CellKind.IDENTITY for _, spec in compiler.people_column.inputs):
+        return people, []
+    if identities.has_all(people, best):
+        return with_identities(people, lambda one: identities.of(one, best), problems, skip), []
+    try:
+        _ = identities.analysis
+    except LikenessError as error:  # there is none here
+        found = [face_server(seen.worker, seen.nodes, plan.people.faces) for seen in servers]
+        makers = [one for one in found if one is not None]
+        if not makers:
+            hint = "or name a server that has it"
+            problems.add("people", 0, "faces", plan.people.faces, Fault(str(error).rstrip("."), hint))
+            return [], []
+        makers = [one for one in makers if one.model == makers[0].model]  # everybody by the same one
+
+        def kept(person: PersonPhotos) -> Path | None:
+            path = identities.place(person, best, makers[0].model)
+            return path if path.is_file() else None
+
+        people = with_identities(people, kept, problems, skip)
+        if unmade := sum(person.identity is None for person in people):
+            problems.warn(f"{makers[0].worker.name} looks at the photos of {unmade} people ({makers[0].model})")
+        return people, makers
+    return with_identities(people, lambda one: identities.of(one, best), problems, skip), []
+
+
+async def make_identities(checked: Checked, open_faces: OpenFaces, skip_people: bool = False) -> Checked:
+    """With the identities that servers make. Nothing else is sent yet; people without a face are problems."""
+    identities, people = checked.identities, checked.plan.people
+    if identities is None or people is None or not checked.unmade:
+        return checked
+    made = await identities_by_servers(checked.unmade, checked.face_servers)
+
+    def find(person: PersonPhotos) -> Path | None:
+        if person.identity is not None:
+            return person.identity
+        if isinstance(identity := made[person.name], LikenessError):
+            raise identity
+        path = identities.place(person, people.best, checked.face_servers[0].model)
+        identities.keep(path, identity, people.best)
+        return path
+
+    found = with_identities(checked.people, find, checked.problems, skip_people)
+    if checked.plan.judging.judge:
+        _check_judge(checked.plan, checked.compiler, found, open_faces, checked.problems)
+    return replace(checked, people=found)
 
 
 def _check_judge(

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 OLDEST = (0, 3, 48)  # lets us choose the prompt's id, and speaks V3
 _TARGETED_INTERRUPT = (0, 3, 57)
 _JOB_ROUTES = (0, 26)  # with a route that cancels
+API_KEY = "api_key_comfy_org"  # in a prompt's extra data
 _MOST_FRAME = 32 * 2**20  # bytes of a websocket's message
 _BLOCK = 2**18
 _MOST_WORDS = 2000  # letters of an error that are kept
@@ -48,6 +49,7 @@ class Access:
     """How servers are spoken to."""
 
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # secrets: never written anywhere
+    api_key: str = field(default="", repr=False)  # a secret, too: what nodes that cost money are paid with
     ca: Path | None = None
     trust_env: bool = False
     timeout: float = 30.0  # seconds without a byte
@@ -88,7 +90,7 @@ class HttpServer:
         self.version: tuple[int, ...] = ()
         self._session: aiohttp.ClientSession | None = None
         self._listening: asyncio.Task[None] | None = None
-        self._client_id = uuid.uuid4().hex  # a second socket of the same id would take over the first one's messages
+        self._client_id = uuid.uuid4().hex  # whoever connects last under an id gets its messages, and nobody else
         self._answered = asyncio.Event()  # after a silence: time to listen again
         self._news: dict[str, asyncio.Event] = {}
         self._heard: dict[str, float] = {}
@@ -120,6 +122,12 @@ class HttpServer:
 
     async def close(self) -> None:
         await self._disconnect()
+
+    def listen_as(self, client: str) -> None:
+        self._client_id = client
+        if self._listening is not None:  # under another name
+            self._listening.cancel()
+            self._listening = asyncio.create_task(self._listen())
 
     async def _disconnect(self) -> None:
         if self._listening is not None:
@@ -162,18 +170,19 @@ class HttpServer:
 
     async def post(self, prompt_id: str, graph: Graph, extra: Mapping[str, Any]) -> None:
         self._news.setdefault(prompt_id, asyncio.Event())
-        body = {"prompt": graph, "prompt_id": prompt_id, "client_id": self._client_id, "extra_data": dict(extra)}
+        paid = {API_KEY: self.access.api_key} if self.access.api_key else {}  # the host keeps it out of its history
+        body = {"prompt": graph, "prompt_id": prompt_id, "client_id": self._client_id, "extra_data": {**extra, **paid}}
         async with self._ask("POST", "/prompt", json=body) as answer:
             text = await self._read(answer)
             if answer.status in (400, 413):
-                raise Refused(_why_refused(_loads(text)))
+                raise Refused(self._without_secrets(_why_refused(_loads(text))))
             self._expect_success(answer)
             said = _loads(text)
         if not isinstance(said, dict) or said.get("prompt_id") != prompt_id:
             raise Unwelcome(f"{self.name} gave the prompt another id: it is older than ComfyUI 0.3.48, or is none")
         if said.get("node_errors"):  # the rest of the graph would run
             await self.cancel(prompt_id)
-            raise Refused(_why_refused(said))
+            raise Refused(self._without_secrets(_why_refused(said)))
 
     async def wake(self, prompt_id: str, seconds: float) -> bool:
         event = self._news.setdefault(prompt_id, asyncio.Event())
@@ -188,7 +197,16 @@ class HttpServer:
     async def ending(self, prompt_id: str) -> Ending | None:
         history = await self._json("GET", f"/history/{prompt_id}")
         entry = history.get(prompt_id) if isinstance(history, dict) else None
-        return _ending(entry) if isinstance(entry, dict) else None
+        if not isinstance(entry, dict):
+            return None
+        ending = _ending(entry)
+        return replace(ending, error=self._without_secrets(ending.error)) if ending.error else ending
+
+    def _without_secrets(self, words: str) -> str:
+        """A server's words, which may repeat what it was sent."""
+        for secret in (self.access.api_key, *self.access.headers.values()):
+            words = words.replace(secret, "…") if secret else words
+        return words
 
     async def state(self, prompt_id: str) -> State:
         if self.version >= _JOB_ROUTES:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import random
 import time
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ from collections.abc import Sequence
 from ..errors import LikenessError, one_line
 from .failures import Failure, Then, decide
 from .graph import GraphTemplate
-from .journal import Attempt, Journal, JournalRow, RowState
-from .lane import LONGEST_PAUSE, Lane
+from .journal import Journal, JournalRow, RowState
+from .lane import LONGEST_PAUSE, Flight, Lane
 from .results import Keeper
 from .rows import next_take
 from .schema import Nodes
@@ -50,7 +51,8 @@ class Engine:
         self._unjudged = 0
         self._told_unjudged: set[str] = set()
         self._failure: BaseException | None = None
-        self._in_a_row: tuple[str, int] = ("", 0)
+        self.flight_numbers = itertools.count()
+        self._in_a_row: tuple[str, list[int]] = ("", [])  # failures of one kind, by the number of their flight
         self._breaker = ""
         self._ever_done = False
         self._last_answer = time.monotonic()
@@ -156,7 +158,12 @@ class Engine:
                 )
             if 0 < self.settings.give_up <= now - self._last_answer:
                 why = "; ".join(lane.trouble for lane in self.lanes)
-                self.fail(LikenessError(f"No server has answered for {self.settings.give_up:.0f} seconds ({why})."))
+                self.fail(
+                    LikenessError(
+                        f"No server has answered for {self.settings.give_up:g} seconds ({why}): start one, then run "
+                        "the same command again; nothing is lost."
+                    )
+                )
             for seq in self.todo.nobody_can(frozenset(lane.worker.name for lane in self.lanes)):
                 self.journal.settle(seq, RowState.FAILED, "no server", "no server has the files that it names")
                 self.tell("failed", {"seq": seq, "kind": "no server", "error": "no server has the files that it names"})
@@ -164,16 +171,17 @@ class Engine:
 
     # --- rows
 
-    def landed(self, row: JournalRow, lane: Lane) -> None:
-        """A row is done."""
-        self._ever_done, self._in_a_row = True, ("", 0)
+    def landed(self, flight: Flight) -> None:
+        """A row is done. Failures of rows that were sent before it are no series any more; its files may come late."""
+        kind, numbers = self._in_a_row
+        self._ever_done, self._in_a_row = True, (kind, [one for one in numbers if one > flight.number])
         if self.judge:
-            self._judge_later(row.seq)
+            self._judge_later(flight.row.seq)
         self.changed.set()
 
-    def came_to_nothing(self, row: JournalRow, attempt: Attempt, outcome: Failure, detail: str, lane: Lane) -> None:
+    def came_to_nothing(self, flight: Flight, outcome: Failure, detail: str, lane: Lane) -> None:
         """An attempt has failed: decide what becomes of the row."""
-        detail = one_line(detail)
+        row, attempt, detail = flight.row, flight.attempt, one_line(detail)
         self.journal.ended(attempt.prompt_id, outcome.value, detail)
         live = [one for one in self.lanes if one.is_up] or self.lanes
         verdict = decide(self.journal.attempts(row.seq), len(live))
@@ -187,7 +195,7 @@ class Engine:
         if verdict.then is Then.FAIL:
             self.journal.settle(row.seq, RowState.FAILED, verdict.kind, verdict.error)
             self.tell("failed", {**told, "kind": verdict.kind, "error": verdict.error})
-            self._count_failure(f"{verdict.kind}: {verdict.error.split(':')[0]}", verdict.error)
+            self._count_failure(f"{verdict.kind}: {verdict.error.split(':')[0]}", verdict.error, flight.number)
         elif verdict.then is Then.PARK:
             self.journal.settle(row.seq, RowState.PARKED, verdict.kind, verdict.error)
             self.tell("parked", told)
@@ -199,13 +207,13 @@ class Engine:
             self.tell("again", {**told, "pause": pause})
         self.changed.set()
 
-    def _count_failure(self, kind: str, error: str) -> None:
-        before, count = self._in_a_row
-        self._in_a_row = kind, count + 1 if kind == before else 1
+    def _count_failure(self, kind: str, error: str, number: int) -> None:
+        before, numbers = self._in_a_row
+        self._in_a_row = kind, [*(numbers if kind == before else ()), number]
         most = self.settings.breaker if self._ever_done else min(self.settings.breaker, FIRST_BREAKER)
-        if 0 < most <= self._in_a_row[1] and not self._breaker:
+        if 0 < most <= len(self._in_a_row[1]) and not self._breaker:
             self._breaker = error
-            self.tell("breaker", {"count": self._in_a_row[1], "error": error})
+            self.tell("breaker", {"count": len(self._in_a_row[1]), "error": error})
 
     async def _run_parked(self) -> None:
         """Rows that ended servers run one at a time, and only where we can start the server again."""

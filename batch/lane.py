@@ -13,7 +13,7 @@ from .failures import Failure, says_out_of_memory
 from .graph import prompt_id
 from .journal import Attempt, JournalRow, RowState
 from .schema import CellKind, Nodes
-from .workers import Away, BadFile, Ending, Queue, Refused, State, Unwelcome, Worker, happens_within
+from .workers import Away, BadFile, Ending, Refused, State, Unwelcome, Worker, happens_within
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -28,6 +28,8 @@ class Flight:
     row: JournalRow
     attempt: Attempt
     sent: float  # monotonic
+    number: int  # in the order of sending
+    began: float = 0.0  # when it was first heard of: what waits behind others is not late
     in_queue: bool = True
 
 
@@ -159,8 +161,11 @@ class Lane:
     def _fill(self) -> None:
         settings = self.engine.settings
         while self.is_up and self.engine.may_send and not self._alone and not self._is_worn:
-            room = settings.window if self.is_trusted else 1
-            if sum(f.in_queue for f in self.flights.values()) >= room or len(self.flights) >= 4 * settings.window:
+            if not self.is_trusted and self.flights:  # the first row goes alone, until its files are here
+                return
+            if sum(flight.in_queue for flight in self.flights.values()) >= settings.window:
+                return
+            if len(self.flights) >= 4 * settings.window:
                 return
             live = frozenset(lane.worker.name for lane in self.engine.lanes if lane.is_up)
             taken = self.engine.todo.take(self.worker.name, live)
@@ -199,7 +204,7 @@ class Lane:
             self._alone = False
 
     async def _take_back(self) -> None:
-        for prompt in list(self.flights):
+        for prompt in reversed(list(self.flights)):  # what waits first, so that it does not begin
             with contextlib.suppress(Away):
                 await self.worker.cancel(prompt)
         self._let_all_go()
@@ -232,7 +237,7 @@ class Lane:
         except Away as error:
             self.down(error)
             return
-        is_stuck = _is_stuck(queue, [flight.attempt.prompt_id for flight in waiting])
+        is_stuck = queue.is_stuck([flight.attempt.prompt_id for flight in waiting])
         if is_stuck and self._was_stuck:
             await self._quarantine(waiting)
         self._was_stuck = is_stuck
@@ -259,19 +264,23 @@ class Lane:
         for task in self.tasks:
             if task.get_name() == prompt:
                 task.cancel()
-        self.engine.came_to_nothing(flight.row, flight.attempt, outcome, detail, self)
+        self.engine.came_to_nothing(flight, outcome, detail, self)
 
     # --- one row
 
     def _launch(self, row: JournalRow) -> asyncio.Task[None]:
         n = row.attempts + 1
         prompt = prompt_id(self.engine.work.run, row.row_id, n)
-        flight = Flight(row, Attempt(prompt, row.seq, n, self.worker.name, ""), time.monotonic())
+        flight = Flight(
+            row, Attempt(prompt, row.seq, n, self.worker.name, ""), time.monotonic(), next(self.engine.flight_numbers)
+        )
         return self._start(flight, self._send(flight))
 
     def adopt(self, attempt: Attempt) -> None:
         """Follow what an earlier client has sent."""
-        flight = Flight(self.engine.journal.row(attempt.seq), attempt, time.monotonic())
+        flight = Flight(
+            self.engine.journal.row(attempt.seq), attempt, time.monotonic(), next(self.engine.flight_numbers)
+        )
         self._start(flight, self._see_through(flight, in_doubt=True))
 
     def _start(self, flight: Flight, work: Any) -> asyncio.Task[None]:
@@ -287,7 +296,7 @@ class Lane:
             await work
         except _Ended as ended:
             if self.flights.pop(prompt, None) is not None:
-                self.engine.came_to_nothing(flight.row, flight.attempt, ended.outcome, ended.detail, self)
+                self.engine.came_to_nothing(flight, ended.outcome, ended.detail, self)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -352,6 +361,8 @@ class Lane:
         """How the row ended on the server. The websocket is a hint, history the truth."""
         settings, prompt = self.engine.settings, flight.attempt.prompt_id
         pause, most = settings.poll
+        if settings.timeout:
+            most = max(pause, min(most, settings.timeout / 4))
         while True:
             if not in_doubt:
                 in_doubt = await self.worker.wake(prompt, pause)
@@ -386,8 +397,9 @@ class Lane:
     async def _check_patience(self, flight: Flight) -> None:
         settings, now = self.engine.settings, time.monotonic()
         heard = self.worker.heard(flight.attempt.prompt_id)
+        flight.began = flight.began or heard
         silent = now - max(heard, flight.sent) > settings.stall
-        late = heard and 0 < settings.timeout < now - flight.sent
+        late = heard and 0 < settings.timeout < now - flight.began
         if not silent and not late:
             return
         state = await self._state(flight)
@@ -399,7 +411,7 @@ class Lane:
         if self.is_own:
             await self.worker.restart()
         raise _Ended(
-            Failure.STALLED, "no progress was made" if silent else f"it ran longer than {settings.timeout:.0f} s"
+            Failure.STALLED, "no progress was made" if silent else f"it ran longer than {settings.timeout:g} s"
         )
 
     async def _state(self, flight: Flight) -> State:
@@ -427,7 +439,7 @@ class Lane:
             self._note_pace()
             told = {"row": row.row_id, "idx": row.idx, "server": self.worker.name, "seconds": ending.seconds}
             engine.tell("done", {**told, "files": [file.path for file in files]})
-            engine.landed(row, self)
+            engine.landed(flight)
         self.is_trusted, self._quarantines = True, 0
         self.flights.pop(prompt, None)
         with contextlib.suppress(Away):
@@ -439,7 +451,3 @@ class Lane:
             took = now - self._last_done
             self.pace = took if not self.pace else 0.8 * self.pace + 0.2 * took
         self._last_done = now
-
-
-def _is_stuck(queue: Queue, ours: Sequence[str]) -> bool:
-    return not queue.running and any(prompt in queue.waiting for prompt in ours)

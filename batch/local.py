@@ -20,6 +20,7 @@ from .client import Access, HttpServer, read_address
 from .workers import Away
 
 _FOLDERS = ("output", "input", "temp", "user")
+_STARTED = "server.pid"  # process and port
 _START, _PROBE = 300.0, 0.3  # seconds
 _LONGEST_BACKOFF = 60.0
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has but one
@@ -91,6 +92,7 @@ class LocalServer(HttpServer):
     async def _start(self) -> None:
         for name in _FOLDERS:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+        await self._end_leftover()
         port = _free_port()
         self.address = read_address(f"http://127.0.0.1:{port}")
         command = [self.comfy.python, "main.py", "--listen", "127.0.0.1", "--port", str(port)]
@@ -112,6 +114,7 @@ class LocalServer(HttpServer):
                 start_new_session=True,
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
+        (self.folder / _STARTED).write_text(f"{self._process.pid} {port}")
         await super().open()
         end = time.monotonic() + _START
         while True:
@@ -124,18 +127,39 @@ class LocalServer(HttpServer):
                     raise Away(f"{self.name} did not start ({last[-300:]})", is_dead=True) from error
                 await asyncio.sleep(_PROBE)
 
+    async def _end_leftover(self) -> None:
+        """End the server that a killed client has left here, where the system did not (macOS, Windows)."""
+        try:
+            pid, port = map(int, (self.folder / _STARTED).read_text().split())
+        except (OSError, ValueError):
+            return
+        self.address = read_address(f"http://127.0.0.1:{port}")
+        await super().open()
+        with contextlib.suppress(Away):
+            said = await self._json("GET", "/system_stats")
+            arguments = said.get("system", {}).get("argv") if isinstance(said, dict) else None
+            if isinstance(arguments, list) and str(self.folder / "output") in arguments:  # it is ours, no other's
+                _send(pid, _KILL)
+        (self.folder / _STARTED).unlink(missing_ok=True)
+
     async def _stop(self) -> None:
         process, self._process = self._process, None
         if process is None:
             return
+        (self.folder / _STARTED).unlink(missing_ok=True)
         for sign, patience in ((signal.SIGTERM, 10.0), (_KILL, 10.0)):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, sign) if hasattr(os, "killpg") else process.send_signal(sign)
+            _send(process.pid, sign)
             end = time.monotonic() + patience
             while process.poll() is None and time.monotonic() < end:
                 await asyncio.sleep(0.05)
             if process.poll() is not None:
                 return
+
+
+def _send(pid: int, sign: int) -> None:
+    """To a process that we started, and to all that it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, sign) if hasattr(os, "killpg") else os.kill(pid, sign)
 
 
 def _free_port() -> int:
@@ -161,13 +185,13 @@ def gpus() -> list[str]:
     return [line.strip() for line in said.stdout.splitlines() if line.strip().isdecimal()]
 
 
-def local_servers(wanted: str, comfy: Comfy, folder: Path) -> list[LocalServer]:
+def local_servers(wanted: str, comfy: Comfy, folder: Path, access: Access | None = None) -> list[LocalServer]:
     """`2`, or `gpus` for one on each GPU."""
     if wanted == "gpus":
         found = gpus()
         if not found:
             raise LikenessError("There is no GPU for --local gpus: write a number, such as --local 1.")
-        return [LocalServer(n, comfy, folder / f"local{n}", gpu) for n, gpu in enumerate(found)]
+        return [LocalServer(n, comfy, folder / f"local{n}", gpu, access) for n, gpu in enumerate(found)]
     if not wanted.isdecimal() or not 1 <= int(wanted) <= 64:
         raise LikenessError(f"--local is {wanted!r}: write a number from 1 to 64, or gpus.")
-    return [LocalServer(n, comfy, folder / f"local{n}") for n in range(int(wanted))]
+    return [LocalServer(n, comfy, folder / f"local{n}", access=access) for n in range(int(wanted))]

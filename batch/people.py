@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,31 +53,46 @@ def find_people(people: PlannedPeople, problems: Problems) -> list[PersonPhotos]
 
 
 class Identities:
-    """Makes identity files in a folder; one that is there is not made again."""
+    """Identity files in a folder; one that is there is not made again."""
 
     def __init__(self, folder: Path, faces: str, open_faces: OpenFaces):
         self.folder, self.faces = folder, faces
-        self._open, self._analysis = open_faces, None
-        self.computed = 0  # in this run
+        self._open = open_faces
+
+    def place(self, person: PersonPhotos, best: int = 0, seen_by: str = "") -> Path:
+        """Where the file for this person is kept; `seen_by` is a server's face analysis, empty for the one here."""
+        said = [str(_VERSION), self.faces, str(best), person.name, *map(sha256_of, person.photos)]
+        said += [seen_by] if seen_by else []
+        return self.folder / f"{hashlib.sha256(chr(10).join(said).encode()).hexdigest()[:32]}.safetensors"
+
+    def has_all(self, people: Sequence[PersonPhotos], best: int = 0) -> bool:
+        """Whether everybody's file, made here, is there."""
+        try:
+            return all(self.place(person, best).is_file() for person in people)
+        except Fault:  # a photo cannot be read, which is told with its person
+            return False
 
     def of(self, person: PersonPhotos, best: int = 0) -> Path:
-        """The file for this person. LikenessError where the photos show no face."""
-        said = "\n".join([str(_VERSION), self.faces, str(best), person.name, *map(sha256_of, person.photos)])
-        path = self.folder / f"{hashlib.sha256(said.encode()).hexdigest()[:32]}.safetensors"
+        """The file for this person, made here. LikenessError where the photos show no face."""
+        path = self.place(person, best)
         if not path.is_file():
-            identity = identity_from(person, self._faces(), best)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, identity.write)
-            self.computed += 1
+            self.keep(path, identity_from(person, self.analysis), best)
         return path
 
-    def _faces(self) -> FaceAnalysis:
-        if self._analysis is None:
-            self._analysis = self._open(self.faces)
-        return self._analysis
+    def keep(self, path: Path, identity: Identity, best: int = 0) -> None:
+        """Write the file, of the best photos alone."""
+        if 0 < best < len(identity):
+            identity = identity.take(_most_typical(identity, best))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, identity.write)
+
+    @cached_property
+    def analysis(self) -> FaceAnalysis:
+        """The face analysis of this machine; LikenessError where its files are not here."""
+        return self._open(self.faces)
 
 
-def identity_from(person: PersonPhotos, faces: FaceAnalysis, best: int = 0) -> Identity:
+def identity_from(person: PersonPhotos, faces: FaceAnalysis) -> Identity:
     """One person from photos; those without a face, that cannot be read, or that show somebody else are left out."""
     from ..faces import read_photo
     from ..faces.found import IfNone, Rule, find_faces, identity_of
@@ -90,7 +106,7 @@ def identity_from(person: PersonPhotos, faces: FaceAnalysis, best: int = 0) -> I
     if not photos:
         raise LikenessError(f"No photo of {person.name!r} can be read ({unread.rstrip('.')}): give others.")
     identity, _ = identity_of(find_faces(faces, photos, Rule(if_none=IfNone.SKIP)), person.name)
-    return identity.take(_most_typical(identity, best)) if 0 < best < len(identity) else identity
+    return identity
 
 
 def _most_typical(identity: Identity, count: int) -> list[int]:
@@ -103,13 +119,14 @@ def _most_typical(identity: Identity, count: int) -> list[int]:
 
 
 def with_identities(
-    people: Sequence[PersonPhotos], makes: Identities, best: int, problems: Problems, skip: bool = False
+    people: Sequence[PersonPhotos], find: Callable[[PersonPhotos], Path | None], problems: Problems, skip: bool = False
 ) -> list[PersonPhotos]:
-    """The people whose identity could be made. For the others a problem, or with `skip` a warning."""
+    """The people with the files that `find` gives, of whom nobody is left out but those it has no face of: a problem
+    for each, or with `skip` a warning."""
     made = []
     for person in people:
         try:
-            made.append(PersonPhotos(person.name, person.photos, makes.of(person, best)))
+            made.append(PersonPhotos(person.name, person.photos, find(person)))
         except (LikenessError, Fault) as error:
             where = os.path.dirname(str(person.photos[0]))
             if skip:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -71,17 +72,21 @@ class Keeper:
                 parts.append((part, KeptFile(served.node, k, "", "", 0)))
                 if not self._taken_from_shared(served, part):
                     await worker.fetch(served, part, self.wanted.most)
-                parts[-1] = part, looked_at(part, row.row_id, served.node, k)
-            for part, kept in parts:
-                place = self.run / kept.path
-                place.parent.mkdir(parents=True, exist_ok=True)
-                _to_disk(part)
-                os.replace(part, place)
+                parts[-1] = part, await asyncio.to_thread(looked_at, part, row.row_id, served.node, k)
+            await asyncio.to_thread(self._place, parts)  # a disk may take longer than a row
             return [kept for _, kept in parts]
         finally:
             for part, _ in parts:
                 with contextlib.suppress(OSError):
                     part.unlink(missing_ok=True)
+
+    def _place(self, parts: Sequence[tuple[Path, KeptFile]]) -> None:
+        """Put a row's files where they belong, each whole or not at all, also after a power cut."""
+        for part, kept in parts:
+            place = self.run / kept.path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _to_disk(part)
+            os.replace(part, place)
 
     def _taken_from_shared(self, served: Served, part: Path) -> bool:
         """From a folder that the server and we both see, where it is there. A server's names may not lead out of it."""

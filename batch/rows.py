@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from .people import PersonPhotos
 from .plan import MOST_SEED, BatchPlan
 from .problems import Fault, Problems, nearest
 from .schema import CellKind, Nodes, Spec, is_secret, names_a_secret
-from .table import Line, Table
+from .table import MOST_ROWS, Line, Table
 
 PERSON, META = "person", "meta."
 _SEED_STRIDE = 1_000_003  # between the takes of a row
@@ -272,8 +273,8 @@ class Compiler:
     def _value_of(self, person: PersonPhotos) -> str:
         assert self.people_column is not None
         wants_identity = any(spec.kind is CellKind.IDENTITY for _, spec in self.people_column.inputs)
-        if wants_identity and person.identity is not None:
-            return self.files.add_identity(person.identity)
+        if wants_identity:  # one that is not made yet has no name, and its rows are only counted
+            return self.files.add_identity(person.identity) if person.identity is not None else ""
         return self.files.add_picture(person.photos[0])
 
     def _people_of(self, line: Line, names: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -317,6 +318,9 @@ class Compiler:
                 except Fault as fault:
                     self.problems.add("grid", 0, column.name, "(hidden)" if is_secret(cell) else cell, fault)
             axes.append(points)
+        if (count := math.prod(map(len, axes))) > MOST_ROWS:
+            self.problems.add("grid", 0, "", "", Fault(f"makes {count} points", "split it"))
+            return []
         return [
             (
                 {address: value for column, _, value in point for address in column.addresses},

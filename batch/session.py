@@ -198,6 +198,8 @@ async def execute(
     started: Callable[[Engine], None] = lambda engine: None,
 ) -> End:
     """Run what is left, on servers that are open; they are closed at the end."""
+    for worker, _ in servers:
+        worker.listen_as(run.id)
     wanted = WantedFiles(frozenset(run.facts["nodes"]), run.facts["temporary"])
     keeper = Keeper(run.folder, wanted, shared)
     engine = Engine(run.work, run.journal, keeper, servers, settings, judge, tell)

@@ -16,6 +16,7 @@ from ..errors import LikenessError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 MOST_BYTES = 4 * 2**30
+MOST_ROWS = 10_000_000  # of a batch
 _LONGEST_LINE = 4 * 2**20  # letters
 _ZIP, _GZIP, _UTF16 = b"PK\x03\x04", b"\x1f\x8b", (b"\xff\xfe", b"\xfe\xff")
 
@@ -158,8 +159,9 @@ class Table:
         except ImportError:
             raise LikenessError("Parquet tables need pyarrow: `pip install pyarrow`, or save it as CSV.") from None
         try:
-            number = 0
-            for batch in pyarrow.parquet.ParquetFile(self.path).iter_batches(1000):
+            number, file = 0, pyarrow.parquet.ParquetFile(self.path)
+            self._expect_bounded(file.metadata)
+            for batch in file.iter_batches(1000):
                 for cells in batch.to_pylist():
                     number += 1
                     yield Line(number, {name: cell for name, cell in cells.items() if cell not in (None, "")})
@@ -167,6 +169,13 @@ class Table:
             raise LikenessError(
                 f"The table {self.path.name!r} is not a Parquet file ({error}): save it again."
             ) from None
+
+    def _expect_bounded(self, said: Any) -> None:
+        """A few bytes of Parquet may stand for billions of rows: its header tells before anything is unpacked."""
+        if said.num_rows > MOST_ROWS:
+            raise LikenessError(f"The table {self.path.name!r} has {said.num_rows} rows: split it.")
+        if sum(said.row_group(n).total_byte_size for n in range(said.num_row_groups)) > MOST_BYTES:
+            raise LikenessError(f"The table {self.path.name!r} unpacks to more than {MOST_BYTES >> 30} GB: split it.")
 
     def _broken(self, line: int, what: str) -> LikenessError:
         return LikenessError(f"Line {line} of the table {self.path.name!r} {what}.")

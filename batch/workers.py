@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -115,6 +115,10 @@ class Queue:
     running: frozenset[str]
     waiting: frozenset[str]
 
+    def is_stuck(self, ours: Sequence[str]) -> bool:
+        """Whether ours wait and nothing runs."""
+        return not self.running and any(prompt in self.waiting for prompt in ours)
+
 
 class Worker(Protocol):
     """Runs graphs, one after the other. Every method may raise Away."""
@@ -135,6 +139,10 @@ class Worker(Protocol):
 
     async def close(self) -> None:
         """Stop what was started."""
+        ...
+
+    def listen_as(self, client: str) -> None:
+        """Hear what is told to this client, also of prompts that it sent before it was killed."""
         ...
 
     async def facts(self) -> ServerFacts: ...

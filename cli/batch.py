@@ -70,6 +70,13 @@ HeaderEnv = Annotated[
         "--header-env", help="SERVER:HEADER=VARIABLE, a header whose value is in the environment; repeatable."
     ),
 ]
+ApiKeyEnv = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--api-key-env",
+        help="SERVER=VARIABLE, a server that may spend money, and where its Comfy API key is; repeatable.",
+    ),
+]
 Ca = Annotated[Path | None, typer.Option("--ca", help="Certificates of the servers, PEM.")]
 TrustEnv = Annotated[bool, typer.Option("--trust-env", help="Use the proxies that the environment names.")]
 FilesFolder = Annotated[Path | None, typer.Option("--files", help="The folder that paths in cells are below.")]
@@ -161,12 +168,14 @@ def run_batch(
     extend: Extend = False,
     name: Name = "",
     events: Events = False,
+    api_key_env: ApiKeyEnv = None,
 ) -> None:
     """Check a table, run it, and write pictures, a manifest, sheets and a report. 检查表格并运行全部行。
 
     Exit codes: 0 all done, 1 some rows failed, 2 the check found mistakes, 3 stopped after failures of one kind, 130
     stopped with Ctrl-C. The same command goes on where it stopped.
     """
+    from ..batch.check import make_identities
     from ..batch.manifest import check_template
     from ..batch.session import begin, go_on, is_begun, writing
     from ..batch.session import extend as add_rows
@@ -182,10 +191,13 @@ def run_batch(
         )
     if shared is not None and not shared.is_dir():
         raise LikenessError(f"--shared is {str(shared)!r}, which is not a folder: name the servers' output folder.")
+    if api_key_env and not plan.allow_paid:
+        raise LikenessError("--api-key-env is for nodes that cost money: add --allow-paid, or leave it out.")
     settings = _settings(window, grace, stall, timeout, give_up, no_breaker, recycle, recycle_memory)
     tell = Teller(events)
     with writing(out):
-        found = _workers(server or named, local, host_args, ray, workers, ray_gpus, header_env, ca, trust_env, out)
+        secrets = _Secrets(header_env or (), api_key_env or ())
+        found = _workers(server or named, local, host_args, ray, workers, ray_gpus, secrets, ca, trust_env, out)
 
         async def work() -> int:
             async with _open(found):
@@ -196,6 +208,9 @@ def run_batch(
                 else:
                     checked = await _checked(plan, found, out / "identities", skip_people)
                     _show(checked.problems, out / "errors.csv")
+                    if checked.unmade and not checked.problems:
+                        checked = await make_identities(checked, opening.open_faces, skip_people)
+                        _show(checked.problems, out / "errors.csv")
                     if checked.problems:
                         return 2
                     if plan.name:
@@ -230,7 +245,7 @@ def check_batch(
 ) -> None:
     """Look at everything that a run would need, and send nothing. 只检查，不运行。"""
     plan, named = _plan(source, table, files, seeds, expect, shard, allow_unlink, allow_paid, False, "", 0, 0.0, 0, "")
-    found = _workers(server or named, "", "", "", 1, 1.0, header_env, ca, trust_env, Path())
+    found = _workers(server or named, "", "", "", 1, 1.0, _Secrets(header_env or ()), ca, trust_env, Path())
 
     async def work() -> int:
         async with _open(found):
@@ -291,6 +306,7 @@ def retry(
     grace: Grace = 30.0,
     give_up: GiveUp = 0.0,
     events: Events = False,
+    api_key_env: ApiKeyEnv = None,
 ) -> None:
     """Run the failed rows of a run again. 重试失败的行。"""
     from ..batch.journal import RowState
@@ -302,7 +318,8 @@ def retry(
         run = go_on(folder)
         seqs = [_row_of(run, one) for one in row] if row else run.journal.in_state(RowState.FAILED, RowState.PARKED)
         run.journal.again(seqs)
-        found = _workers(server or [], local, host_args, ray, workers, ray_gpus, header_env, ca, trust_env, folder)
+        secrets = _Secrets(header_env or (), api_key_env or ())
+        found = _workers(server or [], local, host_args, ray, workers, ray_gpus, secrets, ca, trust_env, folder)
 
         async def work() -> int:
             async with _open(found):
@@ -439,7 +456,7 @@ def _workers(
     ray: str,
     workers: int,
     ray_gpus: float,
-    header_env: Sequence[str] | None,
+    secrets: _Secrets,
     ca: Path | None,
     trust_env: bool,
     out: Path,
@@ -449,21 +466,21 @@ def _workers(
     from ..batch.client import Access, HttpServer, read_address
     from ..batch.local import Comfy, find_comfy, local_servers
 
-    headers = _headers(header_env or ())
     found: list[Worker] = []
     for text in server:
         address = read_address(text)
-        own = {key: value for where, key, value in headers if where in ("*", address.url, address.url.split("//")[1])}
-        found.append(HttpServer(address, Access(own, ca, trust_env)))
+        where = (address.url, address.url.split("//")[1])
+        found.append(HttpServer(address, Access(secrets.headers_for(where), secrets.key_for(where), ca, trust_env)))
+    ours = Access(api_key=secrets.key_for(()))
     if local:
-        found += local_servers(
-            local, Comfy(find_comfy(), arguments=shlex.split(host_args)), (out / "workers").resolve()
-        )
+        comfy = Comfy(find_comfy(), arguments=shlex.split(host_args))
+        found += local_servers(local, comfy, (out / "workers").resolve(), ours)
     if ray:
         from ..batch.ray_workers import check_count, ray_workers
 
         comfy = Comfy(find_comfy(), arguments=shlex.split(host_args))
-        found += ray_workers(ray, check_count(workers), comfy, gpus=ray_gpus)
+        found += ray_workers(ray, check_count(workers), comfy, ours, gpus=ray_gpus)
+    secrets.expect_used()
     if not found:
         raise LikenessError("No server is named: add --server http://127.0.0.1:8188, or --local 1 to start one here.")
     names = [worker.name for worker in found]
@@ -472,20 +489,50 @@ def _workers(
     return found
 
 
-def _headers(given: Sequence[str]) -> list[tuple[str, str, str]]:
-    """SERVER:HEADER=VARIABLE. The values are never shown."""
-    found = []
-    for text in given:
-        left, _, variable = text.rpartition("=")
-        where, _, header = left.rpartition(":")
-        if not where or not header or not variable:
-            raise LikenessError(f"--header-env is {text!r}: write one such as gpu1:8188:Authorization=GPU1_TOKEN.")
-        if not (value := os.environ.get(variable)):
-            raise LikenessError(f"The variable {variable!r} of --header-env is not set: export it first.")
-        if any(letter in value for letter in "\r\n\0"):
-            raise LikenessError(f"The variable {variable!r} of --header-env holds a line break: correct it.")
-        found.append((where, header, value))
-    return found
+class _Secrets:
+    """Headers and keys for servers, out of the environment. They are shown and written nowhere."""
+
+    def __init__(self, header_env: Sequence[str] = (), api_key_env: Sequence[str] = ()):
+        self._headers: list[tuple[str, str, str]] = []
+        for text in header_env:
+            left, _, variable = text.rpartition("=")
+            where, _, header = left.rpartition(":")
+            if not where or not header or not variable:
+                raise LikenessError(f"--header-env is {text!r}: write one such as gpu1:8188:Authorization=GPU1_TOKEN.")
+            self._headers.append((where, header, _secret(variable, "--header-env")))
+        self._keys: dict[str, str] = {}
+        for text in api_key_env:
+            where, _, variable = text.rpartition("=")
+            if not where or not variable:
+                raise LikenessError(f"--api-key-env is {text!r}: write one such as gpu1:8188=COMFY_KEY.")
+            self._keys[where] = _secret(variable, "--api-key-env")
+        self._used = {"*"}
+
+    def headers_for(self, where: Sequence[str]) -> dict[str, str]:
+        """The headers of a server that goes by these names."""
+        return {header: value for of, header, value in self._headers if of in self._match(where)}
+
+    def key_for(self, where: Sequence[str]) -> str:
+        """The key of the server; empty where it may spend nothing."""
+        return next((key for of, key in self._keys.items() if of in self._match(where)), "")
+
+    def expect_used(self) -> None:
+        """LikenessError for a server that there is not: its key would be missed at night."""
+        for of in (*(of for of, _, _ in self._headers), *self._keys):
+            if of not in self._used:
+                raise LikenessError(f"A header or a key is for {of!r}, which is no --server: write it as there, or *.")
+
+    def _match(self, where: Sequence[str]) -> set[str]:
+        self._used.update(where)
+        return {"*", *where}
+
+
+def _secret(variable: str, option: str) -> str:
+    if not (value := os.environ.get(variable)):
+        raise LikenessError(f"The variable {variable!r} of {option} is not set: export it first.")
+    if any(letter in value for letter in "\r\n\0"):
+        raise LikenessError(f"The variable {variable!r} of {option} holds a line break: correct it.")
+    return value
 
 
 # --- running

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -321,6 +321,31 @@ def build_identity(
         return identity
     threshold = on_scale_of(recogniser, outlier_threshold)
     return _judge_outliers(identity, [number for number, _, _ in chosen], threshold, leave_out)
+
+
+def join_photos(pieces: Sequence[Identity | None], name: str = "person") -> Identity:
+    """One person from identities of single photos, in the photos' order; None for a photo without a face.
+
+    The same as `build_identity` from all of the photos together. Photos that know less than the others (no embedding,
+    no keypoints) cannot stand beside them and take no part.
+    """
+    known = [None if one is None else (one.has_embeddings, len(one.keypoints) > 0) for one in pieces]
+    best = max((one for one in known if one is not None), default=None)
+    rows = [(number, one) for number, one in enumerate(pieces) if one is not None and known[number] == best]
+    if not rows:
+        raise LikenessError("No photo has a face: an identity needs at least one.")
+    first = rows[0][1]
+    if any(one.recogniser != first.recogniser for _, one in rows):
+        names = ", ".join(sorted({str(one.recogniser) for _, one in rows}))
+        raise LikenessError(f"The faces were analysed by different recognisers ({names}): use one for all photos.")
+    joined: dict[str, Any] = {key: torch.cat([getattr(one, key) for _, one in rows]) for key in _PER_PHOTO}
+    used = {number for number, _ in rows}
+    kept = tuple(number in used for number in range(len(pieces)))
+    identity = Identity(name=name, recogniser=first.recogniser, kept=kept, **joined)
+    if not identity.has_embeddings or len(identity) < 2:
+        return identity
+    threshold = on_scale_of(first.recogniser, OUTLIER_COSINE)
+    return _judge_outliers(identity, [number for number, _ in rows], threshold, leave_out=True)
 
 
 def _rows(key: str, arrays: Sequence[np.ndarray]) -> torch.Tensor:

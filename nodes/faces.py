@@ -47,7 +47,7 @@ from .choices import choices, finite, member, must_exist, named, readable
 from .files import Shelf
 from .node import Node
 from .progress import counter
-from .schema import FaceAnalysisSocket, FacesSocket, IdentitySocket, outlier_threshold_input, schema
+from .schema import FaceAnalysisSocket, FacesSocket, IdentitySocket, advanced, outlier_threshold_input, schema
 
 log = logger(__name__)
 
@@ -63,6 +63,13 @@ class Outliers(Enum):
 
     LEAVE_OUT = "leave out"
     KEEP = "keep"
+
+
+class SavePlace(Enum):
+    """Where an identity is saved."""
+
+    MODELS = "models"
+    OUTPUT = "output"
 
 
 # --- loading
@@ -432,6 +439,18 @@ class SaveIdentity(Node):
                         + BIOMETRIC
                     ),
                 ),
+                advanced(
+                    io.Combo.Input(
+                        "place",
+                        options=choices(SavePlace),
+                        default=SavePlace.MODELS.value,
+                        optional=True,
+                        tooltip=(
+                            f"models: models/{IDENTITIES.kind}. output: output/likeness, from where other machines can "
+                            "fetch it. Load Identity lists both."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 io.String.Output("path", display_name="path", tooltip="The file's name as Load Identity lists it.")
@@ -441,10 +460,15 @@ class SaveIdentity(Node):
         )
 
     @classmethod
-    def execute(cls, identity: Identity, filename: str = "person") -> io.NodeOutput:
-        name = IDENTITIES.save(filename, _identity(identity, "identity").write)
+    def execute(
+        cls, identity: Identity, filename: str = "person", place: str = SavePlace.MODELS.value
+    ) -> io.NodeOutput:
+        to_output = member(SavePlace, place, "place") is SavePlace.OUTPUT
+        name = IDENTITIES.save(filename, _identity(identity, "identity").write, to_output)
         log.info("[likeness] Saved %s. %s", IDENTITIES.find(name), BIOMETRIC)
-        return io.NodeOutput(name, ui=ui.PreviewText(name))
+        if not to_output:
+            return io.NodeOutput(name, ui=ui.PreviewText(name))
+        return io.NodeOutput(name, ui={"text": (name,), "files": [IDENTITIES.served(name)]})
 
 
 def find_identity(name: str) -> Path:

@@ -66,14 +66,15 @@ class Shelf:
             path = stat = None
         return f"{path} {stat.st_mtime_ns} {stat.st_size}" if stat else ""
 
-    def save(self, filename: str, write: Callable[[Path], Any]) -> str:
-        """Let `write` make a file under a free name in the first folder that can be written; returns that name.
+    def save(self, filename: str, write: Callable[[Path], Any], to_output: bool = False) -> str:
+        """Let `write` make a file under a free name in the first folder that can be written, or below ComfyUI's
+        output; returns that name.
 
         A number is added when the name is taken in any of the folders, also by another process at this moment; the
         file is there whole or not at all. Sub-folders in the name are fine.
         """
         stem, reasons = self._stem(filename), []
-        for folder in self.folders():
+        for folder in self.folders()[-1:] if to_output else self.folders():
             place = folder / stem.parent
             try:
                 place.mkdir(parents=True, exist_ok=True)
@@ -92,6 +93,11 @@ class Shelf:
             f"{self.what} could not be written ({'; '.join(reasons)}): make one of these folders writable, or free "
             "some space."
         )
+
+    def served(self, name: str) -> dict[str, str]:
+        """A file below ComfyUI's output, as clients ask for it."""
+        place = PurePosixPath(self.fallback) / name
+        return {"filename": place.name, "subfolder": place.parent.as_posix(), "type": "output"}
 
     def _stem(self, filename: str) -> PurePosixPath:
         """The wanted name without its suffix, a path inside the folders."""

@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 import io
 import json
+import sys
 import threading
+import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,18 @@ OBJECT_INFO: dict[str, Any] = {
         "output": [],
         "output_node": True,
     },
+    "LikenessLoadFaceAnalysis": {
+        "input": {"required": {"model": [["buffalo_l", "OpenCV (YuNet + SFace)", "miniature"], {}]}},
+        "output": ["LIKENESS_FACE_ANALYSIS"],
+        "output_node": False,
+    },
+    "LikenessFindFaces": {"input": {"required": {}}, "output": ["LIKENESS_FACES"], "output_node": False},
+    "LikenessIdentityFromPhotos": {"input": {"required": {}}, "output": ["LIKENESS_IDENTITY"], "output_node": False},
+    "LikenessSaveIdentity": {
+        "input": {"required": {"filename": ["STRING", {}]}, "optional": {"place": [["models", "output"], {}]}},
+        "output": ["STRING"],
+        "output_node": True,
+    },
     "PaidNode": {
         "input": {"required": {"text": ["STRING", {}]}},
         "output": ["IMAGE"],
@@ -80,6 +95,17 @@ def png(color: int, text: dict[str, Any] | None = None, side: int = 8) -> bytes:
     return made.getvalue()
 
 
+def padded(picture: bytes, count: int) -> bytes:
+    """The picture with so many bytes of text before its end."""
+    return picture[:-12] + _text_chunk(count) + picture[-12:] if count else picture
+
+
+@cache
+def _text_chunk(count: int) -> bytes:
+    text = b"tEXt" + b"x\0" + b"x" * count
+    return (count + 2).to_bytes(4, "big") + text + zlib.crc32(text).to_bytes(4, "big")
+
+
 class Fake:
     """One server. `faults` maps a row's colour to what goes wrong with it, as often as it is listed."""
 
@@ -103,8 +129,13 @@ class Fake:
         self.folder: Path | None = None  # where it saves its files too
         self.views = 0
         self.view_faults: list[str] = []  # of the next files it sends
+        self.lag = 0.0  # seconds until an answer arrives
         self.padding = 0  # bytes that every picture is larger
         self.side = 8  # of its pictures
+        self.sees: Callable[[bytes], bytes | None] | None = None  # a photo -> the identity file of who it shows
+        self.seen: list[str] = []  # photos
+        self.words = "it \x1b[31mbroke"  # of its errors
+        self.contents: dict[int, bytes] = {}  # what it sends for a colour instead of a picture
         self.headers: list[Any] = []
         self.port = 0
         self._sockets: dict[str, web.WebSocketResponse] = {}
@@ -170,9 +201,7 @@ class Fake:
             client = extra.get("client_id")
             await self._say(client, "execution_start", number)
             self.runs[number] += 1
-            paint = next(
-                n["inputs"] for n in prompt.values() if n["class_type"] in ("EmptyImage", "PaidNode", "LoadImage")
-            )
+            paint = next(n["inputs"] for n in prompt.values() if n["class_type"] in ("EmptyImage", "LoadImage"))
             color = int(paint.get("color", 0))
             self.made[color] += 1
             fault = self.faults[color].pop(0) if self.faults.get(color) else ""
@@ -194,18 +223,16 @@ class Fake:
         if fault in ("error", "memory", "type error", "interrupted"):
             kinds = {"memory": "torch.OutOfMemoryError", "type error": "TypeError", "error": "RuntimeError"}
             data = {"prompt_id": number, "timestamp": 1500, "node_id": "1", "node_type": "EmptyImage"}
-            data |= {"exception_type": kinds.get(fault, ""), "exception_message": "it \x1b[31mbroke"}
+            data |= {"exception_type": kinds.get(fault, ""), "exception_message": self.words}
             last = "execution_interrupted" if fault == "interrupted" else "execution_error"
             return {"status": {"status_str": "error", "messages": [start, [last, data]]}, "outputs": {}}
+        if fault != "gone" and (save := prompt.get("save")) and save["class_type"] == "LikenessSaveIdentity":
+            return self._identity(prompt, save["inputs"]["filename"], start)
         saver, node = next((n, v) for n, v in prompt.items() if v["class_type"] == "SaveImage")
         folder, _, name = str(node["inputs"]["filename_prefix"]).rpartition("/")
         file = {"filename": f"{name}_00001_.png", "subfolder": folder, "type": "output"}
-        notes = {
-            "prompt": prompt,
-            **extra.get("extra_pnginfo", {}),
-            **({"x": "x" * self.padding} if self.padding else {}),
-        }
-        content = png(color, notes, self.side)
+        notes = {"prompt": prompt, **extra.get("extra_pnginfo", {})}
+        content = self.contents.get(color) or padded(png(color, notes, self.side), self.padding)
         content = {"page": b"<!DOCTYPE html>", "cut": content[:-20], "gone": b""}.get(fault, content)
         if fault == "escape":
             file = {"filename": "../../../x.png", "subfolder": "../..", "type": "output"}
@@ -217,6 +244,21 @@ class Fake:
         outputs = {} if fault == "empty" else {saver: {"images": [file]}}
         last = ["execution_success", {"prompt_id": number, "timestamp": 1500}]
         return {"status": {"status_str": "success", "completed": True, "messages": [start, last]}, "outputs": outputs}
+
+    def _identity(self, prompt: Any, name: str, start: Any) -> dict[str, Any]:
+        image = prompt["photo"]["inputs"]["image"]
+        assert self.sees is not None
+        self.seen.append(image)
+        folder, _, file = image.rpartition("/")
+        made = self.sees(self.files["input", folder, file])
+        if made is None:
+            data = {"node_id": "find", "node_type": "LikenessFindFaces", "exception_type": "LikenessError"}
+            data |= {"exception_message": "No face was found"}
+            return {"status": {"status_str": "error", "messages": [start, ["execution_error", data]]}, "outputs": {}}
+        folder, _, file = f"likeness/{name}.safetensors".rpartition("/")
+        self.files["output", folder, file] = made
+        outputs = {"save": {"text": [name], "files": [{"filename": file, "subfolder": folder, "type": "output"}]}}
+        return {"status": {"status_str": "success", "messages": [start]}, "outputs": outputs}
 
     async def _say(self, client: Any, kind: str, number: str) -> None:
         socket = self._sockets.get(str(client))
@@ -231,6 +273,8 @@ class Fake:
         self.headers.append(dict(request.headers))
         if self.hangs:
             await asyncio.sleep(3600)
+        if self.lag:
+            await asyncio.sleep(self.lag)
         if self.redirect:
             raise web.HTTPFound(self.redirect)
         return await handler(request)
@@ -245,7 +289,8 @@ class Fake:
         return socket
 
     async def _stats(self, _: web.Request) -> web.Response:
-        return web.json_response({"system": {"comfyui_version": self.version, "pytorch_version": "2"}, "devices": []})
+        system = {"comfyui_version": self.version, "pytorch_version": "2", "argv": sys.argv}
+        return web.json_response({"system": system, "devices": []})
 
     async def _info(self, _: web.Request) -> web.Response:
         return web.json_response(self.info)

@@ -15,7 +15,7 @@ from likeness.batch.session import open_run
 
 from .test_engine import assert_whole
 
-ROUNDS, ROWS = 20, 400
+ROUNDS, ROWS = 20, 250
 
 
 def test_twenty_kills_of_client_and_server_lose_and_double_nothing(desk):
@@ -32,7 +32,7 @@ def test_twenty_kills_of_client_and_server_lose_and_double_nothing(desk):
         )
 
     async def go():
-        one, two = Fake(seconds=0.05), Fake("0.33.0", seconds=0.05)
+        one, two = Fake(seconds=0.04), Fake("0.33.0", seconds=0.04)
         async with serving(one, two) as servers:
             for number in range(ROUNDS):
                 process = await client(servers)
@@ -41,15 +41,16 @@ def test_twenty_kills_of_client_and_server_lose_and_double_nothing(desk):
                     await asyncio.sleep(0.02)
                     if sum(one.runs.values()) + sum(two.runs.values()) > before or process.returncode is not None:
                         break
-                await asyncio.sleep(chance.uniform(0, 0.4))
+                await asyncio.sleep(chance.uniform(0, 0.3))
                 if number % 3 == 2:
                     victim = chance.choice(servers)
                     await victim.kill()
-                    await asyncio.sleep(chance.uniform(0, 0.3))
+                    await asyncio.sleep(chance.uniform(0, 0.2))
                     await victim.start()
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
                 await process.wait()
+            assert len(one.made | two.made) < ROWS, "every kill hit a batch that was under way"
             last = await client(servers)
             _, errors = await asyncio.wait_for(last.communicate(), 90)
             assert last.returncode == 0, errors.decode()

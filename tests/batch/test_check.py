@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+from copy import deepcopy
 
 import pytest
-from batch_fake import Fake, graph, png, serving
+from aiohttp import web
+from batch_fake import OBJECT_INFO, Fake, graph, png, serving
 
 from likeness.batch.graph import canonical, prompt_id
 from likeness.batch.plan import read_plan
@@ -71,7 +73,10 @@ def test_a_wrong_workflow_is_told_before_anything_runs(desk, change, words):
     change(made)
     desk.write_graph(made)
     desk.table("meta.note", "a")
-    assert any(words in str(one) for one in problems(desk).found)
+    fake = Fake()
+    [said] = [one for one in problems(desk, fakes=[fake]).found if words in str(one)]
+    assert said.suggestion and "api.json" in str(said)
+    assert not fake.posted and not fake.uploaded
 
 
 def test_a_title_that_two_nodes_have_is_ambiguous(desk):
@@ -133,6 +138,49 @@ def test_a_server_that_redirects_is_not_followed(desk):
     assert "redirects" in str(problems(desk, fakes=[fake]).found[0])
 
 
+def test_servers_that_differ_are_told(desk):
+    """Another version, a choice that one lacks, a node that one lacks."""
+    poor = deepcopy(OBJECT_INFO)
+    poor["EmptyImage"]["input"]["optional"]["model"][0] = ["a.safetensors"]
+    del poor["LoadImage"]
+    desk.table("Paint.model", "a.safetensors", "b.safetensors")
+    warnings = problems(desk, fakes=[Fake("0.33.0"), Fake("0.3.64", info=poor)]).warnings
+    assert any("different versions (0.3.64, 0.33.0)" in one for one in warnings)
+    assert any("'b.safetensors' of 'Paint.model' is not on every server" in one for one in warnings)
+    made = graph()
+    made["3"] = {"class_type": "LoadImage", "inputs": {"image": "here.png"}, "_meta": {"title": "Load"}}
+    desk.write_graph(made)
+    [said] = problems(desk, fakes=[Fake(), Fake(info=poor)]).found
+    assert "lacks the node 'LoadImage'" in str(said) and "leave the server out" in said.suggestion
+
+
+@pytest.mark.parametrize("version", ["0.3.47", "0.2.9"])
+def test_a_server_that_is_too_old_is_told(desk, version):
+    desk.rows(1)
+    [said] = problems(desk, fakes=[Fake(version)]).found
+    assert f"runs ComfyUI {version}" in str(said) and "0.3.48 or newer" in said.suggestion
+
+
+def test_a_server_that_is_away_or_none_is_told(desk):
+    desk.rows(1)
+    away, page = Fake(), Fake()
+    page.redirect = ""
+
+    async def html(_):
+        return web.Response(text="<html>", content_type="text/html")
+
+    page._stats = html
+
+    async def go():
+        async with serving(page) as fakes:
+            away.port = 9
+            return (await desk.check([*fakes, away])).problems.found
+
+    said = [str(one) for one in asyncio.run(go())]
+    assert any("does not answer as a ComfyUI does (no JSON" in one for one in said)
+    assert any("does not answer (" in one and "start it, or leave it out" in one for one in said)
+
+
 def test_yaml_bombs_and_unknown_entries_are_refused(tmp_path):
     for text, words in (("a: &a [1]\nb: *a\n", "aliases"), ("workflow: x\nsede: 1\n", "sede"), ("- 1\n", "no entries")):
         (tmp_path / "plan.yaml").write_text(text)
@@ -155,4 +203,15 @@ def test_without_ray_one_sentence_says_how_to_get_it(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(LikenessError, match=r"likeness\[ray\]"):
+        _ray()
+
+
+def test_a_ray_that_lets_others_run_code_is_refused(monkeypatch):
+    import sys
+    from types import SimpleNamespace
+
+    from likeness.batch.ray_workers import _ray
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(__version__="2.51.1"))
+    with pytest.raises(LikenessError, match=r"Ray 2\.51\.1 has a hole .* 2\.52 or newer"):
         _ray()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import csv
 import hashlib
+import time
 import uuid
 from dataclasses import replace
 
 import pytest
-from batch_fake import Fake, serving
+from batch_fake import Fake, graph, serving
 from PIL import Image
 
+from likeness.batch import results
 from likeness.batch.manifest import write_manifest
 from likeness.batch.report import write_all
 from likeness.batch.work import End
@@ -172,6 +174,26 @@ def test_a_systematic_mistake_stops_the_batch(desk):
             end, made = await desk.run(fakes)
             assert end is End.BREAKER and len(fake.posted) == 3
             assert made.journal.counts() == {"failed": 3, "todo": 97}
+
+    run(go())
+
+
+def test_files_that_come_late_do_not_end_a_series_of_failures(desk, monkeypatch):
+    desk.rows(60)
+    to_disk = results._to_disk
+
+    def slow(path):
+        time.sleep(0.1)
+        to_disk(path)
+
+    monkeypatch.setattr(results, "_to_disk", slow)
+
+    async def go():
+        fake = Fake()
+        fake.faults = {n: ["type error"] for n in range(5, 60)}
+        async with serving(fake) as fakes:
+            end, made = await desk.run(fakes)
+            assert end is End.BREAKER and 20 <= made.journal.counts()["failed"] <= 22
 
     run(go())
 
@@ -405,5 +427,84 @@ def test_rows_stay_on_the_servers_that_have_their_files(desk):
             assert end is End.DONE
             assert all(color % 2 == 0 for color in one.made)
             assert_whole(made, 12)
+
+    run(go())
+
+
+def test_rows_that_save_nothing_are_done_where_that_is_allowed(desk):
+    desk.rows(2)
+
+    async def go():
+        fake = Fake()
+        fake.faults = {1: ["empty"]}
+        async with serving(fake) as fakes:
+            end, made = await desk.run(fakes, desk.plan(allow_empty=True))
+            assert end is End.DONE and fake.made[1] == 1
+            assert [(row["state"], bool(row["file"])) for row in manifest(made)] == [("done", True), ("done", False)]
+
+    run(go())
+
+
+def test_without_the_breaker_every_row_is_tried(desk):
+    desk.rows(30)
+
+    async def go():
+        fake = Fake()
+        fake.faults = {n: ["type error"] for n in range(30)}
+        async with serving(fake) as fakes:
+            end, made = await desk.run(fakes, settings=replace(QUICK, breaker=0))
+            assert end is End.SOME_FAILED and made.journal.counts() == {"failed": 30}
+
+    run(go())
+
+
+def test_a_row_that_needs_more_memory_goes_to_another_server(desk):
+    desk.rows(6)
+
+    async def go():
+        one, two = Fake(seconds=0.02), Fake(seconds=0.02)
+        one.faults = {n: ["memory"] * 2 for n in range(6)}
+        async with serving(one, two) as fakes:
+            end, made = await desk.run(fakes)
+            assert end is End.DONE and one.freed
+            assert_whole(made, 6)
+
+    run(go())
+
+
+def test_a_server_that_begins_to_redirect_gets_no_more_rows(desk):
+    desk.rows(12)
+
+    async def go():
+        one, two = Fake(seconds=0.02), Fake(seconds=0.02)
+        async with serving(one, two) as fakes:
+
+            async def turn(engine):
+                while made_so_far(desk) < 3:
+                    await asyncio.sleep(0.005)
+                one.redirect = two.url
+
+            end, made = await desk.run(fakes, meanwhile=turn)
+            assert end is End.DONE
+            assert_whole(made, 12)
+            assert any("redirects to another address" in told["error"] for told in desk.told("down"))
+
+    run(go())
+
+
+def test_a_picture_opens_as_its_workflow_where_that_is_known(desk):
+    """A file as it is posted holds the browser's workflow too; hosts write it into pictures."""
+    import json
+
+    ui = {"nodes": [{"id": 1}], "links": []}
+    (desk.folder / "api.json").write_text(json.dumps({"prompt": graph(), "workflow": ui}))
+    desk.rows(1)
+
+    async def go():
+        async with serving(Fake()) as fakes:
+            _, made = await desk.run(fakes)
+            [row] = manifest(made)
+            with Image.open(made.folder / row["file"]) as picture:
+                assert json.loads(picture.info["workflow"]) == ui
 
     run(go())

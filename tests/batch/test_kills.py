@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import resource
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
-from batch_fake import Fake, in_background, serving
+from batch_fake import Fake, graph, in_background, serving
+from typer.testing import CliRunner
 
+from likeness import cli
 from likeness.batch import results
+from likeness.batch.client import Access
 from likeness.batch.work import End
 from likeness.errors import LikenessError
 
+from .conftest import QUICK
 from .test_engine import assert_whole, made_so_far, manifest
 
 
@@ -25,16 +29,20 @@ def run(coroutine):
 
 @pytest.mark.parametrize("version", ["0.3.64", "0.33.0"])
 @pytest.mark.parametrize("fate", ["finished", "waiting", "lost", "cleaned"])
-def test_what_a_killed_client_had_sent_is_asked_of_its_server_first(desk, version, fate):
+def test_what_a_killed_client_had_sent_is_asked_of_its_server_first(desk, monkeypatch, version, fate):
+    monkeypatch.setattr("likeness.batch.engine.pause_before", lambda attempt: 0.0)
     desk.rows(6)
 
     async def go():
-        fake = Fake(version, seconds=0.05)
+        fake = Fake(version, seconds=0.15)
         async with serving(fake) as fakes:
 
             async def until_two_are_sent(engine):
-                while made_so_far(desk) < 1 or len(engine.lanes[0].flights) < 2:
+                flights = engine.lanes[0].flights
+                while made_so_far(desk) < 1 or sum(flight.in_queue for flight in flights.values()) < 2:
                     await asyncio.sleep(0.002)
+                while len(fake.posted) < made_so_far(desk) + 2:
+                    await asyncio.sleep(0.001)
                 raise RuntimeError("killed")
 
             work = asyncio.ensure_future(desk.run(fakes, meanwhile=lambda engine: kill(engine, work)))
@@ -66,7 +74,34 @@ def test_what_a_killed_client_had_sent_is_asked_of_its_server_first(desk, versio
     run(go())
 
 
-def test_the_same_graph_never_saves_under_the_same_name_twice(desk):
+def test_what_a_killed_client_had_sent_is_heard_of_again(desk):
+    """Rows that are adopted are not silent: the host tells their client, whoever that is now."""
+    desk.rows(4)
+
+    async def go():
+        fake = Fake(seconds=1.0)
+        async with serving(fake) as fakes:
+
+            async def kill(engine):
+                while len(fake.posted) < 1 or not fake.running:
+                    await asyncio.sleep(0.01)
+                work.cancel()
+
+            work = asyncio.ensure_future(desk.run(fakes, meanwhile=kill))
+            with pytest.raises(asyncio.CancelledError):
+                await work
+            fake.seconds = 0.01
+            start = asyncio.get_running_loop().time()
+            end, made = await desk.run(fakes, settings=replace(QUICK, poll=(20.0, 20.0), stall=60, zombie=60))
+            assert end is End.DONE and asyncio.get_running_loop().time() - start < 10
+            assert_whole(made, 4)
+            assert max(fake.made.values()) == 1
+
+    run(go())
+
+
+def test_the_same_graph_never_saves_under_the_same_name_twice(desk, monkeypatch):
+    monkeypatch.setattr("likeness.batch.engine.pause_before", lambda attempt: 0.0)
     desk.rows(2)
 
     async def go():
@@ -145,6 +180,8 @@ def test_a_picture_that_the_disk_does_not_take_whole_is_no_picture(desk):
     fake = Fake()
     fake.padding = 1_000_000
 
+    resource = pytest.importorskip("resource")  # Windows has none
+
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, resource.RLIM_INFINITY))
 
@@ -195,21 +232,74 @@ def test_a_key_reaches_its_server_alone_and_no_file(desk):
 
 
 @pytest.mark.parametrize(
-    ("words", "value", "said"),
+    ("option", "words", "value", "said"),
     [
-        ("Authorization", "x", "write one such as"),
-        ("*:Authorization=THE_KEY", None, "is not set"),
-        ("*:Authorization=THE_KEY", "a\nb", "line break"),
+        ("--header-env", "Authorization", "x", "write one such as"),
+        ("--header-env", "*:Authorization=THE_KEY", None, "is not set"),
+        ("--header-env", "*:Authorization=THE_KEY", "a\nb", "line break"),
+        ("--header-env", "elsewhere:1:Authorization=THE_KEY", "x", "which is no --server"),
+        ("--api-key-env", "THE_KEY", "x", "write one such as gpu1:8188=COMFY_KEY"),
+        ("--api-key-env", "*=THE_KEY", None, "is not set"),
+        ("--api-key-env", "elsewhere:1=THE_KEY", "x", "which is no --server"),
+        ("--api-key-env", "*=THE_KEY", "x", "add --allow-paid"),
     ],
 )
-def test_a_key_that_cannot_be_used_is_told(monkeypatch, words, value, said):
-    from likeness.cli.batch import _headers
-
+def test_a_key_that_cannot_be_used_is_told(desk, monkeypatch, option, words, value, said):
+    desk.rows(1)
     monkeypatch.delenv("THE_KEY", raising=False)
     if value is not None:
         monkeypatch.setenv("THE_KEY", value)
-    with pytest.raises(LikenessError, match=said):
-        _headers([words])
+    paths = [str(desk.folder / "api.json"), str(desk.folder / "rows.csv"), "--out", str(desk.out)]
+    paid = () if "allow-paid" in said else ("--allow-paid",)
+    words = ["batch", "run", *paths, "--server", "http://127.0.0.1:9", option, words, *paid]
+    ended = CliRunner().invoke(cli.command_tree(), words)
+    assert isinstance(ended.exception, LikenessError)
+    assert said in str(ended.exception) and (value is None or value == "x" or value not in str(ended.exception))
+
+
+def paid_graph():
+    made = graph()
+    made["3"] = {"class_type": "PaidNode", "inputs": {"text": "x"}, "_meta": {"title": "Paid"}}
+    return made
+
+
+def test_an_api_key_is_sent_to_the_servers_that_may_spend_and_is_written_nowhere(desk):
+    """Neither where the server repeats it in an error."""
+    desk.write_graph(paid_graph())
+    desk.rows(6)
+    key = "comfyui-" + "0123456789abcdef" * 4
+    one, two = Fake(seconds=0.02), Fake(seconds=0.02)
+    one.faults, one.words = {1: ["type error"], 3: ["type error"]}, f"Unauthorized: {key} is unknown"
+    two.faults = {1: ["type error"], 3: ["type error"]}
+    with in_background(one, two):
+        words = ("--allow-paid", "--api-key-env", f"127.0.0.1:{one.port}=THE_KEY", "--json")
+        said = client(desk, [one, two], *words, THE_KEY=key)
+        assert said.returncode == 1 and "is unknown" in said.stdout
+        refused = client(desk, [one, two], *words)
+        assert "is not set" in refused.stderr
+    assert {posted["extra_data"].get("api_key_comfy_org") for posted in one.posted} == {key}
+    assert not any("api_key_comfy_org" in posted["extra_data"] for posted in two.posted)
+    assert not any("api_key" in str(posted["extra_data"]["extra_pnginfo"]) for posted in one.posted)
+    assert key not in said.stdout + said.stderr
+    for path in desk.folder.rglob("*"):
+        assert path.is_dir() or key.encode() not in path.read_bytes(), path
+
+
+def test_an_api_key_in_a_column_is_refused(desk):
+    desk.write_graph(paid_graph())
+    desk.table("Paint.color,Paid.api_key_comfy_org", "1,x")
+
+    async def go():
+        async with serving(Fake()) as fakes:
+            found = (await desk.check(fakes, desk.plan(allow_paid=True))).problems.found
+            assert "is called as keys and passwords are" in str(found[0])
+
+    run(go())
+
+
+def test_nobody_sees_a_key_in_what_is_printed_of_an_access():
+    shown = repr(Access({"Authorization": "hidden-1"}, "hidden-2"))
+    assert "hidden" not in shown
 
 
 def test_a_password_in_an_address_is_never_shown(desk):

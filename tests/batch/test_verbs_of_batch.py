@@ -204,6 +204,17 @@ def test_shards_divide_the_rows(desk, fake):
     assert sorted(fake.made) == list(range(30)) and set(fake.made.values()) == {1}
 
 
+@pytest.mark.parametrize("verb", ["run", "check"])
+def test_help_has_three_commands_to_copy(verb):
+    said = likeness(verb, "--help").output
+    assert said.split("Examples:")[1].count("likeness batch ") == 3
+
+
+@pytest.mark.parametrize("verb", ["run", "check", "status", "retry", "report", "export"])
+def test_help_is_in_chinese_too(verb):
+    assert any("\u4e00" <= letter <= "\u9fff" for letter in likeness(verb, "--help").output)
+
+
 def test_ids_of_rows_never_change(desk):
     workflow = read_workflow(desk.folder / "api.json")
     template = GraphTemplate(

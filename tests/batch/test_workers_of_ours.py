@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from batch_fake import Fake, graph, serving
@@ -101,6 +102,54 @@ def test_memory_of_a_child_is_known():
     finally:
         worker._process.kill()
         worker._process.communicate()
+
+
+MAIN = """
+import asyncio, sys
+
+sys.path.insert(0, {tests!r})
+from batch_fake import Fake
+
+fake = Fake()
+fake.port = int(sys.argv[sys.argv.index("--port") + 1])
+
+
+async def main():
+    await fake.start()
+    await asyncio.sleep(3600)
+
+
+asyncio.run(main())
+"""
+
+
+def test_a_server_that_a_killed_client_left_behind_is_ended_before_another_is_started(tmp_path, monkeypatch):
+    """As on macOS and Windows, where nothing ends it with its parent. A stranger's process is never ended."""
+    monkeypatch.setattr("likeness.batch.local._end_with_parent", None)
+    (tmp_path / "main.py").write_text(MAIN.format(tests=str(Path(__file__).parent)))
+    comfy = Comfy(tmp_path)
+
+    async def go():
+        left, again = (LocalServer(0, comfy, tmp_path / "worker") for _ in range(2))
+        stranger = LocalServer(1, comfy, tmp_path / "stranger")
+        await left.open()
+        await stranger.open()
+        try:
+            await left._disconnect()  # the client is killed
+            await again.open()
+            assert left._process is not None and left._process.wait(10) < 0
+            note = tmp_path / "worker" / "server.pid"
+            assert again._process is not None and note.read_text().split()[0] == str(again._process.pid)
+            await again.close()
+            assert not note.exists()
+            note.write_text((tmp_path / "stranger" / "server.pid").read_text())
+            await again.open()
+            assert stranger._process is not None and stranger._process.poll() is None
+        finally:
+            for server in (left, again, stranger):
+                await server.close()
+
+    run(go())
 
 
 def test_a_row_that_kills_our_own_server_is_tried_alone_and_then_told(desk):

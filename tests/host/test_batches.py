@@ -25,6 +25,8 @@ from typer.testing import CliRunner
 
 from likeness import cli
 from likeness.batch.journal import Journal
+from likeness.batch.local import LocalServer
+from likeness.batch.workers import State
 from likeness.cli.opening import open_faces
 from likeness.errors import LikenessError
 from likeness.miniature.comfyui_server import PACK, started
@@ -94,10 +96,84 @@ def test_what_a_host_lets_pass(two):
     assert after == info, "what lies in a subfolder does not lengthen the lists of everybody"
 
 
+def test_a_file_gets_the_next_number_of_its_folder_whoever_else_counts(two):
+    """The host lists the folder to find it, so that names are not unique among servers: ours come from the row."""
+    for server in two:
+        client = server_module.Client(server.address)
+        assert saved(client, colored(11, "counted/x")) == ("counted", "x_00001_.png"), "the same name on each server"
+    folder = two[0].log_file.parent / "output" / "counted"
+    (folder / "x_00041_.png").write_bytes(b"of another server that shares the folder")
+    client = server_module.Client(two[0].address)
+    assert saved(client, colored(12, "counted/x")) == ("counted", "x_00042_.png")
+    assert saved(client, colored(13, "counted/y")) == ("counted", "y_00001_.png")
+
+
+def test_a_host_remembers_ten_thousand_runs_and_drops_the_oldest(host_nodes):
+    import execution
+
+    class Nobody:
+        def queue_updated(self) -> None: ...
+
+    queue = execution.PromptQueue(Nobody())
+    assert not queue.history, "it begins with nothing: what was there before a restart is lost"
+    for number in range(10_002):
+        queue.put((number, f"prompt {number}", {}, {}, []))
+        _, key = queue.get()
+        queue.task_done(key, {"outputs": {}, "meta": {}}, status=None)
+    assert len(queue.history) == 10_001 and "prompt 0" not in queue.history and "prompt 10001" in queue.history
+
+
+def test_a_websocket_may_stay_open_and_silent_and_history_tells(two):
+    """A second socket of the same client id takes the messages of the first, which is not closed."""
+    import aiohttp
+
+    from likeness.batch.client import HttpServer, read_address
+
+    first, number = str(uuid.uuid4()), str(uuid.uuid4())
+
+    async def go() -> None:
+        worker = HttpServer(read_address(two[0].address))
+        await worker.open()
+        async with aiohttp.ClientSession() as session:
+            try:
+                await worker.facts()
+                await worker.post(first, colored(15), {})
+                assert await worker.wake(first, 10), "it listens"
+                url = f"{two[0].address}/ws?clientId={worker._client_id}"
+                async with session.ws_connect(url) as another:
+                    await another.receive(timeout=10)
+                    await worker.post(number, colored(14), {})
+                    said = ""
+                    while said != "executing: None":
+                        message = await another.receive_json(timeout=10)
+                        said = f"{message['type']}: {message['data'].get('node')}"
+                    assert not await worker.wake(number, 0.3) and not worker.heard(number)
+                    assert worker._listening is not None and not worker._listening.done()
+                    ending = await worker.ending(number)
+                    assert ending is not None and ending.status == "success"
+            finally:
+                await worker.close()
+
+    asyncio.run(asyncio.wait_for(go(), 60))
+
+
+def test_a_seed_that_the_browser_randomises_is_never_changed_by_the_host(two):
+    client = server_module.Client(two[0].address)
+    graph = long_graph(client, 1)
+    graph["12"]["inputs"]["control_after_generate"] = "randomize"
+    first, again = str(uuid.uuid4()), str(uuid.uuid4())
+    post(client, first, graph)
+    wait_for(client, first)
+    post(client, again, graph)
+    entry = wait_for(client, again)
+    assert entry["prompt"][2]["12"]["inputs"]["seed"] == graph["12"]["inputs"]["seed"]
+    cached = next(data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached")
+    assert "12" in cached, "the same seed: nothing is sampled anew"
+
+
 def test_one_prompt_is_cancelled_by_its_id_and_no_other(two):
     """What waits, what runs, and a stranger's beside them; over the routes that `client.cancel` takes."""
     from likeness.batch.client import HttpServer, read_address
-    from likeness.batch.workers import State
 
     client = server_module.Client(two[0].address)
     running, ours, stranger = (str(uuid.uuid4()) for _ in range(3))
@@ -140,8 +216,17 @@ def long_graph(client, steps: int):
     return graph
 
 
-def colored(color: int):
-    return {**PLAIN, "1": {**PLAIN["1"], "inputs": {**PLAIN["1"]["inputs"], "color": color}}}
+def colored(color: int, prefix: str = "x"):
+    graph = json.loads(json.dumps(PLAIN))
+    graph["1"]["inputs"]["color"], graph["2"]["inputs"]["filename_prefix"] = color, prefix
+    return graph
+
+
+def saved(client, graph) -> tuple[str, str]:
+    """Folder and name of the one picture that a graph saves."""
+    post(client, number := str(uuid.uuid4()), graph)
+    [picture] = wait_for(client, number)["outputs"]["2"]["images"]
+    return picture["subfolder"], picture["filename"]
 
 
 def post(client, number: str, graph) -> dict:
@@ -175,6 +260,53 @@ def wait_for(client, number: str):
             return found
         time.sleep(0.05)
     raise TimeoutError(number)
+
+
+def test_identities_are_made_by_a_server_where_this_machine_has_no_face_models(two, tmp_path, monkeypatch):
+    """Once for each person, as they would be made here, and sent as files to the node that loads them."""
+    import torch
+
+    from likeness.batch.people import PersonPhotos, identity_from
+    from likeness.cli import opening
+    from likeness.faces import Identity
+
+    graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    graph["12"]["inputs"]["steps"] = 2
+    for number in ("1", "2", "3", "5"):
+        del graph[number]
+    graph["4"] = {"class_type": "LikenessLoadIdentity", "inputs": {"file": "nobody.safetensors"}}
+    (tmp_path / "api.json").write_text(json.dumps(graph))
+    content = (PACK / "workflows" / "miniature_person.png").read_bytes()
+    for name in ("ann/1.png", "ann/2.png"):
+        (tmp_path / "people" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "people" / name).write_bytes(content)
+    Image.new("RGB", (64, 48)).save(tmp_path / "people" / "ann" / "3.png")  # nobody
+    (tmp_path / "plan.json").write_text(
+        json.dumps(
+            {
+                "workflow": "api.json",
+                "people": {"photos": "people/*/*.png", "into": "LikenessLoadIdentity.file", "faces": "miniature"},
+                "seeds": {"into": ["KSampler.seed"], "count": 2},
+            }
+        )
+    )
+
+    def no_models(name: str):
+        raise LikenessError(f"{name} is not here: get it.")
+
+    monkeypatch.setattr(opening, "open_faces", no_models)
+    run = tmp_path / "run"
+    result = likeness("run", tmp_path / "plan.json", "--out", run, "--server", two[0].address)
+    assert result.exit_code == 0, result.output
+    assert "looks at the photos of 1 people (miniature)" in result.output
+    assert [(row["state"], row["person"]) for row in manifest(run)] == [("done", "ann")] * 2
+    [file] = (run / "identities").glob("*.safetensors")
+    made = Identity.load(file)
+    here = identity_from(
+        PersonPhotos("ann", sorted((tmp_path / "people" / "ann").glob("*.png"))), open_faces("miniature")
+    )
+    assert len(made) == 2 and made.left_out == [3] and made.recogniser == here.recogniser
+    assert torch.allclose(made.embeddings, here.embeddings, atol=1e-5) and torch.equal(made.aligned, here.aligned)
 
 
 def test_twelve_rows_on_two_servers_one_of_which_is_killed(two, tmp_path):
@@ -216,11 +348,11 @@ def test_twelve_rows_on_two_servers_one_of_which_is_killed(two, tmp_path):
 def test_a_killed_client_goes_on_and_nothing_runs_twice(two, tmp_path):
     """kill -9 of the client in the middle of a row; what its server had of it is adopted."""
     graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
-    graph["12"]["inputs"]["steps"] = 60
+    graph["12"]["inputs"]["steps"] = 40
     (tmp_path / "api.json").write_text(json.dumps(graph))
     (tmp_path / "person.png").write_bytes((PACK / "workflows" / "miniature_person.png").read_bytes())
     table, run = tmp_path / "rows.csv", tmp_path / "run"
-    table.write_text("LoadImage.image,KSampler.seed\n" + "".join(f"person.png,{seed}\n" for seed in range(8)))
+    table.write_text("LoadImage.image,KSampler.seed\n" + "".join(f"person.png,{seed}\n" for seed in range(5)))
     words = ["run", tmp_path / "api.json", table, "--out", run, "--server", two[0].address]
     client = subprocess.Popen([sys.executable, "-m", "likeness.cli", "batch", *map(str, words)])
     while len(list((run / "images").rglob("*.png"))) < 2:
@@ -235,7 +367,7 @@ def test_a_killed_client_goes_on_and_nothing_runs_twice(two, tmp_path):
     assert under_way
     result = likeness(*words)
     assert result.exit_code == 0, result.output
-    assert [row["state"] for row in manifest(run)] == ["done"] * 8
+    assert [row["state"] for row in manifest(run)] == ["done"] * 5
     assert {row["attempts"] for row in manifest(run)} == {"1"}, "nothing was sent twice"
     assert wait_for(server_module.Client(two[0].address), gui)["status"]["status_str"] == "success"
 
@@ -271,7 +403,7 @@ def test_a_real_zombie_is_found(two, tmp_path):
             )
             assert not checked.problems
             run = begin(tmp_path / "run", checked)
-            settings = WorkSettings(zombie=2.0, give_up=6.0, poll=(0.1, 15.0))
+            settings = WorkSettings(zombie=1.0, give_up=2.0, poll=(0.1, 15.0))
             await execute(run, [(worker, checked.servers[0].nodes)], settings, tell=lambda kind, _: told.append(kind))
         finally:
             await worker.close()
@@ -287,11 +419,26 @@ OWN = ["local", *(["ray"] if importlib.util.find_spec("ray") else [])]
 
 @pytest.mark.parametrize("where", OWN)
 def test_servers_of_our_own_are_started_and_end_with_the_batch(where, host_path, tmp_path, monkeypatch):
+    """A host without our pack. The local one is also started again in between, and has forgotten queue and history."""
     monkeypatch.setenv("COMFYUI_PATH", str(host_path))
     (tmp_path / "api.json").write_text(json.dumps(PLAIN))
     (tmp_path / "rows.csv").write_text("EmptyImage.color\n" + "\n".join(map(str, range(4))) + "\n")
-    own = ("--local", 1) if where == "local" else ("--ray", "local", "--workers", 1, "--ray-gpus", 0)
+    number, restart, states = str(uuid.uuid4()), LocalServer.restart, []
+
+    async def watched(self: LocalServer) -> bool:
+        assert not any(name.startswith("Likeness") for name in await self.object_info())
+        await self.post(number, PLAIN, {})
+        while await self.ending(number) is None:
+            await asyncio.sleep(0.05)
+        states.append(await self.state(number))
+        was_started = await restart(self)
+        states.append(await self.state(number))
+        return was_started
+
+    monkeypatch.setattr(LocalServer, "restart", watched)
+    own = ("--local", 1, "--recycle", 2) if where == "local" else ("--ray", "local", "--workers", 1, "--ray-gpus", 0)
     run = tmp_path / "run"
     result = likeness("run", tmp_path / "api.json", tmp_path / "rows.csv", "--out", run, *own, "--host-args=--cpu")
     assert result.exit_code == 0, result.output
     assert [row["state"] for row in manifest(run)] == ["done"] * 4
+    assert states == ([State.FINISHED, State.UNKNOWN] if where == "local" else [])

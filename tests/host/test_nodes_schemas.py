@@ -13,7 +13,7 @@ INPUTS = {  # in the order of saved workflows, which must never change; new ones
     "LikenessLoadFaceAnalysis": ["model", "provider"],
     "LikenessFindFaces": ["face_analysis", "image", "choice", "index", "if_none", "min_size", "reference"],
     "LikenessIdentityFromPhotos": ["faces", "name", "outliers", "outlier_threshold"],
-    "LikenessSaveIdentity": ["identity", "filename"],
+    "LikenessSaveIdentity": ["identity", "filename", "place"],
     "LikenessLoadIdentity": ["file"],
     "LikenessCombineIdentities": [
         *("identity_1", "weight_1", "mode", "identity_2", "weight_2"),
