@@ -36,9 +36,9 @@ def test_every_system_is_in_the_contract():
     assert SYSTEMS.keys() == CASES.keys()
 
 
-def person(seed: int = 0) -> Any:
+def person(seed: int = 0, photos: int = 2) -> Any:
     """Somebody whom the recognisers of all systems have seen."""
-    return replace(one_person(seed=seed), also={"antelopev2": one_person(seed=seed + 100).embeddings})
+    return replace(one_person(photos, seed=seed), also={"antelopev2": one_person(photos, seed=seed + 100).embeddings})
 
 
 @pytest.fixture(params=SYSTEMS, name="title")
@@ -193,6 +193,22 @@ def test_what_is_missing_is_asked_for_in_one_sentence(load, paint, title):
     assert CASES[title].missing in sentence(paint.apply, load())
 
 
+def test_a_photo_without_a_face_takes_no_part_and_is_nobody_alone(load, paint, title):
+    """Find Faces has passed over the second of three photos; or it has shown the whole picture in place of a face."""
+    adapter, three = load(), person(photos=3)
+    two = three.take([0, 2])
+    assert torch.equal(
+        *(paint(adapter, who) for who in (replace(two, kept=(True, False, True)), replace(two, kept=())))
+    )
+    rowless = {key: getattr(three, key)[:0] for key in ("aligned", "portraits", "keypoints")}
+    nobody = replace(three, recogniser=None, embeddings=torch.zeros(3, 0), also={}, **rowless)
+    if CASES[title].reads_faces:
+        text = sentence(paint.apply, adapter, nobody)
+        assert "'Ada'" in text or adapter.name in text
+    else:
+        assert paint(adapter, nobody).isfinite().all()
+
+
 def test_nothing_is_kept_after_a_run(load, paint):
     from likeness.injection.comfy import stack_of
 
@@ -265,6 +281,17 @@ def test_frames_in_windows_are_those_of_one_batch(load, paint, title):
     assert not any(same(one, other) for one, other in zip(whole, without, strict=True))
     for windows in (in_context_windows, in_windows_of_animatediff):
         assert same(paint.sample(windows(model, 2), positive, **frames), whole), windows.__name__
+
+
+def test_words_beyond_the_77th_are_read_as_text(load, paint, title):
+    """Official codes cut the text there, or take the rest for tokens of theirs."""
+    if CASES[title].prompt:
+        pytest.skip("it writes the prompt itself")
+    model, *_ = paint.apply(load(), person())
+    ((states, told),), _ = paint.text
+    more = [states, 0.5 * states, states.repeat(1, 2, 1)]  # a softmax does not notice that every token is there twice
+    short, long, twice = (paint.sample(model, [[text, told]]) for text in (states, torch.cat(more[:2], 1), more[2]))
+    assert same(twice, short) and not same(long, short)
 
 
 def test_a_batch_is_its_pictures(load, paint):
