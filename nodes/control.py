@@ -95,6 +95,7 @@ class IdentityControlNet(Node):
     ) -> io.NodeOutput:
         """Check, encode once, and put the net onto both prompts."""
         from ..adapters.effects import ControlContext, Scope
+        from ..adapters.image_prep import to_rgb
         from ..adapters.system import Request
         from ..checks import as_mask
         from ..injection.comfy.control import controlled
@@ -109,7 +110,9 @@ class IdentityControlNet(Node):
                 f"The adapter {adapter.name!r} has no ControlNet of its own: choose InstantID's ip-adapter.bin, or use "
                 "Apply ControlNet for other ControlNets."
             )
-        if not bool((image[..., :3] > 0).any()):
+        # Opacity is left out: what is transparent around a drawn face must stay black.
+        picture = to_rgb(image[..., :-1] if image.shape[-1] in (2, 4) else image, "input keypoints")
+        if not bool(picture.any()):
             raise LikenessError(
                 "The input keypoints is a black picture, which shows no face: connect Face Keypoints of a photo with a "
                 "face."
@@ -126,7 +129,7 @@ class IdentityControlNet(Node):
         )
         [effect] = [effect for effect in adapter.effects(request) if isinstance(effect, ControlContext)]
         _check_net(control_net, adapter.name, effect.tokens.cond.shape[-1])
-        prompts = controlled({Role.COND: positive, Role.UNCOND: negative}, control_net, image, effect)
+        prompts = controlled({Role.COND: positive, Role.UNCOND: negative}, control_net, picture, effect)
         report = _report(adapter, request, effect)
         log.info("[likeness] %s", report)
         return io.NodeOutput(prompts[Role.COND], prompts[Role.UNCOND], report)

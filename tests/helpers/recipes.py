@@ -176,9 +176,9 @@ def tiny_flux(seed: int = 0, **changes: Any) -> ModelPatcher:
     return _patcher(model)
 
 
-def tiny_clip(seed: int = 0, *, sdxl: bool = False) -> comfy.sd.CLIP:
+def tiny_clip(seed: int = 0, *, sdxl: bool = False, dtype: torch.dtype = torch.float32) -> comfy.sd.CLIP:
     """The real tokenizer with a text encoder of four layers; its width 64 (SDXL: 64 + 64) fits the tiny models."""
-    sizes: dict[str, Any] = {"clip_l_model_config": _CLIP_TINY, "dtype": torch.float32}
+    sizes: dict[str, Any] = {"clip_l_model_config": _CLIP_TINY, "dtype": dtype}
     if sdxl:
         sizes["clip_g_model_config"] = _CLIP_TINY
         target = supported_models_base.ClipTarget(sdxl_clip.SDXLTokenizer, sdxl_clip.SDXLClipModel)

@@ -12,6 +12,7 @@ from typing import Any
 import comfyui
 import pytest
 import torch
+from helpers.windows import in_context_windows, in_windows_of_animatediff
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -405,18 +406,6 @@ def test_a_swapped_site_lets_the_unconditioned_half_attend_to_the_conditioned_to
 # Context windows ------------------------------------------------------------------------------------------------------
 
 
-def windowed(model: Any, length: int, dim: int = 0) -> Any:
-    """The MODEL sampled in context windows of the host: no overlap, everything else as the node has it."""
-    from comfy_extras.nodes_context_windows import ContextWindowsManualNode as Node
-
-    values = {
-        "model": model, "context_length": length, "context_overlap": 0, "context_schedule": "standard_static",
-        "context_stride": 1, "closed_loop": False, "fuse_method": "pyramid", "dim": dim, "freenoise": False,
-    }  # fmt: skip
-    accepted = inspect.signature(Node.execute).parameters
-    return Node.execute(**{name: value for name, value in values.items() if name in accepted})[0]
-
-
 FRAMES = 4  # one more than the steps: 0.3.64 compares the sigmas of all steps with those of all frames
 PER_FRAME: dict[str, dict[str, Any]] = {
     "tokens": {"rows": FRAMES},
@@ -431,7 +420,7 @@ def test_every_frame_keeps_its_person_weight_and_mask_in_context_windows(ours, s
     frame to every window but the first."""
     model = ours.apply_identity(sd15.model, [injection(ours, sd15.model, **changes)])
     shape = (FRAMES, 4, 16, 16)
-    assert same(sd15(windowed(model, 2), shape=shape), sd15(model, shape=shape))
+    assert same(sd15(in_context_windows(model, 2), shape=shape), sd15(model, shape=shape))
 
 
 @pytest.mark.parametrize("changes", PER_FRAME.values(), ids=PER_FRAME)
@@ -439,22 +428,7 @@ def test_every_frame_keeps_its_person_weight_and_mask_in_windows_of_animatediff(
     """AnimateDiff-Evolved samples some frames at a time and says which in `ad_params`."""
     model = ours.apply_identity(sd15.model, [injection(ours, sd15.model, **changes)])
     whole = sd15(model, shape=(FRAMES, 4, 16, 16))
-
-    def in_windows(executor, host_model, conds, x, timestep, model_options):
-        results = [torch.zeros_like(x) for _ in conds]
-        for window in ([0, 1], [2, 3]):
-            options = {**model_options, "transformer_options": {**model_options["transformer_options"]}}
-            options["transformer_options"]["ad_params"] = {"sub_idxs": window, "full_length": FRAMES}
-            for result, part in zip(
-                results, executor(host_model, conds, x[window], timestep[window], options), strict=True
-            ):
-                result[window] = part
-        return results
-
-    import comfy.patcher_extension
-
-    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "windows", in_windows)
-    assert same(sd15(model, shape=(FRAMES, 4, 16, 16)), whole)
+    assert same(sd15(in_windows_of_animatediff(model, 2), shape=(FRAMES, 4, 16, 16)), whole)
 
 
 @pytest.mark.parametrize("dim", [2, 3], ids=["height", "width"])
@@ -464,7 +438,7 @@ def test_a_window_over_a_side_of_the_picture_gets_its_part_of_the_mask(ours, sd1
     generator = torch.Generator().manual_seed(3)
     mask, size, length = torch.rand(1, *mask_size, generator=generator), (16, 24), 8
     whole = ours.apply_identity(sd15.model, [injection(ours, sd15.model, mask=mask)])
-    got = sd15(windowed(whole, length, dim), shape=(1, 4, *size), steps=1)
+    got = sd15(in_context_windows(whole, length, dim), shape=(1, 4, *size), steps=1)
     latent_mask = mask if mask_size == (128, 192) else torch.nn.functional.adaptive_avg_pool2d(mask, size)
     share = latent_mask.shape[dim - 1] // size[dim - 2]  # of the mask, per line of latents
     noise = torch.randn((1, 4, *size), generator=torch.Generator().manual_seed(1))  # as `recipes.sample` draws it
@@ -526,12 +500,12 @@ GUIDANCE = [dual_guided, perp_neg, areas]
 def test_both_halves_keep_their_tokens_in_context_windows(ours, sd15, guidance):
     """The host hands on copies of the conditionings there."""
     model = ours.apply_identity(sd15.model, [injection(ours, sd15.model)])
-    assert same(guidance(sd15, windowed(model, 2)), guidance(sd15, model))
+    assert same(guidance(sd15, in_context_windows(model, 2)), guidance(sd15, model))
 
 
 def test_self_attention_guidance_repeats_the_negative_in_context_windows(ours, sd15, roles_of_calls):
     model = ours.apply_identity(sd15.model, [injection(ours, sd15.model)])
-    sd15(windowed(attention_guided(model), 2), shape=(FRAMES, 4, 32, 32))
+    sd15(in_context_windows(attention_guided(model), 2), shape=(FRAMES, 4, 32, 32))
     assert roles_of_calls == ([["UNCOND", "COND"]] * 2 + [["UNCOND"]] * 2) * 3
 
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import re
 from inspect import signature
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from helpers.quantised import FORMATS, MIXED, layers_of, quantised, quantised_model
+from torch import Tensor
 
 from likeness.weights.checkpoint_layout import unet_names
 
-MIXED = ["float8_e4m3fn", "int8_tensorwise", "nvfp4", "nvfp4 with scaled inputs"]  # layouts of comfy-kitchen
-FORMATS = ["unscaled", *(MIXED if importlib.util.find_spec("comfy_kitchen") else ["scaled_fp8"])]
 ERROR = {"int8_tensorwise": 0.05}  # the host rounds what goes into these layers too
 
 
@@ -26,68 +22,14 @@ def sockets(host_nodes):
     return sockets
 
 
-def _layers(module: nn.Module, kind: str) -> list[str]:
-    """Names of the linear layers that files quantise: all, or those of the blocks."""
-    names = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
-    return names if kind == "scaled_fp8" else [name for name in names if re.search(r"attn|\.ff\.|mlp", name)]
-
-
-def _quantised(state: dict[str, Tensor], layers: list[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A state dict in a format of files, and what it stands for."""
-    if kind == "unscaled":
-        return state, {name: value.to(torch.float8_e4m3fn).float() for name, value in state.items()}
-    stored, means = dict(state), dict(state)
-    for layer in layers:
-        weight = state[f"{layer}.weight"]
-        if kind == "scaled_fp8":
-            stored[f"{layer}.scale_weight"] = scale = weight.abs().max() / 448
-            stored[f"{layer}.weight"] = (weight / scale).to(torch.float8_e4m3fn)
-            means[f"{layer}.weight"] = stored[f"{layer}.weight"].float() * scale
-            if f"{layer}.bias" in state:
-                means[f"{layer}.bias"] = state[f"{layer}.bias"].to(torch.float8_e4m3fn).float()
-            continue
-        from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
-
-        format, _, scaled = kind.partition(" ")
-        options = {} if format == "int8_tensorwise" else {"scale": "recalculate"}
-        found = QuantizedTensor.from_float(weight, QUANT_ALGOS[format]["comfy_tensor_layout"], **options)
-        del stored[f"{layer}.weight"]
-        stored |= found.state_dict(f"{layer}.weight")
-        stored[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps({"format": format}).encode()), dtype=torch.uint8)
-        means[f"{layer}.weight"] = found.dequantize()
-        if scaled:
-            stored[f"{layer}.pre_quant_scale"] = scale = torch.linspace(0.5, 2, weight.shape[1])
-            means[f"{layer}.weight"] = means[f"{layer}.weight"] * scale
-    return stored, means
-
-
-def _model(recipes: Any, kind: str, sdxl: bool = False) -> tuple[Any, dict[str, Tensor], list[str]]:
-    """A MODEL, what its weights stand for, and its quantised layers."""
-    import comfy.model_base
-
-    plain = recipes.tiny_sdxl() if sdxl else recipes.tiny_sd15()
-    net, config = plain.model.diffusion_model, plain.model.model_config
-    layers = _layers(net, kind)
-    stored, means = _quantised(net.state_dict(), layers, kind)
-    config.set_inference_dtype(torch.float8_e4m3fn if kind == "unscaled" else torch.float32, torch.float32)
-    if kind in MIXED:
-        config.quant_config = {"mixed_ops": True}
-    elif kind == "scaled_fp8":
-        config.scaled_fp8 = torch.float8_e4m3fn
-    build = comfy.model_base.SDXL if sdxl else comfy.model_base.BaseModel
-    model = build(config, device=torch.device("cpu"))
-    model.diffusion_model.load_state_dict(stored, strict=False)
-    return recipes._patcher(model), means, layers
-
-
 def _clip(recipes: Any, kind: str) -> tuple[Any, dict[str, Tensor], list[str]]:
     """A CLIP, what its weights stand for, and its quantised layers."""
     import comfy.sd
     from comfy import sd1_clip, supported_models_base
 
     text = recipes.tiny_clip().cond_stage_model
-    layers = _layers(text, kind)
-    stored, means = _quantised(text.state_dict(), layers, kind)
+    layers = layers_of(text, kind)
+    stored, means = quantised(text.state_dict(), layers, kind)
     options: dict[str, Any] = {"clip_l_model_config": recipes._CLIP_TINY, "dtype": torch.float32}
     if kind in MIXED:
         options["quantization_metadata"] = {"mixed_ops": True}
@@ -124,7 +66,7 @@ def _as_stored(kind: str, change: Tensor) -> Tensor:
 def test_a_quantised_model_gives_its_weights_with_patches_and_predicts_the_same(sockets, recipes, kind, sdxl):
     import comfy.model_management
 
-    model, means, layers = _model(recipes, kind, sdxl)
+    model, means, layers = quantised_model(recipes, kind, sdxl)
     patched, changes = _with_lora(model, [f"{sockets.UNET}{layer}.weight" for layer in layers[::2]])
     assert len(changes) > 10
     for patcher, added in ((model, {}), (patched, changes)):

@@ -20,8 +20,8 @@ class Case:
     """title: of the system in the registry. weights: of a file that fits the sites (shapes) of a MODEL, from a seed.
 
     missing: a word of the sentence that is said without an identity. file_name: one that tells the system, where its
-    content alone does not. reads_clip: it needs a CLIP vision model. prompt, plain: of a system that works through the
-    prompt, a text with its trigger word and the same without.
+    content alone does not. reads_clip: it needs a CLIP vision model. reads_faces: a photo without a face is not enough.
+    prompt, plain: of a system that works through the prompt, a text with its trigger word and the same without.
     """
 
     title: str
@@ -29,6 +29,7 @@ class Case:
     missing: str = "Identity from Photos"
     file_name: str = UNTOLD
     reads_clip: bool = False
+    reads_faces: bool = True
     prompt: str = ""
     plain: str = ""
 

@@ -5,4 +5,7 @@ from __future__ import annotations
 from ..photomaker import weights
 from . import Case
 
-CASE = Case("PhotoMaker", weights, prompt="a photo of a woman img in the rain", plain="a photo of a woman in the rain")
+CASE = Case(
+    "PhotoMaker", weights, reads_faces=False,
+    prompt="a photo of a woman img in the rain", plain="a photo of a woman in the rain",
+)  # fmt: skip

@@ -18,12 +18,14 @@ import torch
 from comfyui import REPOSITORY
 from helpers import toy
 from helpers.contract import cases
+from helpers.quantised import FLOAT8, FORMATS, quantised_model
 from helpers.small_world import official, same, sentence
 from helpers.small_world import person as one_person
+from helpers.windows import in_context_windows, in_windows_of_animatediff
 from safetensors.torch import save_file
 
 from likeness import adapters
-from likeness.adapters.effects import PromptEdit, Scope
+from likeness.adapters.effects import PromptEdit, Scope, WeightDelta
 from likeness.adapters.others import ANNOUNCED
 from likeness.adapters.system import WeightFile
 from likeness.injection.comfy import edited
@@ -47,9 +49,9 @@ def test_it_has_a_workflow_and_a_row_of_the_table_in_both_languages(kind):
     assert {model["directory"] for node in nodes for model in node["properties"].get("models", [])} & set(kind.folders)
 
 
-def person(seed: int = 0) -> Any:
+def person(seed: int = 0, photos: int = 2) -> Any:
     """Somebody whom the recognisers of all systems have seen."""
-    return replace(one_person(seed=seed), also={"antelopev2": one_person(seed=seed + 100).embeddings})
+    return replace(one_person(photos, seed=seed), also={"antelopev2": one_person(photos, seed=seed + 100).embeddings})
 
 
 @pytest.fixture(params=SYSTEMS, name="title")
@@ -204,6 +206,22 @@ def test_what_is_missing_is_asked_for_in_one_sentence(load, paint, title):
     assert CASES[title].missing in sentence(paint.apply, load())
 
 
+def test_a_photo_without_a_face_takes_no_part_and_is_nobody_alone(load, paint, title):
+    """Find Faces has passed over the second of three photos; or it has shown the whole picture in place of a face."""
+    adapter, three = load(), person(photos=3)
+    two = three.take([0, 2])
+    assert torch.equal(
+        *(paint(adapter, who) for who in (replace(two, kept=(True, False, True)), replace(two, kept=())))
+    )
+    rowless = {key: getattr(three, key)[:0] for key in ("aligned", "portraits", "keypoints")}
+    nobody = replace(three, recogniser=None, embeddings=torch.zeros(3, 0), also={}, **rowless)
+    if CASES[title].reads_faces:
+        text = sentence(paint.apply, adapter, nobody)
+        assert "'Ada'" in text or adapter.name in text
+    else:
+        assert paint(adapter, nobody).isfinite().all()
+
+
 def test_nothing_is_kept_after_a_run(load, paint):
     from likeness.injection.comfy import stack_of
 
@@ -226,18 +244,35 @@ def test_prompt_edits_ride_on_their_own_conditioning(load, paint):
         assert [torch.equal(text, states) for text, _ in parts] == [True, False, True]
 
 
-# --- whatever it is sampled with
+# --- whatever it is sampled with, and on
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind in FLOAT8])
+def test_float8_weights_hear_the_person_as_what_they_stand_for(load, paint, recipes, kind):
+    """To the last digit where nothing changes the weights; the host rounds those that a LoRA has changed to 8 bits."""
+    adapter, plain = load(), recipes.tiny_sd15()
+    with torch.inference_mode():  # as the host's nodes run
+        model, means, _ = quantised_model(recipes, kind)
+        plain.model.diffusion_model.load_state_dict(means)
+    nobody = paint.sample(plain, steps=2)
+    has_lora = any(isinstance(effect, WeightDelta) for effect in paint.effects(adapter, person(), 1.0))
+    for lora_strength, error in ((0.0, 1e-4), (1.0, 0.3)) if has_lora else ((1.0, 1e-4),):
+        found, expected = (
+            paint.sample(*paint.apply(adapter, person(), model=base, lora_strength=lora_strength)[:2], steps=2)
+            for base in (model, plain)
+        )
+        assert (found - expected).norm() < error * (expected - nobody).norm(), lora_strength
 
 
 ODD_RUNS = {
     "no guidance": {"cfg": 1.0},
-    "a batch": {"shape": (3, 4, 8, 8)},
     "a batch without guidance": {"shape": (2, 4, 8, 8), "cfg": 1.0},
     "an odd size": {"shape": (1, 4, 6, 10)},
     "ancestral": {"sampler": "euler_ancestral"},
-    "second order": {"sampler": "heun", "scheduler": "karras"},
     "a single step": {"steps": 1},
     "the end of a run": {"denoise": 0.5},
+    "align your steps": {"sigmas": torch.tensor([14.615, 6.315, 2.181, 0.862, 0.0])},
+    "second order in uneven steps": {"sampler": "heun", "sigmas": torch.tensor([14.6, 9.0, 0.3, 0.0])},
 }
 
 
@@ -247,6 +282,29 @@ def test_every_way_of_sampling_hears_the_person(load, paint):
         with_person, without = paint.sample(model, positive, **run), paint.sample(paint.world.model, **run)
         assert with_person.isfinite().all() and with_person.shape == without.shape, name
         assert not any(same(one, other) for one, other in zip(with_person, without, strict=True)), name
+
+
+def test_frames_in_windows_are_those_of_one_batch(load, paint, title):
+    """An image model paints every frame by itself, so that it may be given some of them at a time."""
+    masks = torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(2))
+    model, positive, _ = paint.apply(load(), person(), **({} if CASES[title].prompt else {"attn_mask": masks}))
+    frames = {"shape": (4, 4, 8, 8), "steps": 3}  # 0.3.64 compares the sigmas of all steps with those of all frames
+    whole = paint.sample(model, positive, **frames)
+    without = paint.sample(paint.world.model, **frames)
+    assert not any(same(one, other) for one, other in zip(whole, without, strict=True))
+    for windows in (in_context_windows, in_windows_of_animatediff):
+        assert same(paint.sample(windows(model, 2), positive, **frames), whole), windows.__name__
+
+
+def test_words_beyond_the_77th_are_read_as_text(load, paint, title):
+    """Official codes cut the text there, or take the rest for tokens of theirs."""
+    if CASES[title].prompt:
+        pytest.skip("it writes the prompt itself")
+    model, *_ = paint.apply(load(), person())
+    ((states, told),), _ = paint.text
+    more = [states, 0.5 * states, states.repeat(1, 2, 1)]  # a softmax does not notice that every token is there twice
+    short, long, twice = (paint.sample(model, [[text, told]]) for text in (states, torch.cat(more[:2], 1), more[2]))
+    assert same(twice, short) and not same(long, short)
 
 
 def test_a_batch_is_its_pictures(load, paint):

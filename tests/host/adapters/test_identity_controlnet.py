@@ -214,6 +214,27 @@ def test_a_mask_multiplies_every_residual_at_its_own_size_and_soft_values_stay(w
             torch.testing.assert_close(part[..., -1], 0.75 * all_of_it[..., -1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("channels", [1, 4], ids=["grey", "with alpha"])
+@pytest.mark.parametrize("side", [(64, 64), (50, 71)], ids=str)
+def test_keypoint_pictures_of_any_kind_and_size_are_read(world, control, net, plain, channels, side):
+    picture = torch.rand(1, *side, channels, generator=torch.Generator().manual_seed(2))
+    painted = paint(world, control(net(), image=picture))
+    assert painted.isfinite().all() and not same(painted, plain)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (torch.zeros(0, 64, 64, 3), "keypoints is empty"),
+        (torch.full((1, 64, 64, 3), torch.nan), "keypoints holds NaN"),
+        (torch.ones(1, 64, 64, 5), "keypoints has shape"),
+    ],
+    ids=["empty", "NaN", "five channels"],
+)
+def test_keypoint_pictures_that_are_none_are_refused(world, adapter, net, wrong, says):
+    assert says in refused(world, adapter=adapter, control_net=net().control, image=wrong)
+
+
 def test_two_people_with_masks_share_the_picture(world, control, net):
     """Two half masks with the same person add up to the person without a mask."""
     own = net()

@@ -170,6 +170,17 @@ def test_the_person_enters_at_the_step_that_is_asked_for(studio, scheduler, star
     assert [2 if torch.equal(y[:, : vector.shape[1]], vector) else 1 for y in pooled] == expected  # both switch
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("version", [1, 2])
+def test_text_encoders_in_half_precision_give_the_same_but_for_rounding(studio, dtype, version):
+    half = studio.recipes.tiny_clip(sdxl=True, dtype=dtype)
+    assert {weight.dtype for weight in half.cond_stage_model.clip_g.transformer.parameters()} >= {dtype}
+    given, expected = (studio.prompt(person(), version=version, clip=clip)[0] for clip in (half, studio.clip))
+    for (found, told), (states, pooled) in zip(given, expected, strict=True):
+        assert (found.float() - states).norm() < 0.02 * states.norm()
+        assert (told["pooled_output"].float() - pooled["pooled_output"]).norm() < 0.02 * pooled["pooled_output"].norm()
+
+
 def test_the_lora_of_one_file_is_added_once(studio):
     """Two prompts of the same adapter, one after the other, as for two regions."""
     adapter = studio.adapter()

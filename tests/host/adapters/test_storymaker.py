@@ -165,6 +165,22 @@ def test_a_mask_without_a_picture_is_explained(world):
     assert "no picture to belong to" in sentence(world.run, NODE, mask=figure())
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4], ids=["grey", "colour", "with alpha"])
+@pytest.mark.parametrize("size", [(40, 40), (7, 61), (33, 1)], ids=str)
+def test_pictures_of_any_kind_and_size_become_bodies_on_white(world, channels, size):
+    image = torch.rand(2, *size, channels, generator=torch.Generator().manual_seed(4))
+    mask = torch.full((1, *size), 0.9)
+    mask[:, 0] = 0
+    shown = bodies(world, image=image, mask=mask)
+    assert shown.shape == (2, 224, 224, 3) and shown.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["image", "clothes"])
+def test_pictures_that_are_none_are_explained(world, name):
+    for wrong in (torch.zeros(0, 40, 40, 3), torch.full((1, 40, 40, 3), torch.nan), torch.zeros(1, 40, 40, 5)):
+        assert name in sentence(character, world, **{name: wrong})
+
+
 def test_an_empty_region_is_explained(world):
     assert "region is empty" in sentence(character, world, region=torch.zeros(1, 8, 8))
 
@@ -250,19 +266,6 @@ def test_cfg_1_and_batches_are_painted(world, adapter, sample):
     result = paint(world, adapter, character(world), sample=sample)
     assert result.isfinite().all()
     assert not same(result, world.sample(world.model, **sample))
-
-
-def test_words_beyond_the_77th_are_read_as_text(world, adapter, recipes):
-    """The official code cuts the text there and takes the rest for the adapter's tokens."""
-    model, _ = world.apply(adapter, person(), clip_vision=world.clip_vision, options=character(world))
-    short, long = (recipes.conditioning(world.dim, tokens=count, seed=1) for count in (77, 154))
-    long[0][0][:, :77] = short[0][0]
-    repeated = [[short[0][0].repeat(1, 2, 1), {}]]  # a softmax does not notice that every token is there twice
-    results = [
-        recipes.sample(model, text, recipes.conditioning(world.dim, seed=2), steps=2, shape=(1, 4, 8, 8))
-        for text in (short, long, repeated)
-    ]
-    assert not same(results[0], results[1]) and same(results[0], results[2])
 
 
 def test_a_pose_controlnet_beside_it(world, adapter, recipes, host_nodes):
