@@ -61,6 +61,22 @@ def test_two_faces_of_a_batch_get_noise_of_their_own(detail, photo):
     assert not torch.equal(finished[0], finished[1]) and "2 faces" in report
 
 
+def test_a_cancel_between_two_faces_ends_the_run(detail, photo, world, monkeypatch):
+    import comfy.model_management as host
+
+    decoded = []
+
+    def decode(latent, plain=world["vae"].decode):
+        decoded.append(1)
+        host.interrupt_current_processing(True)
+        return plain(latent)
+
+    monkeypatch.setattr(world["vae"], "decode", decode)
+    with pytest.raises(host.InterruptProcessingException):
+        detail(photo.repeat(3, 1, 1, 1))
+    assert len(decoded) == 1 and not host.processing_interrupted()
+
+
 def test_a_batch_without_faces_passes_and_transparency_stays(detail, photo):
     black = coloured(BLACK)
     finished, *_, report = detail(black)
