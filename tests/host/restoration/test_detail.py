@@ -242,6 +242,17 @@ def test_hints_of_a_chain_of_controlnets_show_the_window(recipes):
     assert net.cond_hint_original is hint and before.cond_hint_original is hint
 
 
+def test_prompts_that_share_a_net_share_its_copy(recipes):
+    """The host samples them as one batch only then."""
+    net, nets, latent = recipes.controlnet(recipes.SD15_TINY), {}, torch.zeros(1, 4, 8, 8)
+    net.cond_hint_original = torch.zeros(1, 3, 80, 80)
+    given = [[torch.zeros(1, 77, 8), {"control": net}]]
+    [[_, positive]], [[_, negative]] = (prompt_in(QUARTER, given, latent, 32, nets) for _ in range(2))
+    assert positive["control"] is negative["control"] and positive["control"] is not net
+    [[_, alone]] = prompt_in(QUARTER, given, latent, 32)
+    assert alone["control"] is not positive["control"]
+
+
 def test_a_window_is_the_jobs_square():
     import numpy as np
 
