@@ -130,6 +130,8 @@ class DetailFaces(Node):
         noise_mask: bool = True,
         **wanted: Any,
     ) -> io.NodeOutput:
+        from comfy.model_management import throw_exception_if_processing_interrupted
+
         from ..injection.comfy.resampling import CropWindow, Sampling
 
         pictures, asked, analysis = PictureBatch.of(image), Wanted(**wanted), adopt_analysis(face_analysis)
@@ -163,6 +165,7 @@ class DetailFaces(Node):
             options,
             canvases=pictures.canvases(),
             regions=regions,
+            after_each=throw_exception_if_processing_interrupted,
         )
         return finish(pictures, done, remarks_on(faces, options, analysis))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import LikenessError
-from .tiles import CPU_TILE, OVERLAP, TILE, Side, fitted, tiles_of, upscaled
+from .tiles import CPU_TILE, OVERLAP, STEEP, TILE, Side, fitted, tiles_of, upscaled
 
 MOST_PIXELS = 1_000_000_000  # of an enlarged picture, 12 GB
 LUMA = (0.2989, 0.5870, 0.1140)
@@ -77,7 +77,7 @@ class Upscaler:
                     return made
             return self.descriptor(window)
 
-        made = upscaled(planes, network, self.scale, self.tile_of(*picture.shape[:2]), OVERLAP, after_each)
+        made = upscaled(planes, network, self.scale, self.tile_of(*picture.shape[:2]), OVERLAP, after_each, STEEP)
         if made.is_inference() and not torch.is_inference_mode_enabled():
             made = made.clone()  # spandrel's; nobody could write into it
         return made.clamp_(0, 1).expand(-1, 3, -1, -1)[0].permute(1, 2, 0)

@@ -59,16 +59,22 @@ class CropWindow:
         return scope if scope.mask is None else replace(scope, mask=self.cut(scope.mask, side))
 
 
-def prompt_in(window: CropWindow, conditioning: HostConditioning, latent: Tensor, side: int) -> HostConditioning:
+def prompt_in(
+    window: CropWindow, conditioning: HostConditioning, latent: Tensor, side: int, nets: dict[Any, Any] | None = None
+) -> HostConditioning:
     """The conditioning as it holds in the window, for a picture of `side` pixels whose latent is given.
 
     Masks, ControlNets' hints and the latents that inpainting and control models read beside their own are cut to the
     window; of prompts with a mask or an area those that reach it are kept, if any do; the first reference latent, the
     picture that an edit model works on, becomes the window's own. Boxes of GLIGEN are left out: like areas in pixels
     they count from the corner of a picture whose size nobody knows.
+
+    nets: ControlNet -> its copy for this window. Prompts that share it share the copy, so that the host can sample
+    them as one batch.
     """
+    nets = {} if nets is None else nets
     here = [pair for pair in conditioning if _reaches(pair[1], window)] or conditioning
-    return [[window.row(text), _cut_values(values, window, latent, side)] for text, values, *_ in here]
+    return [[window.row(text), _cut_values(values, window, latent, side, nets)] for text, values, *_ in here]
 
 
 def model_in(window: CropWindow, model: Any, side: int) -> Any:
@@ -92,7 +98,9 @@ def _reaches(values: dict[str, Any], window: CropWindow) -> bool:
     return window.holds_the_middle_of(left, top, left + wide, top + high)
 
 
-def _cut_values(values: dict[str, Any], window: CropWindow, latent: Tensor, side: int) -> dict[str, Any]:
+def _cut_values(
+    values: dict[str, Any], window: CropWindow, latent: Tensor, side: int, nets: dict[Any, Any]
+) -> dict[str, Any]:
     left_out = {"gligen", *(("area", "strength") if "area" in values else ())}
     values = {key: value for key, value in values.items() if key not in left_out}
     if isinstance(values.get("mask"), Tensor):
@@ -105,26 +113,28 @@ def _cut_values(values: dict[str, Any], window: CropWindow, latent: Tensor, side
     if isinstance(values.get("pooled_output"), Tensor):
         values["pooled_output"] = window.row(values["pooled_output"])
     if values.get("control") is not None:
-        values["control"] = _cut_hints(values["control"], window, side)
+        values["control"] = _cut_hints(values["control"], window, side, nets)
     if values.get("reference_latents"):
         values["reference_latents"] = [latent, *values["reference_latents"][1:]]
     return values
 
 
-def _cut_hints(control: Any, window: CropWindow, side: int) -> Any:
+def _cut_hints(control: Any, window: CropWindow, side: int, nets: dict[Any, Any]) -> Any:
     """A copy of a chain of ControlNets whose hints show the window."""
     from .control import IdentityControl
 
-    copied = control.copy()
+    if control in nets:
+        return nets[control]
+    copied = nets[control] = control.copy()
     if isinstance(copied, IdentityControl):
-        copied.net, copied.scope = _cut_hints(copied.net, window, side), window.scope(copied.scope, side)
+        copied.net, copied.scope = _cut_hints(copied.net, window, side, nets), window.scope(copied.scope, side)
     if isinstance(getattr(copied, "cond_hint_original", None), Tensor):
         copied.cond_hint_original = window.cut(copied.cond_hint_original, side)
     if beside := getattr(copied, "extra_concat_orig", None):  # masks of nets for inpainting
         copied.extra_concat_orig = [window.cut(planes, side) for planes in beside]
     before = getattr(control, "previous_controlnet", None)
     if before is not None:
-        copied.set_previous_controlnet(_cut_hints(before, window, side))
+        copied.set_previous_controlnet(_cut_hints(before, window, side, nets))
     return copied
 
 
@@ -186,7 +196,7 @@ class Sampling:
         import latent_preview
 
         side = pixels.shape[1]
-        latent = self.vae.encode(pixels)
+        latent, nets = self.vae.encode(pixels), {}
         made = comfy.sample.sample(
             model_in(window, self.model, side),
             comfy.sample.prepare_noise(latent, seed),
@@ -194,8 +204,8 @@ class Sampling:
             self.cfg,
             self.sampler,
             self.scheduler,
-            prompt_in(window, self.positive, latent, side),
-            prompt_in(window, self.negative, latent, side),
+            prompt_in(window, self.positive, latent, side, nets),
+            prompt_in(window, self.negative, latent, side, nets),
             latent,
             denoise=self.denoise,
             noise_mask=None if mask is None else mask[None],

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from likeness.errors import LikenessError
 from likeness.restoration import upscale
 from likeness.restoration.spandrel_files import described
-from likeness.restoration.tiles import SMALLEST, STRETCH, TILE, feather, fitted, tiles_of, upscaled
+from likeness.restoration.tiles import (
+    GRID,
+    OVERLAP,
+    SMALLEST,
+    STEEP,
+    STRETCH,
+    TILE,
+    feather,
+    fitted,
+    tiles_of,
+    upscaled,
+)
 
 
 def doubled(window: torch.Tensor) -> torch.Tensor:
@@ -42,7 +53,7 @@ def test_tiles_cover_the_picture_and_a_local_network_gives_the_same_as_untiled(h
 @given(st.integers(1, 8000), st.integers(1, 8000))
 def test_fitted_tiles_are_bounded_alike_and_see_no_more_than_fixed_ones(height, width):
     tile = fitted(height, width)
-    assert max(tile) <= STRETCH * TILE
+    assert max(tile) <= STRETCH * TILE and all((side - OVERLAP) % GRID == 0 for side in tile)
     ours, fixed = (list(tiles_of(height, width, size)) for size in (tile, (TILE, TILE)))
     assert sum(t.height * t.width for t in ours) <= sum(t.height * t.width for t in fixed)
     assert len(ours) <= len(fixed)
@@ -55,6 +66,20 @@ def test_away_from_the_seams_a_real_network_gives_the_same_as_untiled():
     assert (tiled - whole).abs().max() < 0.1  # its field of view is wider than the overlap
     inside = (slice(None), slice(None), slice(0, 30), slice(0, 30))
     assert torch.allclose(tiled[inside], whole[inside], atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("size", [(300, 410), (211, 333)])
+def test_seams_do_not_show(scale, size):
+    """Networks that fold 2 x 2 or 4 x 4 pixels see another picture in a tile that begins between their places."""
+    made, picture = network(scale), torch.rand(1, 3, *size)
+    with torch.no_grad():
+        whole = made.descriptor(picture)
+        tile = fitted(*size, 160)
+        ours, linear = (upscaled(picture, made.descriptor, scale, tile, OVERLAP, power=power) for power in (STEEP, 1))
+    assert len(list(tiles_of(*size, tile))) >= 4
+    assert (ours - whole).abs().max() < 1 / 255
+    assert (ours - whole).abs().max() < (linear - whole).abs().max() / 3
 
 
 def test_full_memory_halves_the_tile_down_to_the_smallest():
@@ -116,6 +141,8 @@ def test_a_cancel_inside_the_loop_ends_it():
 def test_the_feather_never_reaches_nothing():
     weights = feather(64, 40, 8)
     assert weights.min() > 0 and weights.max() == 1
+    steep = feather(512, 512, 32 * 8, STEEP)
+    assert steep.min() > 0 and torch.allclose((steep * 0.7).div(steep), torch.tensor(0.7))  # a corner has one tile
     assert torch.equal(feather(8, 64, 8)[0, 0, :, 32], torch.ones(8))  # not longer than the fade
 
 

@@ -61,6 +61,22 @@ def test_two_faces_of_a_batch_get_noise_of_their_own(detail, photo):
     assert not torch.equal(finished[0], finished[1]) and "2 faces" in report
 
 
+def test_a_cancel_between_two_faces_ends_the_run(detail, photo, world, monkeypatch):
+    import comfy.model_management as host
+
+    decoded = []
+
+    def decode(latent, plain=world["vae"].decode):
+        decoded.append(1)
+        host.interrupt_current_processing(True)
+        return plain(latent)
+
+    monkeypatch.setattr(world["vae"], "decode", decode)
+    with pytest.raises(host.InterruptProcessingException):
+        detail(photo.repeat(3, 1, 1, 1))
+    assert len(decoded) == 1 and not host.processing_interrupted()
+
+
 def test_a_batch_without_faces_passes_and_transparency_stays(detail, photo):
     black = coloured(BLACK)
     finished, *_, report = detail(black)
@@ -125,13 +141,64 @@ def test_parts_that_do_not_belong_together_are_said(detail, photo, recipes):
         detail(photo, sampler_name="fast")
 
 
-def test_the_models_of_the_graph_are_not_touched(detail, photo, world):
-    before = {key: value.clone() for key, value in world["model"].model.state_dict().items()}
-    text = world["positive"][0][0].clone()
-    options = dict(world["model"].model_options)
-    detail(photo)
-    assert all(torch.equal(value, before[key]) for key, value in world["model"].model.state_dict().items())
-    assert torch.equal(world["positive"][0][0], text) and world["model"].model_options == options
+class Vae16:
+    """A VAE of 16 channels, as FLUX has it: colours and their squares, eight times smaller."""
+
+    latent_channels = 16
+
+    def encode(self, pixels):
+        small = torch.nn.functional.avg_pool2d(pixels.permute(0, 3, 1, 2), 8)
+        return torch.cat([small, small**2, small.repeat(1, 4, 1, 1)[:, :10]], 1)
+
+    def decode(self, latent):
+        return torch.nn.functional.interpolate(latent[:, :3], scale_factor=8).permute(0, 2, 3, 1).clamp(0, 1)
+
+
+@pytest.fixture
+def family(recipes):
+    """name -> MODEL, VAE and what a prompt for it holds."""
+
+    def make(name):
+        if name == "sd15":
+            return recipes.tiny_sd15(), recipes.tiny_vae(), {"width": 64}
+        if name == "sdxl":
+            return recipes.tiny_sdxl(), recipes.tiny_vae(), {"width": 128, "pooled": recipes.SDXL_POOLED}
+        return recipes.tiny_flux(), Vae16(), {"width": 48, "pooled": 32, "guidance": 3.5}
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux"])
+def test_nothing_of_the_graph_is_touched(detail, photo, recipes, family, name):
+    """Image, MODEL, VAE, prompts and all that hangs on them, for every family of models and with everything at once."""
+    model, vae, kind = family(name)
+    width = kind.pop("width")
+    mask, beside = torch.rand(1, 30, 30), torch.rand(1, 16 if name == "flux" else 4, 8, 8)
+    area = ("percentage", 1.0, 1.0, 0.0, 0.0)
+    extra = {"mask": mask, "mask_strength": 1.0, "reference_latents": [beside], **kind}
+    if name == "sd15":
+        net = recipes.controlnet(recipes.SD15_TINY)
+        net.set_cond_hint(torch.rand(1, 3, 64, 60), 1.0, (0.0, 1.0))
+        extra |= {"control": net, "control_apply_to_uncond": True}
+    positive = recipes.conditioning(width, seed=1, **extra) + recipes.conditioning(width, seed=2, area=area, **kind)
+    negative = recipes.conditioning(width, seed=3, **kind)
+    before = {key: value.clone() for key, value in model.model.state_dict().items()}
+    options, patches, wrappers = repr(model.model_options), dict(model.patches), repr(model.wrappers)
+    prompts = [[(pair[0], pair[0].clone(), dict(pair[1])) for pair in prompt] for prompt in (positive, negative)]
+    image, region = photo.clone(), torch.ones(1, 64, 60)
+    finished, *_, report = detail(
+        image, model=model, vae=vae, positive=positive, negative=negative, region=region, denoise=0.5, steps=2
+    )
+    assert "1 restored" in report and not torch.equal(finished, photo) and finished.isfinite().all()
+    assert torch.equal(image, photo) and bool((region == 1).all())
+    assert all(torch.equal(value, before[key]) for key, value in model.model.state_dict().items())
+    assert (repr(model.model_options), model.patches, repr(model.wrappers)) == (options, patches, wrappers)
+    for prompt, was in zip((positive, negative), prompts, strict=True):
+        for (text, values), (same, content, given) in zip(prompt, was, strict=True):
+            assert text is same and torch.equal(text, content) and values.keys() == given.keys()
+            assert all(values[key] is given[key] for key in values)
+    if name == "sd15":
+        assert net.cond_hint_original.shape == (1, 3, 64, 60) and net.cond_hint is None
 
 
 # --- the prompt in a window
@@ -173,6 +240,17 @@ def test_hints_of_a_chain_of_controlnets_show_the_window(recipes):
     for one in (values["control"], values["control"].previous_controlnet):
         assert one.cond_hint_original.shape == (1, 3, 32, 32) and one.cond_hint_original[..., 2:-2, 2:-2].min() == 1
     assert net.cond_hint_original is hint and before.cond_hint_original is hint
+
+
+def test_prompts_that_share_a_net_share_its_copy(recipes):
+    """The host samples them as one batch only then."""
+    net, nets, latent = recipes.controlnet(recipes.SD15_TINY), {}, torch.zeros(1, 4, 8, 8)
+    net.cond_hint_original = torch.zeros(1, 3, 80, 80)
+    given = [[torch.zeros(1, 77, 8), {"control": net}]]
+    [[_, positive]], [[_, negative]] = (prompt_in(QUARTER, given, latent, 32, nets) for _ in range(2))
+    assert positive["control"] is negative["control"] and positive["control"] is not net
+    [[_, alone]] = prompt_in(QUARTER, given, latent, 32)
+    assert alone["control"] is not positive["control"]
 
 
 def test_a_window_is_the_jobs_square():

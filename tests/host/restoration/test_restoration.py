@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 
 import pytest
@@ -205,6 +207,38 @@ def test_cancel_ends_the_loop(run, restorer, photo):
     with pytest.raises(host.InterruptProcessingException):
         run("RestoreFaces", **inputs(restorer, photo.repeat(3, 1, 1, 1)))
     assert not host.processing_interrupted()
+
+
+def tensors() -> int:
+    """How many bytes of tensors are alive."""
+    gc.collect()
+    return sum(one.nbytes for one in gc.get_objects() if isinstance(one, torch.Tensor))
+
+
+@pytest.mark.parametrize("enlarged", [False, True])
+def test_a_cancel_in_a_long_sequence_leaves_nothing(run, restorer, photo, upscale_model, enlarged, monkeypatch):
+    import comfy.model_management as host
+
+    frames = photo.repeat(30, 1, 1, 1)
+    more = {"upscale_model": upscale_model(), "scale_by": 2.0} if enlarged else {}
+    node = "UpscalePortrait" if enlarged else "RestoreFaces"
+    plain, calls = restorer.restorer.network.forward, []
+
+    def forward(*given, **named):
+        calls.append(1)
+        if len(calls) == 10:
+            host.interrupt_current_processing(True)
+        return plain(*given, **named)
+
+    run(node, **inputs(restorer, photo, **more))
+    before = tensors()
+    monkeypatch.setattr(restorer.restorer.network, "forward", forward)
+    with contextlib.suppress(host.InterruptProcessingException):  # pytest.raises would hold on to the frames
+        run(node, **inputs(restorer, frames, **more))
+    assert 10 <= len(calls) < 16 and not host.processing_interrupted()
+    assert tensors() == before and torch.equal(frames, photo.repeat(30, 1, 1, 1))
+    monkeypatch.undo()
+    assert "1 restored" in run(node, **inputs(restorer, photo, **more))[-1]
 
 
 # --- enlarging
