@@ -226,7 +226,7 @@ def test_the_guard_keeps_the_person_where_plain_restoration_loses_them():
     assert measured.fate is Fate.RESTORED and measured.likeness and measured.likeness.kept < 0
     assert reduced.fate is Fate.REDUCED and reduced.share in SHARES
     assert reduced.likeness and reduced.likeness.before == pytest.approx(1.0) and reduced.likeness.kept >= 0.6
-    for words in ("reduced to", "likeness 1.00 before", "if it were restored in full", "somebody else"):
+    for words in ("reduced to", "likeness 1.00 before", "if it were restored in full", "another person"):
         assert words in reduced.sentence()
 
 
@@ -362,5 +362,5 @@ def test_an_identity_of_another_recogniser_is_seen_again_by_this_one():
     assert outcome.likeness and outcome.likeness.before > 0.9 and outcome.fate is not Fate.RESTORED
     no_crops = {key: value[:0] for key, value in vars(ann).items() if key in ("aligned", "portraits", "keypoints")}
     boxes_only = Identity(**{**vars(elsewhere), **no_crops})
-    with pytest.raises(LikenessError, match="no aligned face to be seen by by tint"):
+    with pytest.raises(LikenessError, match="no aligned face that could be embedded by by tint"):
         guard_of(FaceAnalysis("tints", Nobody(), ByTint()), 0.5, boxes_only)
