@@ -432,8 +432,7 @@ class RestoreFaces(Node):
             description=(
                 "Restores faces with GFPGAN, RestoreFormer or CodeFormer, and keeps the person: every face is compared "
                 "with itself before, and restored less, or not at all, where it would become another person. The "
-                "report "
-                "says what was done to each."
+                "report says what was done to each."
             ),
             inputs=[
                 io.Image.Input("image", tooltip="One picture or a batch; transparency and size stay as they are."),

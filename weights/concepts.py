@@ -199,8 +199,7 @@ class _Reader:
         if not (self._weights or self._halves or self._tokens or self._embed is not None):
             raise LikenessError(
                 f"{name!r} is not a Custom Diffusion file (none of its {len(self._unknown)} entries is a key, a value "
-                "or "
-                "a word): choose a delta.bin, pytorch_custom_diffusion_weights or one that was trained here."
+                "or a word): choose a delta.bin, pytorch_custom_diffusion_weights or one that was trained here."
             )
         if self._unknown:
             raise LikenessError(

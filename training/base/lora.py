@@ -193,7 +193,6 @@ def load_lora(file: Path, unet: nn.Module, encoders: Sequence[nn.Module]) -> Sta
         first = f"{len(unknown)} entries fit none of its layers, such as {unknown[0]!r}" if unknown else "it is empty"
         raise LikenessError(
             f"'{file.name}' is not a LoRA of this model, or is of a kind that cannot be trained further ({first}): "
-            "choose "
-            "one that was made for it."
+            "choose one that was made for it."
         )
     return StartLora(found[0].pairs, tuple(part.pairs for part in found[1:]))

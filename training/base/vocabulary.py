@@ -125,8 +125,7 @@ def _first_values(token: NewToken, tower: TextTower, random: torch.Generator) ->
         if not ids or ids == [tower.tokenizer.unk_token_id]:
             raise LikenessError(
                 f"The word '{token.start}' that '{token.name}' should start from is not a word that the text encoder "
-                "knows: "
-                "choose a common word such as 'person'."
+                "knows: choose a common word such as 'person'."
             )
         if len(ids) > token.vectors:  # none is left out
             return torch.stack([table[part].mean(0) for part in torch.tensor(ids).tensor_split(token.vectors)])

@@ -504,8 +504,7 @@ def build_dataset(
     if settings.kind is DatasetKind.PERSON and analysis is None and not all(photo.has_mask for photo in photos):
         raise LikenessError(
             "The faces of a person's photos cannot be found without a face analysis: connect one, or put a mask "
-            "beside every "
-            "picture (anna.mask.png for anna.jpg)."
+            "beside every picture (anna.mask.png for anna.jpg)."
         )
     findings = []
     for number, photo in enumerate(photos):
