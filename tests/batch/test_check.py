@@ -43,7 +43,7 @@ def problems(desk, plan=None, fakes=None):
         ("note", "8", "meta.note"),
         ("Save.images", "8", "fed by another node"),
         ("Paint.text", "sk-abcdefghijklmnopqrstuvwxyz012345", "key or a password"),
-        ("meta.api_key", "x", "keys and passwords"),
+        ("meta.api_key", "x", "named like a key or a password"),
         ("Paint.text", '"=json:[""1"", 0]"', "link"),
     ],
 )

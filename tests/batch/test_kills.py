@@ -292,7 +292,7 @@ def test_an_api_key_in_a_column_is_refused(desk):
     async def go():
         async with serving(Fake()) as fakes:
             found = (await desk.check(fakes, desk.plan(allow_paid=True))).problems.found
-            assert "is called as keys and passwords are" in str(found[0])
+            assert "is named like a key or a password" in str(found[0])
 
     run(go())
 

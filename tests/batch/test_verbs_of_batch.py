@@ -127,7 +127,7 @@ def test_parquet_as_a_table_and_beside_the_manifest(desk, fake):
     assert [posted["prompt"]["1"]["inputs"]["strength"] for posted in fake.posted] == [0.5, 1.0]
     assert parquet.read_table(desk.out / "manifest.parquet")["state"].to_pylist() == ["done", "done"]
     table.write_bytes(b"PAR1 and no more")
-    with pytest.raises(LikenessError, match="no Parquet file"):
+    with pytest.raises(LikenessError, match="not a Parquet file"):
         list(Table(table))
 
 
