@@ -20,7 +20,6 @@ import tarfile
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -401,13 +400,15 @@ def read_counts(report: Path) -> dict[str, int]:
 
 def slowest_files(report: Path, count: int = 8) -> list[str]:
     """The files of tests that took longest, with their seconds; empty without a whole report."""
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = {}
     try:
         for case in ElementTree.parse(report).iter("testcase"):
-            seconds[case.get("classname", "").removeprefix("tests.")] += float(case.get("time", 0))
+            name = case.get("classname", "").removeprefix("tests.")
+            seconds[name] = seconds.get(name, 0.0) + float(case.get("time", 0))
     except (OSError, ElementTree.ParseError):
         return []
-    return [f"{name} {time:.0f} s" for name, time in seconds.most_common(count)]
+    longest = sorted(seconds, key=seconds.__getitem__, reverse=True)[:count]
+    return [f"{name} {seconds[name]:.0f} s" for name in longest]
 
 
 def main(arguments: list[str]) -> int:
