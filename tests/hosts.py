@@ -20,7 +20,7 @@ import tarfile
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -401,13 +401,13 @@ def read_counts(report: Path) -> dict[str, int]:
 
 def slowest_files(report: Path, count: int = 8) -> list[str]:
     """The files of tests that took longest, with their seconds; empty without a whole report."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     try:
         for case in ElementTree.parse(report).iter("testcase"):
             seconds[case.get("classname", "").removeprefix("tests.")] += float(case.get("time", 0))
     except (OSError, ElementTree.ParseError):
         return []
-    return [f"{name} {time:.0f} s" for name, time in seconds.most_common(count)]
+    return [f"{name} {time:.0f} s" for name, time in sorted(seconds.items(), key=lambda item: -item[1])[:count]]
 
 
 def main(arguments: list[str]) -> int:
