@@ -307,6 +307,26 @@ def test_words_beyond_the_77th_are_read_as_text(load, paint, title):
     assert same(twice, short) and not same(long, short)
 
 
+def test_two_prompts_of_one_batch_are_both_about_the_person(load, paint):
+    """The host runs both beside the negative and takes their mean: one prompt twice is that prompt."""
+    model, positive, _ = paint.apply(load(), person())
+    once = positive or paint.text[0]
+    assert same(paint.sample(model, [*once, *once], steps=2), paint.sample(model, once, steps=2))
+
+
+def test_weights_that_stay_in_main_memory_make_no_difference(load, paint, monkeypatch):
+    """Where memory is short the host brings every layer when its turn comes, with what patches make of it."""
+    import comfy.model_management as management
+
+    model, positive, _ = paint.apply(load(), person())
+    expected = paint.sample(model, positive, steps=2)
+    whole = management.LoadedModel.model_load
+    monkeypatch.setattr(management.LoadedModel, "model_load", lambda self, _=0, **how: whole(self, 0.1, **how))
+    management.unload_all_models()
+    found = paint.sample(model, positive, steps=2)
+    assert model.model.model_lowvram and same(found, expected)
+
+
 def test_a_batch_is_its_pictures(load, paint):
     """Two pictures of one noise are the same picture, and the one that is painted alone."""
     model, positive, _ = paint.apply(load(), person())
