@@ -54,8 +54,8 @@ class Two:
     places = ((0, 20, 60, 80), 0.7), ((60, 40, 80, 60), 0.9)  # box, score
 
     def detect(self, image_bgr, size=None):
-        five = np.float32([(0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.35, 0.8), (0.65, 0.8)])
-        boxes = [(np.float32(box), score) for box, score in self.places]
+        five = np.array([(0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.35, 0.8), (0.65, 0.8)], np.float32)
+        boxes = [(np.array(box, np.float32), score) for box, score in self.places]
         return [Detection(box, score, box[:2] + five * (box[2:] - box[:2])) for box, score in boxes]
 
     def embed(self, image_rgb, keypoints):
