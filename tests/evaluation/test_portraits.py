@@ -134,7 +134,7 @@ def test_the_recogniser_that_made_the_identity_is_refused(colours, ann, other_ju
         judge_pictures(colours.of(RED), [ann], other_judge)
     allowed = judge_pictures(colours.of(RED), [ann], other_judge, allow_same_recogniser=True)
     assert "**Warning: judge equals conditioner" in verdict_markdown("Report", allowed)
-    with pytest.raises(LikenessError, match="connect an identity"):
+    with pytest.raises(LikenessError, match="no identity to compare with: connect one"):
         judge_pictures(colours.of(RED), [], other_judge)
 
 

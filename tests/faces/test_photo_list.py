@@ -79,7 +79,7 @@ def test_what_is_no_photo_is_no_error(tmp_path, kind):
     bad_values.FILES[kind](place / "b")
     found = list_photos(place)
     if kind in ("fifo", "socket", "broken link", "looping link"):
-        assert not found.photos and "a.jpg: these are no files" in found.not_used[0]
+        assert not found.photos and "a.jpg: these are not files" in found.not_used[0]
     elif kind not in ("missing", "folder"):
         assert names(found.photos) == ["a.jpg"], "its content is the reader's business"
 

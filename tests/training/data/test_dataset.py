@@ -373,7 +373,7 @@ def test_nothing_to_train_on_is_an_error():
 
 
 def test_a_person_needs_somebody_to_look_for_faces_or_masks():
-    with pytest.raises(LikenessError, match="connect a face analysis, or put a mask"):
+    with pytest.raises(LikenessError, match="without a face analysis: connect one, or put a mask"):
         build([photo()], analysis=None)
     mask = np.zeros((200, 160), np.uint8)
     mask[50:130, 40:120] = 255
