@@ -32,6 +32,8 @@ from likeness.injection.comfy import edited
 
 SYSTEMS = {kind.title: kind for kind in (*adapters.SYSTEMS, toy.SYSTEM)}
 CASES = cases()
+# Applied by Apply Identity; the others write the prompt, which the host's nodes put into areas.
+in_the_model = pytest.mark.parametrize("title", [kind for kind in SYSTEMS if not CASES[kind].prompt], indirect=True)
 
 
 def test_every_system_is_in_the_contract():
@@ -296,10 +298,9 @@ def test_frames_in_windows_are_those_of_one_batch(load, paint, title):
         assert same(paint.sample(windows(model, 2), positive, **frames), whole), windows.__name__
 
 
-def test_words_beyond_the_77th_are_read_as_text(load, paint, title):
+@in_the_model
+def test_words_beyond_the_77th_are_read_as_text(load, paint):
     """Official codes cut the text there, or take the rest for tokens of theirs."""
-    if CASES[title].prompt:
-        pytest.skip("it writes the prompt itself")
     model, *_ = paint.apply(load(), person())
     ((states, told),), _ = paint.text
     more = [states, 0.5 * states, states.repeat(1, 2, 1)]  # a softmax does not notice that every token is there twice
@@ -355,9 +356,8 @@ def test_prompts_for_areas_beside_it(load, paint, recipes):
         assert not same(with_person, paint.sample(paint.world.model, [*plain, *tree]))
 
 
-def test_masks_of_any_size_and_none_that_cannot_be_one(load, paint, title, alone):
-    if CASES[title].prompt:
-        pytest.skip("its prompt is put into an area by the host's nodes")
+@in_the_model
+def test_masks_of_any_size_and_none_that_cannot_be_one(load, paint, alone):
     adapter, soft = load(), torch.linspace(0.2, 0.9, 7 * 5).view(7, 5)
     for mask in (soft, torch.ones(1, 640, 8), soft[None].repeat(3, 1, 1)):
         painted = paint.sample(paint.apply(adapter, person(), attn_mask=mask)[0])
