@@ -26,11 +26,11 @@ from ..faces import (
     to_photos,
 )
 from ..faces.analysis import Recogniser
+from ..faces.select import is_inside
 from ..storage import write_once
 from .statistics import auc, eer, threshold_at
 
 LEAST_SCORE = 0.5  # of a detection that counts as a face
-FACE_INSIDE = 0.5  # of a mask, at the middle of a face that counts
 FALSE_MATCH_RATES = (1e-1, 1e-2, 1e-3)
 TYPICAL_GENUINE = 0.46  # median cosine of two photos of one person in MultiID-2M, by ArcFace (arXiv 2510.14975)
 MOST_PERCENT = 120.0
@@ -277,14 +277,6 @@ def _look(
     if not np.isfinite(embedding).all() or not np.any(embedding):
         return None, "the recogniser returned NaN", len(faces)
     return replace(face, embedding=embedding, recogniser=recogniser.name), "", len(faces)
-
-
-def is_inside(face: Face, region: torch.Tensor, size: tuple[int, int]) -> bool:
-    """Whether the middle of the face's box lies on a mask (h, w) that stands for a picture of this height and width."""
-    x, y = (face.box[:2] + face.box[2:]) / 2
-    row = int(np.clip(y / size[0] * region.shape[0], 0, region.shape[0] - 1))
-    column = int(np.clip(x / size[1] * region.shape[1], 0, region.shape[1] - 1))
-    return bool(region[row, column] > FACE_INSIDE)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..checks import as_mask, require_painted
 from ..errors import LikenessError
 from ..faces import Face, FaceAnalysis, Identity, cosine_similarity, mean_direction, to_photos
+from ..faces.select import face_regions, is_inside
 from ..faces.similarity import ARCFACE_SAME, on_scale_of
 from .copying import mean_copy
 from .identity import (
-    FACE_INSIDE,
     LEAST_SCORE,
     Calibration,
     References,
     check_judge,
-    is_inside,
     percent,
     recogniser_of,
     references_of,
@@ -125,7 +123,7 @@ def judge_pictures(
         raise LikenessError("There is no identity to compare with: connect one.")
     if not len(images):
         raise LikenessError("There is no picture to judge: connect at least one.")
-    regions = None if regions is None else _regions(regions, len(images))
+    regions = None if regions is None else face_regions(regions, len(images))
     warnings = check_judge(judge, [identity.recogniser for identity in identities], allow_same_recogniser)
     people = [references_of(identity, judge) for identity in identities]
     others = None if held_out is None else _other_photos(held_out, judge, identities, people, after_each)
@@ -204,18 +202,6 @@ def _as_benchmarks_count(
     if len(means) == 1:
         return []
     return [replace(multi_id(seen, means, means), sim_gt=math.nan, copy_paste=math.nan) for seen in faces]
-
-
-def _regions(regions: torch.Tensor, pictures: int) -> torch.Tensor:
-    """Where faces count, (1 | pictures, H, W); LikenessError for masks that are none, or in which no face can lie."""
-    regions = as_mask(regions, "The mask 'region'")
-    if len(regions) not in (1, pictures):
-        raise LikenessError(
-            f"There are {len(regions)} masks on 'region' for {pictures} pictures: connect one mask, or one for each "
-            "picture."
-        )
-    require_painted(regions.amax(0, keepdim=True), "The mask 'region'", FACE_INSIDE)
-    return regions
 
 
 def _all_faces(image: torch.Tensor, number: int, judge: FaceAnalysis, regions: torch.Tensor | None) -> list[Face]:

@@ -15,7 +15,7 @@ from .analysis import FaceAnalysis
 from .face import Face
 from .identity import HEAD_FACTOR, HEAD_SIZE, OUTLIER_COSINE, Identity, build_identity
 from .keypoints import Drawing, KeypointCanvas
-from .select import Choice, order_faces
+from .select import Choice, face_regions, is_inside, order_faces
 from .similarity import cosine_similarity
 
 SMALLEST_FACE = 32  # pixels; recognisers see mostly interpolation below
@@ -34,7 +34,8 @@ class IfNone(Enum):
 class Rule:
     """Which face of a photo is meant. `index` counts in the order of `choice`; `reference` is for SIMILAR only.
 
-    A face counts when both sides of its box have at least `min_size` pixels.
+    A face counts when both sides of its box have at least `min_size` pixels, and its middle lies on `region`, where
+    there is one: a mask for all photos, or one for each, of any size.
     """
 
     choice: Choice = Choice.LARGEST
@@ -42,6 +43,7 @@ class Rule:
     if_none: IfNone = IfNone.ERROR
     min_size: int = SMALLEST_FACE
     reference: Identity | None = None
+    region: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,8 @@ def find_faces(
     """
     rule = rule or Rule()
     _check_reference(analysis, rule)
+    if rule.region is not None:
+        rule = replace(rule, region=face_regions(rule.region, len(photos)))
     chosen: list[Face | None] = []
     all_faces: list[list[Face]] = []
     whole = set()
@@ -132,6 +136,16 @@ def _faces_of(analysis: FaceAnalysis, photo: np.ndarray, number: int, where: str
             f"The faces in {where} are too small: the largest has {width:.0f}x{height:.0f} pixels and min_size is "
             f"{rule.min_size}; use a larger photo, or lower min_size."
         )
+    if rule.region is not None:
+        region = rule.region[min(number, len(rule.region) - 1)]
+        outside = len(large)
+        large = [face for face in large if is_inside(face, region, photo.shape[:2])]
+        if not large:
+            return [], (
+                f"No face in {where} has its middle on the mask 'region' ({outside} lie outside): paint over the face "
+                "that "
+                "is meant, or disconnect the mask."
+            )
     if rule.choice is Choice.ONLY and len(large) > 1:
         raise LikenessError(
             f"In {where} {len(large)} faces were found where only one was expected: crop it, or choose a rule, for "

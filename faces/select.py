@@ -8,9 +8,12 @@ from enum import Enum
 import numpy as np
 import torch
 
+from ..checks import as_mask, require_painted
 from ..errors import LikenessError
 from .face import Face
 from .similarity import cosine_similarity
+
+FACE_INSIDE = 0.5  # of a mask, at the middle of a face that counts
 
 
 class Choice(Enum):
@@ -67,3 +70,23 @@ def _likeness(face: Face, reference: torch.Tensor | None) -> float:
             "make both with the same face analysis."
         )
     return float(cosine_similarity(torch.from_numpy(face.embedding)[None], reference.reshape(1, -1))[0, 0])
+
+
+def face_regions(regions: torch.Tensor, photos: int) -> torch.Tensor:
+    """Where faces count, (1 | photos, H, W); LikenessError for masks that are none, or in which no face can lie."""
+    regions = as_mask(regions, "The mask 'region'")
+    if len(regions) not in (1, photos):
+        raise LikenessError(
+            f"There are {len(regions)} masks on 'region' for {photos} pictures: connect one mask, or one for each "
+            "picture."
+        )
+    require_painted(regions.amax(0, keepdim=True), "The mask 'region'", FACE_INSIDE)
+    return regions
+
+
+def is_inside(face: Face, region: torch.Tensor, size: tuple[int, int]) -> bool:
+    """Whether the middle of the face's box lies on a mask (h, w) that stands for a picture of this height and width."""
+    x, y = (face.box[:2] + face.box[2:]) / 2
+    row = int(np.clip(y / size[0] * region.shape[0], 0, region.shape[0] - 1))
+    column = int(np.clip(x / size[1] * region.shape[1], 0, region.shape[1] - 1))
+    return bool(region[row, column] > FACE_INSIDE)

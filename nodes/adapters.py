@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..errors import LikenessError, logger
 from .adapter_files import adapter_choices, find_adapter, folder_of
-from .choices import finite, must_exist, named
+from .choices import finite, in_order, must_exist, named
 from .companions import find_eva, parse_aligned
 from .node import Node
 from .schema import (
@@ -202,6 +202,7 @@ class ApplyIdentity(Node):
         from .references import Options
 
         finite(strength=weight, start_at=start_at, end_at=end_at, lora_strength=lora_strength)
+        in_order(start_at, end_at)
         adapter, options = as_managed(adapter), options or Options()
         if adapter.needs.trigger_word is not None:
             raise LikenessError(

@@ -35,6 +35,12 @@ def one_of(options: Sequence[str], value: Any, name: str) -> str:
     raise LikenessError(f"{value!r} is not a choice for {name}: choose one of {', '.join(options)}.")
 
 
+def in_order(start_at: float, end_at: float) -> None:
+    """LikenessError for a window that ends before it starts; one without length is a way to switch something off."""
+    if start_at > end_at:
+        raise LikenessError(f"start_at is {start_at:g} and end_at {end_at:g}: enter a start that is not after the end.")
+
+
 def finite(**numbers: float) -> None:
     """LikenessError naming the first input that is not a finite number. Widgets give none, but linked inputs may."""
     for name, value in numbers.items():

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..adapters.instantid import EmbeddingPooling, InstantIDOptions
 from ..errors import LikenessError, logger
 from .adapters import CATEGORY, embedded_by
-from .choices import choices, finite, member
+from .choices import choices, finite, in_order, member
 from .node import Node
 from .references import Options
 from .schema import (
@@ -104,6 +104,7 @@ class IdentityControlNet(Node):
         from .adapter_socket import as_managed
 
         finite(strength=strength, start_at=start_at, end_at=end_at)
+        in_order(start_at, end_at)
         adapter, options = as_managed(adapter), options or Options()
         if not adapter.needs.keypoints:
             raise LikenessError(

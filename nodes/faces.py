@@ -262,6 +262,14 @@ class FindFaces(Node):
                     optional=True,
                     tooltip="The person to look for with the choice 'most similar to reference'; otherwise not used.",
                 ),
+                io.Mask.Input(
+                    "region",
+                    optional=True,
+                    tooltip=(
+                        "Only faces whose middle is white here count: paint over the face that is meant. One mask, "
+                        "or one for each photo."
+                    ),
+                ),
             ],
             outputs=[
                 FacesSocket.Output(
@@ -295,8 +303,10 @@ class FindFaces(Node):
         if_none: str = IfNone.ERROR.value,
         min_size: int = SMALLEST_FACE,
         reference: Identity | None = None,
+        region: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        rule = Rule(member(Choice, choice, "choice"), index, member(IfNone, if_none, "if_none"), min_size, reference)
+        none = member(IfNone, if_none, "if_none")
+        rule = Rule(member(Choice, choice, "choice"), index, none, min_size, reference, region)
         photos = to_photos(image)
         found = find_faces(adopt_analysis(face_analysis), photos, rule, counter(len(photos)))
         _log_choices(found, rule)

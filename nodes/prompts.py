@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..errors import LikenessError, logger
 from .adapter_socket import as_managed
-from .choices import choices, finite, member, readable
+from .choices import choices, finite, in_order, member, readable
 from .node import Node
 from .schema import (
     AdapterSocket,
@@ -135,6 +135,7 @@ class IdentityPrompt(Node):
         from .adapters import embedded_by
 
         finite(strength=strength, start_at=start_at, end_at=end_at, lora_strength=lora_strength)
+        in_order(start_at, end_at)
         readable(text=text, trigger_word=trigger_word)
         adapter = as_managed(adapter)
         if adapter.needs.trigger_word is None:

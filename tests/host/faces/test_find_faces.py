@@ -47,6 +47,36 @@ def test_index_counts_in_the_order_of_the_rule(run, mtcnn, six_people, index):
     assert faces.all_faces[0][index].box is faces.chosen[0].box
 
 
+def test_a_painted_region_says_which_face_is_meant(run, mtcnn, six_people):
+    faces, *_ = run("FindFaces", face_analysis=mtcnn, image=six_people, choice="left to right")
+    height, width = six_people.shape[1:3]
+    for wanted in faces.all_faces[0]:
+        x1, y1, x2, y2 = (int(value) for value in wanted.box)
+        region = torch.zeros(1, height, width)
+        region[:, y1:y2, x1:x2] = 1
+        half = torch.nn.functional.interpolate(region[None], scale_factor=0.5)[0]  # of any size
+        for mask in (region, half):
+            found, *_, count = run("FindFaces", face_analysis=mtcnn, image=six_people, region=mask)
+            assert count == 1 and np.array_equal(found.chosen[0].box, wanted.box)
+    corner = torch.zeros(1, height, width)
+    corner[:, :4, :4] = 1
+    for mask, words in (
+        (corner, "No face in the photo has its middle on the mask 'region' .6 lie outside."),
+        (torch.zeros(1, 64, 64), "'region' is empty"),
+        (torch.ones(3, 64, 64), "3 masks on 'region' for 1"),
+    ):
+        with pytest.raises(LikenessError, match=words):
+            run("FindFaces", face_analysis=mtcnn, image=six_people, region=mask)
+    skipped, *_ = run(
+        "FindFaces",
+        face_analysis=mtcnn,
+        image=six_people.repeat(2, 1, 1, 1),
+        if_none="skip photo",
+        region=torch.cat([torch.ones(1, height, width), corner]),
+    )
+    assert skipped.chosen[0] is not None and skipped.chosen[1] is None
+
+
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
