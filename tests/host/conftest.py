@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from helpers import server as server_module
 HERE = Path(__file__).parent
 
 _LOG_AT_START = pytest.StashKey[int]()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_to_search() -> None:
+    """What earlier modules have imported is not searched for garbage again; see `host_nodes`."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

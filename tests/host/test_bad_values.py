@@ -7,6 +7,7 @@ Values are handed over as a link hands them over, past the widgets' ranges, whic
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import math
 import re
@@ -237,6 +238,7 @@ def bench(recipes, tmp_path_factory):
             raise Begun
 
         made = Bench(recipes, base)
+        gc.freeze()  # as in `host_nodes`
         patch.setattr(comfy.model_management, "unload_all_models", begin)
         yield made
     folder_paths.filename_list_cache.clear()
