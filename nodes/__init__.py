@@ -32,6 +32,7 @@ class LikenessExtension(ComfyExtension):
             pulid,
             references,
             restoration,
+            sefi_ide,
             storymaker,
             training,
         )
@@ -50,6 +51,7 @@ class LikenessExtension(ComfyExtension):
             *storymaker.NODES,
             *ipadapter_plus.NODES,
             *concepts.NODES,
+            *sefi_ide.NODES,
             *dataset.NODES,
             *training.NODES,
             *miniature.NODES,

@@ -17,6 +17,7 @@ AdapterSocket = io.Custom("LIKENESS_ADAPTER,IPADAPTER")
 OptionsSocket = io.Custom("LIKENESS_ADAPTER_OPTIONS")
 EmbedsSocket = io.Custom("LIKENESS_EMBEDS")
 ConceptSocket = io.Custom("LIKENESS_CONCEPT")
+SubjectSocket = io.Custom("LIKENESS_SUBJECT")
 DatasetSocket = io.Custom("LIKENESS_DATASET")
 RestorerSocket = io.Custom("LIKENESS_RESTORER,FACERESTORE_MODEL,UPSCALE_MODEL")
 
