@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import signal
 import sys
@@ -12,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-ray = pytest.importorskip("ray", reason="likeness[ray] is not installed")
+from likeness.batch.check import check_plan
+from likeness.batch.local import Comfy
+from likeness.batch.ray_workers import ray_workers
+from likeness.batch.session import begin, execute
+from likeness.batch.work import End
 
-from likeness.batch.check import check_plan  # noqa: E402
-from likeness.batch.local import Comfy  # noqa: E402
-from likeness.batch.ray_workers import ray_workers  # noqa: E402
-from likeness.batch.session import begin, execute  # noqa: E402
-from likeness.batch.work import End  # noqa: E402
+from .conftest import QUICK
+from .test_engine import assert_whole, made_so_far
 
-from .conftest import QUICK  # noqa: E402
-from .test_engine import assert_whole, made_so_far  # noqa: E402
+pytestmark = pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="likeness[ray] is not installed")
 
 ROWS = 60
 MAIN = """
@@ -55,7 +56,7 @@ def comfy(tmp_path):
     folder.mkdir()
     (folder / "main.py").write_text(MAIN.format(tests=str(Path(__file__).parent), pids=str(pids)))
     yield Comfy(folder), pids
-    ray.shutdown()
+    importlib.import_module("ray").shutdown()
 
 
 def processes(pids: Path) -> dict[int, int]:

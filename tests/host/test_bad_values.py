@@ -114,6 +114,8 @@ class Bench:
         self.colour = by_colour
         world = self.small.World(recipes, base / "models")
         self.person, self.picture = self.small.person(2), self.colour.coloured(self.colour.RED, self.colour.DARK_RED)
+        restorer = described(restorers.restoreformer(), "x")
+        restorer.model.forward = lambda faces: (faces,)  # fast: what it makes of a face is not asked here
         judged = self.run("LikenessFindFaces", face_analysis=self.colour.BY_COLOUR, image=self.picture)
         adapter = world.adapter("plus")
         self.of_type: dict[str, Any] = {
@@ -134,12 +136,12 @@ class Bench:
             "LIKENESS_ADAPTER_OPTIONS": world.options(),
             "LIKENESS_EMBEDS": self.small.encoded(world),
             "LIKENESS_DATASET": datasets.dataset(),
-            "LIKENESS_RESTORER,FACERESTORE_MODEL,UPSCALE_MODEL": described(restorers.restoreformer(), "x"),
+            "LIKENESS_RESTORER,FACERESTORE_MODEL,UPSCALE_MODEL": restorer,
             "UPSCALE_MODEL": described(restorers.esrgan(scale=1), "x"),
             "LIKENESS_CONCEPT": concept(world.model),
         }
-        restorer = base / "models" / "facerestore_models" / "GFPGANv1.4.pth"
-        torch.save(restorers.gfpgan(), restorer)
+        file = base / "models" / "facerestore_models" / "GFPGANv1.4.pth"
+        torch.save(restorers.gfpgan(), file)
         self.run("LikenessSaveIdentity", identity=self.person, filename="good")
         self.run("LikenessSaveEmbeds", embeds=self.of_type["LIKENESS_EMBEDS"], filename="good")
         learned = self.of_type["LIKENESS_CONCEPT"]
@@ -160,7 +162,7 @@ class Bench:
                 "identity": replace(self.person, recogniser="antelopev2"),
             },
             "LikenessFaceKeypoints": {"faces": judged[0]},
-            "LikenessLoadFaceRestorer": {"file": restorer.name},
+            "LikenessLoadFaceRestorer": {"file": file.name},
             "LikenessRestoreFaces": {"identity_guard": 0.0},
             "LikenessUpscalePortrait": {"scale_by": 1.0},
             "LikenessPasteFacesBack": {"crops": judged[2]},
@@ -292,7 +294,7 @@ def _with_those_it_names(call: Callable[..., Any], **inputs: Any) -> Any:
     return call(**{name: value for name, value in inputs.items() if takes_all or name in parameters})
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_every_input_of_every_node_takes_bad_values_well(bench):
     faults = []
     for node_id, node in bench.nodes.items():

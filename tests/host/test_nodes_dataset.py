@@ -303,7 +303,7 @@ def test_values_that_a_workflow_file_may_hold_are_checked(node, places):
         ({"class_word": "a {b}"}, "The class word"),
         ({"identity": "x"}, "holds a str, not an identity"),
         ({"face_analysis": "x"}, "holds a str without a face detector"),
-        ({"face_analysis": None}, "connect a face analysis"),
+        ({"face_analysis": None}, "without a face analysis: connect one"),
         ({"image": torch.full((1, 64, 64, 3), float("nan"))}, "not numbers"),
     ):
         with pytest.raises(LikenessError, match=sentence):
