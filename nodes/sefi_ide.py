@@ -134,7 +134,7 @@ class SubjectPromptNode(Node):
                     io.Sigmas.Input(
                         "sigmas",
                         optional=True,
-                        tooltip="Of the sampling, from a scheduler node: the report then names the steps of each stage.",
+                        tooltip="Of the sampling, from a scheduler node: the report then names each stage's steps.",
                     )
                 ),
             ],

@@ -27,6 +27,7 @@ OWN_FILE_LOADERS = {
     "LikenessLoadIdentity",
     "LikenessLoadEmbeds",
     "LikenessLoadConcept",
+    "LikenessLoadSubject",
 }  # of files that the user has saved: no downloads
 
 TITLE_HEIGHT = 30

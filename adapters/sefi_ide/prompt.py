@@ -8,8 +8,10 @@ the text itself, and its pooled vector, name the class word there. One prompt ed
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -26,11 +28,10 @@ _STAND_INS = ("sks", "img", "olis", "shs", "ktn", "ohwx", "wbo")
 
 @dataclass(frozen=True)
 class Shares:
-    ""
+    """How much of the subject each stage reads, the rest being the class word: 1 all, 0 nothing.
 
-    ""
-    """How much of the subject each stage reads, the rest being the class word: 1 all, 0 nothing. From the first steps to
-    the last; one number stands for all stages."""
+    From the first steps to the last; one number stands for all stages.
+    """
 
     keys: tuple[float, ...] = (1.0,)
     values: tuple[float, ...] = (1.0,)
@@ -60,7 +61,7 @@ def subject_prompt(
     shares = shares or Shares()
     _must_fit(encoder, subjects)
     _must_differ(subjects)
-    used = [subject for subject in subjects if subject.placeholder in text]
+    used = [subject for subject in subjects if _says([subject]).search(text)]
     missing = tuple(subject.placeholder for subject in subjects if subject not in used)
     _must_be_one_or_all(shares, used)
     text, stand_ins = _with_stand_ins(encoder, text, used)
@@ -102,8 +103,7 @@ def _intervals(subjects: Sequence[Subject]) -> list[tuple[int, int]]:
         for stage in range(1, subject.stages):
             borders.add(-(-stage * TIMESTEPS // subject.stages))
     ordered = sorted(borders)
-    pairs = zip(ordered, ordered[1:], strict=False)
-    return [(low, high - 1) for low, high in pairs][::-1] if subjects else []
+    return [(low, high - 1) for low, high in pairwise(ordered)][::-1] if subjects else []
 
 
 def _vectors(subject: Subject, timestep: int, kind: int) -> dict[str, Tensor]:
@@ -118,19 +118,19 @@ def _with_stand_ins(
     encoder: TextEncoder, text: str, subjects: Sequence[Subject]
 ) -> tuple[str, list[Mapping[str, int]]]:
     """The text with a word of one token for each subject, and that token's id by tower."""
-    bare = text
-    for subject in subjects:
-        bare = bare.replace(subject.placeholder, " ")
+    says = _says(subjects)
+    bare = says.sub(" ", text)
     present = {
         name: {token.id for token in row if isinstance(token.id, int)} for name, row in _safe(encoder, bare).items()
     }
     found: list[Mapping[str, int]] = []
+    places: dict[str, str] = {}
     words = iter(_STAND_INS)
     for subject in subjects:
         for word in words:
             cut = _one_token(encoder, word)
             if cut and not any(cut[name] in present[name] for name in cut):
-                text = text.replace(subject.placeholder, f" {word} ")
+                places[subject.placeholder.lower()] = f" {word} "
                 found.append(cut)
                 break
         else:
@@ -139,7 +139,17 @@ def _with_stand_ins(
                 "words such "
                 f"as {', '.join(_STAND_INS[:2])}."
             )
-    return text, found
+    return says.sub(lambda match: places[match[0].lower()], text), found
+
+
+def _says(subjects: Sequence[Subject]) -> re.Pattern[str]:
+    """Where a text names these subjects, in any case; not inside of other words."""
+    names = []
+    for word in sorted((subject.placeholder for subject in subjects), key=len, reverse=True):
+        before = r"(?<!\w)" if word[:1].isalnum() else ""
+        after = r"(?!\w)" if word[-1:].isalnum() else ""
+        names.append(f"{before}{re.escape(word)}{after}")
+    return re.compile("|".join(names) or r"(?!)", re.IGNORECASE)
 
 
 def _safe(encoder: TextEncoder, text: str) -> Tokens:
@@ -204,7 +214,7 @@ def _must_differ(subjects: Sequence[Subject]) -> None:
     names = [subject.placeholder for subject in subjects]
     for number, name in enumerate(names):
         for other in names[:number]:
-            if name in other or other in name:
+            if name.lower() in other.lower() or other.lower() in name.lower():
                 raise LikenessError(
                     f"Two subjects are called {other!r} and {name!r}, which a prompt cannot tell apart: give one of "
                     "them "

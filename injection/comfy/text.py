@@ -95,6 +95,8 @@ def carry(model: Any) -> None:
 
     model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
+    model.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, calc_cond_batch)
 
 
 def outer_sample(executor: Any, *args: Any, **keywords: Any) -> Any:
@@ -115,6 +117,34 @@ def outer_sample(executor: Any, *args: Any, **keywords: Any) -> Any:
         before = list(patches.get("attn2_patch", []))
         options["patches"] = {**patches, "attn2_patch": [*before, ValuesPatch(values)]}
     return executor(*args, **keywords)
+
+
+def calc_cond_batch(
+    executor: Any, model: Any, conds: Sequence[Any], x: Tensor, timestep: Tensor, model_options: dict
+) -> Any:
+    """CALC_COND_BATCH: values stay with their own text."""
+    patches = model_options.get("transformer_options", {}).get("patches", {})
+    for patch in patches.get("attn2_patch", ()):
+        if isinstance(patch, ValuesPatch):
+            patch.strangers = {
+                (index, entry["uuid"])
+                for index, entries in enumerate(conds)
+                for entry in entries or ()
+                if entry.get("uuid") in patch.values and _reads_another(entry, entries)
+            }
+    return executor(model, conds, x, timestep, model_options)
+
+
+def _reads_another(entry: dict[str, Any], entries: Sequence[dict[str, Any]]) -> bool:
+    """Whether an entry has the text of another one of its list.
+
+    Where only one half of guidance has a prompt for an area, the host gives the other half a copy of that entry, uuid
+    and all, with the text of an entry that is there.
+    """
+    text = entry["model_conds"].get("c_crossattn")
+    if text is None or text.cond is entry.get("cross_attn"):
+        return False
+    return any(text is other["model_conds"].get("c_crossattn") for other in entries if other is not entry)
 
 
 def _placed(entry: dict[str, Any], model_sampling: Any, sigmas: Sequence[float]) -> dict[str, Any]:
@@ -147,6 +177,7 @@ class ValuesPatch:
 
     def __init__(self, values: dict[Any, Tensor]) -> None:
         self.values = values  # uuid of an entry -> (1 | batch, n, dim)
+        self.strangers: set[tuple[int, Any]] = set()  # (index, uuid) of what has an entry's uuid and another text
         self._made: tuple[Any, Tensor, Tensor] | None = None
 
     def __deepcopy__(self, memo: dict) -> ValuesPatch:
@@ -154,11 +185,13 @@ class ValuesPatch:
 
     def __call__(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict) -> tuple[Tensor, Tensor, Tensor]:
         uuids = tuple(extra_options.get("uuids") or ())
-        if not any(uuid in self.values for uuid in uuids):
+        numbers = extra_options.get("cond_or_uncond") or (0,) * len(uuids)
+        owners = tuple(None if pair in self.strangers else pair[1] for pair in zip(numbers, uuids, strict=True))
+        if not any(uuid in self.values for uuid in owners):
             return n, context, value
         made = self._made
-        if made is None or made[0] != uuids or made[1] is not value:
-            made = self._made = (uuids, value, self._with_own_rows(value, uuids))
+        if made is None or made[0] != owners or made[1] is not value:
+            made = self._made = (owners, value, self._with_own_rows(value, owners))
         return n, context, made[2]
 
     def _with_own_rows(self, value: Tensor, uuids: Sequence[Any]) -> Tensor:

@@ -25,6 +25,7 @@ from helpers import by_colour, datasets, photomaker, restorers, small_world
 from helpers.concepts import concept
 from safetensors.torch import save_file
 
+from likeness.adapters.sefi_ide.file import Subject, subject_metadata, subject_tensors
 from likeness.errors import LikenessError
 from likeness.faces import Identity
 from likeness.restoration.spandrel_files import described
@@ -125,6 +126,7 @@ class Bench:
             "CLIP_VISION": world.clip_vision,
             "CONDITIONING": world.text[0],
             "CONTROL_NET": recipes.controlnet(recipes.SD15_TINY),
+            "SIGMAS": torch.linspace(14.0, 0.0, 5),
             "LATENT": {"samples": torch.zeros(1, 4, 8, 8)},
             "IMAGE": self.picture,
             "MASK": torch.ones(1, 64, 60),
@@ -139,6 +141,7 @@ class Bench:
             "LIKENESS_RESTORER,FACERESTORE_MODEL,UPSCALE_MODEL": restorer,
             "UPSCALE_MODEL": described(restorers.esrgan(scale=1), "x"),
             "LIKENESS_CONCEPT": concept(world.model),
+            "LIKENESS_SUBJECT": Subject("<ohwx>", "person", {"clip_l": torch.randn(5, 2, 64)}),
         }
         file = base / "models" / "facerestore_models" / "GFPGANv1.4.pth"
         torch.save(restorers.gfpgan(), file)
@@ -146,6 +149,9 @@ class Bench:
         self.run("LikenessSaveEmbeds", embeds=self.of_type["LIKENESS_EMBEDS"], filename="good")
         learned = self.of_type["LIKENESS_CONCEPT"]
         concept_file = self.run("LikenessSaveConcept", concept=learned, filename="good", format="safetensors")[0]
+        subject = self.of_type["LIKENESS_SUBJECT"]
+        path = base / "models" / "sefi_ide" / "good.safetensors"
+        save_file(subject_tensors(subject), path, subject_metadata(subject))
         patched, _ = world.apply(adapter, self.person, clip_vision=world.clip_vision)
         small = {"resolution": 64, "smallest_face": 0, "least_sharpness": 0.0}
         quick = {"preview_every": 0}
@@ -178,6 +184,7 @@ class Bench:
                 **small,
             },
             "LikenessLoadConcept": {"file": concept_file},
+            "LikenessLoadSubject": {"file": path.name},
             "LikenessMergeConcepts": {"concept_2": concept(world.model, "<new2>"), "captions": "a dog\na cat"},
             "LikenessTrainMagiCapture": {"style": datasets.STYLE, **quick},
             "LikenessTrainDreamBooth": quick,

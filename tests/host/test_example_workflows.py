@@ -54,6 +54,7 @@ NEEDS = {
     "saved_identity": ["save_identity", "save_identity_again"],
     "saved_embeds": ["save_embeds"],
     "merge_concepts": ["train_custom_diffusion"],
+    "sefi_ide_prompt": ["train_sefi_ide"],
 }
 
 pytestmark = pytest.mark.slow
@@ -170,6 +171,7 @@ def small(prompt):
         "LikenessTrainTextualInversion": {"steps": 2, "preview_every": 0},
         "LikenessTrainDreamBooth": {"steps": 2, "preview_every": 0, "class_pictures": 1},
         "LikenessTrainCustomDiffusion": {"steps": 2, "preview_every": 0, "class_pictures": 1},
+        "LikenessTrainSeFiIDE": {"steps": 2, "preview_every": 0},
         "LikenessTrainMagiCapture": {"inversion_steps": 1, "tuning_steps": 1, "preview_every": 0},
     }
     if of_kind(prompt, "LikenessLoadMiniature"):  # it paints in one size only, and fast

@@ -254,3 +254,35 @@ def test_files_are_loaded_by_name_and_others_refused(host_nodes, tmp_path, monke
     assert "cut.safetensors" in sentence(LoadSubject.execute, file="cut.safetensors")
     assert "not found" in sentence(LoadSubject.execute, file="gone.safetensors")
     assert "Train SeFi-IDE" in sentence(LoadSubject.execute, file="(no file in models/sefi_ide)")
+
+
+def test_a_prompt_for_an_area_leaves_the_negative_as_it_is(world, recipes, monkeypatch):
+    """The host copies its entry, uuid and all, into the negative half, with the negative's text."""
+    from likeness.injection.comfy.text import ValuesPatch
+
+    seen: dict[int, set[bool]] = {0: set(), 1: set()}
+    read = ValuesPatch.__call__
+
+    def noted(self: Any, n: Tensor, context: Tensor, value: Tensor, options: dict) -> Any:
+        found = read(self, n, context, value, options)
+        roles = options["cond_or_uncond"]
+        for role, keys, values in zip(roles, found[1].chunk(len(roles)), found[2].chunk(len(roles)), strict=True):
+            seen[role].add(torch.equal(keys, values))
+        return found
+
+    monkeypatch.setattr(ValuesPatch, "__call__", noted)
+    conditioning, model, _ = world.prompt()
+    there = [[text, {**told, "area": (8, 4, 0, 0), "strength": 1.0}] for text, told in conditioning]
+    world.paint(there, model)
+    assert seen == {0: {False}, 1: {True}}
+
+
+@pytest.mark.parametrize("word", ["sks", "SKS", "img"])
+def test_a_subject_may_have_any_word(world, word):
+    other = subject(word, seed=1)
+    conditioning, _, _ = world.prompt(f"<ann> and {word}, laughing", subject(), other)
+    usual, _, _ = world.prompt("<ann> and <ben>, laughing", subject(), replace(other, placeholder="<ben>"))
+    for (one, _), (two, _) in zip(conditioning, usual, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+    *_, report = world.prompt(f"she a{word}s and {word}y", other)
+    assert "does not name it" in report

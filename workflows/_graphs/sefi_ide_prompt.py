@@ -1,0 +1,33 @@
+"""A drawn person whom SeFi-IDE has learned from one picture, named in a prompt."""
+
+from __future__ import annotations
+
+from _graph import Graph
+from _pieces import MINIATURE, Start, sample_and_save
+from _pieces_miniature import load_miniature
+
+
+def describe(graph: Graph) -> None:
+    world = load_miniature(graph, first_group=1)
+    with graph.group("2. Subject"):
+        person = graph.node("LikenessLoadSubject", file="drawn_person.safetensors")
+    with graph.group("3. Prompt"):
+        named = graph.node(
+            "LikenessSubjectPrompt",
+            clip=world["clip"],
+            model=world["model"],
+            subject=person["subject"],
+            text="a photo of a smiling <ohwx> in the snow",
+        )
+        graph.node("PreviewAny", title="What each stage reads", source=named["report"], extra_height=80)
+    with graph.group("4. Negative and size"):
+        negative = graph.node("CLIPTextEncode", title="Negative prompt", text=MINIATURE.negative, clip=world["clip"])
+        latent = graph.node("EmptyLatentImage", width=MINIATURE.side, height=MINIATURE.side, batch_size=1)
+    sample_and_save(graph, "5. Portrait", MINIATURE, world["vae"], named["model"], Start(named, negative, latent))
+    graph.note(
+        "Nothing has to be downloaded. Run **train_sefi_ide** first: it writes `drawn_person.safetensors` to "
+        "`models/sefi_ide`.\n\nFor a subject of your own put **Load Checkpoint** in the place of **Load Miniature**, "
+        "with the base that it was trained on. Prompts call it by its word in brackets, without a class word.",
+        width=440,
+        height=220,
+    )
