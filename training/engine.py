@@ -29,7 +29,7 @@ from .config import Group, Precision, RunSettings, make_optimiser, network_dtype
 from .loop import Average, Run
 from .loss_log import LossLog
 from .previews import sample_pictures
-from .probe import AttentionProbe
+from .probe import AttentionProbe, Maps
 from .recipe import Objective, Pass, Phase, Recipe, Recording, Sample, generator, seed_of
 from .run_record import RunRecord, read_record, steps_done
 
@@ -382,34 +382,40 @@ class _Worker:
     def _denoise(self, number: int) -> Pass:
         accelerator, settings, phase = self.accelerator, self.settings, self.phase
         first = (number * accelerator.num_processes + accelerator.process_index) * settings.batch
-        chances, samples = [], []
+        chances, samples, numbers = [], [], []
         for index, stream in enumerate(phase.streams):
             for n in range(first, first + settings.batch):
                 chances.append(generator(settings.seed, phase.name, index, n))
                 samples.append(stream(n, chances[-1]))
+                numbers.append(n)
         z0 = self._stack([self._posterior(s).sample(g) for s, g in zip(samples, chances, strict=True)])
         noise = self._stack([torch.randn(z0.shape[1:], generator=g)[None] for g in chances])
-        t = self._timesteps(chances)
+        t = self._timesteps(chances, numbers)
         conditioning, time_ids = self._encode(samples, t), self._time_ids(samples)
         progress = number // settings.accumulation / phase.steps
 
         def look(t: Tensor, conditioning: Conditioning, recording: Recording | None = None) -> Pass:
             z_t = self.base.schedule.add_noise(z0, noise, t)
-            recorded = nullcontext([])
+            recorded = nullcontext(Maps())
             if recording is not None and self._probe is not None:
-                recorded = self._probe.recording(recording.positions(samples), conditioning.mask)
+                at = recording.positions(samples)
+                recorded = self._probe.comparing(at, conditioning.mask, conditioning.reference)
             with recorded as maps, accelerator.autocast():
                 prediction = self.base.predict(z_t, t, conditioning, time_ids)
-            return Pass(samples, self.base.schedule, progress, z0, noise, t, z_t, prediction, maps, again)
+            noised = z0, noise, t, z_t
+            return Pass(
+                samples, self.base.schedule, progress, *noised, prediction, maps.of_prompt, again, maps.of_reference
+            )
 
         def again() -> Pass:
-            other = self._timesteps(chances)
+            other = self._timesteps(chances, numbers)
             return look(other, conditioning if self.base.staged is None else self._encode(samples, other))
 
         return look(t, conditioning, phase.recording)
 
-    def _timesteps(self, chances: Sequence[torch.Generator]) -> Tensor:
-        return torch.tensor([self.phase.timestep(each) for each in chances], device=self.accelerator.device)
+    def _timesteps(self, chances: Sequence[torch.Generator], numbers: Sequence[int]) -> Tensor:
+        drawn = [self.phase.timestep(random, n) for random, n in zip(chances, numbers, strict=True)]
+        return torch.tensor(drawn, device=self.accelerator.device)
 
     def _stack(self, latents: Sequence[Tensor]) -> Tensor:
         sizes = {tuple(latent.shape[-2:]) for latent in latents}

@@ -46,18 +46,36 @@ def sites_by_grid(unet: nn.Module, latent_size: Grid) -> dict[Grid, list[Attenti
 
     latent_size: (height, width). The middle block is left out: its maps are too coarse to place anything.
     """
+    table: dict[Grid, list[AttentionSite]] = {}
+    for site, grid in _grids_of_sites(unet, latent_size):
+        if not site.diffusers_path.startswith("mid_block."):
+            table.setdefault(grid, []).append(site)
+    return table
+
+
+def sites_up_to(unet: nn.Module, latent_size: Grid, largest: Grid) -> list[AttentionSite]:
+    """All sites whose queries lie on this grid or a coarser one, the middle block's too, in the order in which they
+    run."""
+    return [
+        site
+        for site, (height, width) in _grids_of_sites(unet, latent_size)
+        if height <= largest[0] and width <= largest[1]
+    ]
+
+
+def _grids_of_sites(unet: nn.Module, latent_size: Grid) -> list[tuple[AttentionSite, Grid]]:
+    """Every site with the grid of its queries, in the order in which they run."""
     grids: list[Grid] = [latent_size]
     for block in unet.down_blocks[:-1]:  # type: ignore[union-attr, index]
         height, width = grids[-1]
         halved = getattr(block, "downsamplers", None) is not None
         grids.append(((height + 1) // 2, (width + 1) // 2) if halved else (height, width))
     levels = {"down_blocks": grids, "up_blocks": grids[::-1]}
-    table: dict[Grid, list[AttentionSite]] = {}
+    found = []
     for site in sorted(sites_of_diffusers_unet(unet), key=lambda s: (s.transformer, s.index)):
         part, level, *_ = site.diffusers_path.split(".")
-        if part in levels:
-            table.setdefault(levels[part][int(level)], []).append(site)
-    return table
+        found.append((site, levels[part][int(level)] if part in levels else grids[-1]))
+    return found
 
 
 def sites_at(unet: nn.Module, latent_size: Grid, grid: Grid) -> list[AttentionSite]:
@@ -83,9 +101,26 @@ def refocusing_grid(latent_size: Grid, division: int = 4) -> Grid:
 
 @dataclass
 class _Recording:
+    """maps: by slot, in the order in which sites run. reference_maps: the same with the keys of the reference."""
+
     positions: Tensor
     mask: Tensor | None = None
-    maps: dict[int, Tensor] = field(default_factory=dict)  # by slot, in the order in which sites run
+    reference: Tensor | None = None
+    maps: dict[int, Tensor] = field(default_factory=dict)
+    reference_maps: dict[int, Tensor] = field(default_factory=dict)
+
+    def anew(self) -> _Recording:
+        """Of the same, with nothing recorded yet."""
+        return _Recording(self.positions, self.mask, self.reference)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """One map per site, (batch, heads, n, L), in the order in which sites run. of_reference: those that the same
+    queries make with the keys of the reference, without gradient; empty where there is none."""
+
+    of_prompt: list[Tensor] = field(default_factory=list)
+    of_reference: list[Tensor] = field(default_factory=list)
 
 
 class AttentionProbe:
@@ -123,11 +158,21 @@ class AttentionProbe:
         """Positions (batch, n) of the wanted tokens in the prompt, the start token counted; mask (batch, tokens), where
         prompts differ in length. After the UNet has run and the block is left, the list holds one map per site,
         (batch, heads, n, L), in the order in which sites run."""
-        maps: list[Tensor] = []
-        with self._while(_Recording(positions, mask)) as recording:
+        with self.comparing(positions, mask) as maps:
+            yield maps.of_prompt
+
+    @contextmanager
+    def comparing(
+        self, positions: Tensor, mask: Tensor | None = None, reference: Tensor | None = None
+    ) -> Iterator[Maps]:
+        """The same, and what these queries find in another prompt. reference: its states (batch, tokens, dim), as long
+        as the prompt's."""
+        maps = Maps()
+        with self._while(_Recording(positions, mask, reference)) as recording:
             yield maps
         assert recording is not None
-        maps.extend(recording.maps.values())
+        maps.of_prompt.extend(recording.maps.values())
+        maps.of_reference.extend(recording.reference_maps.values())
 
     def detach(self) -> None:
         """Leave the UNet as it was."""
@@ -148,10 +193,16 @@ class AttentionProbe:
             return hook
 
         def record(_module: nn.Module, _args: Any, _output: Any) -> None:
-            if self._recording is not None:
-                q, k = self._queries.pop(slot), self._keys.pop(slot)
-                recorded = self._recording
-                recorded.maps[slot] = columns_of(q, k, recorded.positions, site.heads, recorded.mask)
+            recorded = self._recording
+            if recorded is None:
+                return
+            q, k = self._queries.pop(slot), self._keys.pop(slot)
+            recorded.maps[slot] = columns_of(q, k, recorded.positions, site.heads, recorded.mask)
+            if recorded.reference is not None:
+                with torch.no_grad(), self._while(None):
+                    k = attention.to_k(recorded.reference)
+                    found = columns_of(q, k, recorded.positions, site.heads, recorded.mask)
+                recorded.reference_maps[slot] = found
 
         self._hooks += [
             attention.to_q.register_forward_hook(keep(self._queries)),
@@ -171,19 +222,22 @@ class AttentionProbe:
             slots: list[int] = []
 
             def run(*inputs: Any) -> Any:
-                inner = None if outer is None else _Recording(outer.positions, outer.mask)
+                inner = None if outer is None else outer.anew()
                 with self._while(inner):
                     output = block(*inputs)
                 if inner is None or not inner.maps:
                     return output
                 slots[:] = inner.maps
-                return output, *inner.maps.values()
+                return output, *inner.maps.values(), *inner.reference_maps.values()
 
             output = checkpoint(run, *args)
             if outer is None or not slots:
                 return output
             output, *maps = output
+            maps, of_reference = maps[: len(slots)], maps[len(slots) :]
             outer.maps.update(zip(slots, maps, strict=True))
+            if of_reference:
+                outer.reference_maps.update(zip(slots, [found.detach() for found in of_reference], strict=True))
             return output
 
         return run_checkpointed

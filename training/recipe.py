@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Pass:
     """What one pass of the denoiser over a batch found. Latents are (batch, channels, h, w), t is (batch,).
 
     maps: per probed site (batch, heads, tokens, L). progress: of the phase, 0..1. again: another pass over the same
-    samples and noise at timesteps of its own.
+    samples and noise at timesteps of its own. reference_maps: those with the keys of the conditioning's reference.
     """
 
     samples: Sequence[Sample]
@@ -60,6 +60,7 @@ class Pass:
     prediction: Tensor
     maps: Sequence[Tensor]
     again: Callable[[], Pass]
+    reference_maps: Sequence[Tensor] = ()
 
     @property
     def target(self) -> Tensor:
@@ -94,9 +95,9 @@ class Phase:
     """A stretch of a training with its own parameters and losses.
 
     begin: prepares the networks and names what is trained; called once, with the modules on their device. A batch is
-    `batch` samples of every stream, in their order. factor: of the learning rate, by step. timestep: drawn per sample.
-    after_step: called after each optimiser step with every group's learning rate. hooks: what is attached to the
-    networks while the phase is at work; entered after `begin`, left however the phase ends.
+    `batch` samples of every stream, in their order. factor: of the learning rate, by step. timestep: drawn for the n-th
+    sample of a stream. after_step: called after each optimiser step with every group's learning rate. hooks: what is
+    attached to the networks while the phase is at work; entered after `begin`, left however the phase ends.
     """
 
     name: str
@@ -105,7 +106,7 @@ class Phase:
     streams: Sequence[Stream]
     objectives: Sequence[Objective]
     factor: Callable[[int], float]
-    timestep: Callable[[torch.Generator], int]
+    timestep: Callable[[torch.Generator, int], int]
     clip: float = float("inf")
     recording: Recording | None = None
     after_step: Callable[[Mapping[str, float]], None] | None = None
@@ -114,18 +115,33 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training method, ready to run. save: writes the results into a folder under a name, and says what they are."""
+    """A training method, ready to run. save: writes the results into a folder under a name, and says what they are.
+
+    reading: within it, the base model reads prompts with what was learned, where that is not in its networks.
+    """
 
     name: str
     settings: MethodSettings
     phases: Sequence[Phase]
     trigger_words: tuple[str, ...]
     save: Callable[[Path, str, TrainingRecord], list[Saved]]
+    reading: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
-def uniform_timesteps(below: int) -> Callable[[torch.Generator], int]:
+def uniform_timesteps(below: int) -> Callable[[torch.Generator, int], int]:
     """t ~ U{0 .. below − 1}"""
-    return lambda random: int(torch.randint(below, (), generator=random))
+    return lambda random, n: int(torch.randint(below, (), generator=random))
+
+
+def stratified_timesteps(below: int, parts: int, seed: int) -> Callable[[torch.Generator, int], int]:
+    """t of each of so many equal parts in turn: every round of samples holds each part once, in an order of its own."""
+
+    def draw(random: torch.Generator, n: int) -> int:
+        part = epochs(parts, seed, n)
+        low, high = -(-part * below // parts), -(-(part + 1) * below // parts)
+        return int(torch.randint(low, high, (), generator=random))
+
+    return draw
 
 
 def epochs(count: int, seed: int, n: int) -> int:

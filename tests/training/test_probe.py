@@ -10,8 +10,16 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from likeness.errors import LikenessError
+from likeness.injection.sites import sites_of_diffusers_unet
 from likeness.training.base.lora import Reach, add_lora, lora_targets
-from likeness.training.probe import AttentionProbe, columns_of, refocusing_grid, sites_at, sites_by_grid
+from likeness.training.probe import (
+    AttentionProbe,
+    columns_of,
+    refocusing_grid,
+    sites_at,
+    sites_by_grid,
+    sites_up_to,
+)
 
 POSITIONS = torch.tensor([[3, 5], [2, 7]])
 MODES = {
@@ -36,10 +44,13 @@ def prepare(unet: Any, mode: Any = None) -> list[torch.nn.Parameter]:
 
 
 def run(unet: Any, seed: int = 0, size: tuple[int, int] = (32, 32)) -> torch.Tensor:
+    z, text = inputs(seed, size)
+    return unet(z, torch.tensor([10, 500]), text.requires_grad_()).sample  # without it the first blocks cannot re-enter
+
+
+def inputs(seed: int = 0, size: tuple[int, int] = (32, 32)) -> tuple[torch.Tensor, torch.Tensor]:
     noise = torch.Generator().manual_seed(seed)
-    z = torch.randn(2, 4, *size, generator=noise)
-    text = torch.randn(2, 9, 24, generator=noise).requires_grad_()  # without it the first blocks cannot re-enter
-    return unet(z, torch.tensor([10, 500]), text).sample
+    return torch.randn(2, 4, *size, generator=noise), torch.randn(2, 9, 24, generator=noise)
 
 
 def attention_gradients(unet: Any, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
@@ -96,6 +107,32 @@ def test_maps_are_the_columns_of_the_softmax_that_the_layer_uses(unet):
     for sample in range(2):
         for n, position in enumerate(POSITIONS[sample]):
             torch.testing.assert_close(maps[0][sample, :, n], full[sample, :, :, position])
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
+def test_the_same_queries_are_compared_with_the_keys_of_a_reference(make_unet, mode):
+    unet = make_unet()
+    prepare(unet, mode)
+    sites = sites_up_to(unet, (32, 32), (16, 16))
+    probe = AttentionProbe(unet, sites)
+    reference = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(0))
+    with probe.comparing(POSITIONS, None, inputs()[1]) as same:
+        run(unet)
+    with probe.comparing(POSITIONS, None, reference) as other:
+        run(unet)
+    assert len(same.of_prompt) == len(same.of_reference) == len(sites)
+    for mine, theirs, different in zip(same.of_prompt, same.of_reference, other.of_reference, strict=True):
+        torch.testing.assert_close(mine, theirs)
+        assert mine.requires_grad and not theirs.requires_grad and not torch.allclose(mine, different)
+
+
+def test_sites_up_to_a_grid_hold_the_middle_block(make_unet):
+    unet = make_unet()
+    coarse = sites_up_to(unet, (32, 32), (16, 16))
+    assert any(site.diffusers_path.startswith("mid_block.") for site in coarse)
+    assert {s.slot for s in coarse} > {s.slot for s in sites_at(unet, (32, 32), (16, 16))}
+    assert [s.transformer for s in coarse] == sorted(s.transformer for s in coarse)
+    assert len(sites_up_to(unet, (32, 32), (32, 32))) == len(sites_of_diffusers_unet(unet))
 
 
 def test_all_columns_sum_to_one_and_half_precision_is_computed_in_single():

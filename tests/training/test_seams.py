@@ -11,7 +11,7 @@ from likeness.injection.key_values import separate_values
 from likeness.training.base.model import Conditioning
 from likeness.training.config import RunSettings
 from likeness.training.engine import train
-from likeness.training.recipe import Sample, generator
+from likeness.training.recipe import Sample, generator, stratified_timesteps
 from likeness.training.recipes import prompts
 from likeness.training.recipes.textual_inversion import TextualInversionSettings, textual_inversion
 
@@ -44,13 +44,22 @@ def test_prompts_are_read_at_the_timestep_that_was_drawn(base, photos, tmp_path)
         found = base.encode(said)
         return replace(found, values=found.states)
 
-    def draw(random):
-        drawn.append(timestep(random))
+    def draw(random, n):
+        drawn.append(timestep(random, n))
         return drawn[-1]
 
     base.staged = staged
     train(base, replace(recipe, phases=[replace(recipe.phases[0], timestep=draw)]), RunSettings(), tmp_path / "run")
     assert read == drawn and len(drawn) == 2
+
+
+def test_stratified_timesteps_visit_every_part_once_a_round():
+    draw = stratified_timesteps(1000, 3, seed=5)
+    drawn = [draw(generator(n), n) for n in range(300)]
+    parts = [min(t * 3 // 1000, 2) for t in drawn]
+    rounds = [parts[n : n + 3] for n in range(0, 300, 3)]
+    assert all(sorted(each) == [0, 1, 2] for each in rounds) and len({tuple(each) for each in rounds}) == 6
+    assert 0 <= min(drawn) < 20 and 980 < max(drawn) <= 999
 
 
 def test_latents_of_samples_that_do_not_recur_are_not_kept(base, photos, tmp_path, monkeypatch):

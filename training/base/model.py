@@ -76,13 +76,15 @@ class Conditioning:
     """What the denoiser is given of prompts. states: (batch, tokens, dim); pooled: (batch, dim), SDXL only.
 
     mask: (batch, tokens), true where a prompt goes; None: everywhere, because all are of one length. values: like
-    states, what the values of cross-attention are projected from; None: from the states, as the keys are.
+    states, what the values of cross-attention are projected from; None: from the states, as the keys are. reference:
+    like states, those of prompts whose attention maps are compared with these; None: nothing is compared.
     """
 
     states: Tensor
     pooled: Tensor | None = None
     mask: Tensor | None = None
     values: Tensor | None = None
+    reference: Tensor | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[Conditioning]) -> Conditioning:
@@ -94,18 +96,23 @@ class Conditioning:
         def padded(rows: Sequence[Tensor]) -> Tensor:
             return torch.cat([F.pad(each, (0, 0, 0, longest - each.shape[1])) for each in rows])
 
-        states, values = padded([part.states for part in parts]), None
-        if any(part.values is not None for part in parts):
-            values = padded([part.states if part.values is None else part.values for part in parts])
+        def beside(own: Sequence[Tensor | None]) -> Tensor | None:
+            if all(each is None for each in own):
+                return None
+            return padded([part.states if each is None else each for part, each in zip(parts, own, strict=True)])
+
+        states, values = padded([part.states for part in parts]), beside([part.values for part in parts])
+        reference = beside([part.reference for part in parts])
         pooled = (
             None if parts[0].pooled is None else torch.cat([part.pooled for part in parts if part.pooled is not None])
         )
         if min(lengths) == longest:
-            return cls(states, pooled, None, values)
+            return cls(states, pooled, None, values, reference)
         ends = torch.tensor(lengths, device=states.device).repeat_interleave(
             torch.tensor([len(part.states) for part in parts], device=states.device)
         )
-        return cls(states, pooled, torch.arange(longest, device=states.device) < ends[:, None], values)
+        mask = torch.arange(longest, device=states.device) < ends[:, None]
+        return cls(states, pooled, mask, values, reference)
 
 
 @dataclass(eq=False)
@@ -223,9 +230,12 @@ class BaseModel:
         The chunks of a long prompt are encoded one by one and joined; pooled is the first one's, as in the host.
         """
         spelled = [self.spell(prompt) for prompt in prompts]
-        chunks = [[tower.chunks(prompt) for prompt in spelled] for tower in self.text]
+        return self.encode_ids([[tower.chunks(prompt) for prompt in spelled] for tower in self.text])
+
+    def encode_ids(self, chunks: Sequence[Sequence[Tensor]]) -> Conditioning:
+        """The same of token ids: of each text encoder, those (chunks, length) of every prompt."""
         counts = [len(ids) for ids in chunks[0]]
-        pooled: Any = [None] * len(prompts)
+        pooled: Any = [None] * len(counts)
         if self.is_sdxl:
             found = [tower.penultimate(torch.cat(ids)) for tower, ids in zip(self.text, chunks, strict=True)]
             states = torch.cat([each for each, _ in found], -1)

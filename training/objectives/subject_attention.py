@@ -28,8 +28,21 @@ def attention_difference(
     target = columns_of(queries, keys, positions, heads)
     with torch.no_grad():
         reference = columns_of(queries, reference_keys, positions, heads)
-    squared = (target - reference).square()  # (batch, heads, n, L)
-    return (squared.sum((2, 3)) if reduction is Reduction.SUM else squared).mean()
+    return difference_of_maps(target, reference, reduction)
+
+
+def difference_of_maps(
+    target: Tensor, reference: Tensor, reduction: Reduction, counted: Tensor | None = None
+) -> Tensor:
+    """The same of maps (batch, heads, n, L). counted: (batch, n), which of the tokens count; None: all of them."""
+    squared = (target - reference).square()
+    if counted is not None:
+        squared = squared * counted[:, None, :, None]
+    summed = squared.sum((2, 3)).mean()
+    if reduction is Reduction.SUM:
+        return summed
+    tokens = squared.shape[2] if counted is None else counted.sum(1).float().mean()
+    return summed / (tokens * squared.shape[3])
 
 
 def subject_attention(layers: Sequence[Tensor]) -> Tensor:
