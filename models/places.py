@@ -21,6 +21,7 @@ OUR_KINDS = (
     "fastcomposer",
     "blip_diffusion",
     "custom_diffusion",
+    "sefi_ide",
     "insightface",
     "facexlib",
     "facedetection",

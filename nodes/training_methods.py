@@ -19,7 +19,7 @@ from ..training.data.captions import renamed
 from ..training.data.dataset import Dataset
 from ..training.data.examples import Example
 from ..training.materials import ConceptPhotos, Materials
-from ..training.methods.method import Method
+from ..training.methods.method import Method, placeholder
 from ..training.recipe import Recipe
 from ..training.run_record import digest_of_file
 from .choices import member
@@ -92,7 +92,7 @@ def settings_of(method: Method, values: Mapping[str, Any], datasets: Sequence[Da
         if knob.setting:
             _put(chosen, knob.setting, values[knob.name])
     for name, dataset in zip(kind.words, datasets, strict=False):
-        chosen[name] = placeholder(dataset) if method.learns_words else dataset.trigger
+        chosen[name] = placeholder(dataset.trigger) if method.learns_words else dataset.trigger
     return _checked(kind, **chosen | method.trainable.choose(values, datasets))
 
 
@@ -111,12 +111,6 @@ def _checked(kind: type[S], **values: Any) -> S:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise LikenessError(f"The setting {where} cannot be {first['input']!r}: {first['msg']}.") from None
-
-
-def placeholder(dataset: Dataset) -> str:
-    """What a dataset's trigger word is called while it is learned: in brackets, because rare words such as ohwx are
-    words of CLIP already, and would be two things at once."""
-    return f"<{dataset.trigger.strip('<>')}>"
 
 
 def _class_pictures(base: BaseModel, prompt: str, count: int, size: tuple[int, int]) -> list[Example]:

@@ -151,7 +151,8 @@ def _train(job: TrainingJob, base: BaseModel, folder: Path, record: RunRecord, a
     finished = _finished(folder)
     with _written_to(folder):
         if _samples(folder, job) is None:
-            pictures = sample_pictures(base, job.sample_prompts, job.size, seed=SAMPLE_SEED)
+            with recipe.reading():
+                pictures = sample_pictures(base, job.sample_prompts, job.size, seed=SAMPLE_SEED)
             _keep_samples(folder, pictures)
             finished = finished.model_copy(update={"prompts": tuple(job.sample_prompts)})
             _note(folder, finished)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..adapters.sefi_ide.file import Subject, subject_metadata, subject_tensors
 from ..errors import LikenessError
 from ..storage import free_names, write_new
 from ..weights.checkpoint_layout import checkpoint_weights
@@ -39,11 +40,13 @@ class SavedKind(Enum):
     EMBEDDING = "embeddings"
     CHECKPOINT = "checkpoints"
     CONCEPT = "custom_diffusion"
+    SUBJECT = "sefi_ide"
 
     @property
     def label(self) -> str:
         """As users read it."""
-        return {"loras": "LoRA", "custom_diffusion": "concept"}.get(self.value, self.value.removesuffix("s"))
+        own = {"loras": "LoRA", "custom_diffusion": "concept", "sefi_ide": "subject"}
+        return own.get(self.value, self.value.removesuffix("s"))
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,12 @@ def save_concept(concept: Concept, folder: Path, name: str, record: TrainingReco
     """A Custom Diffusion file, float32, with the words in it; returns its path."""
     metadata = _common_metadata(record, name, "/custom-diffusion") | dict(concept.metadata)
     return write_safetensors(_as(torch.float32, concept_tensors(concept)), folder, name, metadata)
+
+
+def save_subject(subject: Subject, folder: Path, name: str, record: TrainingRecord) -> Path:
+    """A SeFi-IDE subject, float32; returns its path."""
+    metadata = _common_metadata(record, name, "/sefi-ide") | subject_metadata(subject)
+    return write_safetensors(_as(torch.float32, subject_tensors(subject)), folder, name, metadata)
 
 
 def save_checkpoint(

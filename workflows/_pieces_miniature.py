@@ -108,6 +108,11 @@ def use_miniature(graph: Graph, world: Node, trained: Node, text: str, first_gro
     """A portrait by the trained model, and the note of all training graphs."""
     start = prompt(graph, first_group, MINIATURE, trained["clip"], text)
     sample_and_save(graph, f"{first_group + 1}. Portrait", MINIATURE, world["vae"], trained["model"], start)
+    note_on_training(graph)
+
+
+def note_on_training(graph: Graph) -> None:
+    """What to know of every graph that trains on the miniature."""
     graph.note(
         "Nothing has to be downloaded. Copy the pictures `miniature_*.png` from the pack's folder `workflows` into "
         "ComfyUI's `input`, then queue.\n\n"

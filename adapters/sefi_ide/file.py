@@ -71,7 +71,7 @@ def load_subject(path: Path) -> Subject:
         raise LikenessError(f"'{path.name}' holds no SeFi-IDE tokens (sefi.clip_l.tokens): train the subject again.")
     stages = said.pop("stages", "")
     for name, table in tables.items():
-        if table.ndim != 3 or table.shape[1:] != (2, _WIDTHS[name]) or str(len(table)) != stages:
+        if table.ndim != 3 or not _fits(name, table.shape[2]) or table.shape[1] != 2 or str(len(table)) != stages:
             raise LikenessError(
                 f"The tokens for {name} in '{path.name}' have the shape {tuple(table.shape)} instead of "
                 f"({stages or 'stages'}, 2, {_WIDTHS[name]}): train the subject again."
@@ -88,3 +88,8 @@ def load_subject(path: Path) -> Subject:
             "train the subject again."
         )
     return Subject(placeholder, class_word, tables, int(timesteps), said)
+
+
+def _fits(encoder: str, width: int) -> bool:
+    """Whether tokens so wide may be of this text encoder; smaller ones than any published have widths of their own."""
+    return width == _WIDTHS[encoder] or width < min(_WIDTHS.values())

@@ -180,6 +180,7 @@ class Bench:
             "LikenessTrainDreamBooth": quick,
             "LikenessTrainTextualInversion": quick,
             "LikenessTrainCustomDiffusion": quick,
+            "LikenessTrainSeFiIDE": quick,
             "LikenessIdentityReport": {"judge": self.colour.BY_COLOUR, "identity": self.by_colour(judged[0])},
             "LikenessKeepBestLikeness": {"judge": self.colour.BY_COLOUR, "identity": self.by_colour(judged[0])},
         }

@@ -21,6 +21,7 @@ from helpers.toy_method import TOY
 from PIL import Image
 from safetensors.torch import load_file
 
+from likeness.adapters.sefi_ide.file import load_subject
 from likeness.errors import LikenessError
 from likeness.training import command, methods
 from likeness.training.command import Openers, read_configuration, run, stopping
@@ -93,6 +94,20 @@ steps = 2
     (folder / "class" / "a.txt").write_text("a person")
     with pytest.raises(LikenessError, match="class_files"):
         run(read_configuration(file), openers(make_base))
+
+
+def test_a_subject_is_learned_from_a_folder_and_goes_on_from_an_embedding(make_base, folder):
+    recipe = 'placeholder = "<anna>"\nplain_embedding = true\nsteps = 2'
+    file = configuration(folder, "sefi_ide", recipe)
+    subject, lossy = run(read_configuration(file), openers(make_base))
+    assert (subject.name, lossy.name) == ("anna.safetensors", "anna-lossy.safetensors")
+    assert load_subject(subject).placeholder == "<anna>"
+    assert run(read_configuration(file), openers(make_base)) == [subject, lossy], "it is there already"
+    shutil.move(lossy, folder / "start.safetensors")
+    shutil.rmtree(folder / "run")
+    start = f'resolution = 64\nperson_word = "{(folder / "start.safetensors").as_posix()}"'
+    file.write_text(file.read_text().replace("resolution = 64", start))
+    assert len(run(read_configuration(file), openers(make_base))) == 2
 
 
 def test_a_word_is_learned_from_a_folder_and_results_are_never_overwritten(make_base, folder):

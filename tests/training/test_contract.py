@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from helpers.toy_method import TOY
 from safetensors.torch import load_file
 
+from likeness.adapters.sefi_ide.file import load_subject
 from likeness.training import methods
 from likeness.training.base.lora import continue_lora, load_lora
 from likeness.training.base.model import BaseModel
+from likeness.training.base.stage_tokens import StageTokens
 from likeness.training.base.vocabulary import NewToken, Vocabulary
 from likeness.training.config import RunSettings
 from likeness.training.data.dataset import Dataset, DatasetKind, DatasetPicture
@@ -76,15 +79,17 @@ def tensors(saved: list[Saved]) -> list[dict[str, torch.Tensor]]:
     return [load_file(result.path) for result in saved]
 
 
-def answer(base: BaseModel, recipe: Recipe) -> torch.Tensor:
+def answer(base: BaseModel, recipe: Recipe, reading: Any = nullcontext) -> torch.Tensor:
     """The denoiser's, to a prompt that names all that was learned."""
-    z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        return base.predict(z, torch.tensor([400]), base.encode(["a photo of " + " ".join(recipe.trigger_words)]))
+    z, t = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3)), torch.tensor([400])
+    prompts = ["a photo of " + " ".join(recipe.trigger_words)]
+    with torch.no_grad(), reading():
+        return base.predict(z, t, base.encode(prompts) if base.staged is None else base.staged(prompts, t))
 
 
-def load(saved: list[Saved], recipe: Recipe, base: BaseModel) -> None:
-    """Results into an untouched base, each by its kind."""
+def load(saved: list[Saved], recipe: Recipe, base: BaseModel) -> Any:
+    """Results into an untouched base, each by its kind. How that reads prompts then."""
+    reading = nullcontext
     words = [load_embedding(result.path) for result in saved if result.kind is SavedKind.EMBEDDING]
     if words:
         named = zip(recipe.trigger_words, words, strict=True)
@@ -97,7 +102,14 @@ def load(saved: list[Saved], recipe: Recipe, base: BaseModel) -> None:
                     continue_lora(network, pairs)
         if result.kind is SavedKind.CONCEPT:
             base.unet.load_state_dict(whole_weights(load_concept(result.path), base.unet.state_dict()), strict=False)
-    assert {result.kind for result in saved} <= {SavedKind.EMBEDDING, SavedKind.LORA, SavedKind.CONCEPT}
+        if result.kind is SavedKind.SUBJECT:
+            subject = load_subject(result.path)
+            tokens = StageTokens(base, subject.placeholder, subject.class_word, "photo", subject.stages, False)
+            for tower in base.text:
+                tower.encoder.get_input_embeddings().rows.data.copy_(subject.tables[tower.kind].flatten(0, 1))
+            reading = tokens.reading
+    assert {result.kind for result in saved} <= set(SavedKind) - {SavedKind.CHECKPOINT}
+    return reading
 
 
 @EACH
@@ -127,9 +139,9 @@ def test_a_killed_training_goes_on_bit_for_bit_and_its_results_load_back(method,
 
     fresh = make_base()
     unlearned = answer(fresh, recipe)
-    load(saved, recipe, fresh)
-    learned = answer(base, recipe)
-    torch.testing.assert_close(answer(fresh, recipe), learned, atol=1e-4, rtol=1e-3)
+    reading = load(saved, recipe, fresh)
+    learned = answer(base, recipe, recipe.reading)
+    torch.testing.assert_close(answer(fresh, recipe, reading), learned, atol=1e-4, rtol=1e-3)
     assert not torch.allclose(learned, unlearned, atol=1e-6), "the training changed nothing that could be lost"
 
 

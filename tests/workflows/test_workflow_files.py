@@ -14,6 +14,7 @@ SAVERS = {  # nodes whose first widget is the name of a file
     "LikenessSaveIdentity": "models/likeness_identities",
     "LikenessSaveEmbeds": "models/likeness_embeds",
     "LikenessTrainCustomDiffusion": "models/custom_diffusion",
+    "LikenessTrainSeFiIDE": "models/sefi_ide",
 }
 UI_FILES = sorted(WORKFLOWS.glob("*.json"))
 API_FILES = sorted((WORKFLOWS / "api").glob("*.json"))

@@ -237,12 +237,12 @@ class BaseModel:
         counts = [len(ids) for ids in chunks[0]]
         pooled: Any = [None] * len(counts)
         if self.is_sdxl:
-            found = [tower.penultimate(torch.cat(ids)) for tower, ids in zip(self.text, chunks, strict=True)]
+            found = [tower.penultimate(torch.cat(list(ids))) for tower, ids in zip(self.text, chunks, strict=True)]
             states = torch.cat([each for each, _ in found], -1)
             if found[-1][1] is not None:
                 pooled = [rows[:1] for rows in found[-1][1].split(counts)]
         else:
-            states = self.text[0].last(torch.cat(chunks[0]), self.clip_skip)
+            states = self.text[0].last(torch.cat(list(chunks[0])), self.clip_skip)
         parts = zip(states.split(counts), pooled, strict=True)
         return Conditioning.joined([Conditioning(part.flatten(0, 1)[None], first) for part, first in parts])
 

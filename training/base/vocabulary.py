@@ -44,12 +44,12 @@ class Vocabulary:
         self.tokens = {token.name: token for token in tokens}
         self._base = base
         for token in tokens:
-            _check(token, base.text)
+            check_new(token, base.text)
         words = [word for token in tokens for word in token.words]
         self.rows: dict[str, nn.Parameter] = {}
         for tower in base.text:
             random = torch.Generator().manual_seed(seed)
-            first = torch.cat([_first_values(token, tower, random) for token in tokens])
+            first = torch.cat([first_values(token, tower, random) for token in tokens])
             tower.tokenizer = copy.deepcopy(tower.tokenizer)
             tower.tokenizer.add_tokens(words)
             ids = tower.tokenizer.convert_tokens_to_ids(words)
@@ -83,7 +83,7 @@ class Vocabulary:
     def spell(self, prompt: str) -> str:
         """The prompt with every token written as its entries in the tokenizer."""
         for token in self.tokens.values():
-            prompt = _mentions(token.name).sub(" ".join(token.words), prompt)
+            prompt = mentions(token.name).sub(" ".join(token.words), prompt)
         return prompt
 
     def ids(self, name: str) -> list[int]:
@@ -98,11 +98,24 @@ class Vocabulary:
         return TokenEmbedding({kind: rows.detach()[span].cpu().clone() for kind, rows in self.rows.items()})
 
 
-def _mentions(name: str) -> re.Pattern[str]:
+def require_one_token(base: BaseModel, word: str, what: str) -> None:
+    """LikenessError, beginning with what the word is, where a text encoder does not read it as a single token."""
+    for tower in base.text:
+        ids = tower.tokenizer(word, add_special_tokens=False).input_ids
+        if len(ids) != 1 or ids == [tower.tokenizer.unk_token_id]:
+            pieces = ", ".join(tower.tokenizer.convert_ids_to_tokens(ids))
+            raise LikenessError(
+                f"{what} is {len(ids)} tokens ({pieces}): choose one that is a single token, such as 'person'."
+            )
+
+
+def mentions(name: str) -> re.Pattern[str]:
+    """Where a prompt holds this word by itself, in any case."""
     return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
 
 
-def _check(token: NewToken, towers: Sequence[TextTower]) -> None:
+def check_new(token: NewToken, towers: Sequence[TextTower]) -> None:
+    """LikenessError for a token without a name or vectors, or that is a word already."""
     if token.vectors < 1 or not token.name.strip() or token.name != token.name.strip():
         raise LikenessError(f"The token '{token.name}' needs a name without spaces around it and at least one vector.")
     for tower in towers:
@@ -114,8 +127,8 @@ def _check(token: NewToken, towers: Sequence[TextTower]) -> None:
             )
 
 
-def _first_values(token: NewToken, tower: TextTower, random: torch.Generator) -> Tensor:
-    """(vectors, dim), float32."""
+def first_values(token: NewToken, tower: TextTower, random: torch.Generator) -> Tensor:
+    """What a token starts from in a text encoder: (vectors, dim), float32. LikenessError when that is unknown."""
     table: Tensor = tower.encoder.get_input_embeddings().weight.detach().float()
     if token.start is None:
         std = float(table.std()) if token.std is None else token.std

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import custom_diffusion, dreambooth, magicapture, textual_inversion
+from . import custom_diffusion, dreambooth, magicapture, sefi_ide, textual_inversion
 from .method import Method
 
 if TYPE_CHECKING:
     from ..config import MethodSettings
 
-METHODS: list[Method] = [textual_inversion.METHOD, dreambooth.METHOD, magicapture.METHOD, custom_diffusion.METHOD]
+METHODS: list[Method] = [
+    textual_inversion.METHOD,
+    dreambooth.METHOD,
+    magicapture.METHOD,
+    custom_diffusion.METHOD,
+    sefi_ide.METHOD,
+]
 
 
 def method_of(settings: MethodSettings) -> Method:

@@ -104,6 +104,12 @@ class Method:
         return self.load()
 
 
+def placeholder(trigger: str) -> str:
+    """What a dataset's trigger word is called while it is learned: in brackets, because rare words such as ohwx are
+    words of CLIP already, and would be two things at once."""
+    return f"<{trigger.strip('<>')}>"
+
+
 def steps(name: str, default: int, tooltip: str) -> Knob:
     """The number of a phase's steps."""
     return Knob(name, default, tooltip, name, low=1, high=1_000_000)

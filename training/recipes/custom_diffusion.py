@@ -27,7 +27,7 @@ from ...weights.concepts import Concept, Layout, base_signature, is_changeable
 from ...weights.embedding_files import TokenEmbedding
 from ..base.attention_weights import free_attention, no_gradient_at_start
 from ..base.model import BaseModel
-from ..base.vocabulary import NewToken, Vocabulary
+from ..base.vocabulary import NewToken, Vocabulary, require_one_token
 from ..config import Group, MethodSettings, Moment, Rate, RateSchedule, Seen, Steps, Weight
 from ..data.captions import fill_template, names
 from ..data.class_folder import class_examples, cropped, folder_digest
@@ -292,14 +292,7 @@ def _vocabulary(
 
 def _one_token(base: BaseModel, word: str, start: str) -> str:
     """The word to start from. LikenessError listing its tokens where it is not one."""
-    for tower in base.text:
-        ids = tower.tokenizer(start, add_special_tokens=False).input_ids
-        if len(ids) != 1:
-            pieces = ", ".join(tower.tokenizer.convert_ids_to_tokens(ids))
-            raise LikenessError(
-                f"The word {start!r} that {word} should start from is {len(ids)} tokens ({pieces}): choose one that is "
-                "a single token, such as 'person'."
-            )
+    require_one_token(base, start, f"The word {start!r} that {word} should start from")
     return start
 
 
