@@ -55,6 +55,8 @@ from likeness.training.recipes.custom_diffusion import CustomDiffusionSettings, 
 from likeness.training.recipes.denoising import Mask
 from likeness.training.recipes.dreambooth import DreamBoothSettings, dreambooth
 from likeness.training.recipes.magicapture import MagiCaptureSettings, ShotStream, magicapture
+from likeness.training.recipes.sefi_ide import Layers, SefiIdeSettings, Tokens, sefi_ide
+from likeness.training.recipes.textual_inversion import TextualInversionSettings, textual_inversion
 
 TEXT_WIDTH, RANK = 768, 8
 Variant = Callable[[int], None]  # trains so many steps
@@ -357,6 +359,29 @@ def concept(**options: Any) -> Callable[[BaseModel, int], Recipe]:
     return recipe
 
 
+# A SeFi-IDE step ------------------------------------------------------------------------------------------------------
+
+
+def word(base: BaseModel) -> Variant:
+    """Textual Inversion of one vector, in the engine."""
+
+    def recipe(base: BaseModel, steps: int) -> Recipe:
+        settings = TextualInversionSettings(token="<a>", steps=steps, captions=False, flip=0.0)
+        return textual_inversion(base, [photo(base.unet.config.sample_size)], settings)
+
+    return ours(base, recipe)
+
+
+def subject(**options: Any) -> Callable[[BaseModel, int], Recipe]:
+    """The tokens of one photo."""
+
+    def recipe(base: BaseModel, steps: int) -> Recipe:
+        settings = SefiIdeSettings(steps=steps, **options)
+        return sefi_ide(base, [photo(base.unet.config.sample_size)], settings)
+
+    return recipe
+
+
 # Measuring ------------------------------------------------------------------------------------------------------------
 
 
@@ -436,6 +461,16 @@ def concept_steps(base: BaseModel) -> dict[str, Variant]:
         "Custom Diffusion": ours(base, concept()),
         "Custom Diffusion, face mask": ours(base, concept(face_mask=True)),
         "Custom Diffusion, zoom": ours(base, concept(zoom=Zoom.ADOBE)),
+    }
+
+
+def subject_steps(base: BaseModel) -> dict[str, Variant]:
+    """Ours, to be compared with a step of Textual Inversion."""
+    return {
+        "SeFi-IDE, table": ours(base, subject(tokens=Tokens.TABLE)),
+        "SeFi-IDE, generator": ours(base, subject()),
+        "SeFi-IDE, table, loss in all layers": ours(base, subject(tokens=Tokens.TABLE, layers=Layers.ALL)),
+        "SeFi-IDE, table, no attention loss": ours(base, subject(tokens=Tokens.TABLE, lambda_attention=0)),
     }
 
 
@@ -543,6 +578,7 @@ def main() -> None:
 
     compare("LoRA step", plain, "bare diffusers and peft loop", bare, "lora_steps")
     compare("Custom Diffusion step", plain, "bare diffusers loop", concept_bare, "concept_steps")
+    compare("SeFi-IDE step", plain, "Textual Inversion", word, "subject_steps")
     compare(
         "MagiCapture step with a composed prompt",
         large,

@@ -13,7 +13,7 @@ def describe(graph: Graph) -> None:
         "SeFiIDE",
         world,
         dataset=person["dataset"],
-        name="drawn_person",
+        name="drawn_face",
         steps=400,
         learning_rate=0.01,
         tokens="table",
