@@ -10,7 +10,7 @@ from _pieces_miniature import load_miniature
 def describe(graph: Graph) -> None:
     world = load_miniature(graph, first_group=1)
     with graph.group("2. Subject"):
-        person = graph.node("LikenessLoadSubject", file="drawn_person.safetensors")
+        person = graph.node("LikenessLoadSubject", file="drawn_face.safetensors")
     with graph.group("3. Prompt"):
         named = graph.node(
             "LikenessSubjectPrompt",
@@ -25,7 +25,7 @@ def describe(graph: Graph) -> None:
         latent = graph.node("EmptyLatentImage", width=MINIATURE.side, height=MINIATURE.side, batch_size=1)
     sample_and_save(graph, "5. Portrait", MINIATURE, world["vae"], named["model"], Start(named, negative, latent))
     graph.note(
-        "Nothing has to be downloaded. Run **train_sefi_ide** first: it writes `drawn_person.safetensors` to "
+        "Nothing has to be downloaded. Run **train_sefi_ide** first: it writes `drawn_face.safetensors` to "
         "`models/sefi_ide`.\n\nFor a subject of your own put **Load Checkpoint** in the place of **Load Miniature**, "
         "with the base that it was trained on. Prompts call it by its word in brackets, without a class word.",
         width=440,
