@@ -11,9 +11,9 @@ from conformance import harness
 from helpers import datasets
 from helpers.concepts import WIDTH, concept
 from helpers.host_call import call
+from helpers.small_world import sentence
 from torch import Tensor
 
-from likeness.errors import LikenessError
 from likeness.weights.concepts import Concept, Layout, load_concept, read_concept
 from likeness.weights.embedding_files import TokenEmbedding
 
@@ -63,14 +63,6 @@ def run(node: Any, **given: Any) -> Any:
     takes_all = any(p.kind is p.VAR_KEYWORD for p in wanted.values())
     with torch.inference_mode():
         return node.execute(**{k: v for k, v in defaults.items() if takes_all or k in wanted} | given).result
-
-
-def sentence(call: Any, *arguments: Any, **given: Any) -> str:
-    with pytest.raises(LikenessError) as error:
-        call(*arguments, **given)
-    text = str(error.value)
-    assert "\n" not in text and text.endswith(".")
-    return text
 
 
 # Golden cases ---------------------------------------------------------------------------------------------------------

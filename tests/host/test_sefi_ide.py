@@ -9,12 +9,12 @@ import pytest
 import torch
 from conformance import harness
 from helpers.host_call import call
+from helpers.small_world import sentence
 from safetensors.torch import save_file
 from torch import Tensor
 
 from likeness.adapters.sefi_ide.file import Subject, subject_metadata, subject_tensors
 from likeness.adapters.sefi_ide.networks import stage_of
-from likeness.errors import LikenessError
 
 CASES = [
     path
@@ -52,14 +52,6 @@ def world(recipes) -> Any:
             return recipes.sample(patched or model, conditioning, negative or plain, shape=shape, **options)
 
     return World()
-
-
-def sentence(call: Any, *arguments: Any, **given: Any) -> str:
-    with pytest.raises(LikenessError) as error:
-        call(*arguments, **given)
-    text = str(error.value)
-    assert "\n" not in text and text.endswith(".")
-    return text
 
 
 @pytest.mark.parametrize("path", CASES, ids=[path.stem for path in CASES])
