@@ -685,7 +685,7 @@ def test_every_epoch_shows_each_item_once_in_an_order_of_its_own():
 
 def test_timesteps_stay_below_their_cap_and_reach_it():
     random = generator("test")
-    drawn = {uniform_timesteps(5)(random) for _ in range(200)}
+    drawn = {uniform_timesteps(5)(random, n) for n in range(200)}
     assert drawn == {0, 1, 2, 3, 4}
 
 
