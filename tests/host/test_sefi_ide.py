@@ -194,9 +194,7 @@ def test_sdxl_reads_both_tables_and_the_class_word_s_pooled_text(recipes):
     assert drawn.isfinite().all()
 
 
-def test_it_goes_with_other_patches_and_a_control_net(world, recipes):
-    import nodes as host
-
+def test_it_goes_with_other_patches_and_a_control_net(world, recipes, host_nodes):
     conditioning, model, _ = world.prompt()
     doubled = model.clone()
     doubled.set_model_attn2_patch(lambda n, k, v, options: (n, k, v * 2))
@@ -204,7 +202,7 @@ def test_it_goes_with_other_patches_and_a_control_net(world, recipes):
     assert not torch.allclose(world.paint(conditioning, doubled), drawn, atol=1e-2)
     net = recipes.controlnet(recipes.SD15_TINY)
     hint = torch.rand(1, 64, 64, 3)
-    positive, negative = host.ControlNetApplyAdvanced().apply_controlnet(
+    positive, negative = host_nodes.ControlNetApplyAdvanced().apply_controlnet(
         conditioning, world.encoded(""), net, hint, 1, 0, 1
     )
     assert not torch.allclose(world.paint(positive, model, negative), drawn, atol=1e-3)
