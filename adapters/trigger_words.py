@@ -6,6 +6,7 @@ for the person itself, "a photo of S*" (PhotoVerse, SeFi-IDE).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,16 @@ class Mention:
     word: str
     person: int
     cut: bool = False  # the noun has several pieces
+
+
+def pattern_of(words: Iterable[str]) -> re.Pattern[str]:
+    """Where a text says one of these words, in any case, the longest first; not inside of other words."""
+    parts = []
+    for word in sorted(words, key=len, reverse=True):
+        before = r"(?<!\w)" if word[:1].isalnum() else ""
+        after = r"(?!\w)" if word[-1:].isalnum() else ""
+        parts.append(f"{before}{re.escape(word)}{after}")
+    return re.compile("|".join(parts) or r"(?!)", re.IGNORECASE)
 
 
 def places_of(tokens: Sequence[Token], pieces: Sequence[Token]) -> list[range]:

@@ -8,7 +8,6 @@ the text itself, and its pooled vector, name the class word there. One prompt ed
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,6 +18,7 @@ from torch import Tensor
 from ...errors import LikenessError
 from ..effects import PromptEdit, PromptStates, Scope
 from ..text_encoder import TextEncoder, Token, Tokens, encode_tokens
+from ..trigger_words import pattern_of
 from .file import Subject
 from .networks import TIMESTEPS, stage_of
 
@@ -61,7 +61,7 @@ def subject_prompt(
     shares = shares or Shares()
     _must_fit(encoder, subjects)
     _must_differ(subjects)
-    used = [subject for subject in subjects if _says([subject]).search(text)]
+    used = [subject for subject in subjects if pattern_of([subject.placeholder]).search(text)]
     missing = tuple(subject.placeholder for subject in subjects if subject not in used)
     _must_be_one_or_all(shares, used)
     text, stand_ins = _with_stand_ins(encoder, text, used)
@@ -118,7 +118,7 @@ def _with_stand_ins(
     encoder: TextEncoder, text: str, subjects: Sequence[Subject]
 ) -> tuple[str, list[Mapping[str, int]]]:
     """The text with a word of one token for each subject, and that token's id by tower."""
-    says = _says(subjects)
+    says = pattern_of(subject.placeholder for subject in subjects)
     bare = says.sub(" ", text)
     present = {
         name: {token.id for token in row if isinstance(token.id, int)} for name, row in _safe(encoder, bare).items()
@@ -140,16 +140,6 @@ def _with_stand_ins(
                 f"as {', '.join(_STAND_INS[:2])}."
             )
     return says.sub(lambda match: places[match[0].lower()], text), found
-
-
-def _says(subjects: Sequence[Subject]) -> re.Pattern[str]:
-    """Where a text names these subjects, in any case; not inside of other words."""
-    names = []
-    for word in sorted((subject.placeholder for subject in subjects), key=len, reverse=True):
-        before = r"(?<!\w)" if word[:1].isalnum() else ""
-        after = r"(?!\w)" if word[-1:].isalnum() else ""
-        names.append(f"{before}{re.escape(word)}{after}")
-    return re.compile("|".join(names) or r"(?!)", re.IGNORECASE)
 
 
 def _safe(encoder: TextEncoder, text: str) -> Tokens:

@@ -7,12 +7,12 @@ prompt, and the files are looked up here first: syntax, weights and long prompts
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from ...adapters.trigger_words import pattern_of
 from ...errors import LikenessError
 from ...weights.embedding_files import TokenEmbedding
 
@@ -76,7 +76,7 @@ class _Taught:
         """The host's, of the text in which our words are files."""
         words = list(self.likeness_words)
         for number in sorted(range(len(words)), key=lambda n: -len(words[n])):
-            text = places_of_word(words[number]).sub(f" embedding:{_KEY}{number} ", text)
+            text = pattern_of([words[number]]).sub(f" embedding:{_KEY}{number} ", text)
         return super().tokenize_with_weights(text, *given, **named)  # type: ignore[misc]
 
     def _try_get_embedding(self, embedding_name: str) -> Any:
@@ -87,10 +87,3 @@ class _Taught:
         unknown = super()._try_get_embedding("likeness_no_such_file")  # type: ignore[misc]
         vectors = list(self.likeness_words.values())[int(name[len(_KEY) :])]
         return (vectors, *unknown[1:-1], rest.strip())
-
-
-def places_of_word(word: str) -> re.Pattern[str]:
-    """Where a text says a word, in any case; not inside of other words."""
-    before = r"(?<!\w)" if word[:1].isalnum() else ""
-    after = r"(?!\w)" if word[-1:].isalnum() else ""
-    return re.compile(f"{before}{re.escape(word)}{after}", re.IGNORECASE)
