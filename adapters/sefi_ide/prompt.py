@@ -78,8 +78,7 @@ def subject_prompt(
             own = encode_tokens(encoder, _replaced(tokens, stand_ins, lambda i, name: table[i][name])).states
             return own if share == 1 else torch.lerp(plain.states.to(own), own, share)
 
-        stage = [int(stage_of(torch.tensor(low), one.stages, one.timesteps)) for one in used]
-        keys, values = shares.at(stage[0], used[0].stages)
+        keys, values = shares.at(_stage(used[0], low), used[0].stages)
         if keys or values:
             edits.append(PromptEdit(_reads(encoded(0, keys), encoded(1, values)), Scope(_share(high + 1), _share(low))))
             stages.append((low, high))
@@ -106,8 +105,13 @@ def _intervals(subjects: Sequence[Subject]) -> list[tuple[int, int]]:
     return [(low, high - 1) for low, high in pairwise(ordered)][::-1] if subjects else []
 
 
+def _stage(subject: Subject, timestep: int) -> int:
+    """The subject's stage at a timestep of the sampling."""
+    return int(stage_of(torch.tensor(timestep), subject.stages))
+
+
 def _vectors(subject: Subject, timestep: int, kind: int) -> dict[str, Tensor]:
-    stage = stage_of(torch.tensor(timestep * subject.timesteps / TIMESTEPS), subject.stages, subject.timesteps)
+    stage = _stage(subject, timestep)
     return {name: table[stage, kind] for name, table in subject.tables.items()}
 
 
