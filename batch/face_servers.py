@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LikenessError
-from .files import INPUTS
+from .files import INPUTS, sha256_of
 from .graph import Graph
 from .people import PersonPhotos
 from .schema import Nodes
@@ -132,8 +132,6 @@ async def _seen_by(server: FaceServer, photo: Path) -> Identity | None:
 
 def _pixels(photo: Path, folder: Path) -> Upload:
     """The photo as this machine sees it, turned upright and without transparency."""
-    import hashlib
-
     from PIL import Image
 
     from ..faces import read_photo
@@ -144,8 +142,7 @@ def _pixels(photo: Path, folder: Path) -> Upload:
         raise _Unreadable(str(error)) from None
     path = folder / "photo.png"
     Image.fromarray(pixels).save(path, compress_level=1)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-    return Upload(f"{INPUTS}/{digest}.png", path, INPUTS, "input")
+    return Upload(f"{INPUTS}/{sha256_of(path)[:32]}.png", path, INPUTS, "input")
 
 
 def _graph(model: str, image: str) -> Graph:

@@ -143,8 +143,7 @@ def _faces_of(analysis: FaceAnalysis, photo: np.ndarray, number: int, where: str
         if not large:
             return [], (
                 f"No face in {where} has its middle on the mask 'region' ({outside} lie outside): paint over the face "
-                "that "
-                "is meant, or disconnect the mask."
+                "that is meant, or disconnect the mask."
             )
     if rule.choice is Choice.ONLY and len(large) > 1:
         raise LikenessError(

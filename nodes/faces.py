@@ -47,7 +47,15 @@ from .choices import choices, finite, member, must_exist, named, readable
 from .files import Shelf
 from .node import Node
 from .progress import counter
-from .schema import FaceAnalysisSocket, FacesSocket, IdentitySocket, advanced, outlier_threshold_input, schema
+from .schema import (
+    FaceAnalysisSocket,
+    FacesSocket,
+    IdentitySocket,
+    advanced,
+    outlier_threshold_input,
+    region_input,
+    schema,
+)
 
 log = logger(__name__)
 
@@ -262,13 +270,9 @@ class FindFaces(Node):
                     optional=True,
                     tooltip="The person to look for with the choice 'most similar to reference'; otherwise not used.",
                 ),
-                io.Mask.Input(
-                    "region",
-                    optional=True,
-                    tooltip=(
-                        "Only faces whose middle is white here count: paint over the face that is meant. One mask, "
-                        "or one for each photo."
-                    ),
+                region_input(
+                    "Only faces whose middle is white here count: paint over the face that is meant. One mask, or one "
+                    "for each photo."
                 ),
             ],
             outputs=[

@@ -82,8 +82,7 @@ class LoadSubject(Node):
         encoders = " and ".join(f"{name} ({table.shape[2]} wide)" for name, table in subject.tables.items())
         report = (
             f"{file}: prompts call it {subject.placeholder}, a {subject.class_word}; {subject.stages} stages; trained "
-            "for "
-            f"{encoders}."
+            f"for {encoders}."
         )
         log.info("[likeness] %s", report)
         return io.NodeOutput(subject, report)
@@ -176,7 +175,7 @@ class SubjectPromptNode(Node):
         applied = binding.apply_effects(model, made.edits)
         conditioning = binding.edited(encoder.conditioning(made.plain), made.edits)
         report = " ".join([*_report(subjects, made), *_steps(made, model, sigmas)])
-        log.log(30 if made.missing else 20, "[likeness] %s", report)
+        (log.warning if made.missing else log.info)("[likeness] %s", report)
         return io.NodeOutput([[states, told] for states, told in conditioning], applied.model, report)
 
 

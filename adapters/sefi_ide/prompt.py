@@ -140,8 +140,7 @@ def _with_stand_ins(
         else:
             raise LikenessError(
                 f"There is no place for {subject.placeholder!r} in this prompt: use fewer subjects, or leave out "
-                "words such "
-                f"as {', '.join(_STAND_INS[:2])}."
+                f"words such as {', '.join(_STAND_INS[:2])}."
             )
     return says.sub(lambda match: places[match[0].lower()], text), found
 
@@ -165,8 +164,7 @@ def _class_token(encoder: TextEncoder, subject: Subject, tower: str) -> int | Te
         pieces = ", ".join(repr(token.word) for token in tokens)
         raise LikenessError(
             f"The class word {subject.class_word!r} of {subject.placeholder!r} is {len(tokens)} tokens of this text "
-            "encoder "
-            f"({pieces}): connect the CLIP of the base model it was trained on."
+            f"encoder ({pieces}): connect the CLIP of the base model it was trained on."
         )
     return tokens[0].id
 
@@ -195,8 +193,7 @@ def _must_fit(encoder: TextEncoder, subjects: Sequence[Subject]) -> None:
         if made != read:
             raise LikenessError(
                 f"The subject {subject.placeholder!r} was trained for {_named(made)}, and the connected CLIP is "
-                f"{_named(read)}: "
-                "connect the CLIP and the MODEL of the base it was trained on."
+                f"{_named(read)}: connect the CLIP and the MODEL of the base it was trained on."
             )
 
 
@@ -211,8 +208,7 @@ def _must_differ(subjects: Sequence[Subject]) -> None:
             if name.lower() in other.lower() or other.lower() in name.lower():
                 raise LikenessError(
                     f"Two subjects are called {other!r} and {name!r}, which a prompt cannot tell apart: give one of "
-                    "them "
-                    "another placeholder in Load Subject."
+                    "them another placeholder in Load Subject."
                 )
 
 
@@ -222,6 +218,5 @@ def _must_be_one_or_all(shares: Shares, subjects: Sequence[Subject]) -> None:
             if len(numbers) not in (1, subject.stages) or len({one.stages for one in subjects}) > 1 < len(numbers):
                 raise LikenessError(
                     f"There are {len(numbers)} shares for the {what} and {subject.stages} stages of "
-                    f"{subject.placeholder!r}: "
-                    "write one number, or one for each stage."
+                    f"{subject.placeholder!r}: write one number, or one for each stage."
                 )
