@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +17,8 @@ import typer
 
 from ..errors import LikenessError, one_line
 from . import opening
+from .batch_progress import Teller
+from .batch_secrets import Secrets
 from .edge import Verb
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ Examples:
   likeness batch check portrait_api.json rows.csv --server http://127.0.0.1:8188
 """
 _SHOWN = 20  # problems on the terminal
-_LINE = 30.0  # seconds between lines where nobody watches
 
 Source = Annotated[Path, typer.Argument(help="A workflow in API format, or a plan (.yaml, .json).")]
 TableFile = Annotated[Path | None, typer.Argument(help="The table: .csv, .tsv, .jsonl or .parquet.")]
@@ -196,7 +195,7 @@ def run_batch(
     settings = _settings(window, grace, stall, timeout, give_up, no_breaker, recycle, recycle_memory)
     tell = Teller(events)
     with writing(out):
-        secrets = _Secrets(header_env or (), api_key_env or ())
+        secrets = Secrets(header_env or (), api_key_env or ())
         found = _workers(server or named, local, host_args, ray, workers, ray_gpus, secrets, ca, trust_env, out)
 
         async def work() -> int:
@@ -245,7 +244,7 @@ def check_batch(
 ) -> None:
     """Look at everything that a run would need, and send nothing. 只检查，不运行。"""
     plan, named = _plan(source, table, files, seeds, expect, shard, allow_unlink, allow_paid, False, "", 0, 0.0, 0, "")
-    found = _workers(server or named, "", "", "", 1, 1.0, _Secrets(header_env or ()), ca, trust_env, Path())
+    found = _workers(server or named, "", "", "", 1, 1.0, Secrets(header_env or ()), ca, trust_env, Path())
 
     async def work() -> int:
         async with _open(found):
@@ -318,7 +317,7 @@ def retry(
         run = go_on(folder)
         seqs = [_row_of(run, one) for one in row] if row else run.journal.in_state(RowState.FAILED, RowState.PARKED)
         run.journal.again(seqs)
-        secrets = _Secrets(header_env or (), api_key_env or ())
+        secrets = Secrets(header_env or (), api_key_env or ())
         found = _workers(server or [], local, host_args, ray, workers, ray_gpus, secrets, ca, trust_env, folder)
 
         async def work() -> int:
@@ -456,7 +455,7 @@ def _workers(
     ray: str,
     workers: int,
     ray_gpus: float,
-    secrets: _Secrets,
+    secrets: Secrets,
     ca: Path | None,
     trust_env: bool,
     out: Path,
@@ -487,52 +486,6 @@ def _workers(
     if double := next((one for one in names if names.count(one) > 1), ""):
         raise LikenessError(f"The server {double} is named twice: remove one.")
     return found
-
-
-class _Secrets:
-    """Headers and keys for servers, out of the environment. They are shown and written nowhere."""
-
-    def __init__(self, header_env: Sequence[str] = (), api_key_env: Sequence[str] = ()):
-        self._headers: list[tuple[str, str, str]] = []
-        for text in header_env:
-            left, _, variable = text.rpartition("=")
-            where, _, header = left.rpartition(":")
-            if not where or not header or not variable:
-                raise LikenessError(f"--header-env is {text!r}: write one such as gpu1:8188:Authorization=GPU1_TOKEN.")
-            self._headers.append((where, header, _secret(variable, "--header-env")))
-        self._keys: dict[str, str] = {}
-        for text in api_key_env:
-            where, _, variable = text.rpartition("=")
-            if not where or not variable:
-                raise LikenessError(f"--api-key-env is {text!r}: write one such as gpu1:8188=COMFY_KEY.")
-            self._keys[where] = _secret(variable, "--api-key-env")
-        self._used = {"*"}
-
-    def headers_for(self, where: Sequence[str]) -> dict[str, str]:
-        """The headers of a server that goes by these names."""
-        return {header: value for of, header, value in self._headers if of in self._match(where)}
-
-    def key_for(self, where: Sequence[str]) -> str:
-        """The key of the server; empty where it may spend nothing."""
-        return next((key for of, key in self._keys.items() if of in self._match(where)), "")
-
-    def expect_used(self) -> None:
-        """LikenessError for a server that there is not: its key would be missed at night."""
-        for of in (*(of for of, _, _ in self._headers), *self._keys):
-            if of not in self._used:
-                raise LikenessError(f"A header or a key is for {of!r}, which is no --server: write it as there, or *.")
-
-    def _match(self, where: Sequence[str]) -> set[str]:
-        self._used.update(where)
-        return {"*", *where}
-
-
-def _secret(variable: str, option: str) -> str:
-    if not (value := os.environ.get(variable)):
-        raise LikenessError(f"The variable {variable!r} of {option} is not set: export it first.")
-    if any(letter in value for letter in "\r\n\0"):
-        raise LikenessError(f"The variable {variable!r} of {option} holds a line break: correct it.")
-    return value
 
 
 # --- running
@@ -612,94 +565,6 @@ def _on_signal(stop: Callable[[], None]) -> Iterator[None]:
     yield
     for sign in (signal.SIGINT, signal.SIGTERM):
         loop.remove_signal_handler(sign)
-
-
-class Teller:
-    """Says what happens: a bar on a terminal, a line now and then elsewhere, or events as JSON."""
-
-    def __init__(self, events: bool):
-        self.events = events
-        self.engine: Engine | None = None
-        self._bar: Any = None
-        self._done = self._failed = self._total = 0
-        self._said = 0.0
-
-    def begin(self, run: BatchRun) -> None:
-        """The run starts or goes on."""
-        counts = run.journal.counts()
-        self._total, self._done = sum(counts.values()), counts.get("done", 0)
-        self._failed = counts.get("failed", 0)
-        if self.events:
-            self("begin", {"run": run.id, "rows": self._total, **counts})
-        elif sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=self._total, initial=self._done, unit="row", smoothing=0.05)
-
-    def end(self, why: str) -> None:
-        """The run has ended."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-        self("end", {"why": why, "done": self._done, "failed": self._failed})
-
-    def __call__(self, kind: str, data: Mapping[str, Any]) -> None:
-        self._done += kind == "done"
-        self._failed += kind == "failed"
-        self._total += kind == "take"
-        if self.events:
-            print(json.dumps({"event": kind, "time": round(time.time(), 3), **data}, ensure_ascii=False), flush=True)
-            return
-        if self._bar is not None and kind in ("done", "failed"):
-            self._bar.total = self._total
-            self._bar.update()
-            self._bar.set_postfix_str(self._servers(), refresh=False)
-        elif kind == "done" and time.monotonic() - self._said > _LINE:
-            self._said = time.monotonic()
-            print(one_line(f"{self._done} of {self._total} rows done, {self._servers()}"))
-        if kind in _SENTENCES:
-            self._say(one_line(_SENTENCES[kind].format_map({**_NOTHING, **data})))
-
-    def _say(self, sentence: str) -> None:
-        if self._bar is not None:
-            self._bar.write(sentence)
-        else:
-            print(sentence, flush=True)
-
-    def _servers(self) -> str:
-        """How many servers are up, and how long it will take with them."""
-        lanes = self.engine.lanes if self.engine is not None else []
-        up = [lane for lane in lanes if lane.is_up]
-        rate = sum(1 / lane.pace for lane in up if lane.pace > 0)
-        left = max(0, self._total - self._done - self._failed)
-        when = f", {_duration(left / rate)} left" if rate else ""
-        return f"{self._failed} failed, {len(up)}/{len(lanes)} servers{when}"
-
-
-_NOTHING = dict.fromkeys(
-    ("server", "error", "kind", "idx", "path", "why", "done", "failed", "count", "note", "rows"), ""
-)
-_SENTENCES = {
-    "down": "{server} is away: {error}",
-    "up": "{server} is there",
-    "zombie": "{error}",
-    "failed": "row {idx} failed ({kind}): {error}",
-    "recycled": "{server} is started again after {rows} rows",
-    "unjudged": "row {idx} was not judged: {error}",
-    "parked": "row {idx} has ended servers, and waits for the end",
-    "breaker": "stopped: {count} failures of one kind in a row ({error})",
-    "waiting": "no server answers; waiting",
-    "journal": "{note}",
-    "extended": "{rows} new rows",
-    "end": "{why}: {done} rows done, {failed} failed",
-    "wrote": "{path}",
-}
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
 
 
 def _show(problems: Problems, path: Path | None) -> None:
