@@ -219,8 +219,7 @@ def test_a_killed_server_loses_no_row(desk):
         async with serving(one, two) as fakes:
 
             async def kill(engine):
-                while made_so_far(desk) < 10:
-                    await asyncio.sleep(0.01)
+                await until_made(desk, 10)
                 await one.kill()
 
             end, made = await desk.run(fakes, meanwhile=kill)
@@ -235,6 +234,12 @@ def made_so_far(desk):
     return len(desk.told("done"))
 
 
+async def until_made(desk, count):
+    """Wait until so many rows are done."""
+    while made_so_far(desk) < count:
+        await asyncio.sleep(0.005)
+
+
 def test_a_restarted_server_is_used_again(desk):
     desk.rows(30)
 
@@ -243,8 +248,7 @@ def test_a_restarted_server_is_used_again(desk):
         async with serving(fake) as fakes:
 
             async def restart(engine):
-                while made_so_far(desk) < 5:
-                    await asyncio.sleep(0.01)
+                await until_made(desk, 5)
                 await fake.kill()
                 await asyncio.sleep(0.1)
                 await fake.start()
@@ -293,8 +297,7 @@ def test_a_server_that_hangs_is_away(desk):
         async with serving(one, two) as fakes:
 
             async def freeze(engine):
-                while made_so_far(desk) < 3:
-                    await asyncio.sleep(0.01)
+                await until_made(desk, 3)
                 one.hangs = True
 
             end, made = await desk.run(fakes, meanwhile=freeze)
@@ -329,8 +332,7 @@ def test_stopping_once_finishes_what_runs_and_twice_takes_it_back(desk):
             before = made_so_far(desk)
 
             async def press(engine):
-                while made_so_far(desk) < before + 3:
-                    await asyncio.sleep(0.01)
+                await until_made(desk, before + 3)
                 for _ in range(times):
                     engine.stop()
 
@@ -362,8 +364,7 @@ def test_somebody_elses_prompt_waits_for_two_rows_at_most_and_is_not_touched(des
             places = []
 
             async def gui(engine):
-                while made_so_far(desk) < 4:
-                    await asyncio.sleep(0.005)
+                await until_made(desk, 4)
                 places.append(len(fake.pending) + (fake.running is not None))
                 fake.pending.append(("gui", fakes[0].posted[0]["prompt"], {}))
 
@@ -480,8 +481,7 @@ def test_a_server_that_begins_to_redirect_gets_no_more_rows(desk):
         async with serving(one, two) as fakes:
 
             async def turn(engine):
-                while made_so_far(desk) < 3:
-                    await asyncio.sleep(0.005)
+                await until_made(desk, 3)
                 one.redirect = two.url
 
             end, made = await desk.run(fakes, meanwhile=turn)

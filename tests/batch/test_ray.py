@@ -20,7 +20,7 @@ from likeness.batch.session import begin, execute
 from likeness.batch.work import End
 
 from .conftest import QUICK
-from .test_engine import assert_whole, made_so_far
+from .test_engine import assert_whole, until_made
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="likeness[ray] is not installed")
 
@@ -87,11 +87,9 @@ def test_a_killed_server_and_a_killed_actor_lose_no_row(desk, comfy):
 
             async def kill(engine):
                 one, two = before
-                while made_so_far(desk) < 3:
-                    await asyncio.sleep(0.02)
+                await until_made(desk, 3)
                 os.kill(one, signal.SIGKILL)
-                while made_so_far(desk) < 8:
-                    await asyncio.sleep(0.02)
+                await until_made(desk, 8)
                 os.kill(before[two], signal.SIGKILL)
 
             tasks = []

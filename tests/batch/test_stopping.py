@@ -19,7 +19,7 @@ from likeness.batch.work import End
 from likeness.errors import LikenessError
 
 from .conftest import QUICK
-from .test_engine import assert_whole, made_so_far, manifest
+from .test_engine import assert_whole, manifest, until_made
 
 
 def run(coroutine):
@@ -50,8 +50,7 @@ def test_without_any_server_for_too_long_the_batch_gives_up_and_goes_on_later(de
         async with serving(fake) as fakes:
 
             async def end_it(engine):
-                while made_so_far(desk) < 3:
-                    await asyncio.sleep(0.005)
+                await until_made(desk, 3)
                 await fake.kill()
 
             with pytest.raises(LikenessError, match=r"No server has answered for 0.6 seconds \(.*: start one, then"):
@@ -72,8 +71,7 @@ def test_a_server_that_is_away_for_less_is_waited_for(desk):
         async with serving(fake) as fakes:
 
             async def away_for_a_moment(engine):
-                while made_so_far(desk) < 3:
-                    await asyncio.sleep(0.005)
+                await until_made(desk, 3)
                 await fake.kill()
                 await asyncio.sleep(0.2)
                 await fake.start()

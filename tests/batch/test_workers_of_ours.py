@@ -19,7 +19,7 @@ from likeness.batch.session import model_digests
 from likeness.batch.work import End
 
 from .conftest import QUICK
-from .test_engine import assert_whole, made_so_far, manifest
+from .test_engine import assert_whole, manifest, until_made
 
 
 def run(coroutine):
@@ -207,8 +207,7 @@ def test_a_server_that_comes_back_with_another_version_gets_no_row_of_a_pinned_r
         async with serving(one, two) as fakes:
 
             async def update(engine):
-                while made_so_far(desk) < 4:
-                    await asyncio.sleep(0.005)
+                await until_made(desk, 4)
                 await one.kill()
                 one.version = "0.34.0"
                 one.posted.clear()
