@@ -151,8 +151,8 @@ def test_the_body_is_shown_on_white_and_masks_may_be_pictures(world):
         (torch.zeros(1, 40, 40), "mask is empty"),
         (torch.full((1, 40, 40), 0.02), "mask is empty"),
         (torch.ones(1, 40, 40), "white everywhere"),
-        (torch.ones(1, 64, 64), "64 x 64 and the picture 40 x 40"),
-        (figure().repeat(2, 1, 1), "2 masks for 1 pictures"),
+        (torch.ones(1, 64, 64), "64 x 64 and the image 40 x 40"),
+        (figure().repeat(2, 1, 1), "2 masks for 1 images"),
         (torch.full((1, 40, 40), torch.nan), "NaN"),
     ],
     ids=["black", "noise", "white", "another size", "two", "NaN"],
@@ -162,7 +162,7 @@ def test_masks_that_cannot_be_meant_are_explained(world, mask, says):
 
 
 def test_a_mask_without_a_picture_is_explained(world):
-    assert "no picture to belong to" in sentence(world.run, NODE, mask=figure())
+    assert "The input mask needs an image" in sentence(world.run, NODE, mask=figure())
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4], ids=["grey", "colour", "with alpha"])
@@ -229,7 +229,7 @@ def test_the_one_with_the_identitys_face_is_taken(world, found):
 def test_a_picture_without_a_person_is_explained(world, found):
     found()
     text = sentence(world.run, NODE, image=pictures(2))
-    assert "No person was found in picture 1 of image" in text and "connect a mask" in text
+    assert "No person was found in image 1 of the batch" in text and "connect a mask" in text
 
 
 def test_without_the_network_a_mask_is_asked_for(world, monkeypatch, tmp_path):
