@@ -186,7 +186,7 @@ def test_class_pictures_are_made_once(base, tmp_path):
     assert (tmp_path / "class_00000.png").stat().st_mtime_ns == stamp
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", None], ids=["empty", "text", "folder"])
+@pytest.mark.parametrize("content", [b"", b"not an image", None], ids=["empty", "text", "folder"])
 def test_a_class_picture_that_cannot_be_read_is_set_aside_and_painted_again(base, tmp_path, content):
     [first] = class_pictures(base, "a photo of person", 1, tmp_path, (16, 16))
     file = tmp_path / "class_00000.png"
@@ -331,7 +331,7 @@ BAD = {
         r"needs clip_g \(1, 32\)",
     ),
     "a prompt without the identifier": (lambda s, base, p: s["db"](base, p, prompt="a person"), "no {}"),
-    "no class pictures": (lambda s, base, p: s["db"](base, p), "no class picture"),
+    "no class images": (lambda s, base, p: s["db"](base, p), "no class image"),
 }
 
 
