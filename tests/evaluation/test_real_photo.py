@@ -69,8 +69,8 @@ def test_a_photo_of_somebody_else_may_show_nobody(run, tmp_path, capsys):
     ("make", "words"),
     [
         (lambda path: Image.fromarray(np.zeros((90, 90, 3), np.uint8)).save(path), "No face was found"),
-        (lambda path: path.write_text("no picture"), "cannot be read as a picture"),
-        (lambda path: path.write_bytes(b""), "is empty|cannot be read as a picture"),
+        (lambda path: path.write_text("no image"), "cannot be read as an image"),
+        (lambda path: path.write_bytes(b""), "is empty|cannot be read as an image"),
         (lambda path: path.mkdir(), "is a folder|cannot be read|is no file|does not exist"),
         (lambda path: None, "does not exist: check its name"),
     ],
