@@ -260,7 +260,7 @@ class IPAdapterOptions(Node):
 
 
 class EncodeReference(Node):
-    """Pictures to embeds."""
+    """Images to embeds."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -530,7 +530,7 @@ class PrepareReference(Node):
                 share_input("sharpening", 0.0, "Sharpening after downscaling; 0 is off."),
                 io.Int.Input("size", default=224, min=64, max=1024, step=8, tooltip="Side in pixels."),
             ],
-            outputs=[io.Image.Output(display_name="image", tooltip="Square pictures.")],
+            outputs=[io.Image.Output(display_name="image", tooltip="Square images.")],
         )
 
     @classmethod
@@ -565,7 +565,7 @@ class ReferenceNoiseNode(Node):
                 io.Int.Input("blur", default=0, min=0, max=32, tooltip="Radius in pixels."),
                 seed_input("The same seed gives the same noise."),
             ],
-            outputs=[io.Image.Output(display_name="image", tooltip="The noisy picture.")],
+            outputs=[io.Image.Output(display_name="image", tooltip="The noisy image.")],
         )
 
     @classmethod

@@ -108,7 +108,7 @@ def test_the_baseline_tells_what_the_identity_adds(run, ann):
     found = run(
         "IdentityReport", images=_pictures(RED, RED), identity=ann, judge=JUDGE, baseline=_pictures(BLUE, GREEN)
     )
-    assert "+120 points against the pictures without identity" in found.markdown
+    assert "+120 points against the images without identity" in found.markdown
 
 
 def test_photos_that_were_not_given_tell_copies_and_several_people_are_counted(run, ann, output):
@@ -212,8 +212,8 @@ def test_a_region_tells_where_the_person_should_be(run, ann):
         ({"region": torch.zeros(1, 64, 64)}, "region'? is empty, .*Load Image gives an empty mask"),
         ({"region": torch.full((1, 64, 64), 0.4)}, "region'? is empty"),
         ({"region": torch.full((1, 64, 64), float("nan"))}, "region'? holds NaN"),
-        ({"region": torch.ones(3, 64, 64)}, "3 masks on 'region' for 1 pictures"),
-        ({"images": torch.zeros(0, 64, 64, 3)}, "no picture to judge|input images is empty"),
+        ({"region": torch.ones(3, 64, 64)}, "3 masks on 'region' for 1 images"),
+        ({"images": torch.zeros(0, 64, 64, 3)}, "no image to judge|input images is empty"),
         ({"clip": object()}, "CLIP-T needs"),
         ({"judge": FaceAnalysis("boxes", ByColour())}, "boxes has no recogniser"),
         ({"held_out": _pictures(BLUE)}, "finds nobody on 'held_out' who looks like 'ann': connect other photos"),

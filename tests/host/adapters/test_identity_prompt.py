@@ -212,7 +212,7 @@ def test_what_does_not_belong_together(studio, world):
     assert "-wide conditioning" in sentence(studio.prompt, person(), clip=world.text_clip)
     assert "SDXL checkpoint" in sentence(studio.prompt, person(), clip=object())
     assert "another system" in sentence(studio.prompt, person(), options=world.options())
-    assert "PhotoMaker v2 reads a face in every picture" in sentence(
+    assert "PhotoMaker v2 reads a face in every image" in sentence(
         studio.prompt, person(), version=2, options=studio.options(images=torch.rand(5, 8, 8, 3))
     )
     assert "buffalo_l" in sentence(studio.prompt, person(recogniser="antelopev2"), version=2)

@@ -80,7 +80,7 @@ def test_the_body_picture_decides_and_the_report_says_who_is_there(world, adapte
     assert not same(one, other)
     assert "StoryMaker (mask.bin): 'Ada' as 40 tokens at 7 of 7 sites" in said["report"]
     bare = paint(world, adapter)
-    assert "has no body picture" in said["report"] and not same(bare, one)
+    assert "has no body image" in said["report"] and not same(bare, one)
 
 
 def test_two_characters_in_another_order_are_another_picture(world, adapter):

@@ -154,7 +154,7 @@ def test_the_guard_reports_and_reduces(run, restorer, photo, caplog):
     image[:, :2, :2] = torch.tensor([0.9, 0.1, 0.1])
     *_, report = run("RestoreFaces", **inputs(restorer, image, identity_guard=1.0))
     assert "likeness" in report and ("reduced" in report or "left as it was" in report)
-    assert "picture 1, face 0" in caplog.text
+    assert "image 1, face 0" in caplog.text
 
 
 def test_region_and_fidelity_reach_the_restoration(run, files, photo):
@@ -304,7 +304,7 @@ def test_a_large_picture_is_what_the_hosts_node_gives_but_for_the_seams(run, ups
 def test_a_face_restorer_is_no_upscale_model(run, photo):
     from likeness.restoration.spandrel_files import described
 
-    with pytest.raises(LikenessError, match="restores single faces and ruins whole pictures"):
+    with pytest.raises(LikenessError, match="restores single faces and ruins whole images"):
         run("UpscalePortrait", image=photo, upscale_model=described(small.restoreformer(), "x"))
 
 
@@ -328,7 +328,7 @@ def test_portraits_of_an_identity_come_back_where_they_were(run, photo):
     _, portraits, _ = run("IdentityFromPhotos", faces=found)
     same, _ = run("PasteFacesBack", image=image, faces=found, crops=portraits, framing="portraits (aligned)")
     assert (same - image).abs().max() < 1e-5
-    with pytest.raises(LikenessError, match="connect the same pictures, and one crop for each face"):
+    with pytest.raises(LikenessError, match="connect the same images, and one crop for each face"):
         run("PasteFacesBack", image=image, faces=found, crops=portraits.repeat(2, 1, 1, 1))
 
 
