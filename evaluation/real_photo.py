@@ -187,7 +187,7 @@ def named_others(paths: Sequence[Path]) -> dict[str, np.ndarray]:
     """Photos of other people by what they are called on the sheet."""
     photos = read_photos(paths)
     if len(photos) == 1:
-        return {"somebody else": photos[0]}
+        return {"another person": photos[0]}
     return {f"another person {number}": photo for number, photo in enumerate(photos, 1)}
 
 

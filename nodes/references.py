@@ -123,7 +123,7 @@ class IPAdapterOptions(Node):
                     "layer_weights",
                     default="",
                     tooltip='Strength per layer by hand, such as "3:2.5, 6:1" or "input.8:2.5, output.1:1". What is '
-                    "not named gets nothing. Empty: the weight type decides.",
+                    "not named gets 0. Empty: the weight type decides.",
                 ),
                 io.Combo.Input(
                     "crop",

@@ -62,7 +62,7 @@ def test_the_same_person_under_another_name_is_said_to_be_the_person(run, presid
 def test_a_photo_of_somebody_else_may_show_nobody(run, tmp_path, capsys):
     Image.fromarray(np.zeros((90, 90, 3), np.uint8)).save(tmp_path / "black.png")
     run("--others", tmp_path / "black.png")
-    assert "somebody else          0.00  no face" in capsys.readouterr().out
+    assert "another person         0.00  no face" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
