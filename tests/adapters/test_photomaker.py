@@ -254,7 +254,7 @@ def test_pictures_stand_in_for_the_crops_whatever_their_sizes(channels):
     _, fused = states(adapter().effects(given))
     assert torch.equal(fused[0, 5], given.text_encoder.table[49407])  # type: ignore[union-attr]
     notes = adapter().notes(given)
-    assert "'the pictures' is 3 tokens at 'man'" in notes[0]
+    assert "'the images' is 3 tokens at 'man'" in notes[0]
 
 
 # What does not fit ----------------------------------------------------------------------------------------------------

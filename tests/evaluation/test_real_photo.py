@@ -41,7 +41,7 @@ def test_the_person_is_recognised_and_others_are_told_apart(run, presidents, cap
     assert {path.name for path in out.iterdir()} == {"real-photo.png", "identity.safetensors"}
     assert Identity.load(out / "identity.safetensors").recogniser == "dlib"
     said = capfd.readouterr()
-    assert "made the identity; sface, which had no part in it" in said.out
+    assert "made the identity; sface, which was not used for it" in said.out
     assert "6 of 6 changed copies are recognised as the person, and 2 of 2 other people are told apart" in said.out
     assert "as measured on 44 photos of 10 people" in said.out
     assert "Licences: YuNet: MIT; dlib's recogniser: CC0-1.0, public domain; SFace: Apache-2.0." in said.out

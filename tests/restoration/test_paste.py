@@ -65,7 +65,7 @@ def test_a_crop_that_replaces_all_lands_where_it_was_cut(scale, angle):
     put_back(flat, torch.zeros(3, SIDE, SIDE), torch.ones(3, SIDE, SIDE), matrix, mask, covered=whole)
     inside = whole > 0.999
     assert inside.sum() > 100
-    assert (canvas - target)[inside].abs().mean() < 1.5 / 255
+    assert (canvas - target)[inside].abs().mean() < 2 / 255  # at most 1.52; half a pixel off gives 4.0
     assert torch.equal(canvas[whole == 0], picture[whole == 0])
     assert torch.allclose(flat[..., 0], whole, atol=1e-5)
 

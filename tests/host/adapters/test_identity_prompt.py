@@ -199,7 +199,7 @@ def test_without_a_model_the_report_asks_for_it(studio):
 def test_pictures_without_an_identity_are_enough_for_v1(studio):
     options = studio.options(images=torch.rand(3, 50, 40, 3))
     *_, report = studio.prompt(options=options)
-    assert "'the pictures' is 3 tokens" in report
+    assert "'the images' is 3 tokens" in report
     assert "needs an identity" in sentence(studio.prompt, version=2, options=options)
 
 

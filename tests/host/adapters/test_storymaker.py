@@ -103,7 +103,7 @@ def test_three_are_painted_and_four_are_refused(world, adapter):
     assert paint(world, adapter, options, identity=None).isfinite().all()
     four = character(world, 4, identity=person(seed=4), options=options)
     text = sentence(paint, world, adapter, four, identity=None)
-    assert "4 characters" in text and "places for 3" in text
+    assert "4 characters" in text and "supports 3" in text
 
 
 def test_clothes_take_the_place_of_the_body(world, adapter):

@@ -448,7 +448,7 @@ def test_photos_of_mixed_sizes_are_refused_before_class_pictures_are_painted(bas
     with pytest.raises(LikenessError, match=r"32x32, 64x64.*prior"):
         class_size(mixed)
     assert class_size(mixed[1:]) == (64, 64)
-    with pytest.raises(LikenessError, match="photos and class pictures have different sizes"):
+    with pytest.raises(LikenessError, match="photos and class images have different sizes"):
         dreambooth(base, mixed[:1], DreamBoothSettings(), class_photos=mixed[1:])
 
 
