@@ -49,7 +49,7 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 # --- masks
 
-EMPTY_MASK = "Load Image gives an empty mask for a picture without transparency"
+EMPTY_MASK = "Load Image gives an empty mask for an image without transparency"
 
 
 def as_mask(mask: Any, what: str) -> Tensor:
@@ -75,5 +75,5 @@ def require_painted(mask: Tensor, what: str, least: float = 0.0) -> None:
     if blank:
         which = f" number {blank[0]} of {len(mask)}" if len(mask) > 1 else ""
         raise LikenessError(
-            f"{what}{which} is empty, so that nothing counts: disconnect it, or paint what counts ({EMPTY_MASK})."
+            f"{what}{which} is empty, so nothing is selected: disconnect it, or paint what counts ({EMPTY_MASK})."
         )

@@ -167,7 +167,7 @@ def name_fault(name: str) -> str:
     if any(0xD800 <= ord(letter) < 0xE000 for letter in name):
         return "holds bytes that are not text"
     if wrong := next((letter for letter in name if letter in _FORBIDDEN or not letter.isprintable()), ""):
-        return f"holds {wrong!r}, which cannot stand in a file's name"
+        return f"holds {wrong!r}, which is not allowed in a file name"
     if name != name.strip() or name.endswith("."):
         return "starts or ends with a space or a dot, which Windows drops"
     if name.split(".")[0].rstrip().upper() in _DEVICES:
@@ -193,7 +193,7 @@ def check_folder(folder: Path, what: str) -> None:
 
 def _why_not(error: OSError | ValueError) -> str:
     if isinstance(error, (FileExistsError, NotADirectoryError)):
-        return "is a file, or lies below one"
+        return "is a file, or is below one"
     if not isinstance(error, OSError):  # NUL or a lone surrogate
         return "cannot be the path of a folder"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -98,7 +98,7 @@ def _load_as(file: WeightFile, title: str) -> Adapter:
         if sure.title == title:
             raise
         raise LikenessError(
-            f"{file.name!r} is an adapter of {sure.title}, not of {title}: choose that system, or let its content tell."
+            f"{file.name!r} is an adapter of {sure.title}, not of {title}: choose that system, or 'by content'."
         ) from error
 
 

@@ -237,6 +237,6 @@ def _fault(weights: Mapping[str, Tensor]) -> str:
     """What is the matter with them, in a few words."""
     numbers = sorted({int(key.split(".")[1]) for key in weights if re.match(r"blocks\.\d+\.", key)})
     if not numbers or "patch_embed.proj.weight" not in weights:
-        return "it holds no such network"
+        return "it does not contain this network"
     gaps = [number for number, following in pairwise((-1, *numbers)) if following != number + 1]
     return f"layer {gaps[0] + 1} is missing" if gaps else "layers are missing or have other sizes"

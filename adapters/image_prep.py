@@ -62,12 +62,12 @@ def to_rgb(images: Tensor, name: str = "image") -> Tensor:
             f"the {name} has shape {tuple(images.shape)}: connect an IMAGE of shape (count, height, width, channels)."
         )
     if images.numel() == 0:
-        raise LikenessError(f"the {name} is empty, its shape is {tuple(images.shape)}: connect at least one picture.")
+        raise LikenessError(f"the {name} is empty, its shape is {tuple(images.shape)}: connect at least one image.")
     images = images.float()
     bad = ~images.isfinite().flatten(1).all(1)
     if bad.any():
         number = int(bad.nonzero()[0]) + 1
-        raise LikenessError(f"picture {number} of the {name} holds NaN: decode it again.")
+        raise LikenessError(f"image {number} of the {name} contains NaN: decode it again.")
     images = images.clamp(0.0, 1.0)
     colours, alpha = images, None
     if images.shape[-1] in (2, 4):
@@ -215,8 +215,8 @@ def split_tiles(images: Tensor, tiles: int) -> Tensor:
     height, width = images.shape[1] // tiles, images.shape[2] // tiles
     if height == 0 or width == 0:
         raise LikenessError(
-            f"a picture of {images.shape[2]} x {images.shape[1]} pixels cannot be cut into {tiles} x {tiles} tiles: "
-            "use fewer tiles or a larger picture."
+            f"an image of {images.shape[2]} x {images.shape[1]} pixels cannot be cut into {tiles} x {tiles} tiles: "
+            "use fewer tiles or a larger image."
         )
     whole = images[:, : height * tiles, : width * tiles]
     grid = whole.unflatten(1, (tiles, height)).unflatten(3, (tiles, width))  # (B, row, y, column, x, 3)

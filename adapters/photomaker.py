@@ -424,7 +424,7 @@ class PhotoMaker(nn.Module):
         self, request: Request, who: Identity | None, options: PhotoMakerOptions, images: Sequence[Tensor]
     ) -> _Person:
         """What is looked at of a person: crops or pictures, and in v2 the raw embedding of each."""
-        name = "the pictures" if who is None else who.name
+        name = "the images" if who is None else who.name
         size = self.id_encoder.vision_model.image_size
         if images:
             pixels = torch.cat([pixel_values(batch, size) for batch in images])
@@ -440,8 +440,8 @@ class PhotoMaker(nn.Module):
         embeddings = self._embeddings(request, who)
         if len(embeddings) != len(pixels):
             raise LikenessError(
-                f"PhotoMaker v2 reads a face in every picture, but there are {len(pixels)} pictures and "
-                f"{len(embeddings)} faces of {name!r}: connect the pictures that the identity was made of, or none."
+                f"PhotoMaker v2 reads a face in every image, but there are {len(pixels)} images and "
+                f"{len(embeddings)} faces of {name!r}: connect the images that the identity was made of, or none."
             )
         return _Person(name, pixels, embeddings, weights)
 

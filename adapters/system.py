@@ -204,7 +204,7 @@ def kind_of(file: WeightFile, kinds: Iterable[Kind]) -> Kind | None:
         homes = ", ".join(f"models/{kind.folders[0]} for {kind.title}" for kind in likely if kind.folders)
         raise LikenessError(
             f"{file.name!r} can be {titles}, whose files look the same: give it the name it was published under, or "
-            f"move it to the folder that tells ({homes})."
+            f"move it to the folder of its system ({homes})."
         )
     return likely[0]
 
@@ -237,7 +237,7 @@ def require_person(
         allow = "" if any_recogniser is None else ", or allow any recogniser in the adapter's options"
         raise LikenessError(
             f"The adapter {name!r} was trained on the recogniser {recogniser}, but the identity {identity.name!r} was "
-            f"made with {identity.recogniser}, whose embeddings mean another face: install {recogniser} (the identity "
-            f"is then embedded again from its own crops), or make it with {recogniser}{allow}."
+            f"made with {identity.recogniser}, whose embeddings would show another face: install {recogniser} (the "
+            f"identity is then embedded again from its own crops), or make it with {recogniser}{allow}."
         )
     return identity

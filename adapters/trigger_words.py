@@ -63,7 +63,7 @@ def words_in(text: str) -> tuple[str, ...]:
     for word in words:
         if not any(letter.isalnum() for letter in word) or any(letter in word for letter in "()\\:"):
             raise LikenessError(
-                f"The trigger word {word!r} cannot stand in a prompt: choose letters and digits, such as img."
+                f"The trigger word {word!r} cannot be used in a prompt: choose letters and digits, such as img."
             )
     return words
 

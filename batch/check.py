@@ -157,7 +157,7 @@ def _people(
 
         people = with_identities(people, kept, problems, skip)
         if unmade := sum(person.identity is None for person in people):
-            problems.warn(f"{makers[0].worker.name} looks at the photos of {unmade} people ({makers[0].model})")
+            problems.warn(f"{makers[0].worker.name} analyses the photos of {unmade} people ({makers[0].model})")
         return people, makers
     return with_identities(people, lambda one: identities.of(one, best), problems, skip), []
 
@@ -264,7 +264,7 @@ def _check_graph(
                 problems.add(name, 0, f"{number}.{given}", "", fault)
         for given, value in node["inputs"].items():
             if is_secret(value):
-                fault = Fault("looks like a key or a password, and would be written into pictures", "remove it")
+                fault = Fault("looks like a key or a password, and would be written into images", "remove it")
                 problems.add(name, 0, f"{number}.{given}", "(hidden)", fault)
             if (link := link_of(value)) is not None:
                 _check_link(workflow, nodes, number, given, link, name, problems)

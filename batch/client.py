@@ -179,7 +179,9 @@ class HttpServer:
             self._expect_success(answer)
             said = _loads(text)
         if not isinstance(said, dict) or said.get("prompt_id") != prompt_id:
-            raise Unwelcome(f"{self.name} gave the prompt another id: it is older than ComfyUI 0.3.48, or is none")
+            raise Unwelcome(
+                f"{self.name} gave the prompt another id: it is older than ComfyUI 0.3.48, or is not a ComfyUI"
+            )
         if said.get("node_errors"):  # the rest of the graph would run
             await self.cancel(prompt_id)
             raise Refused(self._without_secrets(_why_refused(said)))
@@ -229,7 +231,7 @@ class HttpServer:
     async def queue(self) -> Queue:
         said = await self._json("GET", "/queue")
         if not isinstance(said, dict):
-            raise Unwelcome(f"{self.name} does not tell its queue")
+            raise Unwelcome(f"{self.name} does not report its queue")
 
         def ids(key: str) -> frozenset[str]:
             items = said.get(key)
@@ -289,7 +291,7 @@ class HttpServer:
             async with self._ask("POST", "/upload/image", data=form) as answer:
                 text = await self._read(answer)
                 if answer.status in (400, 413):
-                    raise Refused(f"{self.name} does not take the file {upload.path.name!r} (HTTP {answer.status})")
+                    raise Refused(f"{self.name} does not accept the file {upload.path.name!r} (HTTP {answer.status})")
                 self._expect_success(answer)
         said = _loads(text)
         if not isinstance(said, dict) or said.get("name") != upload.filename:
@@ -318,7 +320,7 @@ class HttpServer:
 
     def _expect_success(self, answer: aiohttp.ClientResponse) -> None:
         if answer.status in (401, 403, 407):
-            raise Unwelcome(f"{self.name} wants a key (HTTP {answer.status}): give it with --header-env")
+            raise Unwelcome(f"{self.name} requires a key (HTTP {answer.status}): give it with --header-env")
         if answer.status >= 500 or answer.status in (408, 429):
             raise Away(f"{self.name} answers with HTTP {answer.status}")
         if answer.status != 200:

@@ -87,7 +87,9 @@ async def identities_by_servers(
 
     while jobs:
         if not live:
-            raise LikenessError(f"No server is there to look at the photos of {jobs[0][0]!r} ({trouble}): start one.")
+            raise LikenessError(
+                f"No server is available to analyse the photos of {jobs[0][0]!r} ({trouble}): start one."
+            )
         await asyncio.gather(*map(serve, live))
     made: dict[str, Identity | LikenessError] = {}
     for name, seen in pieces.items():
@@ -113,12 +115,12 @@ async def _seen_by(server: FaceServer, photo: Path) -> Identity | None:
             ending = await _run(server.worker, _graph(server.model, upload.name))
         except Refused as error:
             raise LikenessError(
-                f"{server.worker.name} cannot look at photos with {server.model!r} ({error}): choose other `faces`."
+                f"{server.worker.name} cannot analyse photos with {server.model!r} ({error}): choose other `faces`."
             ) from None
         if ending.status != "success":
             if ending.node.startswith(_FINDS):
                 return None
-            raise LikenessError(f"{server.worker.name} could not look at {photo.name!r} ({ending.error}): see its log.")
+            raise LikenessError(f"{server.worker.name} could not analyse {photo.name!r} ({ending.error}): see its log.")
         saved = [file for file in ending.files if file.node == _SAVES and file.type == "output"]
         if len(saved) != 1:
             raise LikenessError(f"{server.worker.name} saved no identity of {photo.name!r}: update its pack.")
@@ -179,7 +181,7 @@ async def _run(worker: Worker, graph: Graph) -> Ending:
                     raise Away(f"{worker.name} was started again")
                 is_stuck = (await worker.queue()).is_stuck([prompt])
                 if is_stuck and was_stuck:
-                    raise Away(f"{worker.name} takes prompts and runs none: restart it")
+                    raise Away(f"{worker.name} accepts prompts but does not run them: restart it")
                 was_stuck = is_stuck
             pause = min(pause * 2, most)
     except BaseException:

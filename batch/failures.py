@@ -59,7 +59,7 @@ def decide(tried: Sequence[Attempt], servers: int) -> Ruling:
     if outcome is Failure.INVALID:
         return fail
     if outcome is Failure.EMPTY:
-        return Ruling(Then.FAIL, "empty", "it ended well, but saved no file")
+        return Ruling(Then.FAIL, "empty", "it finished, but saved no file")
     if outcome is Failure.STOPPED:
         return Ruling(Then.AGAIN)
     if outcome is Failure.INTERRUPTED:

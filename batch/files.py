@@ -124,18 +124,18 @@ def _picture_suffix(path: Path) -> str:
         with Image.open(path) as picture:
             kind, (width, height) = str(picture.format), picture.size
     except Image.DecompressionBombError:
-        raise Fault("has too many pixels", "give a smaller picture") from None
+        raise Fault("has too many pixels", "give a smaller image") from None
     except Exception:  # whatever a hostile header makes Pillow raise
-        raise Fault("is not a picture", "give a PNG, JPEG or WebP file") from None
+        raise Fault("is not an image", "give a PNG, JPEG or WebP file") from None
     if width * height > MOST_PIXELS:
-        raise Fault(f"has {width}x{height} pixels, too many", "give a smaller picture")
+        raise Fault(f"has {width}x{height} pixels, too many", "give a smaller image")
     if kind not in _PICTURES:
-        raise Fault(f"is a {kind} file, which the host may not read", "save it as PNG or JPEG")
+        raise Fault(f"is a {kind} file, which the host may be unable to read", "save it as PNG or JPEG")
     return _PICTURES[kind]
 
 
 def _other_suffix(path: Path) -> str:
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in _OTHER:
-        raise Fault("is of a kind that is not uploaded", f"give one of {', '.join(sorted(_OTHER))}")
+        raise Fault("is of a type that is not uploaded", f"give one of {', '.join(sorted(_OTHER))}")
     return suffix

@@ -111,7 +111,7 @@ def read_workflow(path: Path) -> Workflow:
         if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
             raise LikenessError(f"Node {number!r} of the workflow {path.name!r} has no class_type: {_HOW_TO_EXPORT}.")
         if not isinstance(node.setdefault("inputs", {}), dict):
-            raise LikenessError(f"The inputs of node {number!r} of {path.name!r} are no object: {_HOW_TO_EXPORT}.")
+            raise LikenessError(f"The inputs of node {number!r} of {path.name!r} are not an object: {_HOW_TO_EXPORT}.")
         meta = node.get("_meta")
         node["_meta"] = {"title": str(meta.get("title", ""))} if isinstance(meta, dict) else {}
     return Workflow(path, value, ui if isinstance(ui, dict) else None)

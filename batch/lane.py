@@ -244,7 +244,7 @@ class Lane:
 
     async def _quarantine(self, waiting: Sequence[Flight]) -> None:
         self._quarantines += 1
-        why = f"{self.worker.name} takes prompts and runs none: restart it"
+        why = f"{self.worker.name} accepts prompts but does not run them: restart it"
         self.engine.tell("zombie", {"server": self.worker.name, "error": why})
         for flight in waiting:
             with contextlib.suppress(Away):

@@ -180,7 +180,7 @@ def export(run: BatchRun, to: Path) -> int:
     if suffix == ".parquet":
         return _parquet(run, to, names)
     if suffix not in (".csv", ".jsonl"):
-        raise LikenessError(f"The table {to.name!r} is none of .csv, .jsonl and .parquet: choose one of these.")
+        raise LikenessError(f"The table {to.name!r} is not a .csv, .jsonl or .parquet file: choose one of these.")
 
     def write(part: Path) -> None:
         nonlocal count

@@ -222,7 +222,7 @@ def _ray() -> Any:
     version = tuple(int(number) for number in re.findall(r"\d+", ray.__version__)[:2])
     if version < OLDEST:
         raise LikenessError(
-            f"Ray {ray.__version__} has a hole that lets others run code: {HOW_TO_GET_IT}, 2.52 or newer."
+            f"Ray {ray.__version__} has a vulnerability that lets others run code: {HOW_TO_GET_IT}, 2.52 or newer."
         )
     return ray
 

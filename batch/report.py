@@ -90,7 +90,7 @@ def _likeness(judged: Sequence[Entry]) -> list[str]:
     for entry in judged:
         people.setdefault(entry.person or "–", []).append(entry.metrics["percent"])
     lines = ["## Likeness", "", "Percent of real photos' likeness; 0 without a face.", ""]
-    lines += ["| person | pictures | mean | 95 % of the mean | without a face |", "| --- | --- | --- | --- | --- |"]
+    lines += ["| person | images | mean | 95 % of the mean | without a face |", "| --- | --- | --- | --- | --- |"]
     for name in sorted(people):
         values = people[name]
         mean = sum(values) / len(values)
@@ -151,7 +151,7 @@ def _page(run: BatchRun, folder: Path, shown: Sequence[Entry], number: int, tota
     body = [nav]
     for person, some in rows.items():
         body += [
-            f"<h2>{html.escape(person or 'pictures')}</h2>",
+            f"<h2>{html.escape(person or 'images')}</h2>",
             '<div class="row">',
             *(_figure(run, folder, e) for e in some),
             "</div>",
@@ -174,7 +174,7 @@ def _figure(run: BatchRun, folder: Path, entry: Entry) -> str:
     source = run.folder / entry.file
     thumb = _thumbnail(source, folder / THUMBS / f"{entry.row_id}.jpg") if source.suffix in _PICTURES else None
     target = html.escape(f"../{entry.file}", quote=True)
-    inside = f'<img src="{THUMBS}/{thumb.name}" alt="">' if thumb else html.escape(source.suffix or "no picture")
+    inside = f'<img src="{THUMBS}/{thumb.name}" alt="">' if thumb else html.escape(source.suffix or "no image")
     kind = ' class="best"' if entry.kept else ""
     return f'<figure{kind}><a href="{target}">{inside}</a><figcaption>{html.escape(words)}</figcaption></figure>'
 

@@ -156,7 +156,7 @@ def _size(part: Path, suffix: str) -> tuple[int, int]:
         with Image.open(part) as picture:
             width, height = picture.size
             if width * height > MOST_PIXELS:
-                raise BadFile(f"the picture has {width}x{height} pixels, too many")
+                raise BadFile(f"the image has {width}x{height} pixels, too many")
             if suffix == "png":
                 picture.verify()  # every checksum, without the pixels
             else:
@@ -164,7 +164,7 @@ def _size(part: Path, suffix: str) -> tuple[int, int]:
     except BadFile:
         raise
     except Exception as error:  # whatever hostile bytes make Pillow raise
-        raise BadFile(f"the picture is damaged ({type(error).__name__})") from None
+        raise BadFile(f"the image is damaged ({type(error).__name__})") from None
     return width, height
 
 

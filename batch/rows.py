@@ -60,9 +60,7 @@ class Column:
 
     def _read(self, cell: Any, files: Files) -> tuple[Any]:
         if is_secret(cell):
-            raise Fault(
-                "looks like a key or a password, and would be written into pictures", "remove it from the table"
-            )
+            raise Fault("looks like a key or a password, and would be written into images", "remove it from the table")
         value = None
         for _, spec in self.inputs:
             if spec.kind in (CellKind.UPLOAD, CellKind.IDENTITY):

@@ -157,7 +157,7 @@ def _json(text: str) -> Any:
     except (ValueError, RecursionError) as error:
         raise Fault(f"is not valid JSON ({error})", 'write it as =json:["one", "two"]') from None
     if link_of(value):
-        raise Fault("is a link to a node", "links stand in the workflow; a cell is a value")
+        raise Fault("is a link to a node", "links belong in the workflow; a cell holds a value")
     return value
 
 
@@ -196,7 +196,7 @@ def _float(cell: Any, spec: Spec) -> float:
     except (ValueError, OverflowError):
         raise Fault("is not a number", "write one such as 1.5") from None
     if not math.isfinite(value):
-        raise Fault("is not a number to work with", "write one such as 1.5")
+        raise Fault("is not a finite number", "write one such as 1.5")
     return _in_range(value, spec)
 
 
@@ -229,7 +229,7 @@ def _string(cell: Any, _: Spec) -> str:
 def check_text(text: str) -> str:
     """`text`; Fault where it is too long or cannot be sent."""
     if len(text) > LONGEST_TEXT:
-        raise Fault(f"is longer than {LONGEST_TEXT} letters", "shorten the text")
+        raise Fault(f"is longer than {LONGEST_TEXT} characters", "shorten the text")
     if any(0xD800 <= ord(letter) < 0xE000 for letter in text) or "\0" in text:
         raise Fault("holds bytes that are not text", "save the table as UTF-8")
     return text

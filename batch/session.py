@@ -152,7 +152,7 @@ def extend(run: BatchRun, checked: Checked) -> int:
 def open_run(out: Path, read_only: bool = True) -> BatchRun:
     """A run for reading. LikenessError for a folder that holds none."""
     if not (out / FILE).is_file():
-        raise LikenessError(f"The folder {str(out)!r} holds no run: name the --out folder of a batch.")
+        raise LikenessError(f"The folder {str(out)!r} is not a run: name the --out folder of a batch.")
     journal = Journal.open(out / FILE, read_only=read_only)
     if journal.get("filled") is not True:
         raise LikenessError(f"The run in {str(out)!r} was never begun: run the batch first.")

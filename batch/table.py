@@ -37,7 +37,7 @@ class Table:
 
     def __post_init__(self) -> None:
         if self.path.suffix.lower() not in SUFFIXES:
-            raise LikenessError(f"The table {self.path.name!r} is none of {', '.join(SUFFIXES)}: save it as CSV.")
+            raise LikenessError(f"The table {self.path.name!r} is not one of {', '.join(SUFFIXES)}: save it as CSV.")
         if not self.path.is_file():
             raise LikenessError(f"The table {str(self.path)!r} does not exist: check the path.")
         if self.path.stat().st_size > MOST_BYTES:
@@ -142,7 +142,7 @@ class Table:
             while text := file.readline(_LONGEST_LINE + 1):
                 number += 1
                 if len(text) > _LONGEST_LINE:
-                    raise self._broken(number, f"is longer than {_LONGEST_LINE} letters: shorten it")
+                    raise self._broken(number, f"is longer than {_LONGEST_LINE} characters: shorten it")
                 if not text.strip():
                     continue
                 try:

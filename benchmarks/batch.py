@@ -44,7 +44,7 @@ class Case:
     servers: int = 1
 
     def __str__(self) -> str:
-        return f"rows of {self.seconds * 1000:g} ms, pictures of {self.padding / 1e6:g} MB, lag {self.lag * 1000:g} ms"
+        return f"rows of {self.seconds * 1000:g} ms, images of {self.padding / 1e6:g} MB, lag {self.lag * 1000:g} ms"
 
 
 CASES = [Case(0.003, 400), Case(0.1, 50), Case(0.1, 50, 1_500_000, 0.005), Case(0.1, 50, 4_000_000, 0.01)]

@@ -209,13 +209,13 @@ COMPOSED = (  # in the style of the reference watercolours; every one names a pl
 OPEN = ("a photo of a person", in_style("a photo of a person"))
 ABLATION_COLUMNS = {
     "id": "likeness to the person by the judge",
-    "style": "share in the style of the reference pictures",
+    "style": "share in the style of the reference images",
     "place": "share with the place that the prompt names",
     "attention": "share of the person's word's attention that lies outside the face, in new photos",
-    "leak": "change outside the face over change inside it, against the base model's picture",
-    "leak of the word": "the same, against the tuned model's picture of the prompt without the person's word",
+    "leak": "change outside the face over change inside it, against the base model's image",
+    "leak of the word": "the same, against the tuned model's image of the prompt without the person's word",
     "outside": "what the person's word changes outside the face where the prompt names no place: RMS, 0 to 1",
-    "place moved": "share of these pictures that the word puts in another place",
+    "place moved": "share of these images that the word puts in another place",
 }
 
 
@@ -376,14 +376,14 @@ def document(records: Sequence[Record], ablation: Sequence[Record], facts: dict[
     return (
         "# Methods in the miniature world\n\n"
         "One row per method, for drawn people whom no network was ever trained on. The same prompts and the same "
-        "starting noise for every method; means over people with 95 % intervals; differences are taken picture by "
-        "picture and are bold where they hold after Holm's correction. Likeness is judged by a recogniser that "
-        "conditions nothing, on photos that no method has seen; a picture without a face counts 0.\n\n"
+        "starting noise for every method; means over people with 95 % intervals; differences are taken image by "
+        "image and are bold where they hold after Holm's correction. Likeness is judged by a recogniser that "
+        "conditions nothing, on photos that no method has seen; an image without a face counts 0.\n\n"
         f"{methods_table(records, reference, facts)}\n"
-        f"Trained methods, {STEPS} steps of {BATCH} pictures, on the same {TRAINED_PEOPLE} people as the rows beside "
+        f"Trained methods, {STEPS} steps of {BATCH} images, on the same {TRAINED_PEOPLE} people as the rows beside "
         "them:\n\n"
         f"{methods_table(few, reference, facts)}\n"
-        "Correlation between the judge's and the conditioner's cosine, picture by picture: "
+        "Correlation between the judge's and the conditioner's cosine, image by image: "
         f"{', '.join(agreements)}.\n\n"
         "## What MagiCapture's two further losses are for\n\n"
         f"{len({record.person for record in ablation})} people, prompts in the style of four reference watercolours; "
@@ -395,7 +395,7 @@ def document(records: Sequence[Record], ablation: Sequence[Record], facts: dict[
             for name, meaning in ABLATION_COLUMNS.items()
         )
         + "\nTimes were measured beside other work on the same two cores. Made by `python benchmarks/methods.py`; one "
-        "line per picture in [methods.csv](methods.csv) and [methods_ablation.csv](methods_ablation.csv).\n"
+        "line per image in [methods.csv](methods.csv) and [methods_ablation.csv](methods_ablation.csv).\n"
     )
 
 

@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=FOLDER)
     parser.add_argument("--people", type=int, default=50)
-    parser.add_argument("--samples", type=int, default=200, help="pictures for the base model's fidelity")
+    parser.add_argument("--samples", type=int, default=200, help="images for the base model's fidelity")
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--cache", type=Path, default=Path("miniature-run/corpus"))

@@ -198,7 +198,7 @@ def run(layout_name: str, rounds: int, steps: int, recipes: ModuleType, only: st
     for name, variant in models.items():
         changed = not torch.equal(plain, sampling(variant, 1)())
         if changed is (name in silent):
-            raise SystemExit(f"{layout_name}: '{name}' {'changes' if changed else 'does not change'} the picture")
+            raise SystemExit(f"{layout_name}: '{name}' {'changes' if changed else 'does not change'} the image")
     counted = {name: operations(sampling(variant, 1)) for name, variant in models.items()}
     times = measure({name: partial(seconds_per_step, sampling(variant)) for name, variant in models.items()}, rounds)
     base = times["no adapter"]

@@ -43,22 +43,26 @@ _SHOWN = 20  # problems on the terminal
 
 Source = Annotated[Path, typer.Argument(help="A workflow in API format, or a plan (.yaml, .json).")]
 TableFile = Annotated[Path | None, typer.Argument(help="The table: .csv, .tsv, .jsonl or .parquet.")]
-Out = Annotated[Path, typer.Option("--out", help="The run's folder. The same command goes on with it.")]
+Out = Annotated[Path, typer.Option("--out", help="The run's folder. The same command resumes it.")]
 RunFolder = Annotated[Path, typer.Argument(help="The --out folder of a batch.")]
 Servers = Annotated[
     list[str] | None, typer.Option("--server", help="Address of a ComfyUI, such as http://127.0.0.1:8188; repeatable.")
 ]
 Local = Annotated[
-    str, typer.Option("--local", help="Start so many ComfyUI here, or `gpus` for one on each GPU (COMFYUI_PATH).")
+    str, typer.Option("--local", help="Start this many ComfyUI here, or `gpus` for one on each GPU (COMFYUI_PATH).")
 ]
 HostArguments = Annotated[
-    str, typer.Option("--host-args", help="Arguments for ComfyUI that we start, such as '--cpu'.")
+    str, typer.Option("--host-args", help="Arguments for the ComfyUI started here, such as '--cpu'.")
 ]
 Recycle = Annotated[
-    int, typer.Option("--recycle", min=0, help="Start a ComfyUI of ours again after so many rows; 0: never.")
+    int,
+    typer.Option("--recycle", min=0, help="Restart a ComfyUI that was started here after this many rows; 0: never."),
 ]
 RecycleMemory = Annotated[
-    float, typer.Option("--recycle-memory", min=0, help="Start one again above so many GB of main memory; 0: never.")
+    float,
+    typer.Option(
+        "--recycle-memory", min=0, help="Restart one that uses more than this many GB of main memory; 0: never."
+    ),
 ]
 Ray = Annotated[str, typer.Option("--ray", help="Start ComfyUI in a Ray cluster: its address, `auto` or `local`.")]
 Workers = Annotated[int, typer.Option("--workers", help="How many ComfyUI in the Ray cluster.")]
@@ -78,18 +82,20 @@ ApiKeyEnv = Annotated[
 ]
 Ca = Annotated[Path | None, typer.Option("--ca", help="Certificates of the servers, PEM.")]
 TrustEnv = Annotated[bool, typer.Option("--trust-env", help="Use the proxies that the environment names.")]
-FilesFolder = Annotated[Path | None, typer.Option("--files", help="The folder that paths in cells are below.")]
+FilesFolder = Annotated[Path | None, typer.Option("--files", help="The folder that paths in cells are relative to.")]
 SeedInputs = Annotated[
     str, typer.Option("--seeds", help="INPUT=COUNT or INPUT=COUNT@START, such as KSampler.seed=4@1000.")
 ]
-Expect = Annotated[int | None, typer.Option("--expect", min=0, help="Refuse unless there are exactly so many rows.")]
+Expect = Annotated[int | None, typer.Option("--expect", min=0, help="Stop unless there are exactly this many rows.")]
 Shard = Annotated[str, typer.Option("--shard", help="I/N: the part of the rows that this machine runs.")]
 SkipPeople = Annotated[bool, typer.Option("--skip-people", help="Leave out people whose photos show no face.")]
 AllowUnlink = Annotated[bool, typer.Option("--allow-unlink", help="Let a cell take the place of a link.")]
 AllowPaid = Annotated[bool, typer.Option("--allow-paid", help="Let nodes run that cost money.")]
-AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Rows that save no file are done.")]
-JudgeName = Annotated[str, typer.Option("--judge", help="Measure likeness meanwhile: sface, or a pack.")]
-Keep = Annotated[int, typer.Option("--keep", min=0, help="Mark the best so many of those that differ in the seed.")]
+AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Rows that save no file count as done.")]
+JudgeName = Annotated[str, typer.Option("--judge", help="Measure likeness during the run: sface, or a pack.")]
+Keep = Annotated[
+    int, typer.Option("--keep", min=0, help="Mark this many of the best among those that differ only in the seed.")
+]
 RetryBelow = Annotated[
     float, typer.Option("--retry-below", min=0.0, max=120.0, help="Percent of likeness below which a row is repeated.")
 ]
@@ -106,10 +112,11 @@ Durable = Annotated[bool, typer.Option("--durable", help="Survive a power cut to
 Shared = Annotated[Path | None, typer.Option("--shared", help="The servers' output folder, where it is mounted here.")]
 Extend = Annotated[bool, typer.Option("--extend", help="The table has grown: add its new rows to the run.")]
 PinVersion = Annotated[
-    bool, typer.Option("--pin-version", help="Use servers of one and the same version alone (ComfyUI and torch).")
+    bool, typer.Option("--pin-version", help="Use only servers of the same version (ComfyUI and torch).")
 ]
 HashModels = Annotated[
-    Path | None, typer.Option("--hash-models", help="The servers' models folder: digests of the used go into run.json.")
+    Path | None,
+    typer.Option("--hash-models", help="The servers' models folder: digests of the files used go into run.json."),
 ]
 Name = Annotated[str, typer.Option("--name", help="Readable names below by-name/, such as {person}/{seed}.")]
 Events = Annotated[bool, typer.Option("--json", help="Events for other programs, one JSON object per line.")]
@@ -255,7 +262,7 @@ def check_batch(
                 _show(checked.problems, out / "errors.csv" if out else None)
                 if checked.problems:
                     return 2
-                print(f"{checked.lines} rows on {len(checked.servers)} server(s): all is well.")
+                print(f"{checked.lines} rows on {len(checked.servers)} server(s): no problems.")
                 return 0
 
     raise typer.Exit(asyncio.run(work()))
@@ -332,7 +339,7 @@ def retry(
 def report_batch(
     folder: RunFolder,
     measure: Annotated[
-        bool, typer.Option("--measure", help="First measure the likeness of pictures that have not been judged.")
+        bool, typer.Option("--measure", help="First measure the likeness of images that have not been judged.")
     ] = False,
     judge: Annotated[str, typer.Option("--judge", help="The judge, where the run names none, such as sface.")] = "",
     no_sheets: Annotated[bool, typer.Option("--no-sheets", help="Tables only.")] = False,

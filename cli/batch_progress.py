@@ -89,7 +89,7 @@ _SENTENCES = {
     "failed": "row {idx} failed ({kind}): {error}",
     "recycled": "{server} is started again after {rows} rows",
     "unjudged": "row {idx} was not judged: {error}",
-    "parked": "row {idx} has ended servers, and waits for the end",
+    "parked": "row {idx} has crashed servers, and is run last",
     "breaker": "stopped: {count} failures of one kind in a row ({error})",
     "waiting": "no server answers; waiting",
     "journal": "{note}",

@@ -39,7 +39,9 @@ class Secrets:
         """LikenessError for a server that there is not: its key would be missed at night."""
         for of in (*(of for of, _, _ in self._headers), *self._keys):
             if of not in self._used:
-                raise LikenessError(f"A header or a key is for {of!r}, which is no --server: write it as there, or *.")
+                raise LikenessError(
+                    f"A header or a key is for {of!r}, which is not a --server: write it as there, or *."
+                )
 
     def _match(self, where: Sequence[str]) -> set[str]:
         self._used.update(where)

@@ -48,7 +48,7 @@ def _fault(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return next(filter(None, map(_fault, value)), "")
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{value} is not a number to work with; enter one such as 1.0."
+        return f"{value} is not a finite number; enter one such as 1.0."
     if isinstance(value, Path):
         try:
             length = len(os.fsencode(value))
@@ -56,7 +56,7 @@ def _fault(value: Any) -> str:
             return f"{str(value)!r} is not valid text."
         if length > _LONGEST_PATH or any(len(os.fsencode(part)) > _LONGEST_PART for part in value.parts):
             return f"'{str(value)[:60]}…' is too long for a path."
-        return f"{str(value)!r} holds a character that no path can have." if "\0" in str(value) else ""
+        return f"{str(value)!r} contains a character that is not allowed in a path." if "\0" in str(value) else ""
     if isinstance(value, str) and any(_unprintable(letter) for letter in value):
         return f"{value[:60]!r} holds characters that cannot be shown or stored; type it again."
     return ""

@@ -50,7 +50,9 @@ def evaluate_folder(
     ] = None,
     conditioner: Annotated[
         list[str] | None,
-        typer.Option("--conditioner", help="A recogniser that entered the pictures, such as buffalo_l; repeatable."),
+        typer.Option(
+            "--conditioner", help="A recogniser that was used to make the images, such as buffalo_l; repeatable."
+        ),
     ] = None,
     allow_same: Annotated[
         bool, typer.Option("--allow-same-recogniser", help="Let a recogniser judge its own work, with a warning.")
@@ -59,8 +61,8 @@ def evaluate_folder(
         Path | None,
         typer.Option(
             "--calibration",
-            help="JSON file with the judge's own measured quality, from `likeness calibrate`; the miniature's "
-            "judge brings its own.",
+            help="JSON file with the judge's measured quality, from `likeness calibrate`; the miniature's judge has "
+            "its own.",
         ),
     ] = None,
     workers: Annotated[
@@ -69,13 +71,13 @@ def evaluate_folder(
             "--workers",
             min=1,
             max=1000,
-            help="Processes; default: one for each core but one, if there are pictures enough.",
+            help="Processes; default: one for each core but one, if there are enough images.",
         ),
     ] = None,
     clip: Annotated[
         Path | None,
         typer.Option(
-            "--clip", help="Folder of a CLIP in transformers' layout: also measures how well prompts are obeyed."
+            "--clip", help="Folder of a CLIP in transformers' layout: also measures how well prompts are followed."
         ),
     ] = None,
     word: Annotated[
@@ -87,8 +89,8 @@ def evaluate_folder(
         str,
         typer.Option(
             "--second-judge",
-            help="Another one beside it. auto: dlib beside sface, sface beside dlib, where it is here and had no part "
-            "in the pictures; none.",
+            help="A second judge. auto: dlib beside sface, sface beside dlib, if it is installed and was not used to "
+            "make the images; none.",
         ),
     ] = "auto",
 ) -> None:
@@ -111,7 +113,7 @@ def evaluate_folder(
     with (
         ExitStack() as stack,
         Pool(eyes, partial(opening.open_faces, judge), workers) as pool,
-        tqdm(total=len(study.files) * (2 if other else 1), desc="judged", unit="picture", leave=False) as bar,
+        tqdm(total=len(study.files) * (2 if other else 1), desc="judged", unit="image", leave=False) as bar,
     ):
         second = None
         if other:

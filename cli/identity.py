@@ -49,7 +49,7 @@ def identity(
         print(one_line(remark))
     if left_out or person.outliers:
         print("The photos: " + ", ".join(f"{number} {file}" for number, file in enumerate(names, 1)))
-    print(f"{len(person)} photo(s) seen by {found.analysis_name}, {found.count} faces in all.")
+    print(f"{len(person)} photo(s) analysed by {found.analysis_name}, {found.count} faces in all.")
     print(f"contact sheet: {one_line(sheet)}")
     print(f"identity file: {one_line(path)} (biometric data: share it only with the person's consent)")
 

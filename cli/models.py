@@ -45,7 +45,7 @@ def list_models(
     """Show the known model files: here or missing, size, licence, place."""
     systems = sorted({model.system for model in registry()})
     if system is not None and system not in systems:
-        raise typer.BadParameter(f"{system!r} is none of {', '.join(systems)}.", param_hint="--system")
+        raise typer.BadParameter(f"{system!r} is not one of {', '.join(systems)}.", param_hint="--system")
     of_system = [(model, locate(model)) for model in registry() if system in (None, model.system)]
     found = [(model, path) for model, path in of_system if path is None or not missing]
     if as_json:
@@ -60,7 +60,7 @@ def get_models(
         typer.Argument(help="Names, file names, groups (buffalo_l, instantid) or wildcards from the list."),
     ],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done; write and fetch nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be done, without writing or downloading anything.")
     ] = False,
     models_dir: Annotated[Path | None, typer.Option(help="A ComfyUI models folder; default: the one found.")] = None,
     accept_licence: Annotated[bool, typer.Option("--accept-licence", help="Accept non-commercial licences.")] = False,
@@ -127,7 +127,7 @@ def _get(model: ModelFile, root: Path, dry_run: bool, accepted: bool) -> bool:
         print(f"  {error}", file=sys.stderr)
         return True
     except KeyboardInterrupt:
-        print("  stopped: the same command goes on from here.", file=sys.stderr)
+        print("  stopped: the same command resumes from here.", file=sys.stderr)
         raise
     print(
         f"  {outcome.value}: {one_line(path)}"

@@ -149,8 +149,8 @@ class SightCache:
                 file.write(text)
         except OSError as error:
             raise LikenessError(
-                f"What was seen cannot be written to {str(self.path)!r} ({error.strerror or error}): free some space, "
-                "and run the same command again; what was looked at is kept."
+                f"The measurements cannot be written to {str(self.path)!r} ({error.strerror or error}): free some "
+                "space, and run the same command again; those made so far are kept."
             ) from error
 
     def _remember(self, record: Mapping[str, Any]) -> None:
@@ -180,7 +180,7 @@ def findings_of(judge: FaceAnalysis, path: Path) -> dict[str, Any]:
     try:
         photo = read_photo(path)
     except LikenessError as error:
-        return {"reason": f"not a picture: {error}", "faces": 0, "sane": 0.0}
+        return {"reason": f"not an image: {error}", "faces": 0, "sane": 0.0}
     sight = see_photos([photo], judge)
     record = {"reason": sight.reasons[0], "faces": sight.counts[0], "sane": float(sane(as_picture(photo)[None])[0])}
     face = sight.faces[0]
@@ -227,7 +227,7 @@ def _crop(place: FacePlace) -> torch.Tensor:
     try:
         photo = read_photo(place.path)
     except LikenessError as error:
-        raise LikenessError(f"A picture changed while it was judged: {error}") from error
+        raise LikenessError(f"An image changed while it was judged: {error}") from error
     return aligned_faces([photo], [Face(np.zeros(4, np.float32), 1.0, np.array(place.keypoints, np.float32))])
 
 

@@ -68,7 +68,7 @@ def check_judge(
     warnings = []
     if name in known:
         warnings.append(
-            f"judge equals conditioner: {name} judges pictures that were made to please {name}; likeness is overstated"
+            f"judge equals conditioner: {name} judges images that were optimised for {name}; likeness is overstated"
         )
     for pair in _RELATED:
         if name in pair and (pair - {name}) & known:
@@ -225,7 +225,7 @@ def see(
             (photo,) = to_photos(image[None])
             looked.append(_look(photo, number, judge, recogniser, choice, region))
         else:
-            looked.append((None, "not a picture (NaN)", 0))
+            looked.append((None, "not an image (NaN)", 0))
         after_each()
     return _sight(looked)
 

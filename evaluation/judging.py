@@ -219,7 +219,7 @@ def evaluate(
     warnings = [text for one in judges for text in check_judge(one, made_by, allow_same_recogniser)]
     methods = sorted({result.method for result in study.results})
     if reference is not None and reference not in methods:
-        raise LikenessError(f"No pictures were made by '{reference}': choose one of {', '.join(methods)}.")
+        raise LikenessError(f"No images were made by '{reference}': choose one of {', '.join(methods)}.")
     names = [recogniser_of(one).name for one in judges]
     measured_on = [calibration, second.calibration if second else None]
     if names[1:] == names[:1]:

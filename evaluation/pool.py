@@ -42,7 +42,7 @@ class Pool:
         workers: int | None = 1,
     ):
         if workers is not None and not 1 <= workers <= MOST_WORKERS:
-            raise LikenessError(f"{workers} workers cannot look at pictures: choose 1 to {MOST_WORKERS}.")
+            raise LikenessError(f"{workers} workers are not possible: choose 1 to {MOST_WORKERS}.")
         self.judge = judge
         self._open, self._workers = open_judge, workers
         self._executor: ProcessPoolExecutor | None = None
@@ -66,8 +66,8 @@ class Pool:
             yield from pool.map(functools.partial(_call, work), tasks)
         except BrokenProcessPool:
             raise LikenessError(
-                "A worker has died, perhaps for want of memory: run the same command again with fewer --workers; what "
-                "was looked at is kept."
+                "A worker process died, perhaps for lack of memory: run the same command again with fewer --workers; "
+                "the measurements made so far are kept."
             ) from None
 
     def _shared(self, tasks: int) -> ProcessPoolExecutor | None:

@@ -122,7 +122,7 @@ def judge_pictures(
     if not identities:
         raise LikenessError("There is no identity to compare with: connect one.")
     if not len(images):
-        raise LikenessError("There is no picture to judge: connect at least one.")
+        raise LikenessError("There is no image to judge: connect at least one.")
     regions = None if regions is None else face_regions(regions, len(images))
     warnings = check_judge(judge, [identity.recogniser for identity in identities], allow_same_recogniser)
     people = [references_of(identity, judge) for identity in identities]
@@ -243,11 +243,11 @@ def sentence(verdict: Verdict, threshold: float = GOOD, baseline: Verdict | None
     spread = f" (from {min(verdict.percents):.0f} to {max(verdict.percents):.0f})" if count > 1 else ""
     text = f"{names}: {verdict.mean:.0f} % of real photos' likeness{spread}"
     if baseline is not None:
-        text += f", {verdict.mean - baseline.mean:+.0f} points against the pictures without identity"
+        text += f", {verdict.mean - baseline.mean:+.0f} points against the images without identity"
     if verdict.by_judge:
         text += " (" + ", ".join(f"{one.mean:.0f} % by {one.judge}" for one in verdict.by_judge) + ")"
     passed = len(verdict.best(threshold=threshold))
-    text += f"; {passed} of {count} pictures reach {threshold:.0f} %{' with both judges' * bool(verdict.by_judge)}"
+    text += f"; {passed} of {count} images reach {threshold:.0f} %{' with both judges' * bool(verdict.by_judge)}"
     missing = sum(bool(reason) for reason in verdict.reasons)
     return f"{text}, {missing} without a face." if missing else f"{text}."
 
@@ -291,7 +291,7 @@ def verdict_markdown(
     figures = _figures(judges[0])
     heads = [f"{one.judge}, cosine" for one in verdict.by_judge] or ["cosine"]
     heads += figures
-    lines += [f"| picture | likeness | {' | '.join(heads)} | remark |", f"| --- | --- |{' --- |' * len(heads)} --- |"]
+    lines += [f"| image | likeness | {' | '.join(heads)} | remark |", f"| --- | --- |{' --- |' * len(heads)} --- |"]
     for n in verdict.order:
         cosines = [f"{one.percents[n]:.0f} %, " * bool(verdict.by_judge) + f"{one.cosines[n]:.2f}" for one in judges]
         known = [NOTHING if math.isnan(values[n]) else f"{values[n]:.2f}" for values in figures.values()]

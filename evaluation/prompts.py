@@ -44,7 +44,7 @@ def clip_t(images: torch.Tensor, texts: Sequence[str], clip: ImageTextEncoder) -
     """Cosine (n,) of each picture (n, H, W, 3) with its text. A text that CLIP would cut off is the mean of its
     sentences' cosines."""
     if len(images) != len(texts):
-        raise ValueError(f"{len(images)} pictures and {len(texts)} texts")
+        raise ValueError(f"{len(images)} images and {len(texts)} texts")
     if not len(images):
         return torch.zeros(0)
     sentences = [_sentences(text, clip) for text in texts]
@@ -66,7 +66,7 @@ def _sentences(text: str, clip: ImageTextEncoder) -> list[str]:
 def attributes(images: torch.Tensor, wanted: Sequence[Attributes], classifier: Classifier) -> torch.Tensor:
     """Share (n,) of each picture's wanted attributes that the classifier recognises; NaN where nothing is wanted."""
     if len(images) != len(wanted):
-        raise ValueError(f"{len(images)} pictures and {len(wanted)} lists of attributes")
+        raise ValueError(f"{len(images)} images and {len(wanted)} lists of attributes")
     if not len(images):
         return torch.zeros(0)
     return torch.tensor(

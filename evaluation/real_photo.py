@@ -141,7 +141,7 @@ def words(seen: Look) -> str:
     measured = calibration_of(seen.judge)
     on = f", as measured on {measured.photos} photos of {measured.people} people" if measured else ""
     lines = [
-        f"{finder} found the face and made the identity; {judge}, which had no part in it, compares photos with it.",
+        f"{finder} found the face and made the identity; {judge}, which was not used for it, compares photos with it.",
         "",
         f"{'photo':{width}}  cosine  is it the person?",
     ]
@@ -165,7 +165,7 @@ def draw_sheet(seen: Look) -> Image:
     ]
     finder, judge = seen.found.analysis_name, recogniser_of(seen.judge).name
     title = (
-        f"Found by {finder}, judged by {judge}, which had no part in it: cosine to the identity, "
+        f"Found by {finder}, judged by {judge}, which was not used for it: cosine to the identity, "
         f"from {seen.threshold:.2f} on it is the person, below (red) another person"
     )
     return labelled_sheet([own + cells[copies : copies + SHOWN], cells[:copies]], title=title, side=SIDE)
@@ -187,8 +187,8 @@ def named_others(paths: Sequence[Path]) -> dict[str, np.ndarray]:
     """Photos of other people by what they are called on the sheet."""
     photos = read_photos(paths)
     if len(photos) == 1:
-        return {"somebody else": photos[0]}
-    return {f"somebody else {number}": photo for number, photo in enumerate(photos, 1)}
+        return {"another person": photos[0]}
+    return {f"another person {number}": photo for number, photo in enumerate(photos, 1)}
 
 
 def main() -> None:

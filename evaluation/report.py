@@ -62,10 +62,10 @@ def headline(records: Sequence[Record], reference: str | None = None, resamples:
     """The result in one or two sentences; what the intervals do not support is not claimed."""
     methods = [method for method in methods_of(records) if method != reference] or methods_of(records)
     if not methods:
-        raise LikenessError("There are no records to report on: measure at least one picture.")
+        raise LikenessError("There are no records to report on: measure at least one image.")
     means = {method: summary(of_method(records, method), "percent", resamples) for method in methods}
     best, *rest = sorted(methods, key=lambda method: -_or(means[method].mean, -math.inf))
-    sentence = f"With {best} the pictures have {_percent(means[best])} of real photos' likeness"
+    sentence = f"With {best} the images have {_percent(means[best])} of real photos' likeness"
     if reference is not None and best != reference:
         change = difference(records, "percent", best, reference, resamples)
         if not change.is_known:
@@ -75,7 +75,7 @@ def headline(records: Sequence[Record], reference: str | None = None, resamples:
             low, high = sorted((abs(change.low), abs(change.high)))
             sentence += f", {abs(change.mean):.0f} points {more} than {reference} ({low:.0f} to {high:.0f})"
         else:
-            sentence += f"; the difference to {reference}, {change.mean:+.0f} points, may be chance"
+            sentence += f"; the difference to {reference}, {change.mean:+.0f} points, may be due to chance"
     return f"{sentence}. {_ahead(records, best, rest, resamples)}{_seen(of_method(records, best))}"
 
 
@@ -92,7 +92,7 @@ def _ahead(records: Sequence[Record], best: str, rest: Sequence[str], resamples:
     lead = difference(records, "percent", best, rest[0], resamples)
     if lead.excludes_zero:
         return f"That is {lead.mean:.0f} points ahead of {rest[0]} ({lead.low:.0f} to {lead.high:.0f}). "
-    return f"Whether it is ahead of {rest[0]} cannot be told from these pictures. "
+    return f"Whether it is ahead of {rest[0]} cannot be told from these images. "
 
 
 def _seen(records: Sequence[Record]) -> str:
@@ -101,7 +101,7 @@ def _seen(records: Sequence[Record]) -> str:
     missing = sum(value == 0 for value in found)
     faces = f", no face in {missing}" if missing else ""
     few = "; too few people for an interval" if people < 6 else ""
-    return f"{_count(len(records), 'picture')} of {_count(people, 'person', 'people')}{faces}{few}."
+    return f"{_count(len(records), 'image')} of {_count(people, 'person', 'people')}{faces}{few}."
 
 
 def _count(number: int, one: str, many: str = "") -> str:
@@ -173,8 +173,8 @@ def _sheet_section(records: Sequence[Record], images: PictureSource, out: Path, 
         rows.append(photos + [picture_cell(by_cell.get((method, cell)), images) for method in methods])
     save_png(labelled_sheet(rows, ["photo"] * references + methods), out / "sheet.png")
     return (
-        "![The photos of each person, then one picture of each method](sheet.png)\n\n"
-        "Below each picture: percent of real photos' likeness. Red: no face was found, which counts as 0."
+        "![The photos of each person, then one image of each method](sheet.png)\n\n"
+        "Below each image: percent of real photos' likeness. Red: no face was found, which counts as 0."
     )
 
 
@@ -214,9 +214,9 @@ def _table_section(records: Sequence[Record], images: PictureSource, out: Path, 
     taken = sorted({name for record in records for name in record.measures} & set(MEASURES))
     legend = "\n".join(f"- `{name}`: {MEASURES[name]}" for name in taken)
     return (
-        f"## The table\n\n{table}\nMeans over people [95 % interval]; differences to *{reference}*, picture by picture,"
+        f"## The table\n\n{table}\nMeans over people [95 % interval]; differences to *{reference}*, image by image,"
         " bold where they hold after correction for the number of methods. Compare methods by these, not by whether "
-        f"their intervals overlap.\n\nWhat was measured on each picture, in [records.csv](records.csv):\n\n{legend}"
+        f"their intervals overlap.\n\nWhat was measured on each image, in [records.csv](records.csv):\n\n{legend}"
     )
 
 
@@ -272,8 +272,8 @@ def _copy_section(records: Sequence[Record], images: PictureSource, out: Path, s
     ]
     save_png(labelled_sheet(rows), out / "copies.png")
     return (
-        "## Is it a copy?\n\n![Photos that were given above the pictures nearest to them](copies.png)\n\n"
-        f"Above: the photo that was given; below: the pictures nearest to it. `{measure}`: {MEASURES[measure]}."
+        "## Is it a copy?\n\n![Photos that were given above the images nearest to them](copies.png)\n\n"
+        f"Above: the photo that was given; below: the images nearest to it. `{measure}`: {MEASURES[measure]}."
     )
 
 
@@ -290,7 +290,7 @@ def _worst_section(records: Sequence[Record], images: PictureSource, out: Path, 
         f"{record.value('percent'):.0f} %, {reason(record)}"
         for place, record in enumerate(worst, 1)
     ]
-    return "## The worst\n\n![The pictures with the least likeness](worst.png)\n\n" + "\n".join(lines)
+    return "## The worst\n\n![The images with the least likeness](worst.png)\n\n" + "\n".join(lines)
 
 
 def _method_section(records: Sequence[Record], images: PictureSource, out: Path, setting: Setting) -> str:
@@ -298,14 +298,14 @@ def _method_section(records: Sequence[Record], images: PictureSource, out: Path,
     played = agreement(records)
     facts = {
         "People": len({record.person for record in records}),
-        "Pictures": len(records),
+        "Images": len(records),
         "Without a face": f"{sum(value == 0 for value in found)} (they count as 0)" if found else "",
         "Prompts": len({record.prompt for record in records}),
         "Seeds": len({record.seed for record in records}),
         "Judge": setting.judge,
         "Licence of the judge": setting.licence,
         "The judge's own quality": setting.quality,
-        "Agreement of judge and conditioner": "" if math.isnan(played) else f"{played:.2f} (correlation over pictures)",
+        "Agreement of judge and conditioner": "" if math.isnan(played) else f"{played:.2f} (correlation over images)",
         "Intervals": f"95 %, from {setting.resamples} resamples of people, none below 6 people",
     }
     lines = [f"- {name}: {value}" for name, value in facts.items() if value != ""]

@@ -41,31 +41,31 @@ MEASURES: dict[str, str] = {
     "percent_second": "percent of real photos' likeness by the second judge",
     "copy_second": "copy by the second judge",
     "id_conditioner": "id by the recogniser that conditioned or trained the method",
-    "clip_t": "cosine of picture and prompt by CLIP",
+    "clip_t": "cosine of image and prompt by CLIP",
     "attributes": "share of the prompt's attributes that were recognised",
     "obeys_pose": "1 when pose or expression is the one asked for",
-    "keep_base": "likeness to the picture without identity, face left out",
+    "keep_base": "likeness to the image without identity, face left out",
     "copy": "1: the photo that was given, 0: as near to another photo of the person",
     "copy_paste": "copy as multi-identity benchmarks count it: between the means of the given and the other photos",
     "face_ssim": "structural similarity to the nearest photo that was given; above 0.6 is a paste",
-    "yaw": "degrees to the picture's right",
+    "yaw": "degrees to the image's right",
     "pitch": "degrees up",
     "roll": "degrees clockwise",
-    "given_yaw": "degrees to the picture's right in the photos that were given, on average",
+    "given_yaw": "degrees to the image's right in the photos that were given, on average",
     "given_pitch": "degrees up in the photos that were given",
     "given_roll": "degrees clockwise in the photos that were given",
     "mouth_width": "width of the mouth in distances between the eyes",
     "mouth_drop": "distance of the mouth from the nose in distances between the eyes",
-    "diversity": "mean distance to the person's other pictures of the method",
+    "diversity": "mean distance to the person's other images of the method",
     "style_gain": "likeness to the style asked for minus that to other styles",
-    "faces": "how many faces the picture shows",
-    "id_min": "id of the least well kept person of several",
+    "faces": "how many faces the image shows",
+    "id_min": "id of the least similar person of several",
     "confusion": "how much nearer the wrong person is, over faces",
-    "blending": "cosine of a picture's faces to the people they are not, as multi-identity benchmarks count it",
+    "blending": "cosine of an image's faces to the people they are not, as multi-identity benchmarks count it",
     "leak": "change outside of a person's region over the change inside",
     "sharpness": "sharpness of the face",
-    "sane": "1 when the picture is a picture",
-    "seconds": "time to make the picture",
+    "sane": "1 when the file is a valid image",
+    "seconds": "time to make the image",
     "strength": "the method's strength setting",
 }
 
@@ -382,10 +382,10 @@ def table_rows(
     """
     methods = methods_of(records)
     if not methods:
-        raise LikenessError("There are no records to make a table of: measure at least one picture.")
+        raise LikenessError("There are no records to make a table of: measure at least one image.")
     reference = reference or methods[0]
     if reference not in methods:
-        raise LikenessError(f"No picture was made by the method '{reference}': choose one of {', '.join(methods)}.")
+        raise LikenessError(f"No image was made by the method '{reference}': choose one of {', '.join(methods)}.")
     row = _Row(
         method=reference,
         records=records,

@@ -19,7 +19,7 @@ PADDINGS = (0.25, 0.5)  # of each side, tried when no size finds a face: close-u
 PADDING_GREY = 127
 SMALLEST_PHOTO = 16  # pixels; no detector finds a face in less
 INSIGHTFACE_LICENCE = "InsightFace: non-commercial research only"
-UNKNOWN_LICENCE = "unknown: ask whoever made the files"
+UNKNOWN_LICENCE = "unknown: ask the authors of the files"
 
 
 class Recogniser(Protocol):

@@ -120,7 +120,7 @@ def _check_reference(analysis: FaceAnalysis, rule: Rule) -> None:
     if rule.reference.recogniser != analysis.recogniser.name:
         raise LikenessError(
             f"The reference '{rule.reference.name}' was made by the recogniser {rule.reference.recogniser or 'none'}, "
-            f"and these photos are seen by {analysis.recogniser.name}: make both with the same face analysis."
+            f"and these photos were analysed by {analysis.recogniser.name}: make both with the same face analysis."
         )
 
 

@@ -39,7 +39,7 @@ OUTLIER_COSINE = ARCFACE_SAME
 FILE_KIND, FILE_VERSION = "likeness.identity", 2
 ALSO = "embeddings."  # of a recogniser beside the first: tensors of this prefix and its name. Optional, since version 2
 NOTICE = (
-    "This file holds biometric data of a person: face embeddings and face pictures. Share it only with that "
+    "This file holds biometric data of a person: face embeddings and face images. Share it only with that "
     "person's consent; the law of many countries protects it."
 )
 # Tensor -> dtype and shape of one photo's row; -1 is any length. Crops and keypoints may have no rows at all.
@@ -372,9 +372,9 @@ def _fault(tensors: Mapping[str, torch.Tensor], also: Mapping[str, torch.Tensor]
         if embeddings.shape[1] and not bool(embeddings.any(1).all()):
             return "an embedding of it is all zeros"
         if embeddings.shape[1] and float((unit(embeddings) * weights[:, None]).sum(0).norm()) < LEAST_MEAN * total:
-            return "its photos cancel each other out, as of opposite people"
+            return "its photos' embeddings cancel each other out"
     if not all(also) or any(not rows.shape[1] for rows in also.values()):
-        return "it holds embeddings of no recogniser"
+        return "its embeddings name no recogniser"
     return ""
 
 

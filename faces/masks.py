@@ -104,7 +104,7 @@ def _points(face: Face) -> np.ndarray:
     if face.keypoints is None:
         raise LikenessError(
             "A face has no keypoints, which a face parser needs: find faces with a face analysis that gives them, for "
-            "example buffalo_l, OpenCV or MTCNN, or take the mask from the keypoints' own choice."
+            "example buffalo_l, OpenCV or MTCNN, or choose 'keypoints (no download)' as the parser."
         )
     return face.keypoints
 

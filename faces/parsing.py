@@ -346,7 +346,7 @@ def load_parser(path: Path | str, device: torch.device | str = "cpu") -> FacePar
             f"The file {Path(path).name} is not a face parser: choose parsing_bisenet.pth or parsing_parsenet.pth."
         )
     if len(network.ORDER) != network_classes(network):
-        raise LikenessError(f"The face parser {Path(path).name} knows {network_classes(network)} parts, not 19.")
+        raise LikenessError(f"The face parser {Path(path).name} has {network_classes(network)} classes, not 19.")
     return FaceParser(network.to(device), Path(path).stem, licence)
 
 

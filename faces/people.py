@@ -79,7 +79,7 @@ def load_segmenter(path: Path | str) -> PersonSegmenter:
         from torchvision.models.detection import maskrcnn_resnet50_fpn_v2
     except (ImportError, RuntimeError) as error:  # also one that was built for another torch
         raise LikenessError(
-            f"Finding people in pictures needs torchvision, which cannot be imported ({error}): install the version "
+            f"Finding people in images needs torchvision, which cannot be imported ({error}): install the version "
             "that fits your torch, or connect a mask."
         ) from None
     weights = read_network_weights(path)

@@ -30,8 +30,8 @@ _OTHERS += " pbm pfm pgm pnm ppm"
 _UNREAD = {
     **dict.fromkeys(_RAW.split(), f"raw files of cameras are not read: {_SAVE_AS}"),
     **dict.fromkeys(_DRAWN.split(), f"files of drawing programs are not read: {_SAVE_AS}"),
-    **dict.fromkeys(_FILMS.split(), "films are not read: save frames of them as JPEG or PNG"),
-    **dict.fromkeys(_OTHERS.split(), f"pictures of this form are not read: {_SAVE_AS}"),
+    **dict.fromkeys(_FILMS.split(), "videos are not read: save frames of them as JPEG or PNG"),
+    **dict.fromkeys(_OTHERS.split(), f"images of this format are not read: {_SAVE_AS}"),
 }
 _TEXTS = "caption csv html json jsonl log md npz part safetensors toml txt yaml yml"  # never opened
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")  # of JPEG, PNG, GIF, TIFF
@@ -100,8 +100,8 @@ def nothing_in(folder: Path, found: PhotoList) -> LikenessError:
     more = f" Not used are {'; '.join(found.not_used)}." if found.not_used else ""
     holding = [path for path in found.folders if any(holds_photos(path))]
     if holding:
-        more += f" There are pictures in {names_of([path.name for path in holding])}: name that folder."
-    return LikenessError(f"The folder {shown(folder.name)!r} holds no pictures ({endings}): put photos into it.{more}")
+        more += f" There are images in {names_of([path.name for path in holding])}: name that folder."
+    return LikenessError(f"The folder {shown(folder.name)!r} holds no images ({endings}): put photos into it.{more}")
 
 
 def holds_photos(folder: Path) -> Iterator[Path]:
@@ -144,7 +144,7 @@ def _why_not(path: Path) -> str | None:
     except OSError:
         return "these may not be read: change their permissions" if is_picture else None
     if start.startswith(_STARTS) or (start[:4] == b"RIFF" and start[8:] == b"WEBP") or start[4:8] == b"ftyp":
-        return "their names do not say that they are pictures: let them end with .jpg, .png or the like"
+        return "their names have no image extension: name them .jpg, .png or the like"
     return None
 
 
@@ -152,9 +152,9 @@ def _why_not(path: Path) -> str | None:
 def _unsupported(suffix: str) -> str:
     """What is needed to read pictures of this suffix, "" where nothing is."""
     if suffix in (".heic", ".heif", ".hif") and find_spec("pillow_heif") is None:
-        return "HEIC pictures need the package pillow-heif: install it (pip install pillow-heif), or save them as JPEG"
+        return "HEIC images need the package pillow-heif: install it (pip install pillow-heif), or save them as JPEG"
     if suffix == ".avif" and not _reads_avif():
-        return "AVIF pictures need Pillow 11.3 or newer: update it (pip install -U pillow), or save them as JPEG"
+        return "AVIF images need Pillow 11.3 or newer: update it (pip install -U pillow), or save them as JPEG"
     return ""
 
 

@@ -39,10 +39,10 @@ def to_photos(images: torch.Tensor) -> list[np.ndarray]:
         images = images[None]
     if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
         raise LikenessError(
-            f"The picture has shape {tuple(images.shape)}, not (batch, height, width, 1, 3 or 4): connect an IMAGE."
+            f"The image has shape {tuple(images.shape)}, not (batch, height, width, 1, 3 or 4): connect an IMAGE."
         )
     if 0 in images.shape:
-        raise LikenessError("The batch of pictures is empty: connect at least one photo.")
+        raise LikenessError("The batch of images is empty: connect at least one photo.")
     photos, clamped = [], False
     for number, image in enumerate(images, 1):
         pixels = image.detach().float().cpu()
@@ -61,7 +61,7 @@ def to_photos(images: torch.Tensor) -> list[np.ndarray]:
         # The small addend undoes float32's rounding of n/255, which would truncate to n - 1.
         photos.append((pixels * 255 + 1e-3).to(torch.uint8).contiguous().numpy())
     if clamped:
-        log.warning("Pictures with values outside 0..1 were clamped; check the node that made them.")
+        log.warning("Images with values outside 0..1 were clamped; check the node that made them.")
     return photos
 
 
@@ -114,16 +114,18 @@ def read_photo_file(path: Path) -> PhotoFile:
     except LikenessError:
         raise
     except FileNotFoundError as error:
-        raise LikenessError(f"The picture {name} does not exist: check its name.") from error
+        raise LikenessError(f"The image {name} does not exist: check its name.") from error
     except PermissionError as error:
-        raise LikenessError(f"The picture {name} may not be read: change its permissions.") from error
+        raise LikenessError(
+            f"The image {name} cannot be read for lack of permission: change its permissions."
+        ) from error
     except Image.DecompressionBombError as error:
         raise _too_large(name) from error
     except MemoryError as error:
-        raise LikenessError(f"There is not enough memory to read {name}: make the picture smaller.") from error
+        raise LikenessError(f"There is not enough memory to read {name}: make the image smaller.") from error
     except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
         raise LikenessError(
-            f"{name} cannot be read as a picture, because it is damaged, cut short or something else: replace it."
+            f"{name} cannot be read as an image, because it is damaged, truncated or another kind of file: replace it."
         ) from error
 
 
@@ -144,15 +146,15 @@ def read_mask_file(path: Path) -> np.ndarray:
         return np.ascontiguousarray(picture.rgb.max(2))
     if 0 < picture.alpha.min() == picture.alpha.max():
         raise LikenessError(
-            f"The mask {_called(path)} is equally transparent everywhere, so that it says nothing: save it without "
-            "transparency."
+            f"The mask {_called(path)} is equally transparent everywhere, so its alpha channel carries no mask: save "
+            "it without transparency."
         )
     paint = picture.rgb[picture.alpha > 0]
     white, black = (paint.min(1) > 223).mean() if len(paint) else 0.0, (paint.max(1) < 32).mean() if len(paint) else 0.0
     if min(white, black) > 0.01 and white + black > 0.95:
         raise LikenessError(
-            f"The mask {_called(path)} is painted in black and white and is transparent in parts, so that it holds two "
-            "masks: save it without transparency."
+            f"The mask {_called(path)} is black and white and partly transparent, so it contains two different masks: "
+            "save it without transparency."
         )
     return picture.alpha
 
@@ -166,14 +168,14 @@ def _require_regular(path: Path, name: str) -> None:
     """Pipes would be waited for without end, and devices have no end."""
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
-        raise LikenessError(f"{name} is a folder, not a picture: name the pictures in it.")
+        raise LikenessError(f"{name} is a folder, not an image: name the images in it.")
     if not stat.S_ISREG(mode):
-        raise LikenessError(f"{name} is a pipe or a device, not a picture file: name a file.")
+        raise LikenessError(f"{name} is a pipe or a device, not an image file: name a file.")
 
 
 def _too_large(name: str) -> LikenessError:
     return LikenessError(
-        f"The picture {name} is too large, more than {LARGEST_FILE // 1_000_000} megapixels: make it smaller."
+        f"The image {name} is too large, more than {LARGEST_FILE // 1_000_000} megapixels: make it smaller."
     )
 
 
@@ -187,8 +189,8 @@ def _register_heic(name: str) -> None:
         from pillow_heif import register_heif_opener  # type: ignore[import-not-found]
     except ImportError:
         raise LikenessError(
-            f"{name} is a HEIC picture, which needs the package pillow-heif: install it (pip install pillow-heif), or "
-            "save the picture as JPEG."
+            f"{name} is a HEIC image, which needs the package pillow-heif: install it (pip install pillow-heif), or "
+            "save the image as JPEG."
         ) from None
     register_heif_opener()
 
@@ -273,9 +275,9 @@ def _scaled(values: np.ndarray, name: str) -> Image:
 
     largest = values.max(initial=0)
     if not np.isfinite(largest) or np.isnan(values.min(initial=0)):
-        raise LikenessError(f"The picture {name} holds values that are not numbers (NaN or infinite): make it again.")
+        raise LikenessError(f"The image {name} holds values that are not numbers (NaN or infinite): make it again.")
     if len(values) and values.max() <= 0 and values.min() < 0:
-        raise LikenessError(f"The picture {name} holds nothing above zero: save it with values from 0 to white.")
+        raise LikenessError(f"The image {name} holds nothing above zero: save it with values from 0 to white.")
     if values.dtype.kind == "f":
         white = 1.0 if largest <= 2 else 255.0 if largest <= 256 else 65535.0  # 2: highlights above white
     else:

@@ -92,7 +92,7 @@ def _dlib(path: Path) -> FrozenRecogniser:
     outputs = network.fc.out_features
     if outputs != len(CENTRE):
         raise LikenessError(
-            f"The recogniser {path.name} gives {outputs} numbers, and dlib's gives {len(CENTRE)}: choose "
+            f"The recogniser {path.name} has embeddings of width {outputs}, and dlib's have {len(CENTRE)}: choose "
             "dlib_face_recognition_resnet_model_v1.dat."
         )
     return FrozenRecogniser(Centred(network, CENTRE), DLIB, normalises=True, template=CHIP)

@@ -77,8 +77,7 @@ def face_regions(regions: torch.Tensor, photos: int) -> torch.Tensor:
     regions = as_mask(regions, "The mask 'region'")
     if len(regions) not in (1, photos):
         raise LikenessError(
-            f"There are {len(regions)} masks on 'region' for {photos} pictures: connect one mask, or one for each "
-            "picture."
+            f"There are {len(regions)} masks on 'region' for {photos} images: connect one mask, or one for each image."
         )
     require_painted(regions.amax(0, keepdim=True), "The mask 'region'", FACE_INSIDE)
     return regions

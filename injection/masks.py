@@ -92,8 +92,8 @@ def warn_aspect(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> Non
 def _warn_once(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> None:
     height, width = (side * LATENT_PIXELS for side in latent_size)
     log.warning(
-        "The mask is %d x %d but the picture %d x %d (width x height), so the mask is stretched: "
-        "draw it in the picture's proportions.",
+        "The mask is %d x %d but the image %d x %d (width x height), so the mask is stretched: "
+        "draw it in the image's proportions.",
         *(mask_size[1], mask_size[0], width, height),
     )
 
@@ -114,8 +114,8 @@ def _warn_larger_once(mask_size: tuple[int, int], picture: tuple[int, int]) -> N
         return
     _warned_larger.add(mask_size)
     log.warning(
-        "The mask is %d x %d but the picture only %d x %d (width x height). If a tiled upscaler or a detailer samples "
-        "a part of a larger picture here, that part gets the whole mask: see 'Masks with tiles and detailers' in "
+        "The mask is %d x %d but the image only %d x %d (width x height). If a tiled upscaler or a detailer samples "
+        "a part of a larger image here, that part gets the whole mask: see 'Masks with tiles and detailers' in "
         "docs/troubleshooting.md.",
         *(mask_size[1], mask_size[0], picture[1], picture[0]),
     )
@@ -125,6 +125,6 @@ def _warn_larger_once(mask_size: tuple[int, int], picture: tuple[int, int]) -> N
 def warn_tile() -> None:
     """One warning per session when a picture is sampled in tiles at unknown places."""
     log.warning(
-        "Another node cuts the picture into tiles while sampling and does not say where they lie, so each tile gets "
+        "Another node cuts the image into tiles while sampling and does not say where they lie, so each tile gets "
         "the whole mask of the identity: see 'Masks with tiles and detailers' in docs/troubleshooting.md."
     )

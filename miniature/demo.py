@@ -80,8 +80,8 @@ def demo(
     photos: Annotated[Path | None, typer.Option(help="A folder with photos of one person of this world.")] = None,
     out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("demo"),
     person: Annotated[int, typer.Option(help="Which of the people that no network was trained on.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the first picture's noise.")] = 1,
-    comfyui: Annotated[bool, typer.Option(help="Make the pictures in the real ComfyUI.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the first image's noise.")] = 1,
+    comfyui: Annotated[bool, typer.Option(help="Make the images in the real ComfyUI.")] = False,
 ) -> None:
     """From a few photos to portraits, with a report of how much they show the person."""
     try:

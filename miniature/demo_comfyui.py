@@ -110,7 +110,7 @@ def _picture(address: str, output: Path, graph: Graph) -> np.ndarray:
             break
         time.sleep(0.1)
     else:
-        raise LikenessError(f"ComfyUI made no picture within {_PATIENCE:.0f} seconds.")
+        raise LikenessError(f"ComfyUI made no image within {_PATIENCE:.0f} seconds.")
     failed = [data for kind, data in history["status"].get("messages", []) if kind == "execution_error"]
     if failed:
         raise LikenessError(failed[0]["exception_message"].strip())

@@ -57,7 +57,7 @@ def address(model: ModelFile) -> str:
         return model.url
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in _YES:
         raise LikenessError(
-            f"The environment variable HF_HUB_OFFLINE forbids asking the hub: unset it to download {model.name}, or "
+            f"The environment variable HF_HUB_OFFLINE forbids access to the hub: unset it to download {model.name}, or "
             f"fetch {model.source} elsewhere and put {model.filename} in models/{model.folder}."
         )
     url = hub() + model.url.removeprefix(HUB)

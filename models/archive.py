@@ -46,7 +46,7 @@ def unpack(archive: Path, folder: Path) -> None:
         except (zipfile.BadZipFile, struct.error, IndexError, OverflowError, RuntimeError, ValueError) as error:
             if isinstance(error, LikenessError):
                 raise
-            raise LikenessError(f"{archive} is not a whole zip file ({error}): delete it and try again.") from error
+            raise LikenessError(f"{archive} is not a complete zip file ({error}): delete it and try again.") from error
         _move(staging, folder, [inner for _, inner in members], archive)
 
 
@@ -67,8 +67,8 @@ def _members(archive: Path, file: zipfile.ZipFile, top: str) -> list[tuple[zipfi
     folders = {_as_any_system(above) for _, inner in members.values() for above in inner.parents}
     if len(members) < len(entries) or folders & members.keys():
         raise LikenessError(
-            f"{archive.name} holds two files that are one on some systems, by the case of their letters: it was not "
-            "unpacked."
+            f"{archive.name} holds two files whose names differ only in case, which some systems cannot tell apart: "
+            "it was not unpacked."
         )
     return list(members.values())
 
@@ -84,7 +84,7 @@ def _fault(entry: zipfile.ZipInfo, path: PurePosixPath) -> str:
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return "is compressed in an unusual way"
     if len(path.parts) > _DEEPEST:
-        return "lies deeper than in any face pack"
+        return "is nested deeper than in any face pack"
     if fault := next(filter(None, map(name_fault, path.parts)), ""):
         return f"leads out of its folder or cannot be kept on some systems, because a name in it {fault}"
     return ""
@@ -115,9 +115,9 @@ def _pieces(archive: Path, file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Ite
                 done += len(piece)
                 yield piece
     except (OSError, EOFError, zlib.error) as error:
-        raise LikenessError(f"{archive} is not a whole zip file ({error}): delete it and try again.") from error
+        raise LikenessError(f"{archive} is not a complete zip file ({error}): delete it and try again.") from error
     if done != entry.file_size:
-        raise LikenessError(f"{archive} is not a whole zip file: delete it and try again.")
+        raise LikenessError(f"{archive} is not a complete zip file: delete it and try again.")
 
 
 @contextmanager

@@ -79,12 +79,12 @@ def download(
         try:
             keep_new(part, target)
         except FileExistsError as error:
-            raise LikenessError(f"{target} appeared while it was downloaded: the new copy is {part}.") from error
+            raise LikenessError(f"{target} appeared during the download: the new copy is {part}.") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise LikenessError(
-                f"The disk is full: free some space on {root} and run the same again, {model.filename} "
-                "goes on where it stopped."
+                f"The disk is full: free some space on {root} and run the same again, {model.filename} resumes where "
+                "it stopped."
             ) from error
         raise LikenessError(
             f"{target.parent} cannot be written to ({error.strerror}): choose another folder with --models-dir."

@@ -104,7 +104,7 @@ def _request(wanted: _Wanted, part: PartialFile, progress: Progress | None) -> s
             if progress:
                 progress(part.done, total)
         if total is not None and part.done < total:
-            raise Broken("the connection broke off")
+            raise Broken("the connection was interrupted")
     return redirects.linked_sha256
 
 

@@ -58,7 +58,7 @@ def check_file(path: Path, expected: ModelFile | None = None, progress: Progress
             return Check(path, Health.POINTER, "", expected, ())
         digest = sha256(path, progress)
     except (OSError, ValueError) as error:
-        why = "a link to nowhere" if path.is_symlink() and isinstance(error, FileNotFoundError) else _reason(error)
+        why = "a broken link" if path.is_symlink() and isinstance(error, FileNotFoundError) else _reason(error)
         return Check(path, Health.UNREADABLE, "", expected, (), why)
     recognised = tuple(model for model in registry() if digest in model.sha256)
     if expected is None:

@@ -21,7 +21,7 @@ def as_managed(value: Any) -> ManagedAdapter:
     if "ipadapter" in groups:
         groups = (groups["ipadapter"] or {}).get("model") or {}
     if not {"image_proj", "ip_adapter"} <= set(groups):
-        raise LikenessError("The adapter input holds no IP-Adapter: connect Load Identity Adapter.")
+        raise LikenessError("The input 'adapter' is not an IP-Adapter: connect Load Identity Adapter.")
     weights = {f"{group}.{key}": t for group in ("image_proj", "ip_adapter") for key, t in groups[group].items()}
     name = "unnorm adapter" if groups.get("portraitunnorm") else "adapter from another pack"
     return ManagedAdapter(build(weights, name, 2 if groups.get("faceidplusv2") else 1))

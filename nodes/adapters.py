@@ -90,8 +90,9 @@ class LoadIdentityAdapter(Node):
                         options=[BY_CONTENT, *(kind.title for kind in SYSTEMS)],
                         default=BY_CONTENT,
                         optional=True,
-                        tooltip="Only for files that can be of two systems: InstantID's adapter and FaceID Portrait "
-                        "(raw embedding) have the same content. By content also minds the file's name and folder.",
+                        tooltip="Only for files that two systems can read: InstantID's adapter and FaceID Portrait "
+                        "(raw embedding) have the same content. 'by content' also considers the file's name and "
+                        "folder.",
                     )
                 ),
             ],
@@ -146,34 +147,34 @@ class ApplyIdentity(Node):
                     most=5.0,
                 ),
                 *window_inputs(
-                    "Share of the sampling after which the identity enters; a later start keeps the layout of "
-                    "the prompt.",
-                    "Share of the sampling after which the identity leaves.",
+                    "Fraction of the sampling after which the identity takes effect; a later start keeps the prompt's "
+                    "layout.",
+                    "Fraction of the sampling after which the identity stops acting.",
                 ),
                 lora_strength_input(
                     0.6,
-                    "FaceID and StoryMaker files bring a LoRA that changes the MODEL itself. 1.0 is official "
-                    "for FaceID, 0.8 for StoryMaker; 0.6 keeps more of the checkpoint's style, 0 leaves it out. Other "
-                    "files ignore this.",
+                    "FaceID and StoryMaker files bring a LoRA that changes the MODEL itself. 1.0 is official for "
+                    "FaceID, 0.8 for StoryMaker; 0.6 keeps more of the checkpoint's style, 0 disables it. Other "
+                    "files ignore this setting.",
                 ),
                 IdentitySocket.Input(
                     "identity",
                     optional=True,
-                    tooltip="The person. Needed by all FaceID files; others can use a picture through the options.",
+                    tooltip="The person. Needed by all FaceID files; others can use an image through the options.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="Needed by adapters that look at pictures: all but FaceID and Portrait.",
+                    tooltip="Needed by adapters that look at images: all but FaceID and Portrait.",
                 ),
                 mask_input(
-                    "Where in the picture the person may appear; any size, soft edges allowed. A batch of "
-                    "masks goes with a batch of pictures."
+                    "Where in the image the person may appear; any size, soft edges allowed. A batch of "
+                    "masks goes with a batch of images."
                 ),
                 options_input("From IP-Adapter Options, PuLID Options, or StoryMaker Character."),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The MODEL that knows the person."),
+                io.Model.Output(display_name="model", tooltip="The MODEL with the identity applied."),
                 io.String.Output(display_name="report", tooltip="What was applied, and to how much of the MODEL."),
             ],
         )
@@ -302,7 +303,7 @@ class ScaleIdentities(Node):
                     min=0.0,
                     max=3.0,
                     step=0.05,
-                    tooltip="1 changes nothing, 0 takes all identities out. LoRAs keep their strength.",
+                    tooltip="1 changes nothing, 0 removes all identities. LoRAs keep their strength.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The MODEL with scaled identities.")],

@@ -61,20 +61,20 @@ class LoadConcept(Node):
             node_id="LikenessLoadConcept",
             display_name="Load Concept",
             category=CATEGORY,
-            description="Reads what Custom Diffusion learned, whoever trained it: delta.bin, compressed deltas, "
-            "CompVis checkpoints, huggingface's attention processors, and files of words alone.",
+            description="Loads a concept trained with Custom Diffusion, by any trainer: delta.bin, compressed deltas, "
+            "CompVis checkpoints, Hugging Face's attention processors, and files that hold only words.",
             search_aliases=["Custom Diffusion Loader", "delta.bin", "pytorch_custom_diffusion_weights"],
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=CONCEPTS.names() or [NO_CONCEPTS],
-                    tooltip="A file in models/custom_diffusion. Which layout it has is found out and reported.",
+                    tooltip="A file in models/custom_diffusion. Its layout is detected and reported.",
                 ),
                 io.String.Input(
                     "words",
                     default="",
-                    tooltip="What prompts call what was learned, in place of the file's own words, separated by "
-                    "spaces: two files that both say <new1> need it. Empty: as in the file.",
+                    tooltip="Words by which prompts call the concept, in place of the file's own, separated by "
+                    "spaces: needed when two files both use <new1>. Empty: the file's own words.",
                 ),
             ],
             outputs=[
@@ -113,22 +113,23 @@ class ApplyConcept(Node):
             display_name="Apply Concept",
             category=CATEGORY,
             description="Applies a concept to MODEL and CLIP: its words work in CLIP Text Encode. For several concepts "
-            "in one picture use Merge Concepts, because concepts applied one after the other interfere.",
+            "in one image use Merge Concepts, because concepts applied one after the other interfere.",
             search_aliases=["Custom Diffusion"],
             inputs=[
                 io.Model.Input("model", tooltip="The base model that the concept was trained on."),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 ConceptSocket.Input("concept", tooltip="From Load Concept or Merge Concepts."),
                 strength_input(
-                    "Of the weights. 1 is as trained, 0 leaves the MODEL as it is; the words stay.",
+                    "Strength of the weights: 1 is as trained, 0 leaves the MODEL unchanged. The words work at any "
+                    "strength.",
                     least=-2.0,
                     most=3.0,
                 ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The MODEL with the concept."),
-                io.Clip.Output(display_name="clip", tooltip="The CLIP that knows its words."),
-                io.String.Output(display_name="report", tooltip="What was changed, and what prompts have to say."),
+                io.Clip.Output(display_name="clip", tooltip="The CLIP with its words."),
+                io.String.Output(display_name="report", tooltip="What was changed, and the words that prompts use."),
             ],
         )
 
@@ -150,7 +151,10 @@ class ApplyConcept(Node):
             names = some_of(applied.alone)
             lines.append(f"{len(applied.alone)} keys and values are not in the file and stay as they are ({names})")
         if applied.foreign:
-            lines.append("it was trained on another base model, whose difference comes along: load that one")
+            lines.append(
+                "it was trained on another base model, and the difference between the two is applied as "
+                "well: load that one"
+            )
         report = "; ".join(lines) + "."
         (log.warning if applied.foreign else log.info)("[likeness] %s", report)
         return io.NodeOutput(applied.model, applied.clip, report)
@@ -165,8 +169,8 @@ class MergeConcepts(Node):
             node_id="LikenessMergeConcepts",
             display_name="Merge Concepts",
             category=CATEGORY,
-            description="Makes one concept of several, trained apart on one base model, so that a prompt can name them "
-            "all: Custom Diffusion's closed form, without training.",
+            description="Merges concepts that were trained separately on one base model into one, so that a prompt "
+            "can name them all: Custom Diffusion's closed-form solution, without training.",
             search_aliases=["Custom Diffusion compose", "multi-concept"],
             inputs=[
                 io.Model.Input("model", tooltip="The base model that all were trained on."),
@@ -186,8 +190,8 @@ class MergeConcepts(Node):
                         default="",
                         multiline=True,
                         optional=True,
-                        tooltip="Ordinary captions, one a line, whose meaning the merge keeps. Empty: 200 built-in "
-                        "ones.",
+                        tooltip="Regularisation captions, one per line: ordinary sentences whose meaning the merge "
+                        "preserves. Empty: 200 built-in ones.",
                     )
                 ),
                 advanced(
@@ -199,14 +203,16 @@ class MergeConcepts(Node):
                         step=0.0001,
                         optional=True,
                         round=False,
-                        tooltip="0 keeps each concept exactly. Where the report says that the weights grow, 0.001 to "
-                        "0.1 keeps the picture whole and each concept less exactly.",
+                        tooltip="0 reproduces each concept exactly. If the report warns that the weights grow, 0.001 "
+                        "to 0.1 keeps the image intact and reproduces each concept less exactly.",
                     )
                 ),
             ],
             outputs=[
-                ConceptSocket.Output(display_name="concept", tooltip="All of them, for Apply or Save Concept."),
-                io.String.Output(display_name="report", tooltip="How exactly each concept was kept."),
+                ConceptSocket.Output(
+                    display_name="concept", tooltip="The merged concept, for Apply Concept or Save Concept."
+                ),
+                io.String.Output(display_name="report", tooltip="How exactly each concept is reproduced."),
             ],
         )
 
@@ -233,14 +239,14 @@ class MergeConcepts(Node):
             f"largest residual {merged.residual:.1e}"
         )
         if merger.ridge:
-            report += f"; the captions do not fix all directions, so that a ridge of {merger.ridge:.1e} was added"
+            report += f"; the captions do not determine all directions, so a ridge of {merger.ridge:.1e} was added"
         if merged.averaged:
             report += f"; {merged.averaged} weights of queries and output have no closed form and are averaged"
         if merged.growth > MOST_GROWTH:
             report += (
-                f"; the weights move {merged.growth:.0f} times as far as any concept's own, which spoils pictures: the "
-                "text encoder reads these prompts as nearly the same. Start their words from different tokens, train "
-                "them together, or raise softness"
+                f"; the weights change {merged.growth:.0f} times as much as any concept's own, which degrades images: "
+                "the text encoder encodes these prompts almost alike. Start their words from different tokens, "
+                "train them together, or raise softness"
             )
         (log.warning if merged.growth > MOST_GROWTH else log.info)("[likeness] %s.", report)
         return io.NodeOutput(merged.concept, f"{report}.")
@@ -260,7 +266,10 @@ def _phrase(number: int) -> Any:
 def _style(number: int) -> Any:
     optional = {"optional": True} if number > 2 else {}
     return io.Boolean.Input(
-        f"style_{number}", default=False, tooltip=f"Whether concept {number} is a style, not a thing.", **optional
+        f"style_{number}",
+        default=False,
+        tooltip=f"Whether concept {number} is a style rather than an object.",
+        **optional,
     )
 
 
@@ -270,7 +279,7 @@ def _phrases(concept: Concept, text: str, name: str) -> list[str]:
     phrases = phrases or concept.phrases
     if not phrases:
         raise LikenessError(
-            f"{concept.name!r} has no word of its own: write into {name} what prompts call it, such as 'painting'."
+            f"{concept.name!r} has no word of its own: enter in {name} what prompts call it, such as 'painting'."
         )
     if lacking := [word for word in concept.tokens if all(word.lower() not in p.lower() for p in phrases)]:
         log.warning("[likeness] %s does not say %s of %s.", name, ", ".join(lacking), concept.name)
@@ -289,7 +298,7 @@ class CompressConcept(Node):
             display_name="Compress Concept",
             category=CATEGORY,
             description="Keeps the main directions of what a concept changes: a fifth of the size and nearly the same "
-            "pictures.",
+            "images.",
             search_aliases=["compressed delta", "SVD"],
             inputs=[
                 io.Model.Input("model", tooltip="The base model that the concept was trained on."),
@@ -300,19 +309,19 @@ class CompressConcept(Node):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much of the change is kept, as a share of its singular values' sum.",
+                    tooltip="How much of the change is kept, as a fraction of the sum of its singular values.",
                 ),
                 advanced(
                     io.Combo.Input(
                         "rule",
                         options=choices(RankRule),
                         default=RankRule.SHARE.value,
-                        tooltip="'share kept': at least the share. 'official': at most the share, as the paper's code; "
-                        "a layer may be left with nothing. 'fixed rank': the same rank everywhere.",
+                        tooltip="'share kept': at least the share. 'official': at most the share, as in the paper's "
+                        "code; a layer may keep nothing. 'fixed rank': the same rank everywhere.",
                     )
                 ),
                 advanced(
-                    io.Int.Input("rank", default=16, min=1, max=1280, tooltip="Of every layer, for 'fixed rank'.")
+                    io.Int.Input("rank", default=16, min=1, max=1280, tooltip="Rank of every layer, for 'fixed rank'.")
                 ),
             ],
             outputs=[
@@ -359,13 +368,15 @@ class SaveConcept(Node):
             is_output_node=True,
             inputs=[
                 ConceptSocket.Input("concept", tooltip="From Merge Concepts, Compress Concept or Load Concept."),
-                io.String.Input("filename", default="concept", tooltip="A name; a number is added when it is taken."),
+                io.String.Input(
+                    "filename", default="concept", tooltip="A file name; a number is added if it is taken."
+                ),
                 io.Combo.Input(
                     "format",
                     options=list(cls.FORMATS),
                     default=cls.FORMATS[0],
-                    tooltip="safetensors: huggingface's names, and the words with them. delta.bin: for the official "
-                    "code.",
+                    tooltip="safetensors: Hugging Face's key names, together with the words. delta.bin: for the "
+                    "official code.",
                 ),
             ],
             outputs=[io.String.Output(display_name="file", tooltip="The name under which Load Concept lists it.")],

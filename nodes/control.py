@@ -38,9 +38,9 @@ class IdentityControlNet(Node):
             node_id="LikenessIdentityControlNet",
             display_name="Identity ControlNet",
             category=CATEGORY,
-            description="Adds the ControlNet that belongs to an adapter, as InstantID's IdentityNet: it sees where the "
-            "face is and reads who it is, in place of the text. Other ControlNets on the same prompt keep reading the "
-            "text. For several people chain this node, with a mask each.",
+            description="Adds the ControlNet that belongs to an adapter, such as InstantID's IdentityNet: keypoints "
+            "tell it where the face is, and it reads the identity in place of the text. Other ControlNets on the "
+            "same prompt keep reading the text. For several people chain this node, with one mask each.",
             search_aliases=["InstantID", "IdentityNet", "Apply InstantID ControlNet", "face ControlNet"],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The prompt."),
@@ -51,29 +51,29 @@ class IdentityControlNet(Node):
                 io.Image.Input(
                     "image",
                     display_name="keypoints",
-                    tooltip="From Face Keypoints, at the size of the picture you make: where the face is, and how it "
+                    tooltip="From Face Keypoints, at the size of the image you make: where the face is, and how it "
                     "is turned.",
                 ),
                 strength_input(
-                    "0.8 is the official value. Lower it where the picture looks burnt; 0 is exactly off.",
+                    "0.8 is the official value. Lower it where the image looks burnt; 0 is exactly off.",
                     default=0.8,
                     most=10.0,
                     step=0.01,
                 ),
                 *window_inputs(
-                    "Share of the sampler's steps after which the net enters.",
-                    "Share of the sampler's steps after which the net leaves; an early end leaves the details "
-                    "to the prompt.",
+                    "Fraction of the sampler's steps after which the ControlNet starts.",
+                    "Fraction of the sampler's steps after which the ControlNet stops; an early end leaves the "
+                    "details to the prompt.",
                 ),
                 mask_input(
-                    "Where in the picture the net acts; any size, soft edges allowed. The same as at this "
-                    "person's Apply Identity."
+                    "Where in the image the ControlNet acts; any size, soft edges allowed. Use the same mask as in "
+                    "this person's Apply Identity."
                 ),
                 options_input("From InstantID Options."),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="The prompt with the net."),
-                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt with the net."),
+                io.Conditioning.Output(display_name="positive", tooltip="The prompt with the ControlNet."),
+                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt with the ControlNet."),
                 io.String.Output(display_name="report", tooltip="What was applied."),
             ],
         )
@@ -115,7 +115,7 @@ class IdentityControlNet(Node):
         picture = to_rgb(image[..., :-1] if image.shape[-1] in (2, 4) else image, "input keypoints")
         if not bool(picture.any()):
             raise LikenessError(
-                "The input keypoints is a black picture, which shows no face: connect Face Keypoints of a photo with a "
+                "The input keypoints is a black image, which shows no face: connect Face Keypoints of a photo with a "
                 "face."
             )
         mask = None if attn_mask is None else as_mask(attn_mask, "The mask 'attn_mask'")
@@ -145,7 +145,7 @@ def _check_net(control_net: Any, adapter: str, width: int) -> None:
     if found == width:
         return
     family = OTHER if found is None else of_text_width(found)
-    what = "reads no text" if found is None else f"reads texts {found} wide"
+    what = "reads no text" if found is None else f"reads text of width {found}"
     if family is not OTHER:
         what = f"was made for {family.title}"
     raise LikenessError(
@@ -175,23 +175,24 @@ class InstantIDOptionsNode(Node):
             node_id="LikenessInstantIDOptions",
             display_name="InstantID Options",
             category=CATEGORY,
-            description="Options of InstantID, for Apply Identity and Identity ControlNet. Untouched, it changes "
-            "nothing.",
+            description="Options of InstantID, for Apply Identity and Identity ControlNet. With its defaults it "
+            "changes nothing.",
             search_aliases=["Apply InstantID Advanced"],
             inputs=[
                 io.Combo.Input(
                     "photos",
                     options=choices(EmbeddingPooling),
                     default=EmbeddingPooling.MEAN.value,
-                    tooltip="How several photos make one person: their mean, or each read after the other.",
+                    tooltip="How several photos are combined: their mean embedding, or the tokens of each, one after "
+                    "the other.",
                 ),
                 share_input(
                     "noise",
                     0.0,
-                    "Random noise that the negative half reads instead of zeros. 0 is official; 0.2 "
-                    "to 0.4 takes away burnt colours at high guidance. Give both nodes the same options.",
+                    "Random noise that the negative half reads instead of zeros. 0 is official; 0.2 to 0.4 reduces "
+                    "burnt colours at high cfg. Connect the same options to both nodes.",
                 ),
-                any_recogniser_input("another recogniser than antelopev2"),
+                any_recogniser_input("a recogniser other than antelopev2"),
             ],
             outputs=[
                 OptionsSocket.Output(display_name="options", tooltip="For Apply Identity and Identity ControlNet.")

@@ -115,9 +115,9 @@ class PortraitDataset(Node):
             display_name="Portrait Dataset",
             category=CATEGORY,
             description=(
-                "Makes photos ready for training: finds the person's face in each, crops, masks and captions them, and "
-                "sorts out photos without a face, blurred ones, copies and other people. The preview shows every photo "
-                "with its mask, caption and verdict. Saved datasets can be edited on disk. "
+                "Makes photos ready for training: finds the person's face in each, crops, masks and captions them, "
+                "and leaves out photos without a face, blurred ones, duplicates and other people. The preview shows "
+                "every photo with its mask, caption and verdict. Saved datasets can be edited on disk. "
                 + NOTICE.replace("This folder", "A saved dataset")
             ),
             inputs=[
@@ -141,7 +141,8 @@ class PortraitDataset(Node):
                 io.String.Input(
                     "class_word",
                     default="person",
-                    tooltip="What the trigger word is one of: person, woman, man. It stands in the captions.",
+                    tooltip="The class that the trigger word belongs to: person, woman, man. It is used in the "
+                    "captions.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -149,7 +150,7 @@ class PortraitDataset(Node):
                     min=64,
                     max=2048,
                     step=8,
-                    tooltip="Side of the pictures in pixels: 512 for SD1.5, 1024 for SDXL.",
+                    tooltip="Side of the images in pixels: 512 for SD1.5, 1024 for SDXL.",
                 ),
                 io.Combo.Input(
                     "framing",
@@ -193,8 +194,8 @@ class PortraitDataset(Node):
                     "save_as",
                     default="",
                     tooltip=(
-                        "Writes the dataset to output/likeness/datasets/<name> once; later runs read it back with all "
-                        "that you have edited there. Empty: nothing is written."
+                        "Writes the dataset to output/likeness/datasets/<name> once; later runs read it back with "
+                        "your edits. Empty: nothing is written."
                     ),
                 ),
                 io.String.Input(
@@ -202,7 +203,7 @@ class PortraitDataset(Node):
                     default="",
                     multiline=True,
                     tooltip=(
-                        "Captions for photos without one of their own, one a line, {} where the trigger word goes. "
+                        "Captions for photos without one of their own, one per line, {} where the trigger word goes. "
                         "Empty: built-in ones."
                     ),
                 ),
@@ -213,9 +214,9 @@ class PortraitDataset(Node):
                         min=0,
                         max=4096,
                         tooltip=(
-                            "Faces less wide or high than this, in pixels of the photo, are too small, and so are "
-                            "those of which less than half of it is left in pictures of 512 (in proportion for other "
-                            "resolutions); 0 takes any."
+                            "Minimum width and height of a face in the photo, in pixels; in the finished image half "
+                            "of it must remain at 512 pixels (in proportion at other resolutions). 0 accepts any "
+                            "face."
                         ),
                     )
                 ),
@@ -230,8 +231,8 @@ class PortraitDataset(Node):
                     )
                 ),
                 outlier_threshold_input(
-                    "Cosine similarity to the other photos, or to the identity, below which a face is somebody "
-                    "else's. 0.25 suits ArcFace recognisers; -1 keeps everybody."
+                    "Cosine similarity to the other photos, or to the identity, below which a face counts as another "
+                    "person's. 0.25 suits ArcFace recognisers; -1 keeps all."
                 ),
                 io.Image.Input(
                     "image",
@@ -246,28 +247,29 @@ class PortraitDataset(Node):
                 IdentitySocket.Input(
                     "identity",
                     optional=True,
-                    tooltip="The person meant, where photos show several people. Otherwise the largest face is taken.",
+                    tooltip="The person to choose where photos show several people. Otherwise the largest face is "
+                    "taken.",
                 ),
                 FaceAnalysisSocket.Input(
                     "second_judge",
                     optional=True,
                     tooltip=(
-                        "Another recogniser, for example dlib beside OpenCV: a photo counts as somebody else's where "
+                        "Another recogniser, for example dlib beside OpenCV: a photo counts as another person's if "
                         "either of them says so."
                     ),
                 ),
             ],
             outputs=[
                 DatasetSocket.Output(
-                    "dataset", display_name="dataset", tooltip="Pictures, masks and captions, for the Train nodes."
+                    "dataset", display_name="dataset", tooltip="Images, masks and captions, for the Train nodes."
                 ),
                 io.Image.Output(
                     "preview",
                     display_name="preview",
-                    tooltip="Every photo with its mask, its caption and what was thought of it.",
+                    tooltip="Every photo with its mask, its caption and its verdict.",
                 ),
                 io.String.Output(
-                    "report", display_name="report", tooltip="The same in words: what is used, what is not, and why."
+                    "report", display_name="report", tooltip="The same as text: what is used, what is not, and why."
                 ),
             ],
             is_output_node=True,

@@ -49,12 +49,12 @@ class DetailFaces(Node):
             display_name="Detail Faces",
             category=CATEGORY,
             description=(
-                "Samples each face anew at a higher resolution, with the model's identity (Apply Identity before it) "
+                "Resamples each face at a higher resolution, with the model's identity (Apply Identity before it) "
                 "and the connected prompts, and pastes it back. For small faces of full figures and groups."
             ),
             inputs=[
-                io.Image.Input("image", tooltip="One picture or a batch."),
-                io.Model.Input("model", tooltip="The model that samples, with an identity applied to it or without."),
+                io.Image.Input("image", tooltip="One image or a batch."),
+                io.Model.Input("model", tooltip="The model to sample with, with or without an identity applied."),
                 io.Conditioning.Input(
                     "positive", tooltip="What each face shows, for example: photo of a smiling woman."
                 ),
@@ -63,22 +63,20 @@ class DetailFaces(Node):
                 FaceAnalysisSocket.Input(
                     "face_analysis", tooltip="Finds the faces, and recognises them for the guard."
                 ),
-                seed_input("Of the noise; every face gets another."),
+                seed_input("Seed of the noise; each face gets its own."),
                 io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Steps of a full sampling."),
                 io.Float.Input(
                     "cfg", default=5.0, min=0.0, max=100.0, step=0.1, tooltip="How closely the prompt is followed."
                 ),
                 io.Combo.Input("sampler_name", options=SAMPLERS, default="euler", tooltip="ComfyUI's samplers."),
-                io.Combo.Input(
-                    "scheduler", options=SCHEDULERS, default="normal", tooltip="ComfyUI's schedules of noise."
-                ),
+                io.Combo.Input("scheduler", options=SCHEDULERS, default="normal", tooltip="ComfyUI's noise schedules."),
                 io.Float.Input(
                     "denoise",
                     default=0.4,
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much of a face is made anew: 0.3 sharpens it, 0.6 may change its expression.",
+                    tooltip="Denoising strength: 0.3 sharpens a face, 0.6 may change its expression.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -94,7 +92,7 @@ class DetailFaces(Node):
                     min=1.0,
                     max=8.0,
                     step=0.1,
-                    tooltip="How much around a face is seen, in sides of its box; more for hair and neck.",
+                    tooltip="Side of the crop in multiples of the face box; larger includes hair and neck.",
                 ),
                 *widgets,
                 advanced(

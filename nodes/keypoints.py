@@ -31,8 +31,9 @@ class FaceKeypoints(Node):
                 max=16384,
                 step=8,
                 tooltip=(
-                    f"The {name} of the picture in pixels; 0 follows {other} in the photo's proportions, or is the "
-                    "photo's own if both are 0. Use the size of the picture you make: lines and dots never scale."
+                    f"The {name} of the image in pixels; 0 follows {other} in the photo's proportions, or is the "
+                    "photo's own if both are 0. Use the size of the image you make: lines and dots do not scale "
+                    "with it."
                 ),
             )
 
@@ -47,8 +48,8 @@ class FaceKeypoints(Node):
             category=CATEGORY,
             description=(
                 "Draws the five keypoints of the chosen faces as InstantID's ControlNet expects them: where the face "
-                "is, and how it is turned. They come from a photo, which may be of somebody else, from a saved "
-                "identity, or from points that you write. A photo is fitted into the picture and centred, never "
+                "is, and how it is turned. They come from a photo, which may show another person, from a saved "
+                "identity, or from points that you write. A photo is fitted into the image and centred, never "
                 "stretched."
             ),
             inputs=[
@@ -66,7 +67,7 @@ class FaceKeypoints(Node):
                 io.Latent.Input(
                     "latent",
                     optional=True,
-                    tooltip="The latent you sample: the picture gets its size, whatever width and height say.",
+                    tooltip="The latent you sample: the image gets its size, whatever width and height say.",
                 ),
                 advanced(
                     io.Int.Input(
@@ -76,8 +77,8 @@ class FaceKeypoints(Node):
                         max=16384,
                         step=64,
                         optional=True,
-                        tooltip="Where width and height are 0: brings the photo's size to this long side, both sides "
-                        "to a multiple of 64, as InstantID's own code. It takes 1280, or 1024; 0 keeps the photo's.",
+                        tooltip="If width and height are 0: scales the photo to this long side, both sides to a "
+                        "multiple of 64, as InstantID's own code does (to 1280 or 1024). 0 keeps the photo's size.",
                     )
                 ),
                 advanced(
@@ -91,12 +92,10 @@ class FaceKeypoints(Node):
                 ),
                 factor("move_x", 0.0, -1.0, 1.0, 0.01, "Moves the face to the right, as a share of the width."),
                 factor("move_y", 0.0, -1.0, 1.0, 0.01, "Moves the face down, as a share of the height."),
-                factor("scale", 1.0, 0.05, 10.0, 0.01, "Makes the face larger or smaller, about its middle."),
-                factor("rotate", 0.0, -180.0, 180.0, 1.0, "Turns the face clockwise, in degrees, about its middle."),
+                factor("scale", 1.0, 0.05, 10.0, 0.01, "Makes the face larger or smaller, about its centre."),
+                factor("rotate", 0.0, -180.0, 180.0, 1.0, "Turns the face clockwise, in degrees, about its centre."),
                 advanced(
-                    io.Boolean.Input(
-                        "mirror", default=False, optional=True, tooltip="Makes it look the other way, where it is."
-                    )
+                    io.Boolean.Input("mirror", default=False, optional=True, tooltip="Mirrors the face in place.")
                 ),
                 advanced(
                     io.String.Input(
@@ -104,9 +103,9 @@ class FaceKeypoints(Node):
                         default="",
                         multiline=True,
                         optional=True,
-                        tooltip="Points of your own in place of a photo's, in pixels of the picture: five x,y in a "
+                        tooltip="Points of your own in place of a photo's, in pixels of the image: five x,y in a "
                         "line for each face (the eye at the left, the other eye, nose, left and right corner of the "
-                        "mouth), a blank line between two pictures. The output points gives a line to start from.",
+                        "mouth), a blank line between two images. The output points gives a line to start from.",
                     )
                 ),
             ],
@@ -114,15 +113,15 @@ class FaceKeypoints(Node):
                 io.Image.Output(
                     "image",
                     display_name="image",
-                    tooltip="One picture on black for each photo; skipped photos have none.",
+                    tooltip="One image on black for each photo; skipped photos have none.",
                 ),
                 io.String.Output(
                     "written",
                     display_name="points",
                     tooltip="The points that were drawn, as text that the input points takes.",
                 ),
-                io.Int.Output("drawn_width", display_name="width", tooltip="Width of the picture in pixels."),
-                io.Int.Output("drawn_height", display_name="height", tooltip="Height of the picture in pixels."),
+                io.Int.Output("drawn_width", display_name="width", tooltip="Width of the image in pixels."),
+                io.Int.Output("drawn_height", display_name="height", tooltip="Height of the image in pixels."),
             ],
             search_aliases=["InstantID", "kps", "face landmarks"],
         )
@@ -164,7 +163,7 @@ class FaceKeypoints(Node):
         drawings = [drawing.posed(pose) for drawing in drawings]
         if blank := [number for number, drawing in enumerate(drawings, 1) if not drawing.image().any()]:
             raise LikenessError(
-                f"Nothing of the face is left in picture {blank[0]}: move it less, or make it larger or smaller."
+                f"Nothing of the face is left in image {blank[0]}: move it less, or make it larger or smaller."
             )
         images = to_image_batch([drawing.image() for drawing in drawings])
         return io.NodeOutput(
@@ -176,7 +175,7 @@ def _canvas_of(latent: Any) -> KeypointCanvas:
     """The size of the picture that a LATENT becomes."""
     samples = latent.get("samples") if isinstance(latent, dict) else None
     if not isinstance(samples, torch.Tensor) or samples.ndim < 4:
-        raise LikenessError("The input latent holds no latent of a picture: connect Empty Latent Image or VAE Encode.")
+        raise LikenessError("The input latent is not an image latent: connect Empty Latent Image or VAE Encode.")
     return KeypointCanvas(samples.shape[-1] * LATENT_PIXELS, samples.shape[-2] * LATENT_PIXELS)
 
 
@@ -197,8 +196,8 @@ def _warn_of_skipped(found: FoundFaces, drawn: int) -> None:
         return
     skipped = [number for number, face in enumerate(found.chosen, 1) if face is None]
     log.warning(
-        "[likeness] Photo %s has no keypoint picture, so those of later photos move up: make as many pictures as there "
-        "are keypoint pictures, connect an identity whose keypoints stand in, or leave the photo out.",
+        "[likeness] Photo %s has no keypoint image, so those of later photos move up: make as many images as there "
+        "are keypoint images, connect an identity whose keypoints stand in, or leave the photo out.",
         ", ".join(map(str, skipped)),
     )
 

@@ -93,7 +93,7 @@ class FaceMask(Node):
                     default=Region.FACE.value,
                     tooltip=(
                         "What the mask shows. 'face' is skin, brows, eyes, glasses, nose and mouth; 'head' adds hair, "
-                        "ears and hat; 'non-face' and 'background' are all the rest of the picture."
+                        "ears and hat; 'non-face' and 'background' are all the rest of the image."
                     ),
                 ),
                 parser_input(),
@@ -161,7 +161,10 @@ class FaceMask(Node):
             photos += [photo] * len(rows)
             step()
         if not masks:
-            raise LikenessError("No face was found in these photos, so there is no mask for each: choose another way.")
+            raise LikenessError(
+                "No face was found in these photos, so 'each face apart' has nothing to mask: choose "
+                "another value of people."
+            )
         return io.NodeOutput(_padded(masks), _tinted(photos, masks))
 
 

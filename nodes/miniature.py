@@ -31,9 +31,10 @@ class LoadMiniature(Node):
                     tooltip="Of SD1.5's family, 128x128 pixels only; for Apply Identity, LoRA loaders and KSampler.",
                 ),
                 io.Clip.Output(
-                    display_name="clip", tooltip="Knows a few dozen words; a prompt with others says which they are."
+                    display_name="clip",
+                    tooltip="Knows a few dozen words; a prompt with others is refused, and the message lists them.",
                 ),
-                io.Vae.Output(display_name="vae", tooltip="For VAE Decode and VAE Encode; 8 pixels to a latent."),
+                io.Vae.Output(display_name="vae", tooltip="For VAE Decode and VAE Encode; 8 pixels per latent."),
             ],
         )
 

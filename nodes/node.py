@@ -52,6 +52,6 @@ def _memory_was_full(cls: type[Node]) -> str:
     host.unload_all_models()
     host.soft_empty_cache()
     return (
-        f"The memory was full while '{cls.GET_SCHEMA().display_name}' worked: give it fewer or smaller pictures, or "
+        f"Memory ran out while '{cls.GET_SCHEMA().display_name}' was running: give it fewer or smaller images, or "
         "close other programs, and queue it again."
     )

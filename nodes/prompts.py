@@ -61,13 +61,13 @@ class IdentityPrompt(Node):
                     "img'. Weights such as (woman img:1.2), embeddings and long prompts are understood.",
                 ),
                 strength_input(
-                    "How far the word goes towards the person. 1 is official, 0 leaves the person out.", most=3.0
+                    "Strength of the person in the word's embedding. 1 is official, 0 leaves the person out.", most=3.0
                 ),
                 *window_inputs(
-                    "Share of the steps that run on the plain prompt before the person enters: PhotoMaker's "
-                    "style strength. Less gives more likeness, more gives more of the prompt's style. 0: from the "
-                    "first step.",
-                    "Share of the sampling after which the plain prompt is read again.",
+                    "Fraction of the steps that use the plain prompt before the person is added: PhotoMaker's style "
+                    "strength. Lower values give more likeness, higher values more of the prompt's style. 0: from "
+                    "the first step.",
+                    "Fraction of the sampling after which the plain prompt is used again.",
                     start=0.2,
                     step=0.01,
                 ),
@@ -103,7 +103,9 @@ class IdentityPrompt(Node):
                     tooltip="The prompt with the people in it, as a positive for a sampler.",
                 ),
                 io.Model.Output(display_name="model", tooltip="The MODEL that goes with it; sample with this one."),
-                io.String.Output(display_name="report", tooltip="Who stands at which word, and from when on."),
+                io.String.Output(
+                    display_name="report", tooltip="Which person stands at which word, and from which step."
+                ),
             ],
         )
 
@@ -186,7 +188,7 @@ def _report(adapter: Any, request: Request, effects: Sequence[Effect], applied: 
     deltas = [effect for effect in effects if isinstance(effect, WeightDelta) and effect.why_never is None]
     text = f"{what}: through the prompt, from {request.scope.start:g} to {request.scope.end:g} of the sampling"
     if deltas and applied is None:
-        return f"{text}. It brings a LoRA, which does not act: connect the MODEL to Identity Prompt."
+        return f"{text}. Its LoRA is not applied: connect the MODEL to Identity Prompt."
     if applied is not None and applied.present:
         return f"{text}. The MODEL has the adapter's LoRA from another node; it was not added a second time."
     if deltas and applied is not None:
@@ -212,9 +214,9 @@ class PhotoMakerOptionsNode(Node):
                     "merge",
                     options=choices(MergeTiming),
                     default=MergeTiming.OFFICIAL.value,
-                    tooltip="How start_at is counted. 'official steps': as the demos do, at most 30 steps, and one "
-                    "more. 'share of the steps': as the paper says. 'share of the noise': as ComfyUI's own time "
-                    "ranges, whatever the number of steps.",
+                    tooltip="How start_at is counted. 'official steps': as in the demos, at most 30 steps, plus one. "
+                    "'share of the steps': as in the paper. 'share of the noise': like ComfyUI's own time ranges, "
+                    "whatever the number of steps.",
                 ),
                 io.Int.Input(
                     "merge_step",
@@ -222,27 +224,30 @@ class PhotoMakerOptionsNode(Node):
                     min=NOT_SET,
                     max=1000,
                     tooltip="The official start_merge_step: the last step without the person, counted from 0; -1 for "
-                    "none. -2 leaves it to start_at.",
+                    "none. -2: start_at decides.",
                 ),
                 io.Combo.Input(
                     "photo",
                     options=choices(PhotoCrop),
                     default=PhotoCrop.HEAD.value,
-                    tooltip="What is shown of each photo of an identity. 'head' is what PhotoMaker was trained on.",
+                    tooltip="Which crop of each photo of an identity is used. 'head' is what PhotoMaker was trained "
+                    "on.",
                 ),
                 advanced(
                     io.Combo.Input(
                         "long_prompts",
                         options=choices(LongPrompts),
                         default=LongPrompts.WINDOWS.value,
-                        tooltip="Prompts of more than 75 tokens: all of it as in ComfyUI, or cut as the official code.",
+                        tooltip="Prompts of more than 75 tokens: read whole as in ComfyUI, or truncated as in the "
+                        "official code.",
                     )
                 ),
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="Shown in place of the first identity's crops; v1 needs no identity then. Each is cropped "
-                    "to its middle square, so give portraits. v2 reads one picture for each photo of the identity.",
+                    tooltip="Images to use in place of the first identity's crops; v1 needs no identity then. Each is "
+                    "cropped to its middle square, so give portraits. v2 reads one image for each photo of the "
+                    "identity.",
                 ),
             ],
             outputs=[OptionsSocket.Output(display_name="options", tooltip="For Identity Prompt.")],

@@ -72,21 +72,21 @@ class PuLIDOptionsNode(Node):
                     default=8,
                     min=0,
                     max=MOST_ZEROS,
-                    tooltip="Method custom: tokens of zeros that a place in the picture can attend to instead of the "
-                    "person; more of them leave more to the prompt.",
+                    tooltip="Method custom: zero tokens that image positions can attend to instead of the person; "
+                    "more of them leave more to the prompt.",
                 ),
                 io.Combo.Input(
                     "ortho",
                     options=choices(Projection),
                     default=Projection.ORTHO_V2.value,
-                    tooltip="Method custom: what becomes of the part of the person's attention that lies along the "
-                    "text's. ortho takes it out, ortho_v2 only where the face is not, off keeps it.",
+                    tooltip="Method custom: what happens to the component of the person's attention that is parallel "
+                    "to the text's. ortho removes it, ortho_v2 only outside the face, off keeps it.",
                 ),
                 io.Combo.Input(
                     "photos",
                     options=choices(TokenPooling),
                     default=TokenPooling.OFFICIAL.value,
-                    tooltip="How several photos make one person. As published: v1 reads the first photo whole and the "
+                    tooltip="How several photos are combined. As published: v1 reads the first photo whole and the "
                     "faces of the others, v1.1 all at once. Every token: v1's ID mix.",
                 ),
                 advanced(
@@ -94,7 +94,7 @@ class PuLIDOptionsNode(Node):
                         "background",
                         options=choices(Background),
                         default=Background.WHITE.value,
-                        tooltip="What is around face and hair in the picture that EVA02-CLIP sees. White is official "
+                        tooltip="Background around face and hair in the image shown to EVA02-CLIP. White is official "
                         "and needs a face parsing network; as in the photo needs none.",
                     )
                 ),
@@ -102,11 +102,11 @@ class PuLIDOptionsNode(Node):
                     io.Boolean.Input(
                         "antialias",
                         default=True,
-                        tooltip="The filter with which that picture is made smaller: on as in today's torchvision, off "
-                        "as in the version that PuLID v1 was published with.",
+                        tooltip="Antialiasing when that image is downscaled: on as in current torchvision, off as in "
+                        "the version that PuLID v1 was published with.",
                     )
                 ),
-                any_recogniser_input("another recogniser than antelopev2"),
+                any_recogniser_input("a recogniser other than antelopev2"),
             ],
             outputs=[OptionsSocket.Output(display_name="options", tooltip="For Apply Identity.")],
         )

@@ -117,45 +117,45 @@ class IPAdapterOptions(Node):
                     max=5.0,
                     step=0.05,
                     display_name="structure",
-                    tooltip="FaceID-Plus v2: how much of the photo's facial structure enters beside the identity.",
+                    tooltip="FaceID-Plus v2: how much of the photo's facial structure is added to the identity.",
                 ),
                 io.String.Input(
                     "layer_weights",
                     default="",
                     tooltip='Strength per layer by hand, such as "3:2.5, 6:1" or "input.8:2.5, output.1:1". What is '
-                    "not named gets nothing. Empty: the weight type decides.",
+                    "not named gets 0. Empty: the weight type decides.",
                 ),
                 io.Combo.Input(
                     "crop",
                     options=choices(Crop),
                     default=Crop.CENTRE.value,
-                    tooltip="How a reference that is not square becomes one.",
+                    tooltip="How a reference that is not square is made square.",
                 ),
-                share_input("sharpening", 0.0, "Sharpens the reference after it was made small. 0 is off."),
+                share_input("sharpening", 0.0, "Sharpens the reference after downscaling. 0 is off."),
                 advanced(
                     io.Combo.Input(
                         "unconditional",
                         options=choices(Unconditional),
                         default=Unconditional.ZERO_PIXELS.value,
-                        tooltip="What stands for 'no picture'. Zero pixels is official; black image gives what "
+                        tooltip="What stands for 'no image'. Zero pixels is official; black image gives what "
                         "IPAdapter_plus gives.",
                     )
                 ),
                 io.Boolean.Input(
                     "unfold_batch",
                     default=False,
-                    tooltip="Picture 1 of the reference for picture 1 of the latent batch, and so on.",
+                    tooltip="Image 1 of the reference for image 1 of the latent batch, and so on.",
                 ),
                 io.String.Input(
                     "picture_weights",
                     default="",
-                    tooltip='A factor for each picture of the latent batch, such as "1.0, 0.5", by hand or from Weight '
-                    "Schedule. Empty: all alike.",
+                    tooltip='A factor for each image of the latent batch, such as "1.0, 0.5", by hand or from Weight '
+                    "Schedule. Empty: the same for all.",
                 ),
                 io.Boolean.Input(
                     "tiled",
                     default=False,
-                    tooltip="Cuts the reference into tiles, each for the same part of the picture. For references that "
+                    tooltip="Cuts the reference into tiles, each for the same part of the image. For references that "
                     "are large or not square.",
                 ),
                 advanced(
@@ -175,31 +175,30 @@ class IPAdapterOptions(Node):
                         "mask_resize",
                         options=choices(MaskResize),
                         default=MaskResize.AREA.value,
-                        tooltip="How a mask is brought to the size of a layer. Area keeps thin regions; bilinear is "
-                        "what IPAdapter_plus does, bicubic what diffusers does.",
+                        tooltip="How a mask is resized to the resolution of a layer. Area keeps thin regions; "
+                        "bilinear is what IPAdapter_plus does, bicubic what diffusers does.",
                     )
                 ),
                 advanced(
                     io.Boolean.Input(
                         "expand_style",
                         default=False,
-                        tooltip="With a composition image: lets the style into every layer the composition leaves.",
+                        tooltip="With a composition image: applies the style in every layer that the composition does "
+                        "not use.",
                     )
                 ),
-                any_recogniser_input("a recogniser the adapter was not trained on"),
+                any_recogniser_input("a recogniser that the adapter was not trained on"),
+                io.Image.Input("image", optional=True, tooltip="Images to use in place of the identity's face crops."),
                 io.Image.Input(
-                    "image", optional=True, tooltip="Pictures to look at in place of the identity's face crops."
-                ),
-                io.Image.Input(
-                    "image_negative", optional=True, tooltip="What to keep away from: a picture for the negative half."
+                    "image_negative", optional=True, tooltip="What to keep away from: an image for the negative half."
                 ),
                 io.Image.Input(
                     "image_composition",
                     optional=True,
                     tooltip="A second reference, for the layout; the first then gives the style. SD1.5 and SDXL.",
                 ),
-                io.Mask.Input("reference_mask", optional=True, tooltip="Which part of the reference pictures counts."),
-                EmbedsSocket.Input("embeds", optional=True, tooltip="Saved encodings in place of pictures."),
+                io.Mask.Input("reference_mask", optional=True, tooltip="Which part of the reference images counts."),
+                EmbedsSocket.Input("embeds", optional=True, tooltip="Saved encodings in place of images."),
             ],
             outputs=[OptionsSocket.Output(display_name="options", tooltip="For Apply Identity.")],
         )
@@ -261,7 +260,7 @@ class IPAdapterOptions(Node):
 
 
 class EncodeReference(Node):
-    """Pictures to embeds."""
+    """Images to embeds."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -269,19 +268,19 @@ class EncodeReference(Node):
             node_id="LikenessEncodeReference",
             display_name="Encode Reference",
             category=CATEGORY,
-            description="Encodes pictures once for an adapter, to be combined, saved, or used without the encoder.",
+            description="Encodes images once for an adapter, to be combined, saved, or used without the encoder.",
             search_aliases=["IPAdapter Encoder"],
             inputs=[
                 AdapterSocket.Input("adapter", tooltip="The adapter that will read them."),
                 io.ClipVision.Input("clip_vision", tooltip="The encoder the adapter was trained with."),
-                io.Image.Input("image", tooltip="One or more pictures."),
+                io.Image.Input("image", tooltip="One or more images."),
                 io.Float.Input(
                     "weight", default=1.0, min=-1.0, max=3.0, step=0.05, tooltip="How much they count when combined."
                 ),
                 io.Combo.Input(
-                    "crop", options=choices(Crop), default=Crop.CENTRE.value, tooltip="How they become square."
+                    "crop", options=choices(Crop), default=Crop.CENTRE.value, tooltip="How they are made square."
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="Which part of the pictures counts."),
+                io.Mask.Input("mask", optional=True, tooltip="Which part of the images counts."),
             ],
             outputs=[EmbedsSocket.Output(display_name="embeds", tooltip="For IP-Adapter Options or Save Embeds.")],
         )
@@ -294,7 +293,7 @@ class EncodeReference(Node):
         network = as_managed(adapter).adapter
         if not (network.needs_features or network.needs_pooled):
             raise LikenessError(
-                f"The adapter {network.name!r} reads no pictures but a face embedding: save the identity instead."
+                f"The adapter {network.name!r} reads no images but a face embedding: save the identity instead."
             )
         finite(weight=weight)
         encoder = ComfyClipEncoder(clip_vision)
@@ -328,10 +327,10 @@ class CombineEmbeds(Node):
                     "method",
                     options=choices(CombineMode),
                     default=CombineMode.CONCAT.value,
-                    tooltip="Concat keeps each picture's own tokens; the others mix them into one.",
+                    tooltip="Concat keeps each image's own tokens; the others mix them into one.",
                 ),
                 *(
-                    EmbedsSocket.Input(f"embeds_{i}", optional=True, tooltip="Another of the same adapter.")
+                    EmbedsSocket.Input(f"embeds_{i}", optional=True, tooltip="Further embeds of the same adapter.")
                     for i in range(2, 6)
                 ),
             ],
@@ -369,7 +368,9 @@ class SaveEmbeds(Node):
             is_output_node=True,
             inputs=[
                 EmbedsSocket.Input("embeds", tooltip="From Encode Reference or Combine Embeds."),
-                io.String.Input("filename", default="reference", tooltip="A name; a number is added when it is taken."),
+                io.String.Input(
+                    "filename", default="reference", tooltip="A file name; a number is added if it is taken."
+                ),
             ],
             outputs=[io.String.Output(display_name="file", tooltip="The name under which Load Embeds lists it.")],
         )
@@ -429,7 +430,7 @@ class WeightSchedule(Node):
             node_id="LikenessWeightSchedule",
             display_name="Weight Schedule",
             category=CATEGORY,
-            description="A weight for every picture of a batch, along a curve, and the two reference pictures each one "
+            description="A weight for every image of a batch, along a curve, and the two reference images each one "
             "lies between.",
             search_aliases=["IPAdapter Weights"],
             inputs=[
@@ -437,14 +438,18 @@ class WeightSchedule(Node):
                     "weights",
                     default="1.0, 0.0",
                     multiline=True,
-                    tooltip="The curve goes from the first to the last; custom takes them as they are.",
+                    tooltip="The curve runs from the first to the last; custom uses them as they are.",
                 ),
                 io.Combo.Input(
-                    "timing", options=choices(Timing), default=Timing.LINEAR.value, tooltip="The form of the curve."
+                    "timing", options=choices(Timing), default=Timing.LINEAR.value, tooltip="The shape of the curve."
                 ),
-                io.Int.Input("frames", default=16, min=1, max=9999, tooltip="How many pictures the batch has."),
-                io.Int.Input("start_frame", default=0, min=0, max=9999, tooltip="Before it the first weight is held."),
-                io.Int.Input("end_frame", default=9999, min=0, max=9999, tooltip="From it on the last weight is held."),
+                io.Int.Input("frames", default=16, min=1, max=9999, tooltip="How many images the batch has."),
+                io.Int.Input(
+                    "start_frame", default=0, min=0, max=9999, tooltip="Up to this frame the first weight is held."
+                ),
+                io.Int.Input(
+                    "end_frame", default=9999, min=0, max=9999, tooltip="From this frame on the last weight is held."
+                ),
                 io.Int.Input(
                     "add_starting_frames", default=0, min=0, max=9999, tooltip="Holds the first frame longer."
                 ),
@@ -453,17 +458,17 @@ class WeightSchedule(Node):
                     "method",
                     options=choices(FrameSharing),
                     default=FrameSharing.FULL_BATCH.value,
-                    tooltip="Full batch: one curve. Shift and alternate: one curve between each pair of pictures.",
+                    tooltip="Full batch: one curve. Shift and alternate: one curve between each pair of images.",
                 ),
-                seed_input("For random timing."),
-                io.Image.Input("image", optional=True, tooltip="The reference pictures that share the frames."),
+                seed_input("Seed for random timing."),
+                io.Image.Input("image", optional=True, tooltip="The reference images that share the frames."),
             ],
             outputs=[
                 io.String.Output(display_name="weights", tooltip="For picture_weights of IP-Adapter Options."),
-                io.String.Output(display_name="weights inverted", tooltip="The same backwards, for the other picture."),
-                io.Int.Output(display_name="frames", tooltip="How many there are now."),
-                io.Image.Output(display_name="image 1", tooltip="The first picture of every frame."),
-                io.Image.Output(display_name="image 2", tooltip="The second picture of every frame."),
+                io.String.Output(display_name="weights inverted", tooltip="The same backwards, for the other image."),
+                io.Int.Output(display_name="frames", tooltip="Number of frames in total."),
+                io.Image.Output(display_name="image 1", tooltip="The first image of every frame."),
+                io.Image.Output(display_name="image 2", tooltip="The second image of every frame."),
             ],
         )
 
@@ -511,21 +516,21 @@ class PrepareReference(Node):
             node_id="LikenessPrepareReference",
             display_name="Prepare Reference",
             category=CATEGORY,
-            description="Makes pictures square the way an image encoder reads them, so that the crop can be seen.",
+            description="Makes images square the way an image encoder reads them, so that the crop can be seen.",
             search_aliases=["Prep Image For ClipVision"],
             inputs=[
-                io.Image.Input("image", tooltip="One or more pictures."),
+                io.Image.Input("image", tooltip="One or more images."),
                 io.Combo.Input("crop", options=choices(Crop), default=Crop.CENTRE.value, tooltip="What is kept."),
                 io.Combo.Input(
                     "interpolation",
                     options=choices(Resampling),
                     default=Resampling.LANCZOS.value,
-                    tooltip="How they are made small.",
+                    tooltip="Filter for downscaling.",
                 ),
-                share_input("sharpening", 0.0, "After making small; 0 is off."),
+                share_input("sharpening", 0.0, "Sharpening after downscaling; 0 is off."),
                 io.Int.Input("size", default=224, min=64, max=1024, step=8, tooltip="Side in pixels."),
             ],
-            outputs=[io.Image.Output(display_name="image", tooltip="Square pictures.")],
+            outputs=[io.Image.Output(display_name="image", tooltip="Square images.")],
         )
 
     @classmethod
@@ -556,11 +561,11 @@ class ReferenceNoiseNode(Node):
                     default=ReferenceNoise.FADE.value,
                     tooltip="Shuffle keeps the colours and loses the shapes.",
                 ),
-                share_input("strength", 1.0, "0 leaves the picture."),
+                share_input("strength", 1.0, "0 leaves the image unchanged."),
                 io.Int.Input("blur", default=0, min=0, max=32, tooltip="Radius in pixels."),
                 seed_input("The same seed gives the same noise."),
             ],
-            outputs=[io.Image.Output(display_name="image", tooltip="The noisy picture.")],
+            outputs=[io.Image.Output(display_name="image", tooltip="The noisy image.")],
         )
 
     @classmethod

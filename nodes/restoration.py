@@ -68,7 +68,7 @@ class LoadFaceRestorer(Node):
             display_name="Load Face Restorer",
             category=CATEGORY,
             description=(
-                "Opens GFPGAN (v1.2 to v1.4), RestoreFormer or CodeFormer from models/facerestore_models and shows its "
+                "Loads GFPGAN (v1.2 to v1.4), RestoreFormer or CodeFormer from models/facerestore_models and shows its "
                 "licence: CodeFormer is for non-commercial use only. `likeness models get gfpgan-v1.4` fetches the one "
                 "to begin with."
             ),
@@ -86,7 +86,7 @@ class LoadFaceRestorer(Node):
                         "precision",
                         options=choices(RestorerPrecision),
                         default=RestorerPrecision.FLOAT32.value,
-                        tooltip="bfloat16 takes half the memory. float16 overflows and becomes float32.",
+                        tooltip="bfloat16 takes half the memory. float16 overflows, so float32 is used for it.",
                     )
                 ),
             ],
@@ -163,8 +163,8 @@ class Wanted:
             found = found_of(self.faces)
             if [photo.shape for photo in found.photos] != [photo.shape for photo in photos]:
                 raise LikenessError(
-                    f"Find Faces has seen {_sizes(found.photos)} and the image is {_sizes(photos)}: connect the same "
-                    "pictures to both."
+                    f"Find Faces was given {_sizes(found.photos)} and the image is {_sizes(photos)}: connect the same "
+                    "images to both."
                 )
             if whose is Whose.ALL:
                 meant = found.all_faces
@@ -179,13 +179,13 @@ class Wanted:
             for number, photo in enumerate(photos):
                 search = analysis.search(photo, number, embed=False)
                 if not search.faces and member(IfFaceless, self.if_none, "if_none") is IfFaceless.ERROR:
-                    raise LikenessError(search.explain(f"picture {number + 1}"))
+                    raise LikenessError(search.explain(f"image {number + 1}"))
                 meant.append(sorted(search.faces, key=lambda face: -face.area))
                 step()
         if member(IfFaceless, self.if_none, "if_none") is IfFaceless.ERROR and not all(meant):
             number = [bool(one) for one in meant].index(False) + 1
             raise LikenessError(
-                f"Picture {number} shows no face to restore: leave it out, or let if_none keep such pictures."
+                f"Image {number} shows no face to restore: leave it out, or let if_none keep such images."
             )
         return [list(faces) for faces in meant]
 
@@ -232,7 +232,7 @@ def colours_input() -> Any:
         "colours",
         options=choices(ColourMatch),
         default=ColourMatch.NONE.value,
-        tooltip="Brings the colours of a pasted face to the picture's: by mean and contrast, or all that is coarse.",
+        tooltip="Matches the colours of a pasted face to the image: by mean and contrast, or by all low frequencies.",
     )
 
 
@@ -253,7 +253,7 @@ def restoration_inputs(*left_out: str) -> tuple[list[Any], list[Any]]:
             "not at all, and the report says so. 0 only measures. Needs a face analysis with a recogniser.",
         ),
         share_input(
-            "fidelity", 0.5, "CodeFormer only: 0 invents the most beautiful face, 1 stays closest to the picture."
+            "fidelity", 0.5, "CodeFormer only: 0 invents the most beautiful face, 1 stays closest to the image."
         ),
         paste_input(),
         colours_input(),
@@ -264,14 +264,15 @@ def restoration_inputs(*left_out: str) -> tuple[list[Any], list[Any]]:
                 min=0.0,
                 max=2.0,
                 step=0.05,
-                tooltip="How much of the picture's own finest detail (pores, grain) is added to smooth restored skin.",
+                tooltip="How much of the image's own finest detail (pores, grain) is added to smooth restored skin.",
             )
         ),
         advanced(
             io.Boolean.Input(
                 "adain",
                 default=True,
-                tooltip="CodeFormer only: colours are those of the picture, as officially, not of the codebook.",
+                tooltip="CodeFormer only: takes the colours of the image, as the official code does, not of the "
+                "codebook.",
             )
         ),
         advanced(
@@ -279,7 +280,7 @@ def restoration_inputs(*left_out: str) -> tuple[list[Any], list[Any]]:
                 "if_none",
                 options=choices(IfFaceless),
                 default=IfFaceless.KEEP.value,
-                tooltip="What happens to a picture that shows no face: it passes as it is, or the run stops.",
+                tooltip="What happens to an image that shows no face: it passes as it is, or the run stops.",
             )
         ),
         advanced(
@@ -288,20 +289,20 @@ def restoration_inputs(*left_out: str) -> tuple[list[Any], list[Any]]:
                 default=4,
                 min=1,
                 max=64,
-                tooltip="How many faces go through the network at once; fewer where memory is too small.",
+                tooltip="How many faces the network processes at once; fewer if memory runs out.",
             )
         ),
     ]
     sockets = [
         FacesSocket.Input(
-            "faces", optional=True, tooltip="From Find Faces on the same pictures, to choose who is restored."
+            "faces", optional=True, tooltip="From Find Faces on the same images, to choose who is restored."
         ),
         IdentitySocket.Input(
             "identity",
             optional=True,
-            tooltip="The person whom the faces should stay; without it, each face should stay itself.",
+            tooltip="The person whose likeness the faces must keep; without it, each face is compared with itself.",
         ),
-        region_input("Nothing changes outside of it: for example Face Mask's eyes. One mask, or one a picture."),
+        region_input("Nothing changes outside of it: for example Face Mask's eyes. One mask, or one an image."),
     ]
     return [widget for widget in widgets if widget.id not in left_out], sockets
 
@@ -354,7 +355,7 @@ def regions_of(region: Tensor | None, pictures: PictureBatch) -> list[Tensor] | 
     masks = as_mask(region, "The input region")
     if len(masks) not in (1, len(pictures.colours)):
         raise LikenessError(
-            f"The input region holds {len(masks)} masks for {len(pictures.colours)} pictures: connect one, or one for "
+            f"The input region holds {len(masks)} masks for {len(pictures.colours)} images: connect one, or one for "
             "each."
         )
     height, width = pictures.colours.shape[1:3]
@@ -363,7 +364,7 @@ def regions_of(region: Tensor | None, pictures: PictureBatch) -> list[Tensor] | 
 
 def _sizes(photos: Sequence[np.ndarray]) -> str:
     first = f"{photos[0].shape[1]}x{photos[0].shape[0]}"
-    return f"{len(photos)} picture{'s' if len(photos) > 1 else ''} of {first}"
+    return f"{len(photos)} image{'s' if len(photos) > 1 else ''} of {first}"
 
 
 def report_of(done: Restored, said: Sequence[str] = ()) -> str:
@@ -375,7 +376,7 @@ def report_of(done: Restored, said: Sequence[str] = ()) -> str:
 
 
 def remarks_on(faces: Sequence[Sequence[Face]], options: PasteOptions, analysis: FaceAnalysis) -> list[str]:
-    remarks = [f"picture {number} shows no face and was kept" for number, found in enumerate(faces, 1) if not found]
+    remarks = [f"image {number} shows no face and was kept" for number, found in enumerate(faces, 1) if not found]
     if options.guard is None and any(faces):
         remarks.append(
             f"the identity guard was off, because {analysis.name} has no recogniser: connect one such as buffalo_l or "
@@ -400,10 +401,10 @@ def finish(pictures: PictureBatch, done: Restored, said: Sequence[str]) -> io.No
 def outputs() -> list[Any]:
     return [
         io.Image.Output(
-            "finished", display_name="image", tooltip="The finished pictures; as they came without a face."
+            "finished", display_name="image", tooltip="The finished images; those without a face are unchanged."
         ),
         io.Image.Output(
-            "comparison", display_name="comparison", tooltip="Every face before (left) and after, or else the pictures."
+            "comparison", display_name="comparison", tooltip="Every face before (left) and after, or else the images."
         ),
         io.Image.Output(
             "preview",
@@ -430,12 +431,12 @@ class RestoreFaces(Node):
             display_name="Restore Faces",
             category=CATEGORY,
             description=(
-                "Restores faces with GFPGAN, RestoreFormer or CodeFormer, and keeps the person: every face is compared "
-                "with itself before, and restored less, or not at all, where it would become another person. The "
-                "report says what was done to each."
+                "Restores faces with GFPGAN, RestoreFormer or CodeFormer, and keeps the person: every result is "
+                "compared with the original face, and restored less, or not at all, where it would become another "
+                "person. The report says what was done to each."
             ),
             inputs=[
-                io.Image.Input("image", tooltip="One picture or a batch; transparency and size stay as they are."),
+                io.Image.Input("image", tooltip="One image or a batch; transparency and size stay as they are."),
                 RestorerSocket.Input(
                     "restorer", tooltip="From Load Face Restorer; other packs' and ComfyUI's loaders fit as well."
                 ),
@@ -484,12 +485,12 @@ class UpscalePortrait(Node):
             display_name="Upscale Portrait",
             category=CATEGORY,
             description=(
-                "Enlarges pictures with a super-resolution network (Load Upscale Model) tile by tile, and pastes "
+                "Enlarges images with a super-resolution network (Load Upscale Model) tile by tile, and pastes "
                 "restored faces at the new size in the same pass, each cut out of the original. Without a restorer it "
                 "only enlarges."
             ),
             inputs=[
-                io.Image.Input("image", tooltip="One picture or a batch, of any size."),
+                io.Image.Input("image", tooltip="One image or a batch, of any size."),
                 io.UpscaleModel.Input(
                     "upscale_model", tooltip="From ComfyUI's Load Upscale Model, for example RealESRGAN_x4plus."
                 ),
@@ -506,7 +507,8 @@ class UpscalePortrait(Node):
                     io.Boolean.Input(
                         "fast",
                         default=True,
-                        tooltip="Half precision on a GPU where the network allows it; what overflows is made again.",
+                        tooltip="Half precision on a GPU where the network allows it; tiles that overflow are "
+                        "computed again in float32.",
                     )
                 ),
                 RestorerSocket.Input(
@@ -582,11 +584,11 @@ class PasteFacesBack(Node):
             category=CATEGORY,
             description=(
                 "Pastes face crops that other nodes have changed back to where they were cut out, to the fraction of a "
-                "pixel and with a soft edge. What was not changed in a crop stays exactly as it is in the picture; the "
-                "picture may have been enlarged in between."
+                "pixel and with a soft edge. What was not changed in a crop stays exactly as it is in the image; the "
+                "image may have been enlarged in between."
             ),
             inputs=[
-                io.Image.Input("image", tooltip="The pictures, in their own size or enlarged."),
+                io.Image.Input("image", tooltip="The images, in their own size or enlarged."),
                 FacesSocket.Input("faces", tooltip="From Find Faces, as it cut the crops out."),
                 io.Image.Input(
                     "crops",
@@ -601,10 +603,10 @@ class PasteFacesBack(Node):
                 paste_input(),
                 colours_input(),
                 share_input("strength", 1.0, "How much of the change is pasted."),
-                region_input("Nothing changes outside of it. One mask, or one for each picture."),
+                region_input("Nothing changes outside of it. One mask, or one for each image."),
             ],
             outputs=[
-                io.Image.Output("finished", display_name="image", tooltip="The pictures with the crops pasted."),
+                io.Image.Output("finished", display_name="image", tooltip="The images with the crops pasted."),
                 io.Mask.Output("mask", display_name="mask", tooltip="Where they were pasted, with their soft edges."),
             ],
             search_aliases=["uncrop", "stitch", "face paste", "inverse affine", "Inpaint Stitch"],

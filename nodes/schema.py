@@ -92,7 +92,7 @@ def any_recogniser_input(which: str) -> Any:
         io.Boolean.Input(
             "any_recogniser",
             default=False,
-            tooltip=f"Accepts an identity of {which}. The face will be another one; for experiments.",
+            tooltip=f"Accepts an identity of {which}. The result will show another face; for experiments.",
         )
     )
 

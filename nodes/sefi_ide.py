@@ -48,15 +48,15 @@ class LoadSubject(Node):
             node_id="LikenessLoadSubject",
             display_name="Load Subject",
             category=CATEGORY,
-            description="Reads a subject that Train SeFi-IDE learned from one photo, for Subject Prompt.",
+            description="Loads a subject that Train SeFi-IDE learned from one photo, for Subject Prompt.",
             search_aliases=["SeFi-IDE", "semantic fidelity", "one photo"],
             inputs=[
                 io.Combo.Input("file", options=SUBJECTS.names() or [NO_SUBJECTS], tooltip="A file in models/sefi_ide."),
                 io.String.Input(
                     "placeholder",
                     default="",
-                    tooltip="What prompts call the subject, in place of the file's own word: two files with the same "
-                    "word need it. Empty: as in the file.",
+                    tooltip="The word by which prompts call the subject, in place of the file's own: needed when two "
+                    "files use the same word. Empty: the file's own.",
                 ),
             ],
             outputs=[
@@ -112,7 +112,7 @@ class SubjectPromptNode(Node):
                     tooltip="The prompt. Write the subject's word without a class word; it may stand anywhere and more "
                     "than once. Weights such as (<ohwx>:1.2), embeddings and long prompts are understood.",
                 ),
-                strength_input("1 is as trained, 0 reads the class word instead.", most=1.0),
+                strength_input("1 is as trained, 0 uses the class word instead.", most=1.0),
                 *(
                     SubjectSocket.Input(f"subject_{number}", optional=True, tooltip=f"Subject number {number}.")
                     for number in range(2, MOST_SUBJECTS + 1)
@@ -133,7 +133,8 @@ class SubjectPromptNode(Node):
                     io.Sigmas.Input(
                         "sigmas",
                         optional=True,
-                        tooltip="Of the sampling, from a scheduler node: the report then names each stage's steps.",
+                        tooltip="The sigmas of the sampling, from a scheduler node: the report then lists each "
+                        "stage's steps.",
                     )
                 ),
             ],
@@ -141,7 +142,7 @@ class SubjectPromptNode(Node):
                 io.Conditioning.Output(
                     display_name="conditioning", tooltip="The prompt with its subjects, as a positive or a negative."
                 ),
-                io.Model.Output(display_name="model", tooltip="The MODEL that reads it; sample with this one."),
+                io.Model.Output(display_name="model", tooltip="The MODEL for this prompt; sample with this one."),
                 io.String.Output(display_name="report", tooltip="What each stage reads, and what was not found."),
             ],
         )

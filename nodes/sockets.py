@@ -152,7 +152,7 @@ def schedule_of(model: Any) -> NoiseSchedule:
     sigmas = getattr(chosen, "sigmas", None)
     is_edm = isinstance(chosen, sampling.EDM)
     if sigmas is None or is_edm or not isinstance(chosen, (sampling.EPS, sampling.V_PREDICTION)):
-        raise LikenessError(f"The MODEL is sampled in a way that training does not know: {SUPPORTED}.")
+        raise LikenessError(f"The MODEL has a kind of model sampling that training does not support: {SUPPORTED}.")
     velocity = isinstance(chosen, sampling.V_PREDICTION)
     acp = 1 / (1 + sigmas.detach().to("cpu", torch.float64) ** 2)
     return NoiseSchedule(acp.float(), Prediction.VELOCITY if velocity else Prediction.EPSILON)

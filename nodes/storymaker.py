@@ -1,4 +1,4 @@
-"""StoryMaker: who is in the picture, what they look like, and what they wear."""
+"""StoryMaker: who is in the image, what they look like, and what they wear."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class StoryMakerCharacter(Node):
                     min=0.0,
                     max=STRONGEST,
                     step=0.05,
-                    tooltip="How much of the face enters; 1 is official, 0 leaves the face to the prompt.",
+                    tooltip="Strength of the face; 1 is official, 0 leaves the face to the prompt.",
                 ),
                 io.Float.Input(
                     "body_strength",
@@ -50,17 +50,17 @@ class StoryMakerCharacter(Node):
                     min=0.0,
                     max=STRONGEST,
                     step=0.05,
-                    tooltip="How much of hair, clothes and body enters; 1 is official, 0 leaves them to the prompt.",
+                    tooltip="Strength of hair, clothes and body; 1 is official, 0 leaves them to the prompt.",
                 ),
                 io.Boolean.Input(
                     "seen_from_behind",
                     default=False,
-                    tooltip="The character's face is not to be seen: no identity is needed. Say so in the prompt too.",
+                    tooltip="The character's face is not visible: no identity is needed. Say so in the prompt too.",
                 ),
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The character from head to foot, or what is to be kept of it. Several pictures of one "
+                    tooltip="The character from head to foot, or what is to be kept of it. Several images of one "
                     "character may come as a batch. Without one, hair and clothes are left to the prompt.",
                 ),
                 MaskSocket.Input(
@@ -72,7 +72,7 @@ class StoryMakerCharacter(Node):
                 io.Image.Input(
                     "clothes",
                     optional=True,
-                    tooltip="Clothes to wear in place of those in the image: the whole picture is looked at.",
+                    tooltip="Clothes to wear in place of those in 'image': the whole of this image is used.",
                 ),
                 IdentitySocket.Input(
                     "identity",
@@ -80,7 +80,7 @@ class StoryMakerCharacter(Node):
                     tooltip="Whose face it is. Empty: the identity that is connected to Apply Identity.",
                 ),
                 region_input(
-                    "Where in the picture the character may appear. Empty: the prompt and StoryMaker decide, "
+                    "Where in the image the character may appear. Empty: the prompt and StoryMaker decide, "
                     "as in the official code."
                 ),
                 options_input(f"From the {OPTIONS} before this one."),
@@ -108,7 +108,7 @@ class StoryMakerCharacter(Node):
         if identity is not None and seen_from_behind:
             raise LikenessError("A character seen from behind has no face: disconnect identity, or turn it off.")
         if mask is not None and image is None:
-            raise LikenessError("The mask has no picture to belong to: connect the character's picture to image.")
+            raise LikenessError("The input mask needs an image: connect the character's image to the input image.")
         before = Options(Cast()) if options is None else options
         if not isinstance(before.reference, Cast):
             raise LikenessError(f"The options are those of another system: connect the {OPTIONS} before this one.")
@@ -145,25 +145,25 @@ def _given(mask: Tensor, pictures: Tensor) -> list[np.ndarray]:
         mask = mask[..., 0]
     mask = as_mask(mask, "The mask")
     if len(mask) not in (1, len(pictures)):
-        raise LikenessError(f"There are {len(mask)} masks for {len(pictures)} pictures: connect one for each picture.")
+        raise LikenessError(f"There are {len(mask)} masks for {len(pictures)} images: connect one for each image.")
     height, width = pictures.shape[1:3]
     if tuple(mask.shape[1:]) != (height, width):
         raise LikenessError(
-            f"The mask is {mask.shape[2]} x {mask.shape[1]} and the picture {width} x {height} (width x height): "
+            f"The mask is {mask.shape[2]} x {mask.shape[1]} and the image {width} x {height} (width x height): "
             f"connect a mask of the same size ({EMPTY_MASK})."
         )
     require_painted(mask, "The mask", NOISE / 255)
     if bool((mask >= 0.5).flatten(1).all(1).any()):
         raise LikenessError(
             "The mask is white everywhere, so that the background would count as clothes: paint the character alone, "
-            "or disconnect it, and the character is found."
+            "or disconnect it, and the character is found automatically."
         )
     masks = _as_bytes(mask).numpy()
     return [masks[min(number, len(masks) - 1)] for number in range(len(pictures))]
 
 
 def _found(pictures: Tensor, identity: Identity | None) -> list[np.ndarray]:
-    """The same from Mask R-CNN: the person with the identity's face where the picture is one of its photos, else the
+    """The same from Mask R-CNN: the person with the identity's face where the image is one of its photos, else the
     largest one. LikenessError where there is nobody."""
     from ..faces.people import FILE, load_segmenter
     from ..injection.comfy import Managed
@@ -182,7 +182,7 @@ def _found(pictures: Tensor, identity: Identity | None) -> list[np.ndarray]:
     for number, picture in enumerate(pictures, 1):
         mask = segmenter.people(picture.numpy()).of_face(_face_box(identity, picture))
         if mask is None:
-            which = f"picture {number} of image" if len(pictures) > 1 else "the picture"
+            which = f"image {number} of the batch" if len(pictures) > 1 else "the image"
             raise LikenessError(
                 f"No person was found in {which}: use one that shows the character well, connect a mask, or connect it "
                 "to clothes if it shows clothes alone."
@@ -193,7 +193,7 @@ def _found(pictures: Tensor, identity: Identity | None) -> list[np.ndarray]:
 
 
 def _face_box(identity: Identity | None, picture: Tensor) -> np.ndarray | None:
-    """Where the face is, when the picture has the size of one photo of the identity alone."""
+    """Where the face is, when the image has the size of one photo of the identity alone."""
     if identity is None:
         return None
     of_size = (identity.photo_sizes == torch.tensor(picture.shape[:2])).all(1).nonzero().flatten()

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 CATEGORY = "likeness/training"
 PACKAGES = ("accelerate", "diffusers", "peft", "pydantic", "transformers")
 RESUME = (
-    "Cancelled, the training keeps its state; queue the same graph again and it goes on. Finished, nothing is trained "
-    "again: files that are gone, other sample prompts or another name are made from the saved state, and more steps go "
-    "on from it."
+    "A cancelled training keeps its state; queue the same graph again to resume it. A finished one is not repeated: "
+    "missing files, other sample prompts or another name are made from the saved state, and more steps continue from "
+    "it."
 )
 PRECISIONS = ["auto", "float32", "bfloat16", "float16"]  # of an enumeration that is imported late
 NO_LORA = "none"
@@ -61,12 +61,12 @@ def _model_inputs() -> list[Any]:
 
 def _run_inputs() -> list[Any]:
     return [
-        io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="The same seed trains the same on a CPU."),
+        io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="On a CPU, the same seed gives the same result."),
         io.String.Input(
             "sample_prompts",
             default="",
             multiline=True,
-            tooltip="Prompts of the sample pictures, one a line, {} for the trigger word. Empty: a portrait.",
+            tooltip="Prompts of the sample images, one per line, {} for the trigger word. Empty: a portrait.",
         ),
         io.Int.Input(
             "preview_every",
@@ -77,7 +77,11 @@ def _run_inputs() -> list[Any]:
         ),
         advanced(
             io.Int.Input(
-                "batch_size", default=1, min=1, max=64, tooltip="Pictures a step; more take memory and learn smoother."
+                "batch_size",
+                default=1,
+                min=1,
+                max=64,
+                tooltip="Images per step; more need more memory and give smoother training.",
             )
         ),
         advanced(
@@ -85,14 +89,15 @@ def _run_inputs() -> list[Any]:
                 "precision",
                 options=PRECISIONS,
                 default=PRECISIONS[0],
-                tooltip="Of the frozen weights. auto: bfloat16 on newer GPUs, float32 on a CPU.",
+                tooltip="Precision of the frozen weights. auto: bfloat16 on newer GPUs, float32 on a CPU.",
             )
         ),
         advanced(
             io.Boolean.Input(
                 "gradient_checkpointing",
                 default=False,
-                tooltip="Computes activations twice to need about half the memory: for cards with 8 GB or less.",
+                tooltip="Computes activations a second time in the backward pass and so needs about half the memory: "
+                "for GPUs with 8 GB or less.",
             )
         ),
         advanced(
@@ -114,8 +119,8 @@ def _start_input() -> Any:
             default=NO_LORA,
             optional=True,
             tooltip=(
-                "A LoRA of models/loras that is trained further, with the rank and the layers that it has: one of an "
-                "earlier training, say, that is to see new photos. It must be made for this model."
+                "A LoRA in models/loras to train further, with its own rank and layers: for example one of an earlier "
+                "training, on new photos. It must be made for this model."
             ),
         )
     )
@@ -135,7 +140,7 @@ def _outputs(clip: str) -> list[Any]:
         ),
         io.Image.Output("losses", display_name="losses", tooltip="The curves of all losses."),
         io.Image.Output(
-            "samples", display_name="samples", tooltip="The sample prompts as the trained model makes them."
+            "samples", display_name="samples", tooltip="Images of the sample prompts by the trained model."
         ),
     ]
 

@@ -426,7 +426,7 @@ def measure_on(face_analysis: Any, device: torch.device) -> Measure:
     file = file or getattr(getattr(recogniser, "model", None), "model_file", None)
     if file is None or not str(file).endswith(".onnx"):
         raise LikenessError(
-            f"{analysis.name} has no recogniser that a training can learn from: choose an InsightFace pack, dlib "
+            f"{analysis.name} has no recogniser that training can use: choose an InsightFace pack, dlib "
             "or facexlib, or set identity_weight to 0."
         )
     return arcface_measure(load_recogniser_module(file).to(device))

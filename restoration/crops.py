@@ -58,8 +58,8 @@ def paste_crops(
     pasted = [(number, face) for number, face in enumerate(found.chosen) if face is not None]
     if len(canvases) != len(found.photos) or len(crops) != len(pasted):
         raise LikenessError(
-            f"Find Faces has seen {len(found.photos)} pictures and chosen {len(pasted)} faces, but there are "
-            f"{len(canvases)} pictures and {len(crops)} crops: connect the same pictures, and one crop for each face."
+            f"Find Faces was given {len(found.photos)} images and chose {len(pasted)} faces, but there are "
+            f"{len(canvases)} images and {len(crops)} crops: connect the same images, and one crop for each face."
         )
     covered = [canvas.new_zeros(canvas.shape[:2]) for canvas in canvases]
     for (number, face), crop in zip(pasted, crops, strict=True):
@@ -71,7 +71,7 @@ def paste_crops(
         scale = canvas.shape[1] / photo.shape[1], canvas.shape[0] / photo.shape[0]
         if abs(np.log(scale[0] / scale[1])) > 0.05:
             raise LikenessError(
-                f"Picture {number + 1} has {canvas.shape[1]}x{canvas.shape[0]} pixels, and Find Faces has seen "
+                f"Image {number + 1} has {canvas.shape[1]}x{canvas.shape[0]} pixels, and Find Faces was given "
                 f"{photo.shape[1]}x{photo.shape[0]}: it may be enlarged, but not cut or stretched."
             )
         placed = for_scaled(matrix, scale)

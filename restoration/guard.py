@@ -72,7 +72,7 @@ class Guard:
         assert self.person is not None
         if self.person.shape != seen.shape:
             raise LikenessError(
-                f"The identity holds embeddings of {len(self.person)} numbers and {self.recogniser.name} gives "
+                f"The identity has embeddings of width {len(self.person)} and {self.recogniser.name} those of width "
                 f"{len(seen)}: make the identity again with this face analysis."
             )
         return self.person

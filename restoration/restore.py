@@ -47,7 +47,7 @@ class FaceOutcome:
     def sentence(self) -> str:
         """For the report: which face, what became of it, and its likeness before and after."""
         x1, y1, x2, y2 = (round(float(value)) for value in self.face.box)
-        said = f"picture {self.picture + 1}, face {self.number} ({x2 - x1}x{y2 - y1} pixels): {self.fate.value}"
+        said = f"image {self.picture + 1}, face {self.number} ({x2 - x1}x{y2 - y1} pixels): {self.fate.value}"
         if self.fate is Fate.REDUCED:
             said += f" to {self.share:.0%}"
         if self.likeness is not None:
@@ -228,7 +228,7 @@ def _finish(
     tidy = tidy.clamp(0, 1)
     share, likeness, why = 1.0, None, ""
     if options.guard is not None and job.points is None:
-        why = "the guard did not look at it, because its detector gave no keypoints"
+        why = "the guard did not check it, because its detector gave no keypoints"
     elif options.guard is not None and job.points is not None:
         wanted = job.crop + options.strength * (tidy - job.crop)
         share, likeness = options.guard.keep_person(job.crop, wanted, job.points)

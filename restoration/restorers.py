@@ -93,7 +93,7 @@ def bounded(wishes: Wishes) -> Wishes:
     if 0 <= wishes.fidelity <= 1:
         return wishes
     fidelity = min(max(wishes.fidelity, 0.0), 1.0)
-    log.warning("[likeness] fidelity is %s and was taken for %s: it goes from 0 to 1.", wishes.fidelity, fidelity)
+    log.warning("[likeness] fidelity is %s and %s was used: it must be from 0 to 1.", wishes.fidelity, fidelity)
     return Wishes(fidelity, wishes.adain)
 
 
@@ -199,7 +199,7 @@ _OF_CHECKPOINTS = ("model.diffusion_model.", "first_stage_model.", "double_block
 def known_and_refused(weights: Weights) -> str:
     """What a file is that many have and that cannot be used, and what to take in its place; empty for others."""
     if any(key.startswith(_OF_CHECKPOINTS) for key in weights):
-        return f"a model that generates images, and restores none: choose {_GET_GFPGAN}"
+        return f"a model that generates images and does not restore any: choose {_GET_GFPGAN}"
     return next((what for keys, what in _REFUSED if keys <= weights.keys()), "")
 
 

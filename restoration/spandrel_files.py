@@ -23,7 +23,7 @@ def spandrel() -> Any:
     except ImportError as error:
         raise LikenessError(
             f"The package spandrel (MIT licence), which reads restoration networks, cannot be loaded ({error}): pip "
-            "install 'spandrel>=0.4', which ComfyUI brings with it."
+            "install 'spandrel>=0.4', which ComfyUI installs."
         ) from error
     return found
 

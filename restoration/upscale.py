@@ -58,7 +58,7 @@ class Upscaler:
         height, width = picture.shape[0] * self.scale, picture.shape[1] * self.scale
         if height * width > MOST_PIXELS:
             raise LikenessError(
-                f"The enlarged picture would have {width}x{height} pixels, which is too large: make the picture "
+                f"The enlarged image would have {width}x{height} pixels, which is too large: make the image "
                 "smaller first, or choose a network that enlarges less."
             )
         device = next(self.network.parameters()).device
@@ -93,7 +93,7 @@ def adopted_upscaler(descriptor: Any) -> Upscaler:
     if getattr(descriptor, "purpose", "SR") == "FaceSR":
         raise LikenessError(
             f"{getattr(architecture, 'name', 'This network')} restores single faces and ruins whole "
-            "pictures: connect it to the input restorer, and a network such as RealESRGAN_x4plus to upscale_model."
+            "images: connect it to the input restorer, and a network such as RealESRGAN_x4plus to upscale_model."
         )
     able = {
         torch.float16: getattr(descriptor, "supports_half", False),

@@ -58,7 +58,7 @@ def class_pictures(
                 write_whole(path, partial(picture.save, format="png"))
         except OSError as error:
             raise LikenessError(
-                f"The class picture '{path}' could not be made or read ({error}): free some space, or delete it."
+                f"The class image '{path}' could not be made or read ({error}): free some space, or delete it."
             ) from error
         pixels = np.asarray(picture.resize((size[1], size[0])), np.float32)
         found.append(Example(torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1).contiguous(), prompt))
@@ -85,7 +85,7 @@ def _painted(base: BaseModel, prompt: str, number: int, size: tuple[int, int]) -
     picture = sample_pictures(base, [prompt], size, seed=number)[0]
     if not bool(torch.isfinite(picture).all()):
         raise LikenessError(
-            "The model generates its class pictures with values that are not numbers: choose another precision (bf16 "
+            "The model generates its class images with values that are not numbers: choose another precision (bf16 "
             "or float32), or another model."
         )
     return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())

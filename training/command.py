@@ -66,7 +66,9 @@ class DataSettings(Settings):
     style: Path | None = None
     person_word: Path | None = Field(default=None, description="An embedding file that the person's word starts from.")
     style_word: Path | None = Field(default=None, description="The same of the style's word.")
-    start_from: Path | None = Field(default=None, description="A LoRA file that is trained further, as large as it is.")
+    start_from: Path | None = Field(
+        default=None, description="A LoRA file to train further, with its own rank and layers."
+    )
     resolution: int = Field(default=512, ge=64, le=LARGEST_RESOLUTION, multiple_of=8)
     faces: str = Field(default="auto", description="A face pack such as buffalo_l, mtcnn or miniature.")
     parser: Path | None = Field(default=None, description="Face parsing weights; none: masks are ellipses.")
@@ -111,7 +113,7 @@ def read_configuration(file: Path) -> Configuration:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise LikenessError(
-            f"'{file}' is wrong at {where or 'its top'} ({first['msg']}): correct this entry."
+            f"'{file}' is wrong at {where or 'its top level'} ({first['msg']}): correct this entry."
         ) from error
 
 
@@ -133,13 +135,13 @@ def run(configuration: Configuration, openers: Openers, watch: Callbacks | None 
             with accelerator.main_process_first():  # which makes class pictures for all
                 recipe, data = recipe_of(configuration, base, openers, accelerator.device, stopped)
         except _Stopped:
-            _say("Stopped before the first step; the same command goes on from there.")
+            _say("Stopped before the first step; the same command resumes from there.")
             return []
         progress = stack.enter_context(_progress(accelerator.is_main_process))
         watch = watch or Callbacks(progress, _keeper(output / "previews"), stopped)
         result = train(base, recipe, settings, output, watch, accelerator, data, fingerprint)
         if not result.complete:
-            _say(f"Stopped after {result.steps} steps; the same command goes on from there.")
+            _say(f"Stopped after {result.steps} steps; the same command resumes from there.")
             return []
         if not accelerator.is_main_process:
             return []
@@ -231,7 +233,7 @@ def _start_word(method: Method, data: DataSettings, entry: str) -> Path | None:
     """The embedding that a concept's word starts from."""
     file = getattr(data, f"{entry}_word")
     if file is not None and not method.learns_words:
-        raise LikenessError(f"{method.title} learns no vectors of a word: remove data.{entry}_word.")
+        raise LikenessError(f"{method.title} does not learn vectors of a word: remove data.{entry}_word.")
     return file
 
 
@@ -281,8 +283,8 @@ def _measure(data: DataSettings, analysis: FaceAnalysis, device: torch.device) -
     own: Any = analysis.recogniser
     if not hasattr(own, "measure"):
         raise LikenessError(
-            "The identity loss needs a recogniser it can look through: write an iresnet's .onnx or .safetensors file, "
-            "or dlib's .dat, into data.recogniser, or set recipe.lambda_id to 0."
+            "The identity loss needs a recogniser it can backpropagate through: write an iresnet's .onnx or "
+            ".safetensors file, or dlib's .dat, into data.recogniser, or set recipe.lambda_id to 0."
         )
     own.module.to(device)
     return own.measure
@@ -365,8 +367,8 @@ def _keeper(folder: Path) -> Callable[..., None]:
                 Image.fromarray(as_uint8(picture)).save(folder / f"{phase}_{step:06d}_{number}.png")
         except OSError as error:
             raise LikenessError(
-                f"The sample pictures could not be written to '{folder}' ({error}): free some space and start again, "
-                "the training goes on from its last saved state."
+                f"The sample images could not be written to '{folder}' ({error}): free some space and start again; "
+                "the training resumes from its last saved state."
             ) from error
 
     return keep

@@ -172,9 +172,9 @@ class RunSettings(Settings):
     precision: Precision = Precision.FLOAT32
     optimiser: Optimiser = Optimiser.ADAMW
     gradient_checkpointing: bool = False
-    ema: float = Field(default=0.0, ge=0, lt=1, description="Decay of the weights' moving average; 0: none is kept.")
+    ema: float = Field(default=0.0, ge=0, lt=1, description="Decay of the weights' moving average (EMA); 0: none.")
     save_every: Steps = 200
-    preview_every: Moment = Field(default=0, description="Steps between sample pictures; 0: none.")
+    preview_every: Moment = Field(default=0, description="Steps between sample images; 0: none.")
     preview_prompts: tuple[str, ...] = Field(default=(), max_length=100)
     cache_latents: bool = True
     cache_text: bool = True

@@ -43,8 +43,8 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise LikenessError(f"{str(file)!r} cannot be read as TOML ({error}): correct it.") from error
     if entry := _damaged_path(content):
         raise LikenessError(
-            f"The entry {entry!r} in {str(file)!r} holds a tab, a line break or the like, which a backslash in double "
-            "quotes makes: write the path in single quotes, or with /."
+            f"The entry {entry!r} in {str(file)!r} holds a tab, a line break or the like, which is what a backslash "
+            "in double quotes means: write the path in single quotes, or with /."
         )
     return content
 

@@ -120,9 +120,9 @@ def train(
                 where = f"at step {run.step} of '{phase.name}'"
                 if is_out_of_memory(error):
                     raise LikenessError(
-                        f"The memory of the {accelerator.device.type} was full {where}: turn gradient checkpointing on "
-                        "and start again, the training goes on from its last saved state; or train anew with bf16, a "
-                        "smaller batch, rank or resolution."
+                        f"The {accelerator.device.type} ran out of memory {where}: turn gradient checkpointing on and "
+                        "start again, and the training resumes from its last saved state; or start a new training "
+                        "with bf16, a smaller batch, rank or resolution."
                     ) from error
                 if settings.precision is not Precision.FLOAT32 and lacks_precision(error):
                     raise _no_precision(settings, accelerator.device.type) from error
@@ -240,8 +240,8 @@ class _SharedRun(Run):
         scaler = self.accelerator.scaler
         if scaler is not None and scaler.get_scale() < LEAST_SCALE:
             raise LikenessError(
-                f"The gradients are not finite in float16, still at step {self.step}: start anew with bf16 or float32, "
-                "or with a lower learning rate."
+                f"The gradients are still not finite in float16 at step {self.step}: start a new training with bf16 "
+                "or float32, or with a lower learning rate."
             )
 
     def state(self) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class Run:
             except (OSError, RuntimeError) as error:
                 raise LikenessError(
                     f"The training's state could not be written to '{self.file}' ({error}): free some space and start "
-                    f"again, it goes on from the last saved state."
+                    "again; it resumes from the last saved state."
                 ) from error
         self.saved = self.step
 
@@ -167,12 +167,12 @@ class Run:
         except Exception as error:
             raise LikenessError(
                 f"'{self.file}' is not the state of this training (damaged, or of other networks): "
-                "move it away to start anew."
+                "move it away to start a new training."
             ) from error
         if broken:
             raise LikenessError(
-                f"The state '{self.file}' holds values that are not numbers ({broken}): move it away and train anew "
-                "with a lower learning rate."
+                f"The state '{self.file}' holds values that are not numbers ({broken}): move it away and start a new "
+                "training with a lower learning rate."
             )
         self.saved = self.step
         return True
@@ -202,7 +202,9 @@ class Run:
                 if self.between_steps and not first_broken(self.state()):
                     self.write()
             if isinstance(error, Diverged):
-                raise LikenessError(f"{error}: lower the learning rate and train anew. {self._kept()}") from error
+                raise LikenessError(
+                    f"{error}: lower the learning rate and start a new training. {self._kept()}"
+                ) from error
             raise
         return self.step >= self.steps
 

@@ -44,11 +44,11 @@ class LossLog:
             try:
                 if not holds_only_losses:
                     other = set_aside(self.file).name
-                    log.warning("%s held something else than losses: it is now %s.", self.file, other)
+                    log.warning("%s contained something other than losses: it is now %s.", self.file, other)
                 write_whole(self.file, partial(self._write_table, rows))
             except PermissionError as error:  # another program holds it
                 new = write_new(self.file.parent, self.file.stem, self.file.suffix, partial(self._write_table, rows))
-                log.warning("%s cannot be written to (%s): the losses go on in %s.", self.file, error, new.name)
+                log.warning("%s cannot be written to (%s): the losses continue in %s.", self.file, error, new.name)
                 self.file = new
 
     def add(self, phase: str, step: int, losses: Mapping[str, float]) -> None:
@@ -94,8 +94,8 @@ class LossLog:
             yield
         except OSError as error:
             raise LikenessError(
-                f"The losses could not be written to '{self.file}' ({error}): free some space and start again, the "
-                "training goes on from its last saved state."
+                f"The losses could not be written to '{self.file}' ({error}): free some space and start again; the "
+                "training resumes from its last saved state."
             ) from error
 
 

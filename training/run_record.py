@@ -71,7 +71,7 @@ class RunRecord:
             if any(done[number + 1 :]) or 0 in (steps, before):
                 other.append(name)
             elif steps < done[number]:
-                return f"{before} steps and has made {done[number]} of them: ask for at least so many"
+                return f"{before} steps and has made {done[number]} of them: ask for at least that many"
         return f"other settings ({', '.join(other)}): resume it with the same ones" if other else ""
 
 
@@ -98,8 +98,8 @@ def read_record(folder: Path, method: type[MethodSettings]) -> RunRecord | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LikenessError(
-            f"'{file}', which says what the run was made from, is damaged: choose a new folder, or move this file away "
-            "if model, photos and settings are still the same."
+            f"'{file}', which records what the run was made from, is damaged: choose a new folder, or move this file "
+            "away if model, photos and settings are still the same."
         ) from error
     if version != FORMAT:
         raise AnotherMethod(f"The run in '{folder}' is of another version of this pack: choose a new folder.")

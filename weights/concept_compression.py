@@ -42,7 +42,7 @@ def rank_choice(rule: RankRule, share: float, rank: int) -> Callable[[Tensor], i
             raise LikenessError(f"The rank {rank} keeps nothing: enter at least 1.")
         return lambda values: min(rank, len(values))
     if not 0 < share <= 1:
-        raise LikenessError(f"The share {share:g} is not one: enter a number above 0 and up to 1, such as 0.6.")
+        raise LikenessError(f"The share {share:g} is out of range: enter a number above 0 and up to 1, such as 0.6.")
     chosen = rank_official if rule is RankRule.OFFICIAL else rank_by_share
     return lambda values: chosen(values, share)
 

@@ -203,8 +203,8 @@ class _Reader:
             )
         if self._unknown:
             raise LikenessError(
-                f"{name!r} holds {len(self._unknown)} entries that Custom Diffusion has no place for "
-                f"({some_of(self._unknown)}): choose a file of keys and values of cross-attention alone."
+                f"{name!r} holds {len(self._unknown)} entries that do not belong to Custom Diffusion "
+                f"({some_of(self._unknown)}): choose a file that holds only keys and values of cross-attention."
             )
         weights = {**self._weights, **{layer: self._pair(layer, parts) for layer, parts in self._halves.items()}}
         layouts = tuple(layout for layout in Layout if layout in self._layouts) or (Layout.TOKENS,)

@@ -82,7 +82,7 @@ def read_content(path: Path) -> tuple[Any, dict[str, str]]:
 def _unreadable(path: Path, error: Exception) -> LikenessError:
     size = path.stat().st_size / 1e6
     return LikenessError(
-        f"'{path.name}' ({size:.1f} MB) is damaged, cut short or no weight file ({type(error).__name__}): "
+        f"'{path.name}' ({size:.1f} MB) is damaged, truncated or not a weight file ({type(error).__name__}): "
         "download it again."
     )
 
@@ -107,14 +107,14 @@ def flatten(tree: Any, lists: bool = False) -> dict[str, Tensor]:
     Raises ValueError for a dictionary inside itself, and for a tensor that is larger than the bytes behind it.
     """
     if not isinstance(tree, dict):
-        raise ValueError("the file holds no dictionary of tensors")
+        raise ValueError("the file is not a dictionary of tensors")
     flat: dict[str, Tensor] = {}
     waiting, seen = [("", tree, 0)], 0
     while waiting:
         prefix, branch, depth = waiting.pop()
         seen += 1
         if depth > _DEEPEST or seen > _MOST_BRANCHES:
-            raise ValueError("dictionaries inside dictionaries without end")
+            raise ValueError("dictionaries nested too deeply")
         below = []
         for key, value in branch.items():
             if isinstance(value, Tensor):

@@ -75,7 +75,7 @@ def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
         if len(records) > _MOST_RECORDS or len({record.filename.lower() for record in records}) < len(records):
-            raise _refused(path.name, "too many records, or two of one name")
+            raise _refused(path.name, "too many records, or two with the same name")
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise _refused(path.name, "compressed records, which weight files never do")
         for record in records:
@@ -159,7 +159,7 @@ class _Reader:
             if isinstance(value, _Group):
                 self._work += value.size
         if self._work > _MOST_WORK:
-            raise _refused(self._name, "tuples inside tuples without end")
+            raise _refused(self._name, "tuples nested too deeply")
         return used
 
     def _begun(self, name: str, argument: Any) -> list[Any]:
@@ -173,7 +173,7 @@ class _Reader:
         if name in ("PROTO", "FRAME"):
             return []
         if isinstance(argument, int) and argument.bit_length() > _MOST_BITS and argument != _LEGACY_MAGIC:
-            raise _refused(self._name, "whole numbers of absurd length")
+            raise _refused(self._name, "integers of absurd length")
         return [_VALUE]
 
     def _made(self, name: str, argument: Any, used: list[Any]) -> Any:

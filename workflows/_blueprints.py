@@ -104,7 +104,7 @@ def two_people(blueprint: Blueprint) -> None:
         people = [identity for _, identity in found]
         model = apply_each(blueprint, checkpoint.model, adapter, people, masks, weight=strength)
     start = _start(blueprint, checkpoint, 4, text, width, height)
-    pictures = _paint(blueprint, "5. Picture", checkpoint.vae, model, start)
+    pictures = _paint(blueprint, "5. Image", checkpoint.vae, model, start)
     blueprint.gives("picture", pictures[0])
 
 
@@ -121,7 +121,7 @@ def train_and_paint(blueprint: Blueprint) -> None:
         "name": blueprint.asks("name", "STRING", "", "name of the files"),
         "steps": blueprint.asks("training_steps", "INT", 500, "training steps"),
         "learning_rate": blueprint.asks("learning_rate", "FLOAT", 1e-4, "learning rate"),
-        "class_pictures": blueprint.asks("class_pictures", "INT", 50, "class pictures"),
+        "class_pictures": blueprint.asks("class_pictures", "INT", 50, "class images"),
     }
     with blueprint.group("1. The person"):
         analysis = load_analysis(blueprint, PACK, blueprint.asks("face_analysis", "COMBO", PACK, "face analysis"))
@@ -148,18 +148,18 @@ BLUEPRINTS = {  # function -> the name that users read, what it says of itself, 
     portrait_of_a_person: (
         "Portrait of a Person (Likeness)",
         "A portrait of the person in your photos, by FaceID: connect photos and a checkpoint, write a prompt. One "
-        "photo will do; three to ten different ones keep the person better.",
+        "photo is enough; three to ten different ones keep the likeness better.",
         ["face", "identity", "FaceID", "IPAdapter", "consistent character"],
     ),
     two_people: (
         "Two People (Likeness)",
-        "Two people in one picture, each from photos of their own, one in the left half and one in the right.",
+        "Two people in one image, each from photos of their own, one in the left half and one in the right.",
         ["couple", "two faces", "FaceID", "IPAdapter", "regional"],
     ),
     train_and_paint: (
         "Train and Paint (Likeness)",
-        "Learns a person from four to ten photos by a LoRA (DreamBooth), and paints a portrait with it. Queued again, "
-        "it only paints; cancelled, it goes on where it stopped.",
+        "Trains a LoRA of a person on four to ten photos (DreamBooth), and generates a portrait with it. Queued "
+        "again, it only generates; cancelled, it resumes where it stopped.",
         ["LoRA training", "DreamBooth", "train LoRA", "personalise"],
     ),
 }

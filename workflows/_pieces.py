@@ -231,7 +231,7 @@ def files_note(graph: Graph, *remarks: str) -> None:
 
 def halves(graph: Graph, width: int, height: int, seam: int) -> tuple[Node, Node]:
     """Masks of the left and the right half of a picture, soft along the seam; they fit pictures of any size."""
-    nowhere = graph.node("SolidMask", title="The whole picture", value=0.0, width=width, height=height)
+    nowhere = graph.node("SolidMask", title="The whole image", value=0.0, width=width, height=height)
     half = graph.node("SolidMask", title="Its left half", value=1.0, width=width // 2 + seam // 2, height=height)
     soft = graph.node("FeatherMask", title="Soft towards the middle", mask=half[0], right=seam)
     left = graph.node(

@@ -21,7 +21,7 @@ TEXT = "a photo of a smiling person wearing glasses and a red shirt in the snow"
 
 def load_drawn_person(graph: Graph) -> tuple[Node, Node]:
     """The faces in the picture of a drawn person that comes with the pack, and the identity."""
-    photo = load_photo(graph, "A picture of a drawn person", "miniature_person.png")
+    photo = load_photo(graph, "An image of a drawn person", "miniature_person.png")
     analysis = load_miniature_analysis(graph)
     graph.next_column()
     return find_person(graph, analysis, photo["IMAGE"])
@@ -44,7 +44,7 @@ def load_method(graph: Graph, identity: Node) -> tuple[Node, Node]:
 
 def drawn_person(graph: Graph, trigger: str = "ohwx") -> tuple[Node, Node]:
     """A dataset of the three pictures of a drawn person that come with the pack, and what found the faces."""
-    with graph.group("1. Pictures of the person"):
+    with graph.group("1. Images of the person"):
         photos = [load_photo(graph, f"Picture {n}", f"miniature_person_{n}.png") for n in (1, 2, 3)]
         graph.next_column()
         batch = join(graph, photos)
@@ -59,7 +59,7 @@ def drawn_person(graph: Graph, trigger: str = "ohwx") -> tuple[Node, Node]:
             image=batch,
             face_analysis=analysis[0],
         )
-        show(graph, "Picture, mask, caption, verdict", person["preview"])
+        show(graph, "Image, mask, caption, verdict", person["preview"])
     return person, analysis
 
 
@@ -114,9 +114,9 @@ def use_miniature(graph: Graph, world: Node, trained: Node, text: str, first_gro
 def note_on_training(graph: Graph) -> None:
     """What to know of every graph that trains on the miniature."""
     graph.note(
-        "Nothing has to be downloaded. Copy the pictures `miniature_*.png` from the pack's folder `workflows` into "
+        "Nothing has to be downloaded. Copy the images `miniature_*.png` from the pack's folder `workflows` into "
         "ComfyUI's `input`, then queue.\n\n"
-        "Cancel whenever you like: queued again, the training goes on where it stopped. Its run is in "
+        "You can cancel at any time: queued again, the training resumes where it stopped. Its run is in "
         "`output/likeness/runs`.\n\n"
         "For real photographs put **Load Checkpoint** in the place of **Load Miniature**, a face analysis such as "
         "buffalo_l in the place of *miniature*, the resolution of the model (512 or 1024) into **Portrait Dataset**, "

@@ -6,9 +6,9 @@ from _graph import Graph, Node
 from _pieces import files
 
 GUARD_NOTE = (
-    "The **identity guard** compares each face with itself before; a face that would become somebody else is restored "
-    "less, or not at all. The report and the colours of the preview say what was done: green restored, yellow reduced, "
-    "red left as it was."
+    "The **identity guard** compares each face with itself before; a face that would become another person is "
+    "restored less, or not at all. The report and the colours of the preview say what was done: green restored, "
+    "yellow reduced, red left as it was."
 )
 
 

@@ -196,7 +196,7 @@ class IPAdapter(KeyValueSites):
         unused = unused_inputs(self, request.options_of(ReferenceOptions, "IP-Adapter Options"))
         if not unused:
             return []
-        return [f"This adapter reads no pictures, so these options do nothing: {', '.join(unused)}."]
+        return [f"This adapter reads no images, so these options have no effect: {', '.join(unused)}."]
 
     @torch.no_grad()
     def encode(self, evidence: Evidence, structure: float = 1.0) -> IdentityTokens:
@@ -227,7 +227,7 @@ class IPAdapter(KeyValueSites):
         uncond = evidence.uncond_features
         if uncond is None:
             if self.needs_features:
-                raise LikenessError("This adapter needs the unconditioned image features: encode a zero picture first.")
+                raise LikenessError("This adapter needs the unconditioned image features: encode a zero image first.")
             uncond = torch.zeros_like(features)
         return IdentityTokens(network(features), network(uncond))
 

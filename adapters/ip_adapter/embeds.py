@@ -131,7 +131,7 @@ def join_embeds(rows: Tensor, mode: CombineMode, weights: Sequence[float] | None
     until the end. Raises LikenessError for an empty batch, and for weights that do not fit.
     """
     if len(rows) == 0:
-        raise LikenessError("there is no picture to combine: connect at least one.")
+        raise LikenessError("there is no image to combine: connect at least one.")
     if weights is not None:
         rows = rows * _per_row(weights, rows, mode)
     return rows if len(rows) == 1 else _COMBINATIONS[mode](rows)
@@ -164,10 +164,10 @@ def _per_row(weights: Sequence[float], rows: Tensor, mode: CombineMode) -> Tenso
     factors = torch.tensor(list(weights), dtype=rows.dtype, device=rows.device)
     if len(factors) != len(rows):
         raise LikenessError(
-            f"there are {len(factors)} weights for {len(rows)} pictures to combine: give one weight for each."
+            f"there are {len(factors)} weights for {len(rows)} images to combine: give one weight for each."
         )
     for number, weight in enumerate(weights, 1):
-        check_number(weight, f"The weight of picture {number}", -LARGEST_FACTOR, LARGEST_FACTOR)
+        check_number(weight, f"The weight of image {number}", -LARGEST_FACTOR, LARGEST_FACTOR)
     if mode in _AVERAGES:
         mean = factors.mean()
         if mean == 0:
@@ -201,7 +201,7 @@ class ImageEmbeds:
         for encoding in (self.cond, self.uncond):
             if encoding is not None and not all_finite(encoding, LARGEST_FACTOR**2):
                 raise LikenessError(
-                    "The encoding of the reference holds values that are NaN or too large: check the pictures, "
+                    "The encoding of the reference holds values that are NaN or too large: check the images, "
                     "the weights and the CLIP vision model it was made with."
                 )
 
@@ -213,13 +213,13 @@ class ImageEmbeds:
         if self.cond.shape[-1] != width:
             raise LikenessError(
                 f"the saved embeddings are {self.cond.shape[-1]} wide ({made}), but {adapter_name} reads width "
-                f"{width}: encode the pictures again with the encoder this adapter needs."
+                f"{width}: encode the images again with the encoder this adapter needs."
             )
         if (self.cond.ndim == 3) != hidden_states:
             has, needs = ("every token", "one vector") if not hidden_states else ("one vector", "every token")
             raise LikenessError(
                 f"the saved embeddings hold {has} of the encoder ({made}), but {adapter_name} reads {needs}: "
-                "encode the pictures again for this adapter."
+                "encode the images again for this adapter."
             )
 
 
@@ -230,7 +230,7 @@ def save_embeds(path: Path, embeds: ImageEmbeds) -> None:
         write_once(path, partial(write_embeds, embeds))
     except FileExistsError:
         raise LikenessError(
-            f"{path.name!r} exists already and is kept: save the embeddings under another name."
+            f"{path.name!r} exists already and is not overwritten: save the embeddings under another name."
         ) from None
 
 

@@ -78,7 +78,7 @@ class ReferenceOptions:
             if value is not None:
                 check_number(value, f"The {name.replace('_', ' ')}", least, most)
         for weight in self.picture_weights:
-            check_number(weight, "A weight of a picture", *_FACTOR)
+            check_number(weight, "A weight of an image", *_FACTOR)
 
 
 _FACTOR, _SHARE = (-LARGEST_FACTOR, LARGEST_FACTOR), (0.0, 1.0)
@@ -187,7 +187,7 @@ def _tiles(show: _Show, options: ReferenceOptions) -> Iterator[tuple[ReferenceOp
     """The reference's parts as references of their own, each with the mask of the place it belongs to."""
     pictures = _pictures(show)
     if len(pictures) != 1:
-        raise LikenessError(f"Tiling needs one reference picture, got {len(pictures)}: connect a single one.")
+        raise LikenessError(f"Tiling needs one reference image, got {len(pictures)}: connect a single one.")
     pictures = _covered(pictures, _reference_mask(options, 1))
     tiles = overlapping_tiles(pictures, options.sharpening)
     height, width = pictures.shape[1:3]
@@ -209,7 +209,7 @@ def _tokens(show: _Show) -> IdentityTokens:
     made = show.adapter.encode(Evidence(ids, features, uncond), show.options.structure)
     if not all_finite(made.cond) or not all_finite(made.uncond):
         raise LikenessError(
-            f"The adapter '{show.adapter.name}' turns this reference into NaN: check the pictures, the CLIP vision "
+            f"The adapter '{show.adapter.name}' turns this reference into NaN: check the images, the CLIP vision "
             "model and the adapter's file."
         )
     if show.options.one_picture_each:
@@ -300,15 +300,15 @@ def check_reference_mask(mask: Tensor, pictures: int, crop: Crop) -> Tensor:
     mask = as_mask(mask, "The reference mask")
     if len(mask) not in (1, pictures):
         raise LikenessError(
-            f"There are {len(mask)} reference masks for {pictures} reference pictures: connect one mask, or one for "
-            "each picture."
+            f"There are {len(mask)} reference masks for {pictures} reference images: connect one mask, or one for "
+            "each image."
         )
     require_painted(mask, "The reference mask")
     seen = mask_to_square(mask, crop=crop)
     if not bool((seen > 0).flatten(1).any(1).all()):
         raise LikenessError(
-            f"Nothing that the reference mask keeps is left by the crop '{crop.value}': choose another crop, such as "
-            "'pad', or paint inside of it."
+            f"The crop '{crop.value}' removes everything that the reference mask keeps: choose another crop, such as "
+            "'pad', or paint inside it."
         )
     return mask
 
@@ -331,7 +331,7 @@ def _encoder(show: _Show) -> ClipEncoder:
         widths = {n: size.hidden if adapter.needs_features else size.embed for n, size in PUBLISHED.items()}
         wanted = next((name for name, width in widths.items() if width == adapter.feature_dim), "its encoder")
         raise LikenessError(
-            f"The adapter '{adapter.name}' looks at the face through CLIP, and no CLIP vision model is connected: "
+            f"The adapter '{adapter.name}' reads the face through CLIP, and no CLIP vision model is connected: "
             f"connect {wanted} to clip_vision (Load CLIP Vision; `likeness models list` names the file)."
         )
     if adapter.needs_features:
@@ -348,7 +348,7 @@ def _pictures(show: _Show) -> Tensor:
     identity = show.identity
     if identity is None:
         raise LikenessError(
-            f"The adapter '{show.adapter.name}' has nothing to look at: connect an identity, or a reference image "
+            f"The adapter '{show.adapter.name}' has no image to read: connect an identity, or a reference image "
             "through IP-Adapter Options."
         )
     aligned = show.adapter.variant in (Variant.FACEID_PLUS, Variant.FACEID_PLUS_V2)
@@ -371,6 +371,6 @@ def _check_places(adapter: IPAdapter, identity: Identity | None, options: Refere
         photos = f"photo{'s' if several else ''} {', '.join(map(str, identity.left_out))}"
         raise LikenessError(
             f"Of the {len(identity.kept)} photos of the identity '{identity.name}', {photos} "
-            f"{'were' if several else 'was'} left out, so that unfold_batch would give the pictures behind it the next "
-            "photo's face: make the identity of the other photos alone, or turn unfold_batch off."
+            f"{'were' if several else 'was'} left out, so unfold_batch would shift the following images to the next "
+            "photo's face: make the identity of the other photos only, or turn unfold_batch off."
         )

@@ -133,7 +133,7 @@ class StoryMaker(KeyValueSites):
         for number, one in enumerate(cast, 1):
             who = f"Character {number}" + (f" ({one.identity.name})" if one.identity is not None else "")
             if not one.bodies:
-                notes.append(f"{who} has no body picture, so hair and clothes are left to the prompt ({OPTIONS}).")
+                notes.append(f"{who} has no body image, so hair and clothes are left to the prompt ({OPTIONS}).")
             if one.faceless:
                 notes.append(f"{who} has no face, as seen from behind: the prompt should say so.")
         return notes
@@ -147,8 +147,8 @@ class StoryMaker(KeyValueSites):
         most = self.image_proj_model.most
         if len(cast) > most:
             raise LikenessError(
-                f"There are {len(cast)} characters, and {self.name!r} knows places for {most}: take one out, or paint "
-                "two pictures."
+                f"There are {len(cast)} characters, and {self.name!r} supports {most}: remove one, or generate two "
+                "images."
             )
         return cast
 
@@ -163,7 +163,7 @@ class StoryMaker(KeyValueSites):
         cond, uncond = (self._tokens(cast, [one.times(real) for one in shown]) for real in (1.0, 0.0))
         if not all_finite(cond) or not all_finite(uncond):
             raise LikenessError(
-                f"The adapter {self.name!r} turns these pictures into NaN: check them, the CLIP vision model and the "
+                f"The adapter {self.name!r} turns these images into NaN: check them, the CLIP vision model and the "
                 "adapter's file."
             )
         return IdentityTokens(cond, uncond).to("cpu", torch.float32)
@@ -197,8 +197,8 @@ class StoryMaker(KeyValueSites):
     def _encoder(self, encoder: ClipEncoder | None) -> ClipEncoder:
         if encoder is None:
             raise LikenessError(
-                f"The adapter {self.name!r} looks at face and body through CLIP, and no CLIP vision model is "
-                "connected: connect ViT-H/14 to clip_vision (Load CLIP Vision; `likeness models list` names the file)."
+                f"The adapter {self.name!r} reads face and body through CLIP, and no CLIP vision model is connected: "
+                "connect ViT-H/14 to clip_vision (Load CLIP Vision; `likeness models list` names the file)."
             )
         check_encoder(self.feature_dim, None, encoder.size)
         return encoder

@@ -44,7 +44,7 @@ def survey(folder: Path, people: Path | None = None) -> Study:
             warnings.append(f"not used: {names}, because results lie in results/<method>/<person>")
     if not results:
         raise LikenessError(
-            f"There are no pictures below {folder / 'results'}: put them into results/<method>/<person>/."
+            f"There are no images below {folder / 'results'}: put them into results/<method>/<person>/."
         )
     described = {method.name: _description(method / "method.json") for method in methods}
     study = of_people(folder, results, people)

@@ -59,7 +59,7 @@ def survey_run(run: Path, people: Path | None = None, by: Sequence[str] = ()) ->
     paths = {row.line: _inside(run, row) for row in shown}
     shown = [row for row in shown if paths[row.line].is_file()]
     if not shown:
-        raise LikenessError(f"No line of {run / MANIFEST} is a picture of a person: let the batch run first.")
+        raise LikenessError(f"No line of {run / MANIFEST} is an image of a person: let the batch run first.")
     telling = list(by) or _telling(columns, shown)
     saying = [column for column in columns if column in _PROMPT] or [c for c in columns if _input(c) in _SAID]
     results = [
@@ -162,6 +162,6 @@ def _without_picture(rows: Sequence[_Row], shown: Sequence[_Row]) -> tuple[str, 
     missing = Counter(row.cells.get("state", DONE) or "unknown" for row in rows if row.line not in judged)
     if not missing:
         return ()
-    missing["done, but without a picture of a person"] = missing.pop(DONE, 0)
+    missing["done, but without an image of a person"] = missing.pop(DONE, 0)
     kinds = ", ".join(f"{count} {state}" for state, count in sorted(missing.items()) if count)
     return (f"{sum(missing.values())} of {len(rows)} rows of the batch are not judged ({kinds})",)

@@ -54,8 +54,8 @@ class IdentityControl(ControlBase):
             return before
         if self.key not in cond:
             raise LikenessError(
-                "A prompt with Identity ControlNet has lost the face's tokens on its way: connect Identity ControlNet "
-                "after the nodes that change the prompt."
+                "A prompt with Identity ControlNet has lost the face's tokens in another node: connect Identity "
+                "ControlNet after the nodes that change the prompt."
             )
         own = {**cond, "crossattn_controlnet": cond[self.key]}
         found = self.net.get_control(x_noisy, t, own, batched_number, transformer_options)

@@ -171,7 +171,7 @@ class Sampling:
         for name, prompt in (("positive", self.positive), ("negative", self.negative)):
             if not _is_prompt(prompt):
                 raise LikenessError(
-                    f"The input {name} holds no prompt but a {type(prompt).__name__}: connect a CONDITIONING, for "
+                    f"The input {name} is a {type(prompt).__name__}, not a prompt: connect a CONDITIONING, for "
                     "example of CLIP Text Encode."
                 )
         wanted = self.model.get_model_object("latent_format").latent_channels
@@ -185,7 +185,7 @@ class Sampling:
         text, read = self.positive[0][0].shape[-1], {site.context_dim for site in sites_of(self.model)}
         if read and text not in read:
             raise LikenessError(
-                f"Prompt and MODEL do not belong together: the prompt is {text} numbers wide and the model reads "
+                f"Prompt and MODEL do not belong together: the prompt has width {text} and the model reads "
                 f"{max(read)}. Encode it with the CLIP of the model's own checkpoint."
             )
 

@@ -58,7 +58,9 @@ def _taught(tower: Any, vectors: Mapping[str, Tensor]) -> Any:
     known: dict[str, Tensor] = getattr(tower, "likeness_words", {})
     taken = next((word for word in vectors if word.lower() in {other.lower() for other in known}), None)
     if taken is not None:
-        raise LikenessError(f"The CLIP knows the word {taken} already: give one of both another word in Load Concept.")
+        raise LikenessError(
+            f"The CLIP knows the word {taken} already: give one of the two another word in Load Concept."
+        )
     if not known:
         twin.__class__ = type(f"Taught{type(tower).__name__}", (_Taught, type(tower)), {})
     twin.likeness_words = {**known, **vectors}

@@ -77,8 +77,8 @@ def apply_effects(
     for effect in effects:
         if run is None and effect.why_never is None and not effect.scope.whole_run:
             raise LikenessError(
-                f"An effect has a window, from {effect.scope.start:g} to {effect.scope.end:g} of the sampling: say "
-                "which sampling, with run=SamplingRun.of(scheduler), and move on with at_step."
+                f"An effect has a window, from {effect.scope.start:g} to {effect.scope.end:g} of the sampling: pass "
+                "run=SamplingRun.of(scheduler), and advance it with at_step."
             )
         match effect:
             case AttentionTerm():

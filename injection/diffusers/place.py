@@ -50,7 +50,7 @@ class SamplingRun:
             return cls.through(torch.as_tensor(given), levels)
         if given is None or not hasattr(scheduler.config, "shift"):
             raise LikenessError(
-                f"The scheduler {type(scheduler).__name__} tells no noise levels: choose one of diffusion "
+                f"The scheduler {type(scheduler).__name__} has no known noise levels: choose one of diffusion "
                 "(alphas_cumprod) or of flow matching (shift)."
             )
         dynamic = scheduler.config.get("use_dynamic_shifting", False)

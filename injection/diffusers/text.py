@@ -61,7 +61,7 @@ class EditedText:
         else:
             if text.values is not None or text.states.shape != told["encoder_hidden_states"].shape:
                 raise LikenessError(
-                    "The prompt edit gives another number of tokens, or values that differ from the text's states, "
+                    "The prompt edit produces another number of tokens, or values that differ from the text's states, "
                     "which a UNet alone can read: apply it to SD1.5, SD2 or SDXL."
                 )
             told["encoder_hidden_states"], told["pooled_projections"] = text.states, text.pooled

@@ -128,7 +128,7 @@ class NoneOfThisWorld(Search):
         """One sentence for a user whose photo shows nobody of the miniature world."""
         return (
             f"No face of the miniature world was found in {where} (score {self.best_score:.2f}, {self.threshold:.2f} "
-            "is needed): it knows drawn people of its own kind only; give a picture of one of them, or choose another "
+            "is needed): it knows its own drawn people only; give an image of one of them, or choose another "
             "face analysis for real photographs."
         )
 

@@ -120,7 +120,7 @@ def _check_size(executor: Any, noise: Tensor, *args: Any, **keywords: Any) -> An
     height, width = noise.shape[-2:]
     if (height, width) != (LATENT_SIZE, LATENT_SIZE):
         raise LikenessError(
-            f"The miniature world draws pictures of {PICTURE}x{PICTURE} pixels, and this latent is for "
+            f"The miniature world draws images of {PICTURE}x{PICTURE} pixels, and this latent is for "
             f"{width * FACTOR}x{height * FACTOR}: set the width and height of the empty latent to {PICTURE}."
         )
     return executor(noise, *args, **keywords)

@@ -58,7 +58,7 @@ def generate_latents(
     if len(prompts) != len(seeds):
         raise LikenessError(f"There are {len(prompts)} prompts for {len(seeds)} seeds: give one prompt, or one a seed.")
     if not seeds or steps < 1:
-        raise LikenessError(f"{len(seeds)} seeds and {steps} steps make no picture: give at least one of each.")
+        raise LikenessError(f"{len(seeds)} seeds and {steps} steps make no image: give at least one of each.")
     placeholders = list(placeholders)
     for prompt in {*prompts, negative}:
         check_prompt(prompt, placeholders)

@@ -45,7 +45,7 @@ class PatchCodec(nn.Module):
         height, width = pictures.shape[-2:]
         if height % FACTOR or width % FACTOR:
             raise LikenessError(
-                f"A picture of {width}x{height} pixels has no latent; choose a width and height that {FACTOR} divides."
+                f"An image of {width}x{height} pixels has no latent; choose a width and height that {FACTOR} divides."
             )
         return self.encode_halved(F.avg_pool2d(pictures, 2))
 
@@ -120,7 +120,7 @@ def load_codec(path: Path = FILE) -> PatchCodec:
         codec.load_state_dict(load_file(path))
     except Exception as error:
         raise LikenessError(
-            f"'{path}' holds no codec of the miniature world; "
+            f"'{path}' is not a codec of the miniature world; "
             "run `python -m likeness.miniature.models.latents` to write it again."
         ) from error
     return codec.eval()

@@ -19,9 +19,9 @@ from .stages import NEEDED, SIDE_BY_SIDE, TEAMWORK, Plan, Stage, at_once, draw, 
 
 def train(
     stages: Annotated[list[Stage] | None, typer.Argument(help="Which networks; default: all.")] = None,
-    folder: Annotated[Path, typer.Option(help="Pictures, states and weights of the run.")] = Path("miniature-run"),
+    folder: Annotated[Path, typer.Option(help="Images, states and weights of the run.")] = Path("miniature-run"),
     scale: Annotated[float, typer.Option(help="Steps as a part of the full number; 0.2 takes about 45 minutes.")] = 1,
-    minutes: Annotated[float, typer.Option(help="Stop each stage after so many; start again to go on.")] = math.inf,
+    minutes: Annotated[float, typer.Option(help="Stop each stage after this many; start again to resume.")] = math.inf,
     processes: Annotated[int, typer.Option(help="How many work at a time; 0: one a core, one on a GPU.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
     install: Annotated[bool, typer.Option(help="Put the weights into the pack, in place of the shipped ones.")] = False,

@@ -128,7 +128,7 @@ def _at_work(task: Callable, arguments: tuple) -> None:
         print(f"likeness: {error}", file=sys.stderr)
         sys.exit(1)
     if _STOP:
-        print("likeness: stopped; start again to go on from the saved state.", file=sys.stderr)
+        print("likeness: stopped; start again to resume from the saved state.", file=sys.stderr)
         sys.exit(130)
 
 

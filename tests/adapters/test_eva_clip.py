@@ -78,7 +78,7 @@ def test_places_matter(weights, pixels):
 @pytest.mark.parametrize(
     ("missing", "says"),
     [("visual.blocks.7.", "layer 7 is missing"), ("visual.blocks.3.mlp.w2.", "layers are missing"),
-     ("visual.", "no such network"), ("visual.head.", "layers are missing")],
+     ("visual.", "does not contain this network"), ("visual.head.", "layers are missing")],
 )  # fmt: skip
 def test_a_file_cut_short_says_so(weights, missing, says):
     cut = {key: value for key, value in weights.items() if not key.startswith(missing)}

@@ -128,7 +128,7 @@ def test_pictures_that_make_no_sense_are_refused(bad):
 def test_nan_pictures_are_named_by_number():
     images = picture(4, 4, 3)
     images[1, 2, 2, 0] = math.nan
-    with pytest.raises(LikenessError, match="picture 2 of the reference"):
+    with pytest.raises(LikenessError, match="image 2 of the reference"):
         image_prep.to_rgb(images, "reference")
 
 

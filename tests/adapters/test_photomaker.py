@@ -254,7 +254,7 @@ def test_pictures_stand_in_for_the_crops_whatever_their_sizes(channels):
     _, fused = states(adapter().effects(given))
     assert torch.equal(fused[0, 5], given.text_encoder.table[49407])  # type: ignore[union-attr]
     notes = adapter().notes(given)
-    assert "'the pictures' is 3 tokens at 'man'" in notes[0]
+    assert "'the images' is 3 tokens at 'man'" in notes[0]
 
 
 # What does not fit ----------------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ def test_v2_is_seen_by_its_recogniser_where_it_is_at_hand():
 def test_v2_wants_a_face_for_every_picture():
     options = PhotoMakerOptions(images=(torch.rand(3, 8, 8, 3),))
     text = sentence(adapter(2).effects, request("a man img", person(), options=options))
-    assert "3 pictures and 2 faces" in text
+    assert "3 images and 2 faces" in text
 
 
 def test_options_of_another_system_are_refused():

@@ -63,7 +63,7 @@ def test_an_archive_is_no_table_whatever_it_is_called(desk, name):
         run(problems(desk, table=desk.folder / name))
 
 
-@pytest.mark.parametrize(("content", "words"), [(zip_bomb(), "not a picture"), (picture_bomb(), "too many")])
+@pytest.mark.parametrize(("content", "words"), [(zip_bomb(), "not an image"), (picture_bomb(), "too many")])
 def test_a_bomb_in_a_cell_for_a_picture(desk, content, words):
     made = graph()
     made["1"] = {"class_type": "LoadImage", "inputs": {"image": "here.png"}, "_meta": {"title": "Load"}}

@@ -35,7 +35,7 @@ def problems(desk, plan=None, fakes=None):
         ("Paint.width", "9999", "out of range"),
         ("Paint.seed", "-1", "out of range"),
         ("Paint.strength", '"1,5"', "write 1.5"),
-        ("Paint.strength", "nan", "not a number"),
+        ("Paint.strength", "nan", "not a finite number"),
         ("Paint.fast", "maybe", "true or false"),
         ("Paint.model", "A.safetensors", "did you mean 'a.safetensors'"),
         ("Paint.widht", "8", "did you mean"),
@@ -95,7 +95,7 @@ def test_a_file_that_cannot_be_used_is_refused(desk, name):
     made["1"] = {"class_type": "LoadImage", "inputs": {"image": "here.png"}, "_meta": {"title": "Load"}}
     desk.write_graph(made)
     (desk.folder.parent / "secret.png").write_bytes(png(1))
-    (desk.folder / "text.png").write_text("no picture")
+    (desk.folder / "text.png").write_text("no image")
     (desk.folder / "folder").mkdir()
     huge = bytearray(png(1))
     huge[16:24] = (60000).to_bytes(4, "big") * 2
@@ -213,5 +213,5 @@ def test_a_ray_that_lets_others_run_code_is_refused(monkeypatch):
     from likeness.batch.ray_workers import _ray
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(__version__="2.51.1"))
-    with pytest.raises(LikenessError, match=r"Ray 2\.51\.1 has a hole .* 2\.52 or newer"):
+    with pytest.raises(LikenessError, match=r"Ray 2\.51\.1 has a vulnerability .* 2\.52 or newer"):
         _ray()

@@ -237,10 +237,10 @@ def test_a_key_reaches_its_server_alone_and_no_file(desk):
         ("--header-env", "Authorization", "x", "write one such as"),
         ("--header-env", "*:Authorization=THE_KEY", None, "is not set"),
         ("--header-env", "*:Authorization=THE_KEY", "a\nb", "line break"),
-        ("--header-env", "elsewhere:1:Authorization=THE_KEY", "x", "which is no --server"),
+        ("--header-env", "elsewhere:1:Authorization=THE_KEY", "x", "which is not a --server"),
         ("--api-key-env", "THE_KEY", "x", "write one such as gpu1:8188=COMFY_KEY"),
         ("--api-key-env", "*=THE_KEY", None, "is not set"),
-        ("--api-key-env", "elsewhere:1=THE_KEY", "x", "which is no --server"),
+        ("--api-key-env", "elsewhere:1=THE_KEY", "x", "which is not a --server"),
         ("--api-key-env", "*=THE_KEY", "x", "add --allow-paid"),
     ],
 )

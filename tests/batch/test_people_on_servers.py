@@ -40,7 +40,7 @@ def people(desk):
         for number in (1, 2):
             picture(desk.folder / f"people/{name}/{number}.png", (red - number, green, blue))
     picture(desk.folder / "people/ann/3.png", (0, 0, 0))
-    (desk.folder / "people/bob/3.png").write_bytes(b"no picture")
+    (desk.folder / "people/bob/3.png").write_bytes(b"no image")
     made = graph()
     made["3"] = {"class_type": "LikenessLoadIdentity", "inputs": {"file": "somebody.safetensors"}}
     desk.write_graph(made)
@@ -81,7 +81,7 @@ def test_identities_are_made_once_on_servers_and_sent_as_files(desk, people, mon
     fakes = [seeing(Fake(), desk.folder), seeing(Fake("0.33.0"), desk.folder)]
     with in_background(*fakes):
         checked = batch(desk, fakes, "check")
-        assert checked.exit_code == 0 and "looks at the photos of 2 people (OpenCV" in checked.output
+        assert checked.exit_code == 0 and "analyses the photos of 2 people (OpenCV" in checked.output
         assert not any(fake.posted or fake.uploaded for fake in fakes), "a check sends nothing"
         said = batch(desk, fakes)
         assert said.exit_code == 0, said.output
@@ -148,7 +148,7 @@ def test_a_server_that_cannot_open_its_own_face_models_is_told(desk, people, mon
     fake.next_answers = ["400"]
     with in_background(fake):
         said = batch(desk, [fake])
-    assert isinstance(said.exception, LikenessError) and "cannot look at photos with 'OpenCV" in str(said.exception)
+    assert isinstance(said.exception, LikenessError) and "cannot analyse photos with 'OpenCV" in str(said.exception)
 
 
 def test_photos_joined_are_the_person_of_all_of_them(tmp_path):

@@ -30,7 +30,7 @@ def likeness(desk: Path) -> Run:
 
 def test_photos_without_a_face_are_named_and_left_out(likeness: Run, desk: Path):
     picture(desk / "nobody.png", (0, 0, 0))
-    (desk / "notes.png").write_text("no picture")
+    (desk / "notes.png").write_text("no image")
     photos = ["people/ann/refs/1.png", "nobody.png", "notes.png", "gone.png", "people/ann/refs/2.png"]
     result = likeness("identity", *photos, "--out", "new")
     assert result.exit_code == 0, result.exception
@@ -44,7 +44,7 @@ def test_photos_without_a_face_are_named_and_left_out(likeness: Run, desk: Path)
 @pytest.mark.parametrize("times", [1, 2])
 def test_without_a_usable_photo_nothing_is_written(photo: str, words: str, times: int, likeness: Run, desk: Path):
     picture(desk / "nobody.png", (0, 0, 0))
-    (desk / "notes.png").write_text("no picture")
+    (desk / "notes.png").write_text("no image")
     result = likeness("identity", *[photo] * times, "--out", "new")
     assert result.exit_code == 1 and isinstance(result.exception, LikenessError)
     assert any(word in str(result.exception) for word in words.split("|"))
@@ -119,7 +119,7 @@ def test_ctrl_c_ends_in_its_own_exit_code(verb: str, likeness: Run, desk: Path, 
     }
     result = likeness(verb, *arguments[verb])
     assert result.exit_code == 130
-    assert verb != "models" or "the same command goes on" in result.output
+    assert verb != "models" or "the same command resumes" in result.output
 
 
 @pytest.mark.parametrize("workers", ["0", "-1", "nan", "1.5", "10000000000000000000", "", "two"])

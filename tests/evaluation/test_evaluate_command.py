@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_becomes_a_report(likeness, folder):
     result = likeness("evaluate", folder, "--judge", "antelopev2", "--baseline", "base", "--title", "Two people")
     assert result.exit_code == 0, result.output
-    assert "With faceid the pictures have" in result.output and likeness.opened == ["antelopev2"]
+    assert "With faceid the images have" in result.output and likeness.opened == ["antelopev2"]
     text = (folder / "report" / "report.md").read_text()
     assert text.startswith("# Two people") and f"likeness evaluate {folder} --judge antelopev2 --baseline base" in text
 

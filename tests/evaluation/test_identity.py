@@ -93,7 +93,7 @@ def test_a_region_says_whose_face_is_meant(colours, ann, judge):
 def test_tiny_pictures_and_pictures_of_nothing_are_results_not_errors(ann, judge, side):
     images = [torch.full((side, side, 3), torch.nan), torch.zeros(side, side, 3), torch.rand(side, side, 1)]
     scores = score(images, ann, judge)
-    assert len(scores) == 3 and scores.sight.reasons[0].startswith("not a picture")
+    assert len(scores) == 3 and scores.sight.reasons[0].startswith("not an image")
     assert torch.isfinite(scores.cosines).all()
 
 

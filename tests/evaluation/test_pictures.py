@@ -56,7 +56,7 @@ def test_clip_t_is_the_cosine_of_picture_and_text():
     cosines = clip_t(_flat(RED, RED, GREY), ["a red hat", "a green hat", "red and blue"], CLIP)
     np.testing.assert_allclose(cosines, [1, 0, np.sqrt(2 / 3)], atol=1e-6)
     assert clip_t(torch.zeros(0, 8, 8, 3), [], CLIP).shape == (0,)
-    with pytest.raises(ValueError, match="1 pictures and 2 texts"):
+    with pytest.raises(ValueError, match="1 images and 2 texts"):
         clip_t(_flat(RED), ["a", "b"], CLIP)
 
 

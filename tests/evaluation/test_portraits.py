@@ -89,7 +89,7 @@ def test_photos_that_were_not_given_tell_likeness_from_copying(colours, identify
     assert verdict.copies[:3] == pytest.approx([one.copy_paste for one in verdict.multi[:3]]), "one photo of each kind"
     words = verdict_markdown("Report", verdict)
     assert "As multi-identity benchmarks count it, by by colour: Sim(GT)" in words and "blending" not in words
-    assert "| picture | likeness | cosine | Sim(GT) | Sim(Ref) | copy-paste | copy | remark |" in words
+    assert "| image | likeness | cosine | Sim(GT) | Sim(Ref) | copy-paste | copy | remark |" in words
     assert "| 3 | 0 % | 0.00 | 0.00 | 0.00 | – | – | no face |" in words
     measures = to_records(verdict, WITH)[0].measures
     assert measures["copy_paste"] == given.copy_paste and measures["id_other"] == given.sim_gt
@@ -148,8 +148,8 @@ def test_every_picture_is_counted_for_the_progress_bar(colours, ann, bob, judge)
 def test_the_sentence_says_what_was_gained_and_what_is_missing(verdict, colours, ann, judge):
     text = sentence(verdict, 60, judge_pictures(colours.of(BLUE), [ann], judge))
     assert text.startswith(f"ann: {verdict.mean:.0f} % of real photos' likeness (from 0 to ")
-    assert f"{verdict.mean:+.0f} points against" in text and "2 of 4 pictures reach 60 %, 1 without a face." in text
-    assert sentence(_verdict(70)) == "ann: 70 % of real photos' likeness; 1 of 1 pictures reach 60 %."
+    assert f"{verdict.mean:+.0f} points against" in text and "2 of 4 images reach 60 %, 1 without a face." in text
+    assert sentence(_verdict(70)) == "ann: 70 % of real photos' likeness; 1 of 1 images reach 60 %."
 
 
 def test_the_text_has_a_line_for_every_picture_best_first(verdict):
@@ -193,7 +193,7 @@ def test_a_verdict_becomes_records_for_the_full_report(verdict, colours, tmp_pat
     assert [record.value("percent") for record in records] == list(verdict.percents)
     assert records[2].note == "no face" and records[2].value("found") == 0 and records[0].value("clip_t") == 0.2
     pictures = {f"{WITH}/{number}": image for number, image in enumerate(colours.of(GREEN, RED, BLACK, PINK))}
-    assert "With the identity the pictures have" in report(records, pictures, tmp_path).read_text()
+    assert "With the identity the images have" in report(records, pictures, tmp_path).read_text()
 
 
 # --- two judges
@@ -206,7 +206,7 @@ def test_two_judges_stand_side_by_side_and_both_must_be_pleased():
     assert both.best(threshold=30) == [0] and first.best(threshold=30) == [0, 1]
     assert both.judge == "sface and dlib" and both.licence == "Apache-2.0; CC0-1.0"
     text = verdict_markdown("Ann", both)
-    assert "| picture | likeness | sface, cosine | dlib, cosine | remark |" in text and "| 90 %, 90.00 | 80 %" in text
+    assert "| image | likeness | sface, cosine | dlib, cosine | remark |" in text and "| 90 %, 90.00 | 80 %" in text
     assert "60 % by sface" in text and "40 % by dlib" in text and "Judges: sface and dlib" in text
     assert both.warnings == ("the judges disagree by more than 40 points on 1: look at them yourself",)
     records = to_records(both, WITH)

@@ -41,7 +41,7 @@ def test_the_person_is_recognised_and_others_are_told_apart(run, presidents, cap
     assert {path.name for path in out.iterdir()} == {"real-photo.png", "identity.safetensors"}
     assert Identity.load(out / "identity.safetensors").recogniser == "dlib"
     said = capfd.readouterr()
-    assert "made the identity; sface, which had no part in it" in said.out
+    assert "made the identity; sface, which was not used for it" in said.out
     assert "6 of 6 changed copies are recognised as the person, and 2 of 2 other people are told apart" in said.out
     assert "as measured on 44 photos of 10 people" in said.out
     assert "Licences: YuNet: MIT; dlib's recogniser: CC0-1.0, public domain; SFace: Apache-2.0." in said.out
@@ -62,15 +62,15 @@ def test_the_same_person_under_another_name_is_said_to_be_the_person(run, presid
 def test_a_photo_of_somebody_else_may_show_nobody(run, tmp_path, capsys):
     Image.fromarray(np.zeros((90, 90, 3), np.uint8)).save(tmp_path / "black.png")
     run("--others", tmp_path / "black.png")
-    assert "somebody else          0.00  no face" in capsys.readouterr().out
+    assert "another person         0.00  no face" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda path: Image.fromarray(np.zeros((90, 90, 3), np.uint8)).save(path), "No face was found"),
-        (lambda path: path.write_text("no picture"), "cannot be read as a picture"),
-        (lambda path: path.write_bytes(b""), "is empty|cannot be read as a picture"),
+        (lambda path: path.write_text("no image"), "cannot be read as an image"),
+        (lambda path: path.write_bytes(b""), "is empty|cannot be read as an image"),
         (lambda path: path.mkdir(), "is a folder|cannot be read|is no file|does not exist"),
         (lambda path: None, "does not exist: check its name"),
     ],

@@ -51,8 +51,8 @@ def _setting(records, **changes) -> Setting:
 def test_the_headline_says_how_much_and_how_sure():
     text = headline(_records(), "base", FAST)
     numbers = re.match(
-        r"With faceid the pictures have (\d+) % \(95 % interval (\d+) to (\d+)\) of real photos' likeness, "
-        r"(\d+) points more than base \((\d+) to (\d+)\)\. 16 pictures of 8 people, no face in 1\.$",
+        r"With faceid the images have (\d+) % \(95 % interval (\d+) to (\d+)\) of real photos' likeness, "
+        r"(\d+) points more than base \((\d+) to (\d+)\)\. 16 images of 8 people, no face in 1\.$",
         text,
     )
     assert numbers, text
@@ -61,7 +61,7 @@ def test_the_headline_says_how_much_and_how_sure():
 
 
 def test_the_headline_claims_nothing_that_may_be_chance():
-    assert "may be chance" in headline(_records(gain=0.5, noise=20), "base", FAST)
+    assert "may be due to chance" in headline(_records(gain=0.5, noise=20), "base", FAST)
     few = headline(_records(people=2), "base", FAST)
     assert "too few people for an interval" in few and "interval " not in few.replace("an interval", "")
     assert re.search(r"[+-]\d+ points against base", few)
@@ -81,7 +81,7 @@ def test_the_headline_ranks_methods_only_where_the_pairs_allow_it():
 
 def test_one_picture_of_one_method_has_a_headline():
     one = [Record("m", "p", "q", 1, "x.png", {"percent": 40.0, "found": 1.0})]
-    assert headline(one).startswith("With m the pictures have 40 % of real photos' likeness. 1 picture of 1 person")
+    assert headline(one).startswith("With m the images have 40 % of real photos' likeness. 1 image of 1 person")
     with pytest.raises(LikenessError, match="no records"):
         headline([])
 

@@ -190,7 +190,7 @@ def test_other_files_of_dlib_and_missing_ones_are_named(tmp_path):
     with pytest.raises(LikenessError, match=re.escape(f"gone.dat is missing: put it into {tmp_path}")):
         load_recogniser_module(tmp_path / "gone.dat")
     write_recogniser(tmp_path / "wide.dat", outputs=64)
-    with pytest.raises(LikenessError, match="gives 64 numbers, and dlib's gives 128"):
+    with pytest.raises(LikenessError, match="has embeddings of width 64, and dlib's have 128"):
         load_recogniser_module(tmp_path / "wide.dat")
 
 

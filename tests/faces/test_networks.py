@@ -135,7 +135,7 @@ def test_other_weights_are_no_recogniser(tmp_path):
     with pytest.raises(LikenessError, match=r"x\.pth is not a face recogniser"):
         load_recogniser_module(tmp_path / "x.pth")
     (tmp_path / "y.pth").write_bytes(b"nothing")
-    with pytest.raises(LikenessError, match=r"'y\.pth' .* no weight file"):
+    with pytest.raises(LikenessError, match=r"'y\.pth' .* not a weight file"):
         load_recogniser_module(tmp_path / "y.pth")
     for missing in ("z.pth", "z.onnx"):
         with pytest.raises(LikenessError, match="is missing"):
@@ -244,7 +244,7 @@ def test_files_that_do_not_parse_19_parts_are_refused(tmp_path):
     with pytest.raises(LikenessError, match="do not fit a ParseNet"):
         load_parser(tmp_path / "broken.pth")
     torch.save(BiSeNet(4, 11).state_dict(), tmp_path / "eleven.pth")
-    with pytest.raises(LikenessError, match="knows 11 parts, not 19"):
+    with pytest.raises(LikenessError, match="has 11 classes, not 19"):
         load_parser(tmp_path / "eleven.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "x.pth")
     with pytest.raises(LikenessError, match="not a face parser"):

@@ -228,7 +228,7 @@ def test_files_that_are_no_pictures_get_one_sentence(tmp_path):
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        assert "cannot be read as a picture" in one_sentence(tmp_path / name)
+        assert "cannot be read as an image" in one_sentence(tmp_path / name)
 
 
 def test_what_is_no_file_is_never_waited_for(tmp_path):
@@ -295,7 +295,7 @@ def test_a_black_and_white_mask_with_transparent_parts_is_refused(tmp_path):
     rgba = np.zeros((32, 32, 4), np.uint8)
     rgba[8:24, 8:24, :3] = 255
     rgba[:24, :, 3] = 255
-    with pytest.raises(LikenessError, match=r"a\.mask\.png.*two masks.*without transparency"):
+    with pytest.raises(LikenessError, match=r"a\.mask\.png.*two different masks.*without transparency"):
         read_mask_file(saved(tmp_path / "a.mask.png", rgba))
 
 
@@ -337,7 +337,7 @@ def test_black_paint_under_a_veil_beside_opaque_white_is_two_masks(tmp_path):
     mask = np.zeros((20, 20), np.uint8)
     mask[5:15, 5:15] = 255
     rgba = np.dstack([mask, mask, mask, np.where(mask > 0, 255, 200).astype(np.uint8)])
-    with pytest.raises(LikenessError, match="two masks"):
+    with pytest.raises(LikenessError, match="two different masks"):
         read_mask_file(saved(tmp_path / "a.mask.png", rgba))
 
 

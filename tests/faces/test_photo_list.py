@@ -61,7 +61,7 @@ def test_everything_picture_like_that_is_not_used_is_named_with_its_reason(tmp_p
         "j, k.png_large, l.download, m.gif~",
     }
     assert "pip install pillow-heif" in said["a.heic, b.HEIF"] and "Pillow 11.3" in said["c.avif"]
-    assert "raw files of cameras" in said["d.cr2"] and "let them end with .jpg" in found.not_used[-1]
+    assert "raw files of cameras" in said["d.cr2"] and "name them .jpg" in found.not_used[-1]
 
 
 def test_many_files_of_one_reason_are_counted(tmp_path):
@@ -128,7 +128,7 @@ def test_files_and_folders_may_be_named_together(tmp_path):
     (tmp_path / "empty" / "10_anna").mkdir(parents=True)
     PIXELS.save(tmp_path / "empty" / "10_anna" / "a.png")
     (tmp_path / "empty" / "d.cr2").touch()
-    with pytest.raises(LikenessError, match=r"'empty' holds no pictures .*d\.cr2: raw .* pictures in 10_anna"):
+    with pytest.raises(LikenessError, match=r"'empty' holds no images .*d\.cr2: raw .* images in 10_anna"):
         photos_among([tmp_path / "empty"])
 
 

@@ -34,7 +34,7 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
 
 
 def test_a_file_that_is_no_picture_is_named(tmp_path):
-    (tmp_path / "a.jpg").write_text("no picture")
+    (tmp_path / "a.jpg").write_text("no image")
     with pytest.raises(LikenessError, match=r"a\.jpg.*cannot be read"):
         read_photos([tmp_path / "a.jpg"])
 

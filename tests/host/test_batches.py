@@ -91,7 +91,7 @@ def test_what_a_host_lets_pass(two):
     entry = wait_for(client, number)
     assert entry["status"]["status_str"] == "success" and list(entry["outputs"]) == ["2"]
     info = client.get_json("/object_info/LoadImage")["LoadImage"]["input"]["required"]["image"]
-    assert upload(client, "likeness/deep", "no.png", b"no picture")["subfolder"] == "likeness/deep"
+    assert upload(client, "likeness/deep", "no.png", b"no image")["subfolder"] == "likeness/deep"
     after = client.get_json("/object_info/LoadImage")["LoadImage"]["input"]["required"]["image"]
     assert after == info, "what lies in a subfolder does not lengthen the lists of everybody"
 
@@ -298,7 +298,7 @@ def test_identities_are_made_by_a_server_where_this_machine_has_no_face_models(t
     run = tmp_path / "run"
     result = likeness("run", tmp_path / "plan.json", "--out", run, "--server", two[0].address)
     assert result.exit_code == 0, result.output
-    assert "looks at the photos of 1 people (miniature)" in result.output
+    assert "analyses the photos of 1 people (miniature)" in result.output
     assert [(row["state"], row["person"]) for row in manifest(run)] == [("done", "ann")] * 2
     [file] = (run / "identities").glob("*.safetensors")
     made = Identity.load(file)
@@ -409,7 +409,7 @@ def test_a_real_zombie_is_found(two, tmp_path):
             await worker.close()
 
     (tmp_path / "run").mkdir()
-    with pytest.raises(LikenessError, match="takes prompts and runs none"):
+    with pytest.raises(LikenessError, match="accepts prompts but does not run them"):
         asyncio.run(asyncio.wait_for(go(), 60))
     assert "zombie" in told and "done" not in told
 

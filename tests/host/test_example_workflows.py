@@ -269,7 +269,7 @@ def test_the_report_judges_four_portraits_and_the_best_two_are_saved(server, exe
     assert {*example.run.executed, *example.run.cached} == set(example.prompt)
     [number] = of_kind(example.prompt, "LikenessIdentityReport")
     said = example.run.outputs[number]["text"][0]
-    assert "of real photos' likeness" in said and "points against the pictures without identity" in said
+    assert "of real photos' likeness" in said and "points against the images without identity" in said
     [sheet] = example.client.images(example.run, number)
     assert sheet.shape[1] > 4 * 128 and sheet.std() > 3
     assert [picture.shape for picture in example.pictures("SaveImage")] == [(128, 128, 3)] * 2

@@ -96,7 +96,7 @@ def test_full_memory_is_said_by_every_node_and_the_host_lets_go_of_its_models(al
     freed = []
     monkeypatch.setattr(host, "unload_all_models", lambda: freed.append(True))
     for node in all_nodes:
-        with pytest.raises(LikenessError, match=f"The memory was full while '{node.GET_SCHEMA().display_name}'"):
+        with pytest.raises(LikenessError, match=f"Memory ran out while '{node.GET_SCHEMA().display_name}'"):
             _probe(node, {}, error).execute()
     assert len(freed) == len(all_nodes) > 20
 

@@ -274,18 +274,18 @@ def test_missing_and_empty_folders_are_told_apart(node, places):
     with pytest.raises(LikenessError, match=r"'anna' was not found in .*input"):
         run(node, folder="anna", face_analysis=MIDDLE)
     (places / "input" / "anna").mkdir()
-    with pytest.raises(LikenessError, match="'anna' holds no pictures"):
+    with pytest.raises(LikenessError, match="'anna' holds no images"):
         run(node, folder="anna", face_analysis=MIDDLE)
-    with pytest.raises(LikenessError, match="no picture to train on"):
+    with pytest.raises(LikenessError, match="no image to train on"):
         run(node, face_analysis=MIDDLE)
 
 
 def test_a_batch_without_a_face_and_one_picture_only_are_said(node, places):
-    with pytest.raises(LikenessError, match=r"None of the 1 pictures is fit.*image 1: no face was found"):
+    with pytest.raises(LikenessError, match=r"None of the 1 images is fit.*image 1: no face was found"):
         run(node, image=batch(np.zeros((90, 90, 3), np.uint8)), face_analysis=MIDDLE)
-    with pytest.raises(LikenessError, match=r"1 of 2 pictures are unfit.*image 2: no face was found"):
+    with pytest.raises(LikenessError, match=r"1 of 2 images are unfit.*image 2: no face was found"):
         run(node, image=batch(noise(), noise(1) * 0), face_analysis=MIDDLE, unfit="stop")
-    assert "There is one picture only" in run(node, image=batch(noise()), face_analysis=MIDDLE)[2]
+    assert "There is one image only" in run(node, image=batch(noise()), face_analysis=MIDDLE)[2]
 
 
 def test_values_that_a_workflow_file_may_hold_are_checked(node, places):
@@ -331,10 +331,10 @@ def test_what_lies_in_the_folder_and_is_not_used_is_said(node, places, caplog):
     dataset, _, report = run(node, folder="anna", face_analysis=MIDDLE, save_as="anna")
     assert [(sample.name, sample.repeats) for sample in dataset.pictures][-1] == ("2_ohwx/0.gif", 2)
     assert dataset.pictures[0].caption == "ohwx in the rain" and dataset.pictures[0].is_captioned
-    for sentence in ("x.txt: not used, because no picture", "raw.cr2: raw files of cameras", "words in the names"):
+    for sentence in ("x.txt: not used, because no image", "raw.cr2: raw files of cameras", "words in the names"):
         assert sentence in report and sentence in caplog.text
         assert sentence in run(node, folder="anna", face_analysis=MIDDLE, save_as="anna")[2], "read back, too"
-    with pytest.raises(LikenessError, match=r"1 of 5 pictures are unfit .*raw\.cr2"):
+    with pytest.raises(LikenessError, match=r"1 of 5 images are unfit .*raw\.cr2"):
         run(node, folder="anna", face_analysis=MIDDLE, unfit="stop")
     (folder / "2_ohwx" / "0.txt").write_text("{} is back")
     assert node.fingerprint_inputs(folder="anna") != before
@@ -382,7 +382,7 @@ def test_a_folder_becomes_a_dataset_through_the_server_and_edits_count(server, c
         "3": {"class_type": "PreviewImage", "inputs": {"images": ["2", 1]}},
     }
     first = client.run(prompt)
-    assert "2 pictures of a person" in first.outputs["2"]["text"][0]
+    assert "2 images of a person" in first.outputs["2"]["text"][0]
     [page] = client.images(first, "3")
     assert page.std() > 30
     saved = server.base / "output" / "likeness" / "datasets" / "by server"
@@ -394,4 +394,4 @@ def test_a_folder_becomes_a_dataset_through_the_server_and_edits_count(server, c
     assert "was deleted and is not used" in edited.outputs["2"]["text"][0]
     for path in sorted(saved.iterdir()):
         os.utime(path)
-    assert "1 picture of a person" in client.run(prompt).outputs["2"]["text"][0]
+    assert "1 image of a person" in client.run(prompt).outputs["2"]["text"][0]

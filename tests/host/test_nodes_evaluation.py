@@ -100,7 +100,7 @@ def test_nothing_kept_blocks_what_follows_and_says_why(run, ann):
     images = _pictures(GREEN, BLACK)
     found = run("IdentityReport", images=images, identity=ann, judge=JUDGE)
     assert _is_blocked(found.kept) and torch.equal(found.rejected, images)
-    assert "No picture reaches 60 %: nodes after 'kept' do not run." in found.markdown
+    assert "No image reaches 60 %: nodes after 'kept' do not run." in found.markdown
     assert _is_blocked(run("IdentityReport", images=_pictures(RED), identity=ann, judge=JUDGE).rejected)
 
 
@@ -108,7 +108,7 @@ def test_the_baseline_tells_what_the_identity_adds(run, ann):
     found = run(
         "IdentityReport", images=_pictures(RED, RED), identity=ann, judge=JUDGE, baseline=_pictures(BLUE, GREEN)
     )
-    assert "+120 points against the pictures without identity" in found.markdown
+    assert "+120 points against the images without identity" in found.markdown
 
 
 def test_photos_that_were_not_given_tell_copies_and_several_people_are_counted(run, ann, output):
@@ -208,12 +208,12 @@ def test_a_region_tells_where_the_person_should_be(run, ann):
     [
         ({"identity": "ann"}, "identity'? holds a str"),
         ({"threshold": float("nan")}, "threshold is nan"),
-        ({"prompts": "a\nb"}, "2 prompts for 1 pictures"),
+        ({"prompts": "a\nb"}, "2 prompts for 1 images"),
         ({"region": torch.zeros(1, 64, 64)}, "region'? is empty, .*Load Image gives an empty mask"),
         ({"region": torch.full((1, 64, 64), 0.4)}, "region'? is empty"),
         ({"region": torch.full((1, 64, 64), float("nan"))}, "region'? holds NaN"),
-        ({"region": torch.ones(3, 64, 64)}, "3 masks on 'region' for 1 pictures"),
-        ({"images": torch.zeros(0, 64, 64, 3)}, "no picture to judge|input images is empty"),
+        ({"region": torch.ones(3, 64, 64)}, "3 masks on 'region' for 1 images"),
+        ({"images": torch.zeros(0, 64, 64, 3)}, "no image to judge|input images is empty"),
         ({"clip": object()}, "CLIP-T needs"),
         ({"judge": FaceAnalysis("boxes", ByColour())}, "boxes has no recogniser"),
         ({"held_out": _pictures(BLUE)}, "finds nobody on 'held_out' who looks like 'ann': connect other photos"),
@@ -254,7 +254,7 @@ def test_pictures_and_prompts_are_compared_by_the_hosts_clip(run, ann):
         clip_vision=_Vision(),
     )
     assert "CLIP-T: 0.500 on average." in found.markdown
-    with pytest.raises(LikenessError, match=r"text has 3 numbers and pictures 2"):
+    with pytest.raises(LikenessError, match=r"text embeddings have width 3, image embeddings 2"):
         run(
             "IdentityReport",
             images=_pictures(RED),
@@ -301,7 +301,7 @@ def test_a_clip_without_a_projection_is_refused_whatever_stands_in_its_place(rec
             weight[3] = 0
         else:
             weight.fill_(value)
-    with pytest.raises(LikenessError, match=r"it lacks its projection.* connect SDXL's CLIP with CLIP-ViT-bigG"):
+    with pytest.raises(LikenessError, match=r"it has no text projection.* connect SDXL's CLIP with CLIP-ViT-bigG"):
         scored(clip, _AnyVision(64))
 
 
@@ -313,7 +313,7 @@ def test_the_first_text_encoder_of_sdxl_needs_no_projection(recipes, scored):
 
 
 def test_sd15s_text_encoder_is_refused(recipes, scored):
-    with pytest.raises(LikenessError, match=r"it lacks its projection, as SD1\.5's do"):
+    with pytest.raises(LikenessError, match=r"it has no text projection, as in SD1\.5"):
         scored(recipes.tiny_clip(), _AnyVision(64))
 
 
@@ -324,7 +324,7 @@ def test_sd15s_text_encoder_out_of_a_checkpoint_is_refused(small_checkpoint, mod
     with torch.inference_mode():
         path = str(models / "checkpoints" / small_checkpoint)
         _, clip, _, _ = comfy.sd.load_checkpoint_guess_config(path, output_vae=False, output_clipvision=False)
-    with pytest.raises(LikenessError, match=r"it lacks its projection, as SD1\.5's do"):
+    with pytest.raises(LikenessError, match=r"it has no text projection, as in SD1\.5"):
         scored(clip, _AnyVision(768))
 
 
@@ -334,7 +334,7 @@ def test_clips_that_do_not_fit_are_refused_before_pictures_are_judged(run, ann):
             raise AssertionError("judged")
 
     inputs = {"images": _pictures(RED), "identity": ann, "prompts": "red", "clip": _Clip(), "clip_vision": _Vision(2)}
-    with pytest.raises(LikenessError, match=r"text has 3 numbers and pictures 2"):
+    with pytest.raises(LikenessError, match=r"text embeddings have width 3, image embeddings 2"):
         run("IdentityReport", judge=FaceAnalysis("judge", Never(), ByColour()), **inputs)
 
 

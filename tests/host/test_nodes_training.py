@@ -546,7 +546,7 @@ def test_an_analysis_without_gradient_is_refused(host_nodes):
     from likeness.faces import load_lbp
     from likeness.nodes.training_run import measure_on
 
-    with pytest.raises(LikenessError, match="no recogniser that a training can learn from"):
+    with pytest.raises(LikenessError, match="no recogniser that training can use"):
         measure_on(load_lbp(), torch.device("cpu"))
 
 

@@ -116,7 +116,7 @@ def test_a_real_photo_becomes_a_portrait_and_the_person_is_recognised_in_another
     [shown] = run.outputs[find(prompt, "LikenessLoadFaceAnalysis")]["text"]
     assert "commercial use: allowed" in shown
     said = {number: run.outputs[f"report {number}"]["text"][0] for number in ("same", "stranger")}
-    assert "1 of 1 pictures reach 60 %" in said["same"] and "0 of 1 pictures reach 60 %" in said["stranger"], said
+    assert "1 of 1 images reach 60 %" in said["same"] and "0 of 1 images reach 60 %" in said["stranger"], said
     [words] = run.outputs["words same"]["text"]
     assert f"Judge: {judge}. Licence of the judge:" in words and recogniser != judge
 

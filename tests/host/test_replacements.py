@@ -268,7 +268,7 @@ def test_every_value_of_the_old_node_arrives_where_it_belongs(kind, offered, obj
 def test_what_has_no_replacement_is_said_in_the_document(offered):
     assert set(offered) == set(MAPPED) and not set(offered) & UNMAPPED
     text = DOCUMENT.read_text(encoding="utf-8")
-    part = text[text.index("## Opening a graph where that pack is gone") :]
+    part = text[text.index("## Opening a graph where that pack is not installed") :]
     for kind in {*MAPPED, *UNMAPPED}:
         assert f"`{kind}`" in part, kind
 

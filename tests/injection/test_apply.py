@@ -330,7 +330,7 @@ def test_a_scheduler_without_noise_levels_is_refused_by_name():
     class Mystery:
         timesteps, config = torch.arange(3), {}
 
-    with pytest.raises(LikenessError, match="Mystery tells no noise levels"):
+    with pytest.raises(LikenessError, match="Mystery has no known noise levels"):
         SamplingRun.of(Mystery())
 
 

@@ -106,6 +106,6 @@ def test_a_mask_larger_than_the_picture_is_said_once_because_it_may_be_meant_for
         for side in (16, 24, 16):
             masks.warn_larger((256, 256), (side, side))
     assert [record.message.split(". ")[0] for record in caplog.records] == [
-        "The mask is 256 x 256 but the picture only 128 x 128 (width x height)"
+        "The mask is 256 x 256 but the image only 128 x 128 (width x height)"
     ]
     assert "docs/troubleshooting.md" in caplog.text

@@ -46,8 +46,8 @@ def test_photos_of_a_folder_are_the_person(tmp_path, world):
 
 
 def test_a_folder_without_pictures_is_named(tmp_path, world):
-    (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(LikenessError, match="holds no pictures"):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(LikenessError, match="holds no images"):
         demo.subject_of(world, tmp_path)
     with pytest.raises(LikenessError, match="is not a folder"):
         demo.subject_of(world, tmp_path / "nowhere")

@@ -65,7 +65,7 @@ def test_a_crop_that_replaces_all_lands_where_it_was_cut(scale, angle):
     put_back(flat, torch.zeros(3, SIDE, SIDE), torch.ones(3, SIDE, SIDE), matrix, mask, covered=whole)
     inside = whole > 0.999
     assert inside.sum() > 100
-    assert (canvas - target)[inside].abs().mean() < 1.5 / 255
+    assert (canvas - target)[inside].abs().mean() < 2 / 255  # at most 1.52; half a pixel off gives 4.0
     assert torch.equal(canvas[whole == 0], picture[whole == 0])
     assert torch.allclose(flat[..., 0], whole, atol=1e-5)
 
@@ -195,11 +195,11 @@ def test_strength_and_region_restrict_the_paste():
 def test_what_does_not_match_is_said():
     seen = found(PHOTO, face_at(150, 100))
     crop = torch.zeros(3, 64, 64)
-    with pytest.raises(LikenessError, match=r"1 pictures and chosen 1 faces, but there are 1 pictures and 2 crops"):
+    with pytest.raises(LikenessError, match=r"1 images and chose 1 faces, but there are 1 images and 2 crops"):
         paste_crops([canvas_of()], seen, [crop, crop], CropFraming.HEAD, PasteOptions())
     with pytest.raises(LikenessError, match=r"64x32 pixels: crops are square"):
         paste_crops([canvas_of()], seen, [crop[:, :32]], CropFraming.HEAD, PasteOptions())
-    with pytest.raises(LikenessError, match=r"300x100 pixels, and Find Faces has seen 300x200"):
+    with pytest.raises(LikenessError, match=r"300x100 pixels, and Find Faces was given 300x200"):
         paste_crops([canvas_of()[:100]], seen, [crop], CropFraming.HEAD, PasteOptions())
     boxes_only = Face(face_at(150, 100).box, 1.0)
     with pytest.raises(LikenessError, match="no aligned portrait"):

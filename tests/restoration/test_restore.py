@@ -341,12 +341,12 @@ def test_a_face_without_keypoints_is_not_guarded_and_the_report_says_so():
         upright(SIDE, 2.0),
         PasteOptions(guard=Guard(ByTint())),
     )
-    assert done.outcomes[0].fate is Fate.RESTORED and "the guard did not look at it" in done.outcomes[0].sentence()
+    assert done.outcomes[0].fate is Fate.RESTORED and "the guard did not check it" in done.outcomes[0].sentence()
 
 
 def test_an_identity_of_another_length_is_said():
     guard = Guard(ByTint(), person=torch.ones(512))
-    with pytest.raises(LikenessError, match="embeddings of 512 numbers and by tint gives 3: make the identity again"):
+    with pytest.raises(LikenessError, match="embeddings of width 512 and by tint those of width 3: make"):
         restore_faces([PICTURE], [[face_at(100, 80)]], darker, SIDE, PasteOptions(guard=guard))
 
 

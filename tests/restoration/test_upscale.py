@@ -186,7 +186,7 @@ def test_a_tile_that_overflows_in_half_precision_is_made_again():
 
 
 def test_what_is_no_network_for_super_resolution_is_said():
-    with pytest.raises(LikenessError, match="RestoreFormer restores single faces and ruins whole pictures"):
+    with pytest.raises(LikenessError, match="RestoreFormer restores single faces and ruins whole images"):
         upscale.adopted_upscaler(described(small.restoreformer(), "x"))
     with pytest.raises(LikenessError, match="holds a float: connect ComfyUI's Load Upscale Model"):
         upscale.adopted_upscaler(3.0)

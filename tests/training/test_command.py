@@ -151,7 +151,7 @@ def test_captions_beside_the_photos_are_used_as_in_the_graph(
     with pytest.raises(LikenessError, match="enough"):
         run(read_configuration(configuration(folder, kind, recipe)), openers(make_base))
     assert captions == ["ohwx in the rain", template]
-    assert "three.caption: not used, because no picture has this name" in capsys.readouterr().out
+    assert "three.caption: not used, because no image has this name" in capsys.readouterr().out
 
 
 def test_captions_that_are_not_wanted_are_not_read_and_that_is_said(make_base, folder, monkeypatch, capsys):
@@ -410,7 +410,7 @@ def test_a_lora_is_trained_further_from_the_file_of_an_earlier_training(make_bas
     file.write_text(text.replace("steps = 1", "steps = 1\nlora = { rank = 9 }"))
     assert run(read_configuration(file), openers(make_base)) == [second], "its rank is the file's"
     first.write_bytes(first.read_bytes()[:-1])
-    with pytest.raises(LikenessError, match="damaged, cut short"):
+    with pytest.raises(LikenessError, match="damaged, truncated"):
         run(read_configuration(file), openers(make_base))
     file.write_text(text.replace(first.name, "gone.safetensors"))
     with pytest.raises(LikenessError, match=r"no file '.*gone\.safetensors' to start from"):

@@ -34,7 +34,7 @@ def _failing(base, photos, error: Exception):
     ],
 )
 def test_full_memory_of_any_device_names_what_to_lower(base, photos, tmp_path, error):
-    with pytest.raises(LikenessError, match="was full at step 0 of 'tuning': turn gradient checkpointing on") as found:
+    with pytest.raises(LikenessError, match="ran out of memory at step 0 of 'tuning': turn gradient check") as found:
         train(base, _failing(base, photos, error), RunSettings(), tmp_path)
     assert found.value.__cause__ is error
 

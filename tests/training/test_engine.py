@@ -275,7 +275,7 @@ def test_gradients_that_are_never_finite_end_the_run(base, photos, tmp_path):
     recipe = lora_recipe(base, photos, 30)
     phase = replace(recipe.phases[0], objectives=[Objective("loss", no_gradient)])
     scaler = with_scaler(backoff_factor=0.01)
-    with pytest.raises(LikenessError, match=r"not finite in float16, still at step 3"):
+    with pytest.raises(LikenessError, match=r"still not finite in float16 at step 3"):
         train(base, replace(recipe, phases=[phase]), RunSettings(), tmp_path, accelerator=scaler)
 
 
@@ -569,7 +569,7 @@ def test_a_finished_run_is_prolonged_to_what_an_unbroken_one_is(make_base, photo
     assert steps == [4, 5]
     assert_same(weights(longer), weights(unbroken))
     assert read_losses(tmp_path / "run" / "losses.csv") == read_losses(tmp_path / "unbroken" / "losses.csv")
-    with pytest.raises(LikenessError, match="with 5 steps and has made 5 of them: ask for at least so many, or choose"):
+    with pytest.raises(LikenessError, match="with 5 steps and has made 5 of them: ask for at least that many"):
         train(shorter, recipe(shorter, 4), RunSettings(ema=0.9), tmp_path / "run")
 
 
@@ -630,7 +630,7 @@ def test_a_damaged_record_of_a_run_is_one_sentence(make_base, photos, tmp_path, 
     base, again = make_base(), make_base()
     train(base, lora_recipe(base, photos), RunSettings(), tmp_path, Callbacks(cancelled=Stop(2)))
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(LikenessError, match=r"run\.json', which says what .* is damaged: choose a new folder, or move"):
+    with pytest.raises(LikenessError, match=r"run\.json', which records what .* is damaged: choose a new folder"):
         train(again, lora_recipe(again, photos), RunSettings(), tmp_path)
     (tmp_path / "run.json").unlink()
     assert train(again, lora_recipe(again, photos), RunSettings(), tmp_path).complete, "as it says"

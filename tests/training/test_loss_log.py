@@ -129,7 +129,7 @@ def test_a_table_that_cannot_be_replaced_goes_on_in_another(tmp_path, monkeypatc
     log.keep_until("tuning", 2)
     log.add("tuning", 3, {"instance": 1, "prior": 1, "total": 2})
     assert steps(tmp_path / "losses_2.csv") == [1, 2, 3] and steps(tmp_path / "losses.csv") == [1, 2, 3, 4]
-    assert "go on in losses_2.csv" in caplog.text
+    assert "continue in losses_2.csv" in caplog.text
 
 
 def test_losses_of_any_size_are_drawn():

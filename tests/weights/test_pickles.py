@@ -91,7 +91,7 @@ def test_archives_that_no_weight_file_is_are_refused(tmp_path: Path):
     path = archived(tmp_path / "b.bin", START + b"}.")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("a/DATA.pkl", CRAFTED["steps"])
-    with pytest.raises(LikenessError, match="two of one name"):
+    with pytest.raises(LikenessError, match="two with the same name"):
         check_pickle(path)
 
 

@@ -69,7 +69,7 @@ def add_lora(
     """
     paths = list(targets)
     if rank < 1 or not paths:
-        raise LikenessError("A LoRA needs a rank of at least 1 and a network of which it can change layers.")
+        raise LikenessError("A LoRA needs a rank of at least 1 and a network with layers that it can change.")
     _inject(model, dict.fromkeys(paths, rank), alpha, dropout)
     return list(lora_parameters(model).values())
 

@@ -83,7 +83,7 @@ def _read(path: Path) -> _File:
         raise LikenessError(f"There is no base model '{path}': check its path and name.") from error
     except (SafetensorError, OSError) as error:
         raise LikenessError(
-            f"'{path.name}' cannot be read as a .safetensors file ({error}): fetch it again, or give another one."
+            f"'{path.name}' cannot be read as a .safetensors file ({error}): download it again, or give another one."
         ) from error
 
 

@@ -24,7 +24,9 @@ def class_examples(folder: Path, side: int, caption: str) -> list[Example]:
     Raises LikenessError when the folder is not there or holds no picture.
     """
     if not folder.is_dir():
-        raise LikenessError(f"There is no folder {str(folder)!r} with class pictures: put them there, or name none.")
+        raise LikenessError(
+            f"There is no folder {str(folder)!r} with class images: put them there, or leave class_folder empty."
+        )
     found, said = read_folder(folder), _listed(folder)
     for sentence in found.unreadable:
         log.warning("[likeness] %s", sentence)

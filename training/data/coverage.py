@@ -72,7 +72,8 @@ class Variety:
         if len(self.turns) < LEAST:
             return
         if max(map(abs, self.turns)) < TURNED:
-            yield "No photo shows the face from the side: pictures that turn the head will guess it."
+            yield "No photo shows the face from the side: the model will have to guess it in images where the head is "
+            "turned."
         elif min(self.turns) > -TURNED or max(self.turns) < TURNED:
             yield "The head is turned to one side only: a photo of the other side would help."
 

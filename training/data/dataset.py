@@ -192,14 +192,14 @@ class Dataset:
         if lacking:
             raise LikenessError(
                 f"{names_of(lacking)} has no face mask, which this training needs: connect a face analysis to "
-                "Portrait Dataset, paint the mask yourself, or leave the picture out."
+                "Portrait Dataset, paint the mask yourself, or leave the image out."
             )
 
     def report(self) -> str:
         """What was found, line by line."""
         count = len(self.pictures)
         lines = [
-            f"{count} picture{'s' if count != 1 else ''} of a {self.kind.value}, trigger word "
+            f"{count} image{'s' if count != 1 else ''} of a {self.kind.value}, trigger word "
             f"'{self.trigger}'" + (f", in {self.folder}" if self.folder else ""),
             *self.remarks,
         ]
@@ -287,7 +287,7 @@ def _about_the_face(finding: Finding, mask: np.ndarray | None, settings: Dataset
             f"({needed:.0f} are needed): '{Framing.HEAD.value}' crops closer"
         )
     if mask is not None and mask.any() and not (finding.frame.cut(mask) > 127).any():
-        yield "its mask lies outside of the crop around its face"
+        yield "its mask lies outside the crop around its face"
 
 
 def _masked(mask: np.ndarray) -> Face:
@@ -318,7 +318,7 @@ def judge_copies(findings: Sequence[Finding]) -> None:
     for finding in findings:
         original = next((o for o in kept if finding.looks.is_copy_of(o.looks, _cosine(finding, o))), None)
         if original is not None:
-            finding.problems.append(f"it is almost the same picture as {original.photo.name}")
+            finding.problems.append(f"it is almost the same image as {original.photo.name}")
         else:
             kept.append(finding)
 
@@ -469,7 +469,7 @@ def _mask_of_face(finding: Finding, face: Face, parser: FaceParser | None) -> np
         parsed = part_mask(parse_face(parser, finding.photo.pixels, face.keypoints), FACE_PARTS)
         if parsed.any():
             return parsed.astype(np.uint8) * 255
-        finding.remarks.append("the face parser saw no face; its mask is an ellipse")
+        finding.remarks.append("the face parser found no face; its mask is an ellipse")
     return ellipse_mask(finding.size, face)
 
 
@@ -496,7 +496,7 @@ def build_dataset(
     named together.
     """
     if not photos:
-        raise LikenessError("There is no picture to train on: connect images, or name a folder with photos.")
+        raise LikenessError("There is no image to train on: connect images, or name a folder with photos.")
     reference = _reference(identity, analysis)
     judge = None
     if second is not None and settings.kind is DatasetKind.PERSON:
@@ -504,7 +504,7 @@ def build_dataset(
     if settings.kind is DatasetKind.PERSON and analysis is None and not all(photo.has_mask for photo in photos):
         raise LikenessError(
             "The faces of a person's photos cannot be found without a face analysis: connect one, or put a mask "
-            "beside every picture (anna.mask.png for anna.jpg)."
+            "beside every image (anna.mask.png for anna.jpg)."
         )
     findings = []
     for number, photo in enumerate(photos):
@@ -516,7 +516,7 @@ def build_dataset(
     refused = [f"{f.photo.name}: {'; '.join(f.problems)}" for f in findings if f.problems]
     if settings.unfit is Unfit.STOP and (refused or unreadable):
         raise LikenessError(
-            f"{len(refused) + len(unreadable)} of {len(photos) + len(unreadable)} pictures are unfit for training "
+            f"{len(refused) + len(unreadable)} of {len(photos) + len(unreadable)} images are unfit for training "
             f"({'. '.join([*refused, *unreadable])}): replace them, or let Portrait Dataset leave them out."
         )
     pictures, left_out, variety = [], [], Variety()
@@ -532,7 +532,7 @@ def build_dataset(
         after_each()
     if not pictures:
         raise LikenessError(
-            f"None of the {len(photos)} pictures is fit for training ({'. '.join(refused)}): use other photos."
+            f"None of the {len(photos)} images is fit for training ({'. '.join(refused)}): use other photos."
         )
     check_captions([(picture.name, picture.caption) for picture in pictures], settings.trigger)
     advice = variety.advice() if settings.kind is DatasetKind.PERSON else []
@@ -554,7 +554,7 @@ def _reference(identity: Identity | None, analysis: FaceAnalysis | None) -> Tens
     if name is None or identity.recogniser != name:
         raise LikenessError(
             f"The identity '{identity.name}' was made by the recogniser {identity.recogniser or 'none'} and these "
-            f"photos are seen by {name or 'none'}: make both with the same face analysis."
+            f"photos were analysed by {name or 'none'}: make both with the same face analysis."
         )
     return identity.mean_embedding()
 
@@ -564,7 +564,7 @@ def second_judge(second: FaceAnalysis, identity: Identity | None, analysis: Face
     first = analysis.recogniser.name if analysis and analysis.recogniser else None
     if first is None:
         raise LikenessError(
-            "A second judge stands beside a first one: connect to 'face_analysis' an analysis with a recogniser, for "
+            "A second judge needs a first one: connect to 'face_analysis' an analysis with a recogniser, for "
             "example OpenCV, or disconnect 'second_judge'."
         )
     if second.recogniser is None or second.recogniser.name == first:
@@ -612,8 +612,8 @@ def _about_the_crop(finding: Finding, frame: Frame, settings: DatasetSettings) -
         remarks.append(f"the face fills only {share:.0%} of its height: '{Framing.HEAD.value}' crops closer")
     bystanders = sum(max(face.sides) >= BYSTANDER * side and _is_inside(face, frame) for face in finding.others)
     if bystanders and settings.kind is DatasetKind.PERSON:
-        people = "somebody else is" if bystanders == 1 else f"{bystanders} other people are"
-        remarks.append(f"{people} in the picture: the method may learn them too")
+        people = "another person is" if bystanders == 1 else f"{bystanders} other people are"
+        remarks.append(f"{people} in the image: the method may learn them too")
     if finding.cosine is not None:
         other = f", {finding.second_cosine:.2f} by the second judge" if finding.second_cosine is not None else ""
         remarks.append(f"cosine {finding.cosine:.2f}{other}")
@@ -628,7 +628,7 @@ def _is_inside(face: Face, frame: Frame) -> bool:
 def _about_the_whole(pictures: Sequence[DatasetPicture]) -> list[str]:
     if len(pictures) > 1:
         return []
-    return ["There is one picture only: training will repeat its pose and background. Four to ten are better."]
+    return ["There is one image only: training will repeat its pose and background. Four to ten are better."]
 
 
 def fingerprint(

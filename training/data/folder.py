@@ -166,7 +166,7 @@ def load_dataset(folder: Path) -> Dataset:
         remarks.append(f"{names_of(added)} was put here later and is not used: make a new dataset with it")
     remarks += there.not_used
     if not pictures:
-        raise LikenessError(f"The dataset '{folder.name}' has no pictures any more: make it again under a new name.")
+        raise LikenessError(f"The dataset '{folder.name}' has no images any more: make it again under a new name.")
     check_captions([(picture.name, picture.caption) for picture in pictures], index.trigger)
     return Dataset(
         kind=index.kind,
@@ -221,7 +221,7 @@ def _read_index(folder: Path) -> _Index:
                 reasons = "; ".join(_text(reason) for reason in photo["reasons"])
                 remarks.append(f"{_text(photo['photo'])}: left out when this was made, because {reasons}")
             except (ValueError, KeyError, TypeError):
-                remarks.append(f"an entry of 'left out' in {INDEX} is damaged and is passed over")
+                remarks.append(f"an entry of 'left out' in {INDEX} is damaged and is ignored")
     except LikenessError:
         raise
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -262,7 +262,7 @@ def _or_nothing(record: Mapping[str, Any], key: str, kind: type, remarks: list[s
     """An entry that decides nothing; None, with a remark, when it is not what it should be."""
     value = record.get(key)
     if value is not None and not isinstance(value, kind):
-        remarks.append(f"{key!r} in {INDEX} is damaged and is passed over")
+        remarks.append(f"{key!r} in {INDEX} is damaged and is ignored")
         return None
     return value
 
@@ -290,7 +290,7 @@ def _read_sample(path: Path, record: _Record, trigger: str) -> DatasetPicture:
     height, width = pixels.shape[:2]
     if height % 8 or width % 8:
         raise LikenessError(
-            f"{path.name} now has {width}x{height} pixels: keep the sides of a dataset's pictures multiples of 8."
+            f"{path.name} now has {width}x{height} pixels: keep the sides of a dataset's images multiples of 8."
         )
     caption, mask = read_caption(path.with_suffix(CAPTION_SUFFIX)) or record.caption, path.with_suffix(MASK_SUFFIX)
     return DatasetPicture(

@@ -26,7 +26,7 @@ def face_mask(labels: np.ndarray, box: Sequence[int], size: tuple[int, int]) -> 
     x0, y0, x1, y1 = (int(v) for v in box)
     height, width = size
     if min(x1, width) <= max(x0, 0) or min(y1, height) <= max(y0, 0):
-        raise LikenessError("The face's box lies outside of its photo: detect the face again.")
+        raise LikenessError("The face's box lies outside its photo: detect the face again.")
     face = torch.from_numpy(part_mask(labels, FACE_PARTS)).float()
     if not bool(face.any()):
         raise LikenessError("No face was found in the box of a training photo: use a photo that shows the face.")

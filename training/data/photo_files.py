@@ -181,7 +181,7 @@ def _about_folders(folder: Path, found: PhotoList) -> Iterator[str]:
     others = [path.name for path in found.folders if path not in read and any(holds_photos(path))]
     if others:
         yield (
-            f"The pictures in {names_of(others)} are not used: put them into {shown(folder.name)} itself, or name the "
+            f"The images in {names_of(others)} are not used: put them into {shown(folder.name)} itself, or name the "
             "folder as kohya's are, such as 10_person"
         )
 
@@ -215,14 +215,14 @@ class _Beside:
         second = [path.name for path in self._files if path.name.lower() in known and path not in self.of.values()]
         orphans = [path.name for path in self._files if path.name.lower() not in known]
         if second:
-            yield f"{names_of(second)}: not used, because another file of the same picture comes first"
+            yield f"{names_of(second)}: not used, because another file of the same image comes first"
         if orphans:
-            yield f"{names_of(orphans)}: not used, because no picture has this name"
+            yield f"{names_of(orphans)}: not used, because no image has this name"
         for path in taken:
             sharing = [photo.name for photo in self._photos if self.of[photo] == path]
             if len(sharing) > 1:
                 own = names_of([name + self._own for name in sharing])
-                yield f"{names_of(sharing)} share {shown(path.name)}: call the files {own} if they are to differ"
+                yield f"{names_of(sharing)} share {shown(path.name)}: name the files {own} to give each its own"
 
 
 def _captions_in(found: PhotoList) -> _Beside:
@@ -321,7 +321,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     mask = read_mask_file(path)
     if mask.shape != tuple(size):
         raise LikenessError(
-            f"The mask {shown(path.name)} has {mask.shape[1]}x{mask.shape[0]} pixels and its picture "
-            f"{size[1]}x{size[0]}: paint it at the picture's size, or delete it."
+            f"The mask {shown(path.name)} has {mask.shape[1]}x{mask.shape[0]} pixels and its image "
+            f"{size[1]}x{size[0]}: paint it at the image's size, or delete it."
         )
     return mask

@@ -36,35 +36,35 @@ METHOD = Method(
     kind="custom_diffusion",
     title="Custom Diffusion",
     description=(
-        "Learns a person, a thing or a style as a new word and as keys and values of cross-attention: a file of 75 MB "
-        "for SD1.5 that Merge Concepts joins with others, so that one prompt can name several. The settings are those "
+        "Learns a person, an object or a style as a new word and as keys and values of cross-attention: a file of 75 "
+        "MB for SD1.5 that Merge Concepts joins with others, so that one prompt can name several. The defaults are "
         "for faces."
     ),
     concepts=(
         ConceptInput(
-            "person", "dataset", "From Portrait Dataset; fifteen pictures or more for a face, four for a thing."
+            "person", "dataset", "From Portrait Dataset; fifteen images or more for a face, four for an object."
         ),
         ConceptInput("second", "dataset_2", "A second concept that is learned together with the first.", optional=True),
         ConceptInput("third", "dataset_3", "A third concept.", optional=True),
     ),
-    clip="The text encoder that knows the new word.",
+    clip="The text encoder with the new word.",
     load=_load,
     usage=_usage,
     first=(
-        steps("steps", 1000, "1000 for a face, 250 to 500 for a thing; twice as many for two concepts."),
-        rate(5e-6, "5e-6 for a face, 1e-5 to 4e-5 for a thing."),
+        steps("steps", 1000, "1000 for a face, 250 to 500 for an object; twice as many for two concepts."),
+        rate(5e-6, "5e-6 for a face, 1e-5 to 4e-5 for an object."),
         Knob(
             "layers",
             LAYERS[1],
-            "Which weights of cross-attention learn. All of them are closer to a face; keys and values alone can be "
-            "merged with other concepts without loss.",
+            "Which weights of cross-attention are trained. All of them give more likeness; only keys and values can "
+            "be merged with other concepts without loss.",
             "layers",
             options=LAYERS,
         ),
         Knob(
             "prior_weight",
             1.0,
-            "How much the class must stay as it was; 0 needs no class pictures.",
+            "How much the class must stay as it was; 0 needs no class images.",
             "prior_weight",
             low=0.0,
             high=10.0,
@@ -73,7 +73,7 @@ METHOD = Method(
         Knob(
             "class_pictures",
             200,
-            "Pictures of the class that the untouched model generates first; they are kept for further trainings.",
+            "Images of the class that the untouched model generates first; they are kept for further trainings.",
             "class_pictures",
             low=0,
             high=10_000,
@@ -81,7 +81,7 @@ METHOD = Method(
         Knob(
             "class_folder",
             "",
-            "Real pictures of the class instead, in a folder of ComfyUI's input folder, each with a caption (anna.txt) "
+            "Real images of the class instead, in a folder of ComfyUI's input folder, each with a caption (anna.txt) "
             "or without. Empty: the model generates them.",
             "class_folder",
             folder=True,
@@ -92,7 +92,7 @@ METHOD = Method(
         Knob(
             "zoom",
             ZOOMS[0],
-            "Whether pictures are also shown far away and close up, which their captions then say: 'adobe' for things, "
+            "Whether images are also shown far away and close up, as their captions then say: 'adobe' for objects, "
             "'none' for faces.",
             "zoom",
             options=ZOOMS,
@@ -101,15 +101,16 @@ METHOD = Method(
         Knob(
             "new_word",
             True,
-            "Whether the trigger word is learned as a new one. Off: it keeps its meaning, and only weights learn.",
+            "Whether the trigger word is learned as a new one. Off: it keeps its meaning, and only weights are "
+            "trained.",
             "new_words",
             advanced=True,
         ),
         Knob(
             "start_words",
             "",
-            "Words from which the new ones start, one for each dataset, separated by spaces; each must be one token. "
-            "Empty: rare ones that mean nothing.",
+            "Words from which the new ones are initialised, one for each dataset, separated by spaces; each must be "
+            "one token. Empty: rare ones that mean nothing.",
             advanced=True,
         ),
     ),

@@ -19,34 +19,34 @@ METHOD = Method(
     title="DreamBooth",
     description=(
         "Teaches the model a person by a LoRA that any LoRA loader reads, or by a checkpoint of its own: the trigger "
-        "word before the class word is that person from then on, and everybody else stays as they were, for which the "
-        "model first generates a few pictures of the class."
+        "word before the class word then means that person. To keep other people as they were, the model first "
+        "generates a few images of the class."
     ),
-    concepts=(ConceptInput("person", "dataset", "From Portrait Dataset; four to ten pictures."),),
-    clip="The text encoder, with what it learned where it was trained too.",
+    concepts=(ConceptInput("person", "dataset", "From Portrait Dataset; four to ten images."),),
+    clip="The text encoder, with what it learned if it was trained.",
     load=_load,
     usage=lambda datasets, embeddings: f"{datasets[0].trigger} {datasets[0].class_word}",
     first=(
-        steps("steps", 500, "About 100 for every picture."),
+        steps("steps", 500, "About 100 per image."),
         rate(1e-4, "1e-4 is usual for a LoRA."),
         Knob("rank", 4, "Size of the LoRA: 4 to 32.", "lora.rank", low=1, high=256),
         Knob(
             "layers",
             LAYERS[1],
-            "Which layers the LoRA changes: more learn faster and forget faster.",
+            "Which layers the LoRA changes: more layers learn faster and forget faster.",
             "lora.reach",
             options=LAYERS,
         ),
         Knob(
             "train_text_encoder",
             False,
-            "Also a LoRA in the text encoder: closer to the person, sooner overdone.",
+            "Also trains a LoRA in the text encoder: more likeness, and earlier overfitting.",
             "text_encoder",
         ),
         Knob(
             "prior_weight",
             1.0,
-            "How much the class must stay as it was; 0 needs no class pictures.",
+            "How much the class must stay as it was; 0 needs no class images.",
             "prior_weight",
             low=0.0,
             high=10.0,
@@ -55,7 +55,7 @@ METHOD = Method(
         Knob(
             "class_pictures",
             50,
-            "Pictures of the class that the untouched model generates first; they are kept with the run.",
+            "Images of the class that the untouched model generates first; they are kept with the run.",
             "class_pictures",
             low=1,
             high=10_000,
@@ -67,7 +67,7 @@ METHOD = Method(
             "tuned",
             TUNED[0],
             "What is trained. All weights: closest to the person, saved as a checkpoint of 2 to 7 GB; rank and layers "
-            "do nothing, learning_rate is about 5e-6, and it takes 24 GB of graphics memory or more.",
+            "have no effect, learning_rate is about 5e-6, and 24 GB of GPU memory or more is needed.",
             options=TUNED,
             advanced=True,
             optional=True,

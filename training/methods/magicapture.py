@@ -31,7 +31,7 @@ def _usage(datasets: Sequence[Dataset], embeddings: Sequence[str]) -> str:
 
 
 def _templates_knob(what: str) -> Knob:
-    tooltip = f"Sentences about the {what}, one a line, {{}} for its word. Empty: built-in ones."
+    tooltip = f"Sentences about the {what}, one per line, {{}} for its word. Empty: built-in ones."
     return Knob(f"{what}_templates", "", tooltip, lines=True, advanced=True)
 
 
@@ -39,9 +39,9 @@ METHOD = Method(
     kind="magicapture",
     title="MagiCapture",
     description=(
-        "Learns a person and a portrait style together, each from a few pictures, so that one prompt generates that "
+        "Learns a person and a portrait style together, each from a few images, so that one prompt generates that "
         "person in that style: two words and a LoRA. Masks keep the person to the face and the style to the rest; a "
-        "face recogniser checks the likeness while it learns."
+        "face recogniser checks the likeness during training."
     ),
     concepts=(
         ConceptInput(
@@ -64,13 +64,13 @@ METHOD = Method(
     usage=_usage,
     sample=_sample,
     first=(
-        steps("inversion_steps", 1200, "Of the first phase, in which the two words are learned."),
-        steps("tuning_steps", 1500, "Of the second phase, in which the LoRA is learned."),
+        steps("inversion_steps", 1200, "Steps of the first phase, which learns the two words."),
+        steps("tuning_steps", 1500, "Steps of the second phase, which trains the LoRA."),
         Knob("rank", 4, "Size of the LoRA: 4 to 32.", low=1, high=256),
         Knob(
             "identity_weight",
             0.25,
-            "How much the face must look like the person: 0.1 to 0.5. 0 needs no face analysis.",
+            "Weight of the identity loss: 0.1 to 0.5. 0 needs no face analysis.",
             "lambda_id",
             low=0.0,
             high=5.0,
@@ -79,7 +79,8 @@ METHOD = Method(
         Knob(
             "attention_weight",
             2.5,
-            "How strictly the person's word looks at the face alone and the style's at the rest.",
+            "How strictly the attention of the person's word is confined to the face and that of the style's word to "
+            "the rest.",
             "lambda_attention",
             low=0.0,
             high=50.0,

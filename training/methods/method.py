@@ -124,7 +124,7 @@ MASKS = ("none", "face", "face, normalised")
 MASK = Knob(
     "mask",
     MASKS[0],
-    "Whether only the face is learned: 'face' weighs the picture with the dataset's masks, 'face, normalised' also "
+    "Whether only the face is learned: 'face' weighs the image with the dataset's masks, 'face, normalised' also "
     "makes small faces count as much as large ones.",
     "mask",
     options=MASKS,

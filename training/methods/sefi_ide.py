@@ -18,11 +18,11 @@ METHOD = Method(
     kind="sefi_ide",
     title="SeFi-IDE",
     description=(
-        "Learns a person or a thing from one photo as tokens of its own for every stage of denoising, and changes "
-        "nothing else: a file of 30 KB. A loss on attention keeps the other words of a prompt at work, so that "
-        "expression, age and clothes can still be asked for."
+        "Learns a person or an object from one photo as separate tokens for every stage of denoising, and changes "
+        "nothing else: a file of 30 KB. An attention loss keeps the other words of a prompt effective, so that "
+        "expression, age and clothes can still be prompted."
     ),
-    concepts=(ConceptInput("person", "dataset", "From Portrait Dataset; one picture is enough."),),
+    concepts=(ConceptInput("person", "dataset", "From Portrait Dataset; one image is enough."),),
     clip="The same text encoder: the tokens are in the models/sefi_ide folder.",
     load=_load,
     usage=lambda datasets, embeddings: f"a photo of {placeholder(datasets[0].trigger)}",
@@ -33,8 +33,8 @@ METHOD = Method(
         Knob(
             "attention_weight",
             0.003,
-            "How strictly every word is looked for where it would be for the class word: less copies the photo and "
-            "obeys prompts less, 0.01 and more forgets the subject.",
+            "How closely the attention of every word must match that with the class word: lower values copy the photo "
+            "and follow prompts less, 0.01 and above forgets the subject.",
             "lambda_attention",
             low=0.0,
             high=1.0,
@@ -52,7 +52,7 @@ METHOD = Method(
         Knob(
             "stages",
             5,
-            "Into how many equal parts denoising is cut, each with tokens of its own.",
+            "Number of equal parts into which denoising is split, each with its own tokens.",
             "stages",
             low=1,
             high=50,
@@ -61,7 +61,7 @@ METHOD = Method(
         Knob(
             "layers",
             LAYERS[0],
-            "Which layers the attention is compared in; all of them take more memory with SD1.5.",
+            "In which layers the attention is compared; all of them need more memory with SD1.5.",
             "layers",
             options=LAYERS,
             advanced=True,
@@ -69,7 +69,7 @@ METHOD = Method(
         Knob(
             "start_word",
             "",
-            "A word, one token, whose meaning the tokens start from. Empty: the dataset's class word, which must be "
+            "A word of one token from which the tokens are initialised. Empty: the dataset's class word, which must be "
             "one token too.",
             "start",
             advanced=True,
@@ -77,7 +77,7 @@ METHOD = Method(
         Knob(
             "templates",
             "",
-            "Sentences about the subject, one a line, {} for its word. Empty: built-in ones about a face.",
+            "Sentences about the subject, one per line, {} for its word. Empty: built-in ones about a face.",
             lines=True,
             advanced=True,
         ),
@@ -85,7 +85,8 @@ METHOD = Method(
         Knob(
             "plain_embedding",
             False,
-            "Also write an ordinary embedding, one vector for all stages, that any prompt reads: likeness is lost.",
+            "Also write an ordinary embedding, one vector for all stages, that works in any prompt, with less "
+            "likeness.",
             "plain_embedding",
             advanced=True,
         ),

@@ -20,17 +20,17 @@ METHOD = Method(
         "Learns one new word for a person or a style and changes nothing else: a file of a few kilobytes that prompts "
         "name as embedding:<file>."
     ),
-    concepts=(ConceptInput("person", "dataset", "From Portrait Dataset; four to ten pictures."),),
+    concepts=(ConceptInput("person", "dataset", "From Portrait Dataset; four to ten images."),),
     clip="The same text encoder: the new word is in the embeddings folder.",
     load=_load,
     usage=lambda datasets, embeddings: embeddings[0],
     first=(
-        steps("steps", 3000, "Pictures times batch size that are shown: 1500 to 5000."),
+        steps("steps", 3000, "Training steps of one batch each: 1500 to 5000."),
         rate(5e-4, "5e-4 is usual; five times more for few steps."),
         Knob(
             "vectors",
             1,
-            "How many words of a prompt it takes: more hold more detail and obey prompts less.",
+            "How many tokens of a prompt it uses: more hold more detail and follow prompts less.",
             "vectors",
             low=1,
             high=16,
@@ -38,7 +38,7 @@ METHOD = Method(
         Knob(
             "start_words",
             "",
-            "Words whose meaning it starts from; more words than vectors are averaged. Empty: the dataset's "
+            "Words from which it is initialised; more words than vectors are averaged. Empty: the dataset's "
             "class word.",
         ),
     ),
@@ -47,7 +47,7 @@ METHOD = Method(
             "tether",
             TETHERS[1],
             "What keeps the new word as strong as others, so that it leaves room for the rest of a prompt: 'norm' "
-            "holds its length, 'deviation' its spread.",
+            "keeps its norm, 'deviation' its standard deviation.",
             "tether",
             options=TETHERS,
             advanced=True,

@@ -33,7 +33,7 @@ def attention_loss(
     used = [layer for layer in maps if layer.shape[-1] != height * width]
     if not used:
         raise LikenessError(
-            "The attention loss has no layer coarser than half the latent's sides: train on pictures of the size the "
+            "The attention loss has no layer coarser than half the latent's sides: train on images of the size the "
             "base model was made for."
         )
     belongs = F.interpolate(masks.float(), (height, width), mode="bilinear", align_corners=False)

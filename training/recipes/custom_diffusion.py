@@ -79,14 +79,15 @@ class CustomDiffusionSettings(MethodSettings):
     words: ClassVar[tuple[str, ...]] = ("modifier", "modifier_2", "modifier_3")
     kind: Literal["custom_diffusion"] = "custom_diffusion"
     preset: TrainingPreset = Field(
-        default=TrainingPreset.NONE, description="face: for portraits; sets what is not written."
+        default=TrainingPreset.NONE, description="face: for portraits; sets the defaults of the other entries."
     )
     modifier: str = "<new1>"
     modifier_2: str = Field(default="<new2>", description="Of a second concept that is learned with the first.")
     modifier_3: str = "<new3>"
-    new_words: bool = Field(default=True, description="False: the words are there already, and only weights learn.")
+    new_words: bool = Field(default=True, description="False: the words exist already, and only weights are trained.")
     start: tuple[str, ...] = Field(
-        default=("ktn", "pll", "ucd"), description="Where the words start, in turn: a token each that means nothing."
+        default=("ktn", "pll", "ucd"),
+        description="Tokens from which the words are initialised, in turn; by default rare ones.",
     )
     class_words: tuple[str, ...] = Field(default=("person",), description="Of each concept; '' for a style.")
     prompt: str = PHOTO
@@ -101,9 +102,9 @@ class CustomDiffusionSettings(MethodSettings):
     warm_up: Moment = 0
     weight_decay: float = Field(default=1e-2, ge=0, le=1)
     clip: float = Field(default=1.0, gt=0, le=1e6)
-    prior_weight: Weight = Field(default=1.0, description="λ; 0 needs no class pictures.")
+    prior_weight: Weight = Field(default=1.0, description="λ; 0 needs no class images.")
     class_pictures: int = Field(default=200, ge=0, le=10_000, description="That the untouched model generates.")
-    class_folder: str = Field(default="", description="Pictures of the class, with captions or without, instead.")
+    class_folder: str = Field(default="", description="Images of the class, with captions or without, instead.")
     class_files: str = Field(default="", description="Fingerprint of that folder; filled in.")
     flip: float = Field(default=0.0, ge=0, le=1)
 
@@ -173,8 +174,8 @@ def custom_diffusion(
     with_class = settings.prior_weight > 0 and any(class_photos)
     if settings.prior_weight > 0 and not with_class:
         log.warning(
-            "[likeness] There are no class pictures, so that the prior's weight is 0: the class will drift towards "
-            "what is learned. Name a folder of them, or have the model generate some."
+            "[likeness] There are no class images, so the prior's weight is 0: the class will drift towards the "
+            "subject. Name a folder of class images, or let the model generate some."
         )
     signature = base_signature({name: value for name, value in base.unet.state_dict().items() if is_changeable(name)})
     vocabulary = _vocabulary(base, words, settings, seed, starts) if settings.new_words else None
@@ -253,7 +254,7 @@ def require_trainable(
         require_masks(photos, Mask.FACE, base.codec.decoder.pixels_per_cell)
     if settings.layers is Layers.ALL and len(photos) < FEW:
         log.warning(
-            "[likeness] %d photos are few for %s, which then learn the photos themselves: use %d or more, or '%s'.",
+            "[likeness] %d photos are few for %s, which then memorise the photos: use %d or more, or '%s'.",
             len(photos), settings.layers.value, FEW, Layers.KEYS_VALUES.value,
         )  # fmt: skip
     return [_squared(photo) for photo in photos]
@@ -276,7 +277,7 @@ def _vocabulary(
 ) -> Vocabulary:
     """The words, each a row that starts from a token of its own, or from vectors of an earlier training."""
     if len({word.lower() for word in words}) < len(words):
-        raise LikenessError(f"Two concepts are called alike ({', '.join(words)}): give each a word of its own.")
+        raise LikenessError(f"Two concepts have the same word ({', '.join(words)}): give each a word of its own.")
     given = [*starts, *[None] * len(words)]
     tokens = []
     for number, word in enumerate(words):
@@ -306,7 +307,7 @@ def _said(photos: Sequence[Example], word: str, settings: CustomDiffusionSetting
     ]
     if lacking:
         log.warning(
-            "[likeness] The captions of %s do not say %s, so that it learns nothing of them.",
+            "[likeness] The captions of %s do not say %s, so it learns nothing from them.",
             ", ".join(lacking[:5]),
             word,
         )

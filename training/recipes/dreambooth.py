@@ -50,7 +50,7 @@ class DreamBoothSettings(MethodSettings):
     full: bool = Field(default=False, description="Train all weights instead of a LoRA.")
     lora: LoraSettings = LoraSettings()
     text_encoder: bool = Field(default=False, description="Train the text encoders too.")
-    text_until: Moment | None = Field(default=None, description="The step after which the text encoders rest.")
+    text_until: Moment | None = Field(default=None, description="The step after which the text encoders are frozen.")
     steps: Steps = 500
     learning_rate: Rate = 1e-4
     text_learning_rate: Rate | None = Field(default=None, description="None: that of the denoiser.")
@@ -58,7 +58,7 @@ class DreamBoothSettings(MethodSettings):
     warm_up: Moment = 0
     weight_decay: float = Field(default=1e-2, ge=0, le=1)
     clip: float = Field(default=1.0, gt=0, le=1e6)
-    prior_weight: Weight = Field(default=1.0, description="λ; 0 needs no class pictures.")
+    prior_weight: Weight = Field(default=1.0, description="λ; 0 needs no class images.")
     class_pictures: int = Field(default=100, ge=0, le=10_000)
     mask: Mask = Mask.NONE
     min_snr: float | None = Field(default=None, gt=0, le=1000)
@@ -102,8 +102,8 @@ def dreambooth(
     said, word = require_trainable(base, photos, settings), settings.identifier
     person = prompts.TaughtConcept(photos, said)
     if settings.prior_weight > 0:
-        prompts.require_photos(class_photos, "class picture")
-        prompts.require_one_size([*photos, *class_photos], "and class pictures")
+        prompts.require_photos(class_photos, "class image")
+        prompts.require_one_size([*photos, *class_photos], "and class images")
         person = prompts.TaughtConcept(photos, said, class_photos, lambda *_: settings.class_prompt)
         terms = partial(preserved, mask=settings.mask, gamma=settings.min_snr)
         objectives = [
@@ -131,8 +131,8 @@ def start_of(base: BaseModel, settings: DreamBoothSettings, file: Path | None) -
         return None
     if settings.full:
         raise LikenessError(
-            "All weights cannot be trained further from a LoRA: load it onto the model and start from nothing, or "
-            "train a LoRA."
+            "All weights cannot be trained further from a LoRA: load it onto the model and train without start_from, "
+            "or train a LoRA."
         )
     return load_lora(file, base.unet, base.encoders)
 

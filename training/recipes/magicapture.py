@@ -103,7 +103,7 @@ class MagiCaptureSettings(MethodSettings):
         default=0.8, gt=0, le=1, description="The second phase's timesteps, of all from the clean end."
     )
     identity_share: float = Field(
-        default=0.8, gt=0, le=1, description="The timesteps at which the identity loss is asked."
+        default=0.8, gt=0, le=1, description="The timesteps at which the identity loss is computed."
     )
     refocusing: Refocusing = Refocusing.OFFICIAL
     map_division: int = Field(
@@ -112,7 +112,7 @@ class MagiCaptureSettings(MethodSettings):
     identity_pass: IdentityPass = IdentityPass.SHARED
     layout: FaceLayout = FaceLayout.REFERENCE
     decode_margin: int = Field(default=4, ge=0, le=256, description="Latent cells decoded around the face.")
-    decode_whole: bool = Field(default=False, description="Decode the whole picture instead.")
+    decode_whole: bool = Field(default=False, description="Decode the whole image instead.")
     flip: float = Field(default=0.5, ge=0, le=1)
     person_templates: tuple[str, ...] = person_templates("person")
     style_templates: tuple[str, ...] = style_templates("person")

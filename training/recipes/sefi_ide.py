@@ -70,7 +70,7 @@ class SefiIdeSettings(MethodSettings):
     start: str = Field(default="", description="The word that all tokens start from; empty: the class word.")
     tokens: Tokens = Tokens.GENERATOR
     stages: int = Field(default=STAGES, ge=1, le=50)
-    stratified: bool = Field(default=True, description="Every stage as often; False: as chance has it.")
+    stratified: bool = Field(default=True, description="Draws every stage equally often; False: at random.")
     steps: Steps = 800
     learning_rate: Rate | None = Field(default=None, description="None: 1e-4 for the generator, 5e-3 for the table.")
     schedule: RateSchedule = RateSchedule.CONSTANT

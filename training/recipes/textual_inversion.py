@@ -47,7 +47,7 @@ class TextualInversionSettings(MethodSettings):
     kind: Literal["textual_inversion"] = "textual_inversion"
     token: str
     vectors: int = Field(default=1, ge=1, le=16)
-    start: str = Field(default="person", description="Words to start from, in turn; empty: chance.")
+    start: str = Field(default="person", description="Words to start from, in turn; empty: random.")
     steps: Steps = 3000
     learning_rate: Rate = 5e-4
     schedule: RateSchedule = RateSchedule.CONSTANT

@@ -19,8 +19,8 @@ from _pieces import (
 
 def describe(graph: Graph) -> None:
     with graph.group("1. From one reference to the other"):
-        first = load_photo(graph, "The first pictures look like this", "reference_1.jpg")
-        last = load_photo(graph, "The last pictures look like this", "reference_2.jpg")
+        first = load_photo(graph, "The first images look like this", "reference_1.jpg")
+        last = load_photo(graph, "The last images look like this", "reference_2.jpg")
         graph.next_column()
         both = join(graph, [first, last])
         schedule = graph.node(
@@ -58,7 +58,7 @@ def describe(graph: Graph) -> None:
     sample_and_save(graph, "4. Portraits", SD15, checkpoint["VAE"], model, start)
     files_note(
         graph,
-        "**Weight Schedule** gives every picture of the batch its own weight: 1 to 0 for the first reference, 0 to 1 "
+        "**Weight Schedule** gives every image of the batch its own weight: 1 to 0 for the first reference, 0 to 1 "
         "for the second. Its *frames* also set the size of the batch; fewer need less memory.",
         "Both references should have one shape, because **Batch Images** cuts the second to the first.",
     )

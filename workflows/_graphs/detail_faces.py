@@ -18,7 +18,7 @@ from _pieces import (
 
 def describe(graph: Graph) -> None:
     with graph.group("1. The group, and one of its people"):
-        group = load_photo(graph, "A picture of a group", "person_right.jpg")
+        group = load_photo(graph, "An image of a group", "person_right.jpg")
         photo = load_photo(graph, "A photo of the person", "person.jpg")
         graph.next_column()
         analysis = load_analysis(graph, "buffalo_l")
@@ -69,8 +69,8 @@ def describe(graph: Graph) -> None:
         graph.node("SaveImage", images=done["image"], filename_prefix="likeness/detailed", room=400, extra_height=410)
     files_note(
         graph,
-        "The face is sampled in a square of its own, so small faces get the resolution that the model can paint. Only "
-        "the face changes: what is around it stays as it is, to the bit.",
-        "For a second person put one more **Detail Faces** behind this one, with that person's model. Connect the "
+        "The face is sampled in a square of its own, so small faces get a resolution at which the model can render a "
+        "face. Only the face changes: everything around it stays bit-identical.",
+        "For a second person add one more **Detail Faces** after this one, with that person's model. Connect the "
         "**identity** to it as well, and a result that is less like the person than the face was is held back.",
     )

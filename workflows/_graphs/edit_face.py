@@ -8,7 +8,7 @@ from _pieces import SD15, Start, files_note, load_analysis, load_checkpoint, loa
 
 def describe(graph: Graph) -> None:
     with graph.group("1. The face"):
-        photo = load_photo(graph, "A picture", "person.jpg")
+        photo = load_photo(graph, "An image", "person.jpg")
         analysis = load_analysis(graph, "buffalo_l")
         graph.next_column()
         faces = graph.node("LikenessFindFaces", face_analysis=analysis[0], image=photo["IMAGE"])
@@ -34,7 +34,7 @@ def describe(graph: Graph) -> None:
         graph.node("SaveImage", images=done["image"], filename_prefix="likeness/edited", room=400, extra_height=410)
     files_note(
         graph,
-        "In place of the second group put whatever changes a picture: an upscaler, an edit model, inpainting, a swap. "
+        "In place of the second group put whatever changes an image: an upscaler, an edit model, inpainting, a swap. "
         "The crop stays square; its size may change.",
-        "What was not changed in the crop stays in the picture as it was. For changed hair paste the *square*.",
+        "What was not changed in the crop stays in the image as it was. For changed hair paste the *square*.",
     )

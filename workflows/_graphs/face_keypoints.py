@@ -18,7 +18,7 @@ def describe(graph: Graph) -> None:
         show(graph, "For the ControlNet of InstantID", keypoints[0])
     files_note(
         graph,
-        "Width and height are those of the picture you make: lines and dots have the size InstantID was trained "
+        "Width and height are those of the image you make: lines and dots have the size InstantID was trained "
         "with, whatever the photo's size. Eyes, nose and mouth corners come from the detector; any face analysis "
         "with keypoints will do.",
     )

@@ -36,5 +36,5 @@ def describe(graph: Graph) -> None:
         graph,
         GUARD_NOTE
         + " Here it compares with the person's photo: what brings the portrait nearer to it is never held back.",
-        "In a graph of yours connect the pictures of **VAE Decode** in place of the first photo.",
+        "In a graph of yours connect the images of **VAE Decode** in place of the first photo.",
     )

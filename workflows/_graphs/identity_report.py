@@ -45,7 +45,7 @@ def describe(graph: Graph) -> None:
         "The judge is another recogniser than the one the adapter reads, because an adapter can please its own "
         "recogniser without looking more like the person. With buffalo_l or antelopev2 take *OpenCV (YuNet + SFace)*."
         "\n\n"
-        "**Keep Best Likeness** lets only the best pictures go on: upscale those, and save time.",
+        "**Keep Best Likeness** lets only the best images go on: upscale those, and save time.",
         width=440,
         height=320,
     )

@@ -31,6 +31,6 @@ def describe(graph: Graph) -> None:
     files_note(
         graph,
         "InstantID has two halves: the adapter at **Apply Identity**, and IdentityNet at **Identity ControlNet**, "
-        "which reads the person in place of the text. If colours burn, lower the strength of IdentityNet first.",
+        "which reads the person in place of the text. If colours look burnt, lower the strength of IdentityNet first.",
         "The face appears where it is in the photo. Move or scale it at **Face Keypoints**.",
     )

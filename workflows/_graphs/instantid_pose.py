@@ -20,7 +20,7 @@ from _pieces_instantid import STRENGTH, control_each, keypoints, load_net
 def describe(graph: Graph) -> None:
     analysis, _, identity = one_person(graph, "antelopev2", "Who")
     with graph.group("2. The pose"):
-        pose = load_photo(graph, "A photo of anybody in the pose", "pose.jpg")
+        pose = load_photo(graph, "A photo of any person in the pose", "pose.jpg")
         posed = graph.node("LikenessFindFaces", face_analysis=analysis[0], image=pose["IMAGE"])
         graph.next_column()
         show(graph, "Whose pose", posed["preview"])
@@ -47,9 +47,9 @@ def describe(graph: Graph) -> None:
     sample_and_save(graph, "6. Portrait", SDXL, checkpoint["VAE"], model["model"], start, **controlled)
     files_note(
         graph,
-        "Who it is comes from the first photo, where the face is and how it is turned from the second. Its keypoints "
+        "The identity comes from the first photo, position and pose of the face from the second. Its keypoints "
         "fit any size: the photo is centred and never stretched. Where it shows no face, the person's own keypoints "
         "stand in.",
-        "**InstantID Options** takes away burnt colours; it goes to both halves.",
+        "**InstantID Options** reduces burnt colours; connect it to both halves.",
         "Other ControlNets (depth, pose) may go before or after **Identity ControlNet**: they keep reading the text.",
     )

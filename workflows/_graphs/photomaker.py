@@ -34,7 +34,7 @@ def describe(graph: Graph) -> None:
     files_note(
         graph,
         "PhotoMaker works through the prompt: write the trigger word **img** right behind the word for the person, as "
-        "in *a man img*. That word decides over age and gender as well: try *boy* or *old woman*.",
+        "in *a man img*. That word determines age and gender as well: try *boy* or *old woman*.",
         "Several photos of one person are better than one. **start_at** is the style strength: 0.2 is usual, 0.3 to "
         "0.5 for drawings and paintings. Sample with the MODEL of **Identity Prompt**, which has PhotoMaker's LoRA.",
     )

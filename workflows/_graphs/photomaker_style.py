@@ -19,7 +19,7 @@ from _pieces_photomaker import identity_prompt
 def describe(graph: Graph) -> None:
     *_, identity = one_person(graph, "buffalo_l")
     with graph.group("2. The style"):
-        picture = load_photo(graph, "A picture in the style you want", "style.jpg")
+        picture = load_photo(graph, "An image in the style you want", "style.jpg")
         checkpoint = load_checkpoint(graph, SDXL)
         graph.next_column()
         plus = load_adapter(graph, "ip-adapter-plus_sdxl_vit-h")
@@ -49,8 +49,8 @@ def describe(graph: Graph) -> None:
     sample_and_save(graph, "5. Portrait", SDXL, checkpoint["VAE"], start.positive["model"], start)
     files_note(
         graph,
-        "The two compose in any order. A later **start_at** leaves more of the picture to the style, an earlier one "
+        "The two compose in any order. A later **start_at** leaves more of the image to the style, an earlier one "
         "more to the face.",
-        "Version 1 of PhotoMaker looks at photos alone: any face analysis will do, and its weights may be used "
+        "Version 1 of PhotoMaker reads only the photos: any face analysis will do, and its weights may be used "
         "commercially.",
     )

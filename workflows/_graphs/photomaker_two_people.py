@@ -28,7 +28,7 @@ def describe(graph: Graph) -> None:
         "Two trigger words, **left** and **right**, stand for the two identities in that order, wherever and "
         "however often they are written. With a single word, its first place is the first identity, its second the "
         "next.",
-        "Nothing keeps the two apart but the prompt: different nouns (woman, man) help. Where the faces still mix, "
+        "Only the prompt keeps the two apart: different nouns (woman, man) help. Where the faces still mix, "
         "give each person a prompt of their own: two **Identity Prompt** nodes, one after the other on the MODEL, with "
         "ConditioningSetArea behind each.",
     )

@@ -43,5 +43,5 @@ def describe(graph: Graph) -> None:
         "Images** cuts every photo to the shape of the first. A `.txt` beside a photo is its caption, a `.mask.png` "
         "its mask.",
         "The datasets are in `output/likeness/datasets/person` and `style`. Edit captions and masks there, delete "
-        "pictures, queue again: they are read back as they are, and never written a second time.",
+        "images, queue again: they are read back as they are, and never overwritten.",
     )

@@ -23,7 +23,7 @@ def describe(graph: Graph) -> None:
         )
         graph.next_column()
         show(graph, "Before and after", done["comparison"])
-        show(graph, "What was done to whom", done["preview"])
+        show(graph, "What was done to each face", done["preview"])
         graph.next_column()
         graph.node("SaveImage", images=done["image"], filename_prefix="likeness/restored", room=400, extra_height=410)
         graph.node("PreviewAny", title="Report", source=done["report"], extra_height=120)

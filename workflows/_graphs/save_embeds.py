@@ -23,6 +23,6 @@ def describe(graph: Graph) -> None:
     files_note(
         graph,
         "The file goes to `models/likeness_embeds/reference.safetensors`; a number is added when the name is taken. "
-        "The workflow **saved_embeds** uses it without the pictures and without the encoder.",
-        "*concat* keeps each picture's own tokens; *average* mixes the two into one reference.",
+        "The workflow **saved_embeds** uses it without the images and without the encoder.",
+        "*concat* keeps each image's own tokens; *average* mixes the two into one reference.",
     )

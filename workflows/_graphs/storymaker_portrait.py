@@ -10,11 +10,11 @@ from _pieces_storymaker import SIZE, STORY, apply, character
 def describe(graph: Graph) -> None:
     with graph.group("1. The person and the clothes"):
         photo = load_photo(graph, "A photo of the person", "person.jpg")
-        clothes = load_photo(graph, "A picture of the clothes", "clothes.jpg")
+        clothes = load_photo(graph, "An image of the clothes", "clothes.jpg")
         graph.next_column()
         analysis = load_analysis(graph, "buffalo_l")
         _, node = character(graph, analysis, photo, "person", clothes=clothes)
-        show(graph, "What is seen of the clothes", node["body"])
+        show(graph, "What StoryMaker sees of the clothes", node["body"])
     painter = apply(graph, node, 2)
     portrait(
         graph,
@@ -27,7 +27,7 @@ def describe(graph: Graph) -> None:
     )
     files_note(
         graph,
-        "The face is that of the photo, the clothes are those of the other picture. Disconnect **clothes** to keep the "
+        "The face is that of the photo, the clothes are those of the other image. Disconnect **clothes** to keep the "
         "person's own: the person is then cut out of the photo by Mask R-CNN, or by a mask that you connect.",
         "Both strengths of **Apply Identity** are at the authors' 0.8. **body_strength** at 0 leaves hair and clothes "
         "to the prompt.",

@@ -46,6 +46,7 @@ def describe(graph: Graph) -> None:
             )
     files_note(
         graph,
-        "The characters enter the model once; every panel is a prompt and a sampler of its own. Copy both for a fifth.",
-        "A panel with one character only: take a second **Apply Identity** with that character alone.",
+        "The characters are applied to the model once; every panel is a prompt and a sampler of its own. Copy both "
+        "for a fifth.",
+        "A panel with one character only: use a second **Apply Identity** with only that character.",
     )

@@ -24,7 +24,7 @@ def describe(graph: Graph) -> None:
     )
     files_note(
         graph,
-        "One **StoryMaker Character** for each person, in a chain: their order counts, and three are the most. Mask "
-        "R-CNN cuts each person out of the photo; a mask that you connect is taken in its place.",
+        "One **StoryMaker Character** for each person, in a chain: their order matters, and three is the maximum. "
+        "Mask R-CNN cuts each person out of the photo; a mask that you connect is used instead.",
         "StoryMaker keeps the two apart by itself. To say where each may appear, connect a mask to **region**.",
     )

@@ -8,7 +8,7 @@ from _pieces import SDXL, files_note, load_adapter, load_checkpoint, load_encode
 
 def describe(graph: Graph) -> None:
     with graph.group("1. The reference"):
-        picture = load_photo(graph, "A picture in the style you want", "style.jpg")
+        picture = load_photo(graph, "An image in the style you want", "style.jpg")
         prepared = graph.node("LikenessPrepareReference", image=picture["IMAGE"], sharpening=0.1)
         noise = graph.node("LikenessReferenceNoise", image=prepared[0], kind="fade", strength=0.7, seed=1)
         graph.next_column()
@@ -35,7 +35,7 @@ def describe(graph: Graph) -> None:
     portrait(graph, SDXL, checkpoint, model["model"], "portrait of a woman in a garden", first_group=3)
     files_note(
         graph,
-        "*style transfer* lets in colours and brushwork and leaves the layout to the prompt; *composition* does the "
+        "*style transfer* takes colours and brushwork and leaves the layout to the prompt; *composition* does the "
         "opposite, *linear* takes both. For a person in this style, put an **Apply Identity** with a FaceID adapter "
         "before or after this one.",
     )

@@ -8,7 +8,7 @@ from _pieces_miniature import drawn_person, drawn_style, load_miniature, train, 
 
 def describe(graph: Graph) -> None:
     person, analysis = drawn_person(graph)
-    style = drawn_style(graph, analysis, "2. Pictures in the style", "What the style is learned from")
+    style = drawn_style(graph, analysis, "2. Images in the style", "What the style is learned from")
     world = load_miniature(graph, first_group=3)
     both = {
         "layers": "keys and values",

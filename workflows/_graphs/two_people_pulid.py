@@ -27,6 +27,6 @@ def describe(graph: Graph) -> None:
     )
     files_note(
         graph,
-        "Each person lives in a half of the picture: white is where a person may appear. For another division, load "
+        "Each person has one half of the image: white is where a person may appear. For another division, load "
         "or paint masks and connect them to the two **Apply Identity** nodes.",
     )

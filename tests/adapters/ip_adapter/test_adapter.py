@@ -296,7 +296,7 @@ def test_widths_that_do_not_belong_together_are_refused(official):
 
 def test_encoding_without_the_empty_picture_is_explained(official):
     adapter = build(official.flat(content(official, "sd15 plus")), "plus")
-    with pytest.raises(LikenessError, match="zero picture"):
+    with pytest.raises(LikenessError, match="zero image"):
         adapter.encode(Evidence(features=torch.randn(1, 9, 1280)))
 
 

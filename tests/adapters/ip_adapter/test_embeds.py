@@ -87,8 +87,8 @@ def test_weights_are_proportions_in_an_average_and_factors_in_a_sum():
     ("weights", "says"),
     [
         ([1.0], "1 weights for 2"),
-        ([1.0, math.nan], "picture 2 is nan"),
-        ([1e38, 1.0], "picture 1 is 1e\\+38"),
+        ([1.0, math.nan], "image 2 is nan"),
+        ([1e38, 1.0], "image 1 is 1e\\+38"),
         ([1.0, -1.0], "zero"),
     ],
 )
@@ -98,7 +98,7 @@ def test_weights_that_do_not_fit_are_refused(weights, says):
 
 
 def test_nothing_to_combine_is_refused():
-    with pytest.raises(LikenessError, match="no picture"):
+    with pytest.raises(LikenessError, match="no image"):
         join_embeds(torch.empty(0, 8), CombineMode.ADD)
 
 

@@ -476,7 +476,7 @@ def test_different_counterparts_of_saved_encodings_are_all_heard(show):
 def test_encodings_of_another_adapter_are_refused(show, kind, shape, expected):
     saved = ImageEmbeds(torch.rand(shape), adapter="IP-Adapter Full Face", encoder="ViT-bigG/14")
     text = sentence(show(kind), embeds=saved)
-    assert expected in text and "ViT-bigG/14" in text and "encode the pictures again" in text
+    assert expected in text and "ViT-bigG/14" in text and "encode the images again" in text
 
 
 # What is missing or does not fit --------------------------------------------------------------------------------------
@@ -551,7 +551,7 @@ def test_pictures_that_are_none_are_refused(show, bad):
 @pytest.mark.parametrize(
     ("mask", "expected"),
     [
-        (torch.ones(3, 8, 8), "3 reference masks for 1 reference pictures"),
+        (torch.ones(3, 8, 8), "3 reference masks for 1 reference images"),
         (torch.full((1, 8, 8), torch.nan), "NaN"),
         (torch.zeros(0, 8, 8), "empty, its shape is (0, 8, 8)"),
         (torch.ones(1, 8, 8, 3), "shape (1, 8, 8, 3)"),
@@ -583,7 +583,7 @@ def test_a_mask_of_which_the_crop_leaves_nothing_is_told(show, options):
     mask = torch.zeros(1, 20, 100)
     mask[..., :20] = 1
     text = sentence(show("plus"), images=torch.rand(1, 20, 100, 3), reference_mask=mask, **options)
-    assert "left by the crop 'center'" in text
+    assert "The crop 'center' removes everything" in text
     show("plus")(images=torch.rand(1, 20, 100, 3), reference_mask=mask, crop=Crop.LEFT, **options)
     show("plus")(images=torch.rand(1, 20, 100, 3), reference_mask=mask, crop=Crop.PAD, **options)
 

@@ -329,4 +329,4 @@ def test_regions_share_one_softmax_and_add_up_to_the_whole(adapter):
 
 def test_notes_name_the_order_and_what_is_left_to_the_prompt(adapter):
     notes = " ".join(adapter.notes(request(Character(person(1), body(1)), Character(person(2)))))
-    assert "'person 1', 'person 2'" in notes and "Character 2 (person 2) has no body picture" in notes
+    assert "'person 1', 'person 2'" in notes and "Character 2 (person 2) has no body image" in notes

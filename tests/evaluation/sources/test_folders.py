@@ -75,7 +75,7 @@ def test_pictures_of_every_form_are_judged_and_those_that_are_not_are_named(fold
     for sentence in (
         "not used in people/ann/refs: raw.nef: raw files of cameras",
         "not used in people/bob: stray.png, because the photos in refs are what was given",
-        "not used in results/good/bob: film.mp4: films are not read",
+        "not used in results/good/bob: film.mp4: videos are not read",
         "not used in results/base/bob: hat/x.psd: files of drawing programs",
         "not used in results/good/ann: a.mask.png: these are named like masks",
         "not used: results/stray.png, because results lie in results/<method>/<person>",
@@ -87,7 +87,7 @@ def test_pictures_of_every_form_are_judged_and_those_that_are_not_are_named(fold
 def test_a_study_is_judged_and_reported(folder, judge, tmp_path):
     path = evaluate(folder, judge, tmp_path / "report", reference="base", repeat="likeness evaluate x")
     text = path.read_text(encoding="utf-8")
-    assert "With good the pictures have" in text and "no face in 1" in text and "小明" in text
+    assert "With good the images have" in text and "no face in 1" in text and "小明" in text
     records = read_csv(path.parent / "records.csv")
     assert len(records) == 24
     by_name = {record.image: record for record in records}
@@ -167,7 +167,7 @@ def test_what_was_seen_on_a_full_disk_is_told_in_one_sentence(folder, judge, tmp
         return opened(self, mode, *rest, **how)
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(LikenessError, match=r"cannot be written to .*No space left.*what was looked at is kept"):
+    with pytest.raises(LikenessError, match=r"cannot be written to .*No space left.*those made so far are kept"):
         evaluate(folder, judge, tmp_path / "report")
 
 
@@ -193,10 +193,10 @@ def test_a_report_replaces_an_older_one_whole_or_not_at_all(folder, judge, tmp_p
 
 
 def test_photos_of_people_that_cannot_be_used_are_named_with_the_reason(folder, judge, tmp_path):
-    (folder / "people/ann/refs/2.jpg").write_bytes(b"not a picture")
+    (folder / "people/ann/refs/2.jpg").write_bytes(b"not an image")
     _put(folder / "people/bob/refs/2.png", BLACK)
     text = evaluate(folder, judge, tmp_path / "report").read_text(encoding="utf-8")
-    assert "2 of 8 photos of people are not compared with: people/ann/refs/2.jpg (not a picture" in text
+    assert "2 of 8 photos of people are not compared with: people/ann/refs/2.jpg (not an image" in text
     assert "people/bob/refs/2.png (no face)" in text
 
 
@@ -237,10 +237,10 @@ def test_a_calibration_gives_the_share_that_is_accepted(folder, judge, tmp_path,
 
 
 def test_a_damaged_picture_is_a_result_without_a_face(folder, judge, tmp_path):
-    (folder / "results/good/ann/hat-1.png").write_bytes(b"not a picture")
+    (folder / "results/good/ann/hat-1.png").write_bytes(b"not an image")
     records = read_csv(evaluate(folder, judge, tmp_path / "report").parent / "records.csv")
     (bad,) = [record for record in records if record.image == "results/good/ann/hat-1.png"]
-    assert bad.value("found") == 0 and bad.note.startswith("not a picture: 'ann/hat-1.png'")
+    assert bad.value("found") == 0 and bad.note.startswith("not an image: 'ann/hat-1.png'")
 
 
 def test_hidden_colours_are_not_judged(folder, judge, tmp_path):
@@ -276,7 +276,7 @@ def test_a_picture_is_turned_as_the_camera_was_held(tmp_path):
 @pytest.mark.parametrize(
     ("remove", "words"),
     [
-        ("results", "no pictures below"),
+        ("results", "no images below"),
         ("people", "There are no photos of ann, bob"),
         ("", "finds no face in the photos of ann"),
     ],

@@ -131,7 +131,7 @@ def test_rows_without_a_picture_are_counted_not_judged(run, rows, tmp_path):
     study = survey_run(run, tmp_path / "people")
     assert len(study.results) == 4
     (warning,) = study.warnings
-    assert warning.startswith("4 of 8 rows of the batch are not judged (1 done, but without a picture")
+    assert warning.startswith("4 of 8 rows of the batch are not judged (1 done, but without an image")
     assert "2 failed" in warning and "1 todo" in warning
 
 
@@ -165,7 +165,7 @@ def test_what_is_wrong_with_a_run_is_said_in_a_sentence(run, rows, tmp_path):
     with pytest.raises(LikenessError, match=r"Line 2 of .* has the seed 'many'"):
         survey_run(run, tmp_path / "people")
     _write(run, [{**row, "state": "todo"} for row in rows])
-    with pytest.raises(LikenessError, match="is a picture of a person: let the batch run first"):
+    with pytest.raises(LikenessError, match="is an image of a person: let the batch run first"):
         survey_run(run, tmp_path / "people")
     _write(run, [{"idx": 0, "file": "images/1.png"}])
     with pytest.raises(LikenessError, match="has no column 'person'"):

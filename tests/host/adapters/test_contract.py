@@ -114,7 +114,7 @@ class Painter:
         return model, edited(self.text[0], self.effects(adapter, who, strength, **windows)), report
 
     def both(self, adapter: Any, first: Any, second: Any) -> Any:
-        """Two people in one picture."""
+        """Two people in one image."""
         if not self.case.prompt:
             model, *_ = self.apply(adapter, first)
             self.model, *_ = self.apply(adapter, second, model=model)

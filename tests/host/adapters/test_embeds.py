@@ -83,7 +83,7 @@ def test_the_leading_pack_s_embeds_are_read(world):
 
 def test_embeds_of_another_adapter_are_refused(world):
     text = sentence(world.apply, world.adapter("base"), options=world.options(embeds=encoded(world, "plus")))
-    assert "IP-Adapter Plus" in text and "encode the pictures again" in text
+    assert "IP-Adapter Plus" in text and "encode the images again" in text
     text = sentence(
         world.run, "LikenessCombineEmbeds", embeds_1=encoded(world), method="concat", embeds_2=encoded(world, "base")
     )

@@ -226,7 +226,7 @@ def test_keypoint_pictures_of_any_kind_and_size_are_read(world, control, net, pl
     ("wrong", "says"),
     [
         (torch.zeros(0, 64, 64, 3), "keypoints is empty"),
-        (torch.full((1, 64, 64, 3), torch.nan), "keypoints holds NaN"),
+        (torch.full((1, 64, 64, 3), torch.nan), "keypoints contains NaN"),
         (torch.ones(1, 64, 64, 5), "keypoints has shape"),
     ],
     ids=["empty", "NaN", "five channels"],

@@ -199,7 +199,7 @@ def test_without_a_model_the_report_asks_for_it(studio):
 def test_pictures_without_an_identity_are_enough_for_v1(studio):
     options = studio.options(images=torch.rand(3, 50, 40, 3))
     *_, report = studio.prompt(options=options)
-    assert "'the pictures' is 3 tokens" in report
+    assert "'the images' is 3 tokens" in report
     assert "needs an identity" in sentence(studio.prompt, version=2, options=options)
 
 
@@ -212,7 +212,7 @@ def test_what_does_not_belong_together(studio, world):
     assert "-wide conditioning" in sentence(studio.prompt, person(), clip=world.text_clip)
     assert "SDXL checkpoint" in sentence(studio.prompt, person(), clip=object())
     assert "another system" in sentence(studio.prompt, person(), options=world.options())
-    assert "PhotoMaker v2 reads a face in every picture" in sentence(
+    assert "PhotoMaker v2 reads a face in every image" in sentence(
         studio.prompt, person(), version=2, options=studio.options(images=torch.rand(5, 8, 8, 3))
     )
     assert "buffalo_l" in sentence(studio.prompt, person(recogniser="antelopev2"), version=2)

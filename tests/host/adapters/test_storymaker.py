@@ -80,7 +80,7 @@ def test_the_body_picture_decides_and_the_report_says_who_is_there(world, adapte
     assert not same(one, other)
     assert "StoryMaker (mask.bin): 'Ada' as 40 tokens at 7 of 7 sites" in said["report"]
     bare = paint(world, adapter)
-    assert "has no body picture" in said["report"] and not same(bare, one)
+    assert "has no body image" in said["report"] and not same(bare, one)
 
 
 def test_two_characters_in_another_order_are_another_picture(world, adapter):
@@ -103,7 +103,7 @@ def test_three_are_painted_and_four_are_refused(world, adapter):
     assert paint(world, adapter, options, identity=None).isfinite().all()
     four = character(world, 4, identity=person(seed=4), options=options)
     text = sentence(paint, world, adapter, four, identity=None)
-    assert "4 characters" in text and "places for 3" in text
+    assert "4 characters" in text and "supports 3" in text
 
 
 def test_clothes_take_the_place_of_the_body(world, adapter):
@@ -151,8 +151,8 @@ def test_the_body_is_shown_on_white_and_masks_may_be_pictures(world):
         (torch.zeros(1, 40, 40), "mask is empty"),
         (torch.full((1, 40, 40), 0.02), "mask is empty"),
         (torch.ones(1, 40, 40), "white everywhere"),
-        (torch.ones(1, 64, 64), "64 x 64 and the picture 40 x 40"),
-        (figure().repeat(2, 1, 1), "2 masks for 1 pictures"),
+        (torch.ones(1, 64, 64), "64 x 64 and the image 40 x 40"),
+        (figure().repeat(2, 1, 1), "2 masks for 1 images"),
         (torch.full((1, 40, 40), torch.nan), "NaN"),
     ],
     ids=["black", "noise", "white", "another size", "two", "NaN"],
@@ -162,7 +162,7 @@ def test_masks_that_cannot_be_meant_are_explained(world, mask, says):
 
 
 def test_a_mask_without_a_picture_is_explained(world):
-    assert "no picture to belong to" in sentence(world.run, NODE, mask=figure())
+    assert "The input mask needs an image" in sentence(world.run, NODE, mask=figure())
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4], ids=["grey", "colour", "with alpha"])
@@ -229,7 +229,7 @@ def test_the_one_with_the_identitys_face_is_taken(world, found):
 def test_a_picture_without_a_person_is_explained(world, found):
     found()
     text = sentence(world.run, NODE, image=pictures(2))
-    assert "No person was found in picture 1 of image" in text and "connect a mask" in text
+    assert "No person was found in image 1 of the batch" in text and "connect a mask" in text
 
 
 def test_without_the_network_a_mask_is_asked_for(world, monkeypatch, tmp_path):

@@ -142,5 +142,5 @@ def test_the_face_moves_turns_grows_and_looks_the_other_way(run, astronauts):
 
 
 def test_a_face_moved_out_of_the_picture_is_never_a_black_hint(run, astronauts):
-    with pytest.raises(LikenessError, match="Nothing of the face is left in picture 1"):
+    with pytest.raises(LikenessError, match="Nothing of the face is left in image 1"):
         run("FaceKeypoints", faces=astronauts, move_x=1.0, scale=0.05)

@@ -128,8 +128,8 @@ def test_the_same_inputs_give_the_same_picture(run, restorer, photo):
 def test_a_picture_without_a_face_passes_as_it_is_with_a_remark_or_is_an_error(run, restorer):
     image = coloured(BLACK, RED)
     finished, comparison, *_, report = run("RestoreFaces", **inputs(restorer, image))
-    assert torch.equal(finished[0], image[0]) and "picture 1 shows no face and was kept" in report
-    with pytest.raises(LikenessError, match="No face was found in picture 1"):
+    assert torch.equal(finished[0], image[0]) and "image 1 shows no face and was kept" in report
+    with pytest.raises(LikenessError, match="No face was found in image 1"):
         run("RestoreFaces", **inputs(restorer, image, if_none="error"))
     _, comparison, *_ = run("RestoreFaces", **inputs(restorer, coloured(BLACK)))
     assert comparison.shape == (1, 64, 120, 3)
@@ -140,11 +140,11 @@ def test_one_chosen_face_of_find_faces(run, restorer, photo):
     found = run("FindFaces", face_analysis=BY_COLOUR, image=image, if_none="skip photo")[0]
     finished, *_, report = run("RestoreFaces", **inputs(restorer, image, faces=found, people="the chosen face"))
     assert "1 face: 1 restored" in report and torch.equal(finished[1], image[1])
-    with pytest.raises(LikenessError, match="Picture 2 shows no face to restore"):
+    with pytest.raises(LikenessError, match="Image 2 shows no face to restore"):
         run("RestoreFaces", **inputs(restorer, image, faces=found, if_none="error"))
     with pytest.raises(LikenessError, match="connect its faces"):
         run("RestoreFaces", **inputs(restorer, image, people="the chosen face"))
-    with pytest.raises(LikenessError, match="2 pictures of 60x64 and the image is 1 picture of 60x64"):
+    with pytest.raises(LikenessError, match="2 images of 60x64 and the image is 1 image of 60x64"):
         run("RestoreFaces", **inputs(restorer, photo, faces=found))
 
 
@@ -154,7 +154,7 @@ def test_the_guard_reports_and_reduces(run, restorer, photo, caplog):
     image[:, :2, :2] = torch.tensor([0.9, 0.1, 0.1])
     *_, report = run("RestoreFaces", **inputs(restorer, image, identity_guard=1.0))
     assert "likeness" in report and ("reduced" in report or "left as it was" in report)
-    assert "picture 1, face 0" in caplog.text
+    assert "image 1, face 0" in caplog.text
 
 
 def test_region_and_fidelity_reach_the_restoration(run, files, photo):
@@ -168,7 +168,7 @@ def test_region_and_fidelity_reach_the_restoration(run, files, photo):
         for wishes in ({"fidelity": 1.0}, {"fidelity": 0.0}, {"fidelity": 0.0, "adain": False})
     )
     assert not torch.equal(exact, beautiful) and not torch.equal(beautiful, plain)
-    with pytest.raises(LikenessError, match="holds 3 masks for 1 pictures"):
+    with pytest.raises(LikenessError, match="holds 3 masks for 1 images"):
         run("RestoreFaces", **inputs(restorer, photo, region=region.repeat(3, 1, 1)))
 
 
@@ -304,7 +304,7 @@ def test_a_large_picture_is_what_the_hosts_node_gives_but_for_the_seams(run, ups
 def test_a_face_restorer_is_no_upscale_model(run, photo):
     from likeness.restoration.spandrel_files import described
 
-    with pytest.raises(LikenessError, match="restores single faces and ruins whole pictures"):
+    with pytest.raises(LikenessError, match="restores single faces and ruins whole images"):
         run("UpscalePortrait", image=photo, upscale_model=described(small.restoreformer(), "x"))
 
 
@@ -328,7 +328,7 @@ def test_portraits_of_an_identity_come_back_where_they_were(run, photo):
     _, portraits, _ = run("IdentityFromPhotos", faces=found)
     same, _ = run("PasteFacesBack", image=image, faces=found, crops=portraits, framing="portraits (aligned)")
     assert (same - image).abs().max() < 1e-5
-    with pytest.raises(LikenessError, match="connect the same pictures, and one crop for each face"):
+    with pytest.raises(LikenessError, match="connect the same images, and one crop for each face"):
         run("PasteFacesBack", image=image, faces=found, crops=portraits.repeat(2, 1, 1, 1))
 
 

@@ -25,7 +25,7 @@ def test_a_stage_that_is_told_to_stop_goes_on_where_it_was(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)  # to the parent alone
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and "stopped; start again to go on" in said
+    assert process.returncode == 130 and "stopped; start again to resume" in said
     done = torch.load(folder / "state.pt", weights_only=True)["step"]
     assert done >= 1
     again = subprocess.run([sys.executable, SCRIPT, str(folder), str(done + 2)], capture_output=True, text=True)

@@ -186,7 +186,7 @@ def test_the_largest_face_is_taken_without_an_identity_and_the_meant_one_with_it
         assert sample.mask is not None
         assert np.abs(np.median(sample.pixels[sample.mask > 127], 0) - colour).max() < 12
     assert "somebody else" not in largest.report()  # cropped away
-    assert "somebody else is in the picture" in build([both], framing=Framing.WHOLE, resolution=192).report()
+    assert "another person is in the image" in build([both], framing=Framing.WHOLE, resolution=192).report()
 
 
 def test_a_style_is_nobodys_face_so_all_faces_are_masked():
@@ -203,7 +203,7 @@ def test_a_style_is_nobodys_face_so_all_faces_are_masked():
 
 
 def test_an_identity_of_another_recogniser_is_refused():
-    with pytest.raises(LikenessError, match="made by the recogniser another and these photos are seen by markers"):
+    with pytest.raises(LikenessError, match="made by the recogniser another and these photos were analysed by markers"):
         build([photo()], identity=replace(identity_of(ANNA), recogniser="another"))
 
 
@@ -220,7 +220,7 @@ def bad_photos():
         "small.png: its face is too small (20x20 pixels, 64 are needed)": photo(
             3, faces=((ANNA, (60, 60, 20)),), name="small.png"
         ),
-        "copy.png: it is almost the same picture as 0.png": Photo("copy.png", photo(0).pixels[:, ::-1].copy()),
+        "copy.png: it is almost the same image as 0.png": Photo("copy.png", photo(0).pixels[:, ::-1].copy()),
         "blurred.png: it is blurred": Photo(flat.name, pixels),
         "tiny.png: it has only 9x9 pixels": Photo("tiny.png", np.zeros((9, 9, 3), np.uint8)),
     }
@@ -241,7 +241,7 @@ def test_a_mask_is_judged_by_what_is_left_of_it():
     mask[300:340, 700:740] = 255  # of somebody else, whom the crop leaves out
     one = photo(size=(400, 800), faces=((ANNA, (40, 50, 80)),), mask=mask)
     made = build([photo(1), one])
-    assert [left.reasons for left in made.left_out] == [("its mask lies outside of the crop around its face",)]
+    assert [left.reasons for left in made.left_out] == [("its mask lies outside the crop around its face",)]
     build([photo(mask=np.zeros((200, 160), np.uint8))])  # nothing was painted, and nothing is lost
     grey = replace(made.pictures[0], mask=np.full_like(made.pictures[0].mask, 100))
     with pytest.raises(LikenessError, match=r"1\.png has no face mask"):
@@ -277,7 +277,7 @@ def test_stop_names_all_unfit_photos_in_one_sentence_and_keep_uses_them():
     with pytest.raises(LikenessError) as refused:
         build(photos, unfit=Unfit.STOP)
     assert all(sentence in str(refused.value) for sentence in bad)
-    assert "5 of 6 pictures are unfit" in str(refused.value)
+    assert "5 of 6 images are unfit" in str(refused.value)
     kept = build([photo(0), bad["nobody.png: no face was found"]], unfit=Unfit.KEEP)
     assert len(kept) == 2 and "unfit but kept: no face was found in it" in kept.report()
     with pytest.raises(LikenessError, match=r"nobody\.png has no face mask"):
@@ -286,10 +286,10 @@ def test_stop_names_all_unfit_photos_in_one_sentence_and_keep_uses_them():
 
 def test_a_picture_that_cannot_be_read_is_reported_or_stops():
     sentence = "notes.png cannot be read as a picture"
-    note = "notes.txt: not used, because no picture has this name"
+    note = "notes.txt: not used, because no image has this name"
     report = build_dataset([photo()], person(), ANALYSIS, unreadable=[sentence], notes=[note]).report()
     assert sentence in report and note in report
-    with pytest.raises(LikenessError, match="1 of 2 pictures are unfit"):
+    with pytest.raises(LikenessError, match="1 of 2 images are unfit"):
         build_dataset([photo()], person(unfit=Unfit.STOP), ANALYSIS, unreadable=[sentence])
 
 
@@ -361,14 +361,14 @@ def test_people_mixed_half_and_half_stop_unless_the_meant_one_is_given(colours):
 
 
 def test_one_picture_is_allowed_with_a_warning_and_two_without():
-    assert "one picture only" in build([photo()]).report()
-    assert "one picture only" not in build([photo(0), photo(1)]).report()
+    assert "one image only" in build([photo()]).report()
+    assert "one image only" not in build([photo(0), photo(1)]).report()
 
 
 def test_nothing_to_train_on_is_an_error():
-    with pytest.raises(LikenessError, match="no picture to train on"):
+    with pytest.raises(LikenessError, match="no image to train on"):
         build([])
-    with pytest.raises(LikenessError, match=r"None of the 1 pictures is fit.*no face was found"):
+    with pytest.raises(LikenessError, match=r"None of the 1 images is fit.*no face was found"):
         build([photo(faces=())])
 
 

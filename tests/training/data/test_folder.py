@@ -70,13 +70,13 @@ def test_a_folder_gives_pictures_with_captions_and_masks_and_nothing_else(tmp_pa
 
 def test_an_empty_folder_is_an_error(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(LikenessError, match=r"holds no pictures \(.*, jfif, jpe, jpeg, jpg"):
+    with pytest.raises(LikenessError, match=r"holds no images \(.*, jfif, jpe, jpeg, jpg"):
         read_folder(tmp_path)
 
 
 def test_masks_and_captions_that_do_not_fit_are_errors(tmp_path):
     Image.fromarray(ramp(8, 8)).save(tmp_path / "a.mask.png")
-    with pytest.raises(LikenessError, match=r"a\.mask\.png has 8x8 pixels and its picture 32x24"):
+    with pytest.raises(LikenessError, match=r"a\.mask\.png has 8x8 pixels and its image 32x24"):
         read_mask(tmp_path / "a.mask.png", (24, 32))
     (tmp_path / "c.txt").write_text(" \n")
     assert read_caption(tmp_path / "c.txt") is None
@@ -139,8 +139,8 @@ def test_captions_are_found_under_every_usual_name_and_the_others_are_named(tmp_
     captions = [photo.caption for photo in found.photos]
     assert captions == [*(f"from {name}" for name in ("a.jpg.txt", "a.txt", "b.caption", "c.TXT", "d.txt")), None]
     assert found.notes == [
-        "d.caption: not used, because another file of the same picture comes first",
-        "x.txt: not used, because no picture has this name",
+        "d.caption: not used, because another file of the same image comes first",
+        "x.txt: not used, because no image has this name",
         "metadata.jsonl: not used, because captions are read from .txt and .caption files",
     ]
     assert found.photos[-1].remarks == ("e.txt is empty, so that a template is its caption",)
@@ -155,8 +155,8 @@ def test_pictures_that_share_a_caption_or_a_mask_are_told(tmp_path):
     found = read_folder(tmp_path)
     assert [photo.caption for photo in found.photos] == ["shared", "shared"]
     assert found.notes == [
-        "a.jpg, a.png share a.txt: call the files a.jpg.txt, a.png.txt if they are to differ",
-        "a.jpg, a.png share a.mask.png: call the files a.jpg.mask.png, a.png.mask.png if they are to differ",
+        "a.jpg, a.png share a.txt: name the files a.jpg.txt, a.png.txt to give each its own",
+        "a.jpg, a.png share a.mask.png: name the files a.jpg.mask.png, a.png.mask.png to give each its own",
     ]
 
 
@@ -167,7 +167,7 @@ def test_masks_of_other_forms_are_masks_and_never_photos(tmp_path):
     found = read_folder(tmp_path)
     assert [photo.name for photo in found.photos] == ["a.jpg", "b.jpg"]
     assert np.array_equal(found.photos[0].mask, ramp()) and found.photos[1].mask is None
-    assert found.notes == ["x.mask.png: not used, because no picture has this name"]
+    assert found.notes == ["x.mask.png: not used, because no image has this name"]
 
 
 def test_pictures_that_cannot_be_used_are_all_named(tmp_path):
@@ -177,7 +177,7 @@ def test_pictures_that_cannot_be_used_are_all_named(tmp_path):
     (tmp_path / "broken.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:200])
     found = read_folder(tmp_path)
     assert [sentence.partition(":")[0] for sentence in found.unreadable[:2]] == ["b.cr2, c.cr2", "d.mp4"]
-    assert "broken.jpg" in found.unreadable[2] and "cut short" in found.unreadable[2]
+    assert "broken.jpg" in found.unreadable[2] and "truncated" in found.unreadable[2]
 
 
 def bomb(side: int) -> bytes:
@@ -194,7 +194,7 @@ def test_bombs_and_cut_files_are_left_out_and_the_largest_photos_are_made_smalle
     found = read_folder(tmp_path)
     assert [photo.pixels.shape for photo in found.photos] == [(12, 16, 3)]
     [too_large, cut] = found.unreadable
-    assert "bomb.png" in too_large and "too large" in too_large and "cut.jpg" in cut and "cut short" in cut
+    assert "bomb.png" in too_large and "too large" in too_large and "cut.jpg" in cut and "truncated" in cut
 
 
 def test_of_an_animation_the_first_frame_is_used_and_that_is_said(tmp_path):
@@ -219,7 +219,7 @@ def test_folders_of_kohya_are_read_with_their_repeats(tmp_path):
     ]
     assert found.photos[0].caption == "{} in the rain"
     said = "\n".join(found.notes)
-    assert "The pictures in 0_off, more are not used" in said
+    assert "The images in 0_off, more are not used" in said
     assert "words in the names of folders (ohwx person) are not used" in said
     (tmp_path / "1_alone").mkdir()
     put(tmp_path / "1_alone", "a.jpg")
@@ -233,7 +233,7 @@ def test_one_folder_of_kohya_alone_repeats_nothing(tmp_path):
     put(tmp_path / "10_person", "a.jpg")
     [photo] = read_folder(tmp_path).photos
     assert photo.repeats == 1
-    with pytest.raises(LikenessError, match="pictures in img: name that folder"):
+    with pytest.raises(LikenessError, match="images in img: name that folder"):
         (tmp_path / "top" / "img").mkdir(parents=True)
         put(tmp_path / "top" / "img", "a.jpg")
         read_folder(tmp_path / "top")
@@ -326,7 +326,7 @@ def test_a_picture_that_was_cropped_loses_its_keypoints_only(saved):
     sample = load_dataset(saved).pictures[0]
     assert sample.keypoints is None
     Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(picture)
-    with pytest.raises(LikenessError, match="keep the sides of a dataset's pictures multiples of 8"):
+    with pytest.raises(LikenessError, match="keep the sides of a dataset's images multiples of 8"):
         load_dataset(saved)
 
 
@@ -343,11 +343,11 @@ def test_edits_that_cannot_be_used_are_named(saved):
         load_dataset(saved)
     caption.unlink()
     Image.fromarray(ramp()).save(saved / "001_Anna_am_Meer_0.mask.png")
-    with pytest.raises(LikenessError, match="has 32x24 pixels and its picture 24x16"):
+    with pytest.raises(LikenessError, match="has 32x24 pixels and its image 24x16"):
         load_dataset(saved)
     for path in saved.glob("*.png"):
         path.unlink()
-    with pytest.raises(LikenessError, match="has no pictures any more"):
+    with pytest.raises(LikenessError, match="has no images any more"):
         load_dataset(saved)
 
 

@@ -36,7 +36,7 @@ def test_other_people_and_copies_are_left_out(photos, first, second, is_named):
     made = build_dataset(photos, PERSON, analysis, identity=identity, second=second())
     assert [picture.name for picture in made.pictures] == ["obama", "obama2", "obama3"]
     said = {photo.name: photo.reasons[0] for photo in made.left_out}
-    assert said.keys() == {"biden", "mirrored"} and "almost the same picture as obama" in said["mirrored"]
+    assert said.keys() == {"biden", "mirrored"} and "almost the same image as obama" in said["mirrored"]
     assert f"does not look like {repr('Barack') if is_named else 'the others'}" in said["biden"]
     assert " by sface" in said["biden"] or " by dlib" in said["biden"]
     assert all("by the second judge" in picture.remarks[-1] for picture in made.pictures)

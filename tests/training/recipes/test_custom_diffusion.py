@@ -301,7 +301,7 @@ def test_photos_that_cannot_be_trained_are_said(make_base, make_photo):
     faceless = [Example(make_photo(1).pixels, "")]
     assert "no face mask" in sentence(custom_diffusion, base, [faceless], chosen(face_mask=True))
     twice = chosen(modifier_2="<new1>")
-    assert "called alike" in sentence(custom_diffusion, base, [[make_photo(1)], [make_photo(2)]], twice)
+    assert "have the same word" in sentence(custom_diffusion, base, [[make_photo(1)], [make_photo(2)]], twice)
 
 
 def test_folders_without_pictures_are_said(tmp_path):
@@ -309,7 +309,7 @@ def test_folders_without_pictures_are_said(tmp_path):
     (tmp_path / "empty").mkdir()
     assert sentence(class_examples, tmp_path / "empty", 32, "x")
     (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "a.png").write_bytes(b"no picture")
+    (tmp_path / "bad" / "a.png").write_bytes(b"no image")
     paint(tmp_path / "bad", "b.png")
     assert len(class_examples(tmp_path / "bad", 32, "x")) == 1
 

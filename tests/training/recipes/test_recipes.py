@@ -186,7 +186,7 @@ def test_class_pictures_are_made_once(base, tmp_path):
     assert (tmp_path / "class_00000.png").stat().st_mtime_ns == stamp
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", None], ids=["empty", "text", "folder"])
+@pytest.mark.parametrize("content", [b"", b"not an image", None], ids=["empty", "text", "folder"])
 def test_a_class_picture_that_cannot_be_read_is_set_aside_and_painted_again(base, tmp_path, content):
     [first] = class_pictures(base, "a photo of person", 1, tmp_path, (16, 16))
     file = tmp_path / "class_00000.png"
@@ -331,7 +331,7 @@ BAD = {
         r"needs clip_g \(1, 32\)",
     ),
     "a prompt without the identifier": (lambda s, base, p: s["db"](base, p, prompt="a person"), "no {}"),
-    "no class pictures": (lambda s, base, p: s["db"](base, p), "no class picture"),
+    "no class images": (lambda s, base, p: s["db"](base, p), "no class image"),
 }
 
 
@@ -448,7 +448,7 @@ def test_photos_of_mixed_sizes_are_refused_before_class_pictures_are_painted(bas
     with pytest.raises(LikenessError, match=r"32x32, 64x64.*prior"):
         class_size(mixed)
     assert class_size(mixed[1:]) == (64, 64)
-    with pytest.raises(LikenessError, match="photos and class pictures have different sizes"):
+    with pytest.raises(LikenessError, match="photos and class images have different sizes"):
         dreambooth(base, mixed[:1], DreamBoothSettings(), class_photos=mixed[1:])
 
 
