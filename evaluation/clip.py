@@ -1,4 +1,4 @@
-"""CLIP from a folder on disk, for measuring away from a host: does the picture show what the prompt says?"""
+"""CLIP from a folder on disk, for measuring away from a host: does the image show what the prompt says?"""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def test_one_picture_without_photos_or_reference_is_a_report(tmp_path):
     assert "no face" in text and "curve.png" not in text
 
 
-# --- pictures
+# --- images
 
 
 def test_a_missing_face_is_framed_and_others_are_not():
