@@ -107,7 +107,7 @@ def _half(spare: int) -> int:
 
 
 def _without_far_ends(images: Tensor, crop: Crop) -> Tensor:
-    """Pictures (B, H, W, ...) no longer than the longest aspect, cut where the crop would cut them anyway."""
+    """Images (B, H, W, ...) no longer than the longest aspect, cut where the crop would cut them anyway."""
     if crop in (Crop.SQUASH, Crop.PAD):
         return images
     height, width = images.shape[1:3]

@@ -1,4 +1,4 @@
-"""Pictures of results, drawn with Pillow (no host has matplotlib): sheets of cells, strips of dots, curves.
+"""Images of results, drawn with Pillow (no host has matplotlib): sheets of cells, strips of dots, curves.
 
 The same input gives the same pixels; `save_png` the same bytes.
 """

@@ -20,7 +20,7 @@ class ImageTextEncoder(Protocol):
     """CLIP, real or small: images and texts in one space."""
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Pictures (n, H, W, 3) RGB 0..1 to embeddings (n, D)."""
+        """Images (n, H, W, 3) RGB 0..1 to embeddings (n, D)."""
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:

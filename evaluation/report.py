@@ -34,7 +34,7 @@ LITTLE = 40  # percent
 
 
 class PictureSource(Protocol):
-    """Pictures by the name in their record: a dictionary, or a folder that reads them when they are asked for."""
+    """Images by the name in their record: a dictionary, or a folder that reads them when they are asked for."""
 
     def __getitem__(self, name: str, /) -> torch.Tensor: ...
 

@@ -18,7 +18,7 @@ GREY = 0.5
 
 
 def without_faces(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Pictures (n, H, W, 3) with grey where masks (n, H, W) 0..1 are 1."""
+    """Images (n, H, W, 3) with grey where masks (n, H, W) 0..1 are 1."""
     return images + (GREY - images) * masks[..., None]
 
 

@@ -224,7 +224,7 @@ def mean_similarity(identity: Identity) -> float | None:
 
 
 def to_image_batch(pictures: Sequence[np.ndarray]) -> torch.Tensor:
-    """Pictures (H, W, 3) uint8 as (n, H, W, 3) float 0..1, black at right and bottom where sizes differ."""
+    """Images (H, W, 3) uint8 as (n, H, W, 3) float 0..1, black at right and bottom where sizes differ."""
     height = max(picture.shape[0] for picture in pictures)
     width = max(picture.shape[1] for picture in pictures)
     batch = torch.zeros(len(pictures), height, width, 3)

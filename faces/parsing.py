@@ -199,7 +199,7 @@ class SegmentationHead(nn.Module):
 
 
 class BiSeNet(nn.Module):
-    """Pictures (B, 3, H, W), ImageNet-normalised, to logits (B, classes, H, W): main, and the two auxiliary maps."""
+    """Images (B, 3, H, W), ImageNet-normalised, to logits (B, classes, H, W): main, and the two auxiliary maps."""
 
     MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     ORDER = BISENET_ORDER
@@ -273,7 +273,7 @@ class ParseNetBlock(nn.Module):
 
 
 class ParseNet(nn.Module):
-    """Pictures (B, 3, H, W), RGB -1..1, to class logits (B, classes, H, W) and an image (B, 3, H, W)."""
+    """Images (B, 3, H, W), RGB -1..1, to class logits (B, classes, H, W) and an image (B, 3, H, W)."""
 
     MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     ORDER = PARSENET_ORDER

@@ -28,7 +28,7 @@ LARGEST_FILE = 178_956_970  # pixels; Pillow refuses more by default, and hosts 
 
 
 def to_photos(images: torch.Tensor) -> list[np.ndarray]:
-    """Pictures (B, H, W, C) float 0..1 as a list of B photos (H, W, 3) uint8 RGB; the input is never changed.
+    """Images (B, H, W, C) float 0..1 as a list of B photos (H, W, 3) uint8 RGB; the input is never changed.
 
     C is 1 (grey, repeated), 3 (RGB) or 4 (RGBA, composed on mid grey, so that hidden colours cannot be taken for a
     face). Values outside 0..1 are clamped with one warning. NaN, infinity, an empty batch and other shapes raise

@@ -36,7 +36,7 @@ def find_comfyui() -> Path:
 
 
 def paint_in_comfyui(photos: Sequence[np.ndarray], prompts: Sequence[str], seed: int) -> dict[str, Tensor]:
-    """Pictures (prompts, H, W, 3) RGB 0..1 without and with the person of the photos (H, W, 3) uint8."""
+    """Images (prompts, H, W, 3) RGB 0..1 without and with the person of the photos (H, W, 3) uint8."""
     from PIL import Image
 
     from .demo import WITH, WITHOUT

@@ -1,4 +1,4 @@
-"""Pictures of the five keypoints of a face, as IdentityNet and other nets read them."""
+"""Images of the five keypoints of a face, as IdentityNet and other nets read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of what was found and what became of it."""
+"""Images of what was found and what became of it."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def rework_faces(
     regions: Sequence[Tensor] | None = None,
     after_each: Callable[[], object] = lambda: None,
 ) -> Restored:
-    """Pictures (H, W, 3), RGB 0..1, with the given faces of each reworked; the input is not changed.
+    """Images (H, W, 3), RGB 0..1, with the given faces of each reworked; the input is not changed.
 
     canvases: the same images at any other size, into which the faces are pasted; they are changed. regions: masks
     (H, W) of the images, outside of which nothing changes. after_each is called for every face. Faces that cannot be

@@ -1,4 +1,4 @@
-"""Pictures of a class by the untouched model, which keep a class as it was while one of it is learned (prior
+"""Images of a class by the untouched model, which keep a class as it was while one of it is learned (prior
 preservation). They are generated once, and kept."""
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def _check_sizes(phase: Phase, batch: int) -> None:
 
 
 def make_accelerator(settings: RunSettings, cpu: bool = False) -> Any:
-    """accelerate's image of devices, processes and precision. An earlier training's in this process is forgotten."""
+    """accelerate's view of devices, processes and precision. An earlier training's in this process is forgotten."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 

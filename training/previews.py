@@ -1,4 +1,4 @@
-"""Pictures from a base model as it is now: previews of a training, and DreamBooth's class images."""
+"""Images from a base model as it is now: previews of a training, and DreamBooth's class images."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def load_encoder(graph: Graph) -> Node:
 
 
 def show(graph: Graph, title: str, images: Output) -> Node:
-    """Pictures on the canvas."""
+    """Images on the canvas."""
     return graph.node("PreviewImage", title=title, images=images, extra_height=PICTURE)
 
 

@@ -315,7 +315,7 @@ def check_reference_mask(mask: Tensor, pictures: int, crop: Crop) -> Tensor:
 
 
 def _covered(pictures: Tensor, mask: Tensor | None) -> Tensor:
-    """Pictures (B, H, W, 3) in which what does not count has CLIP's mean colour, which the encoder sees as zero."""
+    """Images (B, H, W, 3) in which what does not count has CLIP's mean colour, which the encoder sees as zero."""
     if mask is None:
         return pictures
     share = F.interpolate(mask.float().clamp(0, 1).unsqueeze(1), pictures.shape[1:3], mode="bilinear", antialias=True)
@@ -363,7 +363,7 @@ def _pictures(show: _Show) -> Tensor:
 
 
 def _check_places(adapter: IPAdapter, identity: Identity | None, options: ReferenceOptions) -> None:
-    """Picture i of the batch gets photo i; where a photo before it has no row, it would get the next one's face."""
+    """Image i of the batch gets photo i; where a photo before it has no row, it would get the next one's face."""
     shown = options.images is None and options.embeds is None and (adapter.needs_features or adapter.needs_pooled)
     if not options.one_picture_each or identity is None or not (adapter.needs_embedding or shown):
         return

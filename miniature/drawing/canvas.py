@@ -36,7 +36,7 @@ class Extent:
 
 
 class Canvas:
-    """Pictures (B, 3, H, W) with part labels and the coverage of face and person (B, H, W), painted back to front."""
+    """Images (B, 3, H, W) with part labels and the coverage of face and person (B, H, W), painted back to front."""
 
     def __init__(self, rgb: Tensor, parts: Tensor, face: Tensor, person: Tensor) -> None:
         self.rgb, self.parts, self.face, self.person = rgb, parts, face, person

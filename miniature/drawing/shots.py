@@ -130,7 +130,7 @@ class Shots:
 
 
 def draw_shots(seeds: Iterable[int] | np.ndarray) -> Shots:
-    """Pictures at random, one per seed: every style, scene and colour alike, hats on a quarter of them.
+    """Images at random, one per seed: every style, scene and colour alike, hats on a quarter of them.
 
     A hat hides the hair, so more of them would teach a recogniser less of each person.
     """

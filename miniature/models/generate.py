@@ -80,7 +80,7 @@ def generate_latents(
 
 
 def pictures_of(codec: PatchCodec, latents: Tensor) -> Tensor:
-    """Pictures (B, 128, 128, 3), RGB 0..1."""
+    """Images (B, 128, 128, 3), RGB 0..1."""
     return torch.cat([codec.decode(portion) for portion in latents.split(_BATCH)]).permute(0, 2, 3, 1)
 
 

@@ -38,7 +38,7 @@ class PatchCodec(nn.Module):
         self.requires_grad_(False)
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in 0..1 -> latents (B, 16, H/8, W/8) of unit variance.
+        """Images (B, 3, H, W) in 0..1 -> latents (B, 16, H/8, W/8) of unit variance.
 
         LikenessError unless 8 divides both sides.
         """
@@ -50,7 +50,7 @@ class PatchCodec(nn.Module):
         return self.encode_halved(F.avg_pool2d(pictures, 2))
 
     def encode_halved(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, h, w) in 0..1 of half the size, as networks are trained on -> latents (B, 16, h/4, w/4)."""
+        """Images (B, 3, h, w) in 0..1 of half the size, as networks are trained on -> latents (B, 16, h/4, w/4)."""
         return self.encoder(2 * pictures - 1)
 
     def decode(self, latents: Tensor) -> Tensor:

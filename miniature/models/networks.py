@@ -170,7 +170,7 @@ class Scaffold(nn.Module):
 
 
 def halve(pictures: Tensor, side: int = 64) -> Tensor:
-    """Pictures (B, 3, H, W) at the side the networks read, by area."""
+    """Images (B, 3, H, W) at the side the networks read, by area."""
     return pictures if pictures.shape[-1] == side else F.interpolate(pictures, size=(side, side), mode="area")
 
 

@@ -54,7 +54,7 @@ class World:
         guidance: float = GUIDANCE,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Pictures (B, 128, 128, 3), RGB 0..1: of the persons with these embeddings (1 | B, 512), or of anybody."""
+        """Images (B, 128, 128, 3), RGB 0..1: of the persons with these embeddings (1 | B, 512), or of anybody."""
         effects: list[Effect] = []
         if embeddings is not None and strength:
             effects.append(identity_injection(self.unet, self.adapter, embeddings, strength))

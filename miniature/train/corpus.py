@@ -1,4 +1,4 @@
-"""Pictures for training, drawn once and kept on disk: what the training of the miniature's networks reads.
+"""Images for training, drawn once and kept on disk: what the training of the miniature's networks reads.
 
 Who and what is drawn follows from the split and the seeds alone, so only pixels and measured places are stored.
 """

@@ -36,7 +36,7 @@ def answers_of(shots: Shots) -> dict[str, np.ndarray]:
 
 
 def strange_pictures(pictures: Tensor, random: torch.Generator) -> Tensor:
-    """Pictures (B, 3, 64, 64) that are not of this world, made from ones that are: the net must not see a face there.
+    """Images (B, 3, 64, 64) that are not of this world, made from ones that are: the net must not see a face there.
 
     A quarter each: tiles in disorder; smooth noise of photograph-like spectrum; the sum of several images, each
     turned or mirrored upside down; and pieces far too close, with colours exchanged.

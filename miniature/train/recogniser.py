@@ -65,7 +65,7 @@ class TraitsHead(nn.Module):
 
 
 def augment(pictures: Tensor, codec: PatchCodec, how: Augmentation, random: torch.Generator) -> Tensor:
-    """Pictures (B, 3, 64, 64), RGB 0..1, as a recogniser may meet them."""
+    """Images (B, 3, 64, 64), RGB 0..1, as a recogniser may meet them."""
     count = len(pictures)
 
     def draw(*shape: int) -> Tensor:

@@ -13,7 +13,7 @@ from likeness.faces import FaceAnalysis
 
 @dataclass(frozen=True)
 class Colours:
-    """Pictures of the people that `ByColour` knows."""
+    """Images of the people that `ByColour` knows."""
 
     def of(self, *colours: tuple[float, float, float]) -> torch.Tensor:
         """One image (SIDE, SIDE, 3) of each colour 0..1."""

@@ -33,7 +33,7 @@ def _records(people: int = 8, gain: float = 50.0, noise: float = 2.0) -> list[Re
 
 
 class Noise:
-    """Pictures that follow from their names."""
+    """Images that follow from their names."""
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return torch.rand(40, 30, 3, generator=torch.Generator().manual_seed(len(name) * 7 + ord(name[-5])))

@@ -359,7 +359,7 @@ def test_every_picture_of_a_batch_gets_the_identity(ours, sampler):
 
 
 def test_rows_of_tokens_follow_the_pictures_of_a_batch(ours, sd15):
-    """Picture i of a batch sees row i; the last row serves the images beyond it."""
+    """Image i of a batch sees row i; the last row serves the images beyond it."""
     base = sd15.model
     rows = injection(ours, base, rows=2)
     single = [

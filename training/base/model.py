@@ -40,7 +40,7 @@ class Posterior:
 
 @dataclass(frozen=True, eq=False)
 class Codec:
-    """Pictures to latents and back. encode: (batch, 3, H, W), -1..1, to their posterior. module: what holds weights.
+    """Images to latents and back. encode: (batch, 3, H, W), -1..1, to their posterior. module: what holds weights.
 
     in_checkpoints: these under the names of a checkpoint's VAE, without prefix; None: no checkpoint could hold it.
     """

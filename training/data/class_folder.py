@@ -1,4 +1,4 @@
-"""Pictures of a class from a folder: what a training keeps as it was, each with its caption where it has one."""
+"""Images of a class from a folder: what a training keeps as it was, each with its caption where it has one."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class LeftOut:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Pictures of one person, or in one style, that share a trigger word."""
+    """Images of one person, or in one style, that share a trigger word."""
 
     kind: DatasetKind
     trigger: str

@@ -59,7 +59,7 @@ class Decoder:
         return cls(lambda z: vae.decode(z).sample, config.scaling_factor, 2 ** (len(config.block_out_channels) - 1))
 
     def picture(self, latents: Tensor) -> Tensor:
-        """Pictures 0..1 of latents as a denoiser sees them. Pixels beyond 0..1 are clamped and get no gradient."""
+        """Images 0..1 of latents as a denoiser sees them. Pixels beyond 0..1 are clamped and get no gradient."""
         return (self.decode(latents / self.scaling_factor) / 2 + 0.5).clamp(0, 1)
 
 
