@@ -157,7 +157,7 @@ class Run:
         self.step = state["step"]
 
     def resume(self) -> bool:
-        """Take up the saved state if there is one. LikenessError when it belongs to other networks."""
+        """Load the saved state if there is one. LikenessError when it belongs to other networks."""
         if not self.file.exists():
             return False
         try:
