@@ -53,7 +53,7 @@ EMPTY_MASK = "Load Image gives an empty mask for an image without transparency"
 
 
 def as_mask(mask: Any, what: str) -> Tensor:
-    """A MASK as (m, H, W) float32 in 0..1; (H, W) and (m, 1, H, W) are understood. LikenessError for what is none."""
+    """A MASK as (m, H, W) float32 in 0..1; (H, W) and (m, 1, H, W) are understood. LikenessError for others."""
     import torch
 
     if not isinstance(mask, torch.Tensor):

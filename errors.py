@@ -11,7 +11,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class LikenessError(ValueError):
-    """Something the user can mend. The message is one sentence: which input, what is wrong, what to do next.
+    """Something the user can correct. The message is one sentence: which input, what is wrong, what to do next.
 
     Whatever name or path stands in it, it is one line that every log, terminal and reply can carry: a lone surrogate
     from a request or a folder would otherwise raise where the message is logged, far from here.

@@ -24,7 +24,7 @@ _PATCHES, _POSITIONS = "embeddings.patch_embedding.weight", "embeddings.position
 
 
 class TowerSizes(NamedTuple):
-    """image_size: side of the pictures it reads, in pixels."""
+    """image_size: side of the images it reads, in pixels."""
 
     width: int
     inner: int
@@ -35,7 +35,7 @@ class TowerSizes(NamedTuple):
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor], head_width: int = HEAD_WIDTH) -> TowerSizes:
-        """Read off the weights (keys without `vision_model.`). KeyError or ValueError when they are no such tower."""
+        """From the weights (keys without `vision_model.`). KeyError or ValueError when they are not such a tower."""
         width, _, patch, _ = weights[_PATCHES].shape
         if width % head_width:
             raise ValueError(f"attention of width {width} has no heads of width {head_width}")

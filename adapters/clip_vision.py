@@ -1,6 +1,6 @@
 """CLIP image encoders: ComfyUI's CLIP_VISION socket and a transformers model behind one face.
 
-Adapters read two things of a picture: the pooled embedding, projected into CLIP's shared space, and the hidden states
+Adapters read two things of an image: the pooled embedding, projected into CLIP's shared space, and the hidden states
 of the last layer but one, every token, without the final LayerNorm (official IP-Adapter, arXiv 2308.06721 and code).
 """
 
@@ -20,7 +20,7 @@ from .image_prep import Crop, merge_tile_embeds, merge_tile_hidden, pixel_values
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """What an encoder says of a batch of pictures.
+    """What an encoder says of a batch of images.
 
     image_embeds: (B, embed), pooled and projected. penultimate: (B, 1 + patches, hidden), the class token first.
     """
@@ -31,7 +31,7 @@ class ClipFeatures:
 
 @dataclass(frozen=True)
 class EncoderSize:
-    """The widths of an encoder, and the side of the pictures it reads in pixels."""
+    """The widths of an encoder, and the side of the images it reads in pixels."""
 
     hidden: int
     embed: int
@@ -60,7 +60,7 @@ class ClipEncoder(Protocol):
 
     @property
     def size(self) -> EncoderSize:
-        """Its widths and picture size."""
+        """Its widths and image size."""
         ...
 
     def encode_pixels(self, pixels: Tensor) -> ClipFeatures:
@@ -69,9 +69,9 @@ class ClipEncoder(Protocol):
 
 
 class Unconditional(Enum):
-    """What the encoder is shown in place of a picture; the value is the name a user chooses."""
+    """What the encoder is shown in place of an image; the value is the name a user chooses."""
 
-    ZERO_PIXELS = "zero pixels"  # zeros after normalisation, the way training dropped pictures (official)
+    ZERO_PIXELS = "zero pixels"  # zeros after normalisation, the way training dropped images (official)
     BLACK_IMAGE = "black image"  # as ComfyUI_IPAdapter_plus; a different vector
 
 
@@ -108,7 +108,7 @@ class TransformersClipEncoder:
 
     @property
     def size(self) -> EncoderSize:
-        """Its widths and picture size."""
+        """Its widths and image size."""
         return self._size
 
     @torch.no_grad()
@@ -163,7 +163,7 @@ def check_encoder(expected_hidden: int | None, expected_embed: int | None, actua
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pictures to features
+# Images to features
 
 
 def encode_images(
@@ -174,9 +174,9 @@ def encode_images(
     mask: Tensor | None = None,
     batch_size: int = 0,
 ) -> ClipFeatures:
-    """Features of pictures (B, H, W, 3) in 0..1. Options as in `image_prep.pixel_values`.
+    """Features of images (B, H, W, 3) in 0..1. Options as in `image_prep.pixel_values`.
 
-    batch_size: how many pictures the encoder reads at once, 0 for all.
+    batch_size: how many images the encoder reads at once, 0 for all.
     """
     pixels = pixel_values(images, encoder.size.image_size, crop, sharpening, mask)
     parts = [encoder.encode_pixels(part) for part in pixels.split(batch_size or len(pixels))]
@@ -186,7 +186,7 @@ def encode_images(
 
 
 def encode_unconditional(encoder: ClipEncoder, kind: Unconditional = Unconditional.ZERO_PIXELS) -> ClipFeatures:
-    """Features of no picture, one row."""
+    """Features of no image, one row."""
     side = encoder.size.image_size
     if kind is Unconditional.BLACK_IMAGE:
         return encode_images(encoder, torch.zeros(1, side, side, 3))
@@ -198,8 +198,8 @@ def encode_enhanced(
 ) -> ClipFeatures:
     """Features with the detail of tiles x tiles close-ups (ComfyUI_IPAdapter_plus, "ClipVision Enhancer").
 
-    One picture gives two rows, share · whole and the close-ups. Several give one row each, share · whole +
-    (1 - share) · close-ups. The close-ups together show the same square of a picture (B, H, W, 3) as the whole.
+    One image gives two rows, share · whole and the close-ups. Several give one row each, share · whole +
+    (1 - share) · close-ups. The close-ups together show the same square of an image (B, H, W, 3) as the whole.
     """
     whole = encode_images(encoder, images, crop, sharpening)
     if tiles < 2:

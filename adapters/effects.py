@@ -89,7 +89,7 @@ class Merge(Protocol):
 
         text: the site's own attention; identity: that to the person, with the strength in it; queries: all (batch, L,
         width). keys: the person's, (groups, heads, n_tokens, width / heads), where each group serves a run of
-        consecutive pictures. Without a merge `identity` itself is added. Linear in `identity`, so that the strength
+        consecutive images. Without a merge `identity` itself is added. Linear in `identity`, so that the strength
         stays one.
         """
         ...
@@ -97,7 +97,7 @@ class Merge(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class AttentionTerm:
-    """Tokens of one identity (or one picture of it) that the cross-attention sites attend to beside the text.
+    """Tokens of one identity (or one image of it) that the cross-attention sites attend to beside the text.
 
     tokens: rows 1, or one row per image of the latent batch. site_weights: one entry per spatial transformer in
     execution order. region: (1, H, W), where these tokens belong whatever the scope says, as a tile of a reference.
@@ -118,7 +118,7 @@ class AttentionTerm:
 
     @property
     def why_never(self) -> str | None:
-        """Why it can never change the picture, in words; None when it can."""
+        """Why it can never change the image, in words; None when it can."""
         if all(weight.strength == 0 for weight in self.site_weights):
             return "the strength is 0"
         return self.scope.why_never
@@ -162,7 +162,7 @@ class BlockTerm:
 
     @property
     def why_never(self) -> str | None:
-        """Why it can never change the picture, in words; None when it can."""
+        """Why it can never change the image, in words; None when it can."""
         if self.strength == 0 or not self.numbers:
             return "the strength is 0" if self.numbers else "the MODEL has no block it acts on"
         return self.scope.why_never
@@ -175,7 +175,7 @@ class WeightDelta:
     name: of the file, for messages. id: tells this change from others, whatever the files are called; two effects of
     one id are applied once, with the greater strength, so that several people can use one adapter. changes: LoRA pairs
     or whole differences of the weights, by diffusers' path of the layer, without ".weight"; of a bias by its whole
-    name. A weight is the same for the whole picture, so that of the scope only the window counts.
+    name. A weight is the same for the whole image, so that of the scope only the window counts.
     """
 
     name: str
@@ -186,7 +186,7 @@ class WeightDelta:
 
     @property
     def why_never(self) -> str | None:
-        """Why it can never change the picture, in words; None when it can."""
+        """Why it can never change the image, in words; None when it can."""
         return "the strength is 0" if self.strength == 0 or not self.changes else self.scope.why_never
 
 
@@ -205,7 +205,7 @@ class ControlContext:
 
     @property
     def why_never(self) -> str | None:
-        """Why it can never change the picture, in words; None when it can."""
+        """Why it can never change the image, in words; None when it can."""
         return "the strength is 0" if self.strength == 0 else self.scope.why_never
 
 
@@ -230,7 +230,7 @@ class PromptEdit:
 
     @property
     def why_never(self) -> str | None:
-        """Why it can never change the picture, in words; None when it can."""
+        """Why it can never change the image, in words; None when it can."""
         return self.scope.why_never
 
 

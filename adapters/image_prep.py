@@ -1,6 +1,6 @@
-"""Reference pictures on their way to a CLIP image encoder.
+"""Reference images on their way to a CLIP image encoder.
 
-Pictures are ComfyUI IMAGE tensors, (B, H, W, 3) in 0..1, until `normalise` makes them pixel values, (B, 3, S, S).
+Images are ComfyUI IMAGE tensors, (B, H, W, 3) in 0..1, until `normalise` makes them pixel values, (B, 3, S, S).
 The default path is the official one: PIL's antialiased bicubic on 8 bits, long side truncated, centre crop.
 """
 
@@ -23,11 +23,11 @@ CLIP_SIZE = 224
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP, which all published encoders keep
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-_LONGEST_ASPECT = 8  # a longer picture loses its ends before it is resized, or its resized copy would fill the memory
+_LONGEST_ASPECT = 8  # a longer image loses its ends before it is resized, or its resized copy would fill the memory
 
 
 class Crop(Enum):
-    """How a picture becomes a square; the value is the name a user chooses."""
+    """How an image becomes a square; the value is the name a user chooses."""
 
     CENTRE = "center"
     TOP = "top"
@@ -48,7 +48,7 @@ class Resampling(Enum):
 
 
 def to_rgb(images: Tensor, name: str = "image") -> Tensor:
-    """Any picture as (B, H, W, 3) float32 in 0..1: single pictures, grey ones, and ones with alpha.
+    """Any image as (B, H, W, 3) float32 in 0..1: single images, grey ones, and ones with alpha.
 
     What is transparent is mid grey, as for everything that looks at faces: hidden colours are never encoded. Raises
     LikenessError naming the input when it is empty, misshapen or holds NaN.
@@ -82,7 +82,7 @@ def to_rgb(images: Tensor, name: str = "image") -> Tensor:
 
 @dataclass(frozen=True)
 class _Placement:
-    """A picture is resized to (height, width); the square's corner lies at (top, left) of that, negative in padding."""
+    """An image is resized to (height, width); the square's corner lies at (top, left) of that, negative in padding."""
 
     height: int
     width: int
@@ -107,7 +107,7 @@ def _half(spare: int) -> int:
 
 
 def _without_far_ends(images: Tensor, crop: Crop) -> Tensor:
-    """Pictures (B, H, W, ...) no longer than the longest aspect, cut where the crop would cut them anyway."""
+    """Images (B, H, W, ...) no longer than the longest aspect, cut where the crop would cut them anyway."""
     if crop in (Crop.SQUASH, Crop.PAD):
         return images
     height, width = images.shape[1:3]
@@ -166,7 +166,7 @@ def pixel_values(
 ) -> Tensor:
     """What the encoder is shown: (B, H, W, 3) -> (B, 3, size, size).
 
-    sharpening: 0 off … 1 strong, see `sharpen`. mask: (m, H, W) in 0..1, what counts of the picture; the rest becomes
+    sharpening: 0 off … 1 strong, see `sharpen`. mask: (m, H, W) in 0..1, what counts of the image; the rest becomes
     CLIP's mean colour.
     """
     squares = to_square(images, size, crop)
@@ -177,7 +177,7 @@ def pixel_values(
 
 
 def mask_to_square(mask: Tensor, size: int = CLIP_SIZE, crop: Crop = Crop.CENTRE) -> Tensor:
-    """A mask cut like its picture: (m, H, W) -> (m, size, size), zero in padding."""
+    """A mask cut like its image: (m, H, W) -> (m, size, size), zero in padding."""
     mask = _without_far_ends(as_mask(mask, "The reference mask"), crop)
     place = _placement(mask.shape[1], mask.shape[2], size, crop)
     resized = F.interpolate(mask.unsqueeze(1), (place.height, place.width), mode="bicubic", antialias=True).squeeze(1)
@@ -224,7 +224,7 @@ def split_tiles(images: Tensor, tiles: int) -> Tensor:
 
 
 def merge_tile_hidden(hidden: Tensor, tiles: int) -> Tensor:
-    """Hidden states of all tiles as those of one picture. (B · tiles², 1 + g², dim) -> (B, 1 + g², dim)
+    """Hidden states of all tiles as those of one image. (B · tiles², 1 + g², dim) -> (B, 1 + g², dim)
 
     The patches are laid out side by side and averaged down to g x g; so are the class tokens, to one.
     """
@@ -241,7 +241,7 @@ def mean_tile_embeds(embeds: Tensor, tiles: int) -> Tensor:
 
 
 def merge_tile_embeds(embeds: Tensor, tiles: int) -> Tensor:
-    """The same as ComfyUI_IPAdapter_plus does it: each embedding is taken for a square picture, and they are averaged
+    """The same as ComfyUI_IPAdapter_plus does it: each embedding is taken for a square image, and they are averaged
     down side by side. This has no meaning, and widths that are not square (1280 of ViT-bigG) get the mean instead.
     """
     g = math.isqrt(embeds.shape[-1])
@@ -258,7 +258,7 @@ def _side_by_side(pictures: Tensor, tiles: int) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Overlapping tiles: every part of a reference acts in its own part of the picture
+# Overlapping tiles: every part of a reference acts in its own part of the image
 
 TILE = 256
 _MOST_TILES = 4
@@ -277,7 +277,7 @@ class Tiles:
     boxes: tuple[tuple[float, float, float, float], ...]
 
     def masks(self, height: int, width: int, limit: Tensor | None = None) -> Tensor:
-        """One mask per tile for a picture of this size, (n, height, width), 1 inside. limit: (1, height, width) that
+        """One mask per tile for an image of this size, (n, height, width), 1 inside. limit: (1, height, width) that
         all are multiplied with. Where tiles overlap, both act; see `share_overlaps`."""
         masks = torch.zeros(len(self.boxes), height, width)
         for mask, (top, left, bottom, right) in zip(masks, self.boxes, strict=True):
@@ -342,10 +342,10 @@ def _starts(length: int) -> list[int]:
 class ReferenceNoise(Enum):
     """What noise does to a reference; the value is the name a user chooses."""
 
-    FADE = "fade"  # the picture fades into noise
+    FADE = "fade"  # the image fades into noise
     DISSOLVE = "dissolve"  # single pixels turn into noise
     GAUSSIAN = "gaussian"  # noise is added
-    SHUFFLE = "shuffle"  # patches of the picture change places: its colours without its shapes
+    SHUFFLE = "shuffle"  # patches of the image change places: its colours without its shapes
 
 
 _SHUFFLE_GRID = 32  # patches along each side
@@ -354,7 +354,7 @@ _SHUFFLE_GRID = 32  # patches along each side
 def add_noise(
     images: Tensor, kind: ReferenceNoise, strength: float, generator: torch.Generator, blur: int = 0
 ) -> Tensor:
-    """(B, H, W, 3) in 0..1 -> the same. strength: 0 leaves the picture, 1 is the most. blur: radius in pixels.
+    """(B, H, W, 3) in 0..1 -> the same. strength: 0 leaves the image, 1 is the most. blur: radius in pixels.
 
     All randomness comes from `generator`, of any device; the global one is not touched.
     """

@@ -2,7 +2,7 @@
 
     T = Resampler(e),  T₀ = Resampler(0)        16 tokens of the raw antelopev2 embedding e, and of none
     UNet           out = A(q, K(text), V(text)) + s · A(q, K'(T), V'(T))    at every cross-attention site, all 70
-    IdentityNet    a ControlNet whose hint is a picture of five keypoints, and whose text is T
+    IdentityNet    a ControlNet whose hint is an image of five keypoints, and whose text is T
 
 The unconditioned half reads T₀: the *embedding* is zero, not the tokens. `ip-adapter.bin` holds two groups:
 

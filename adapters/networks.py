@@ -268,7 +268,7 @@ class FuseMlp(nn.Module):
 
 
 class FuseModule(nn.Module):
-    """A word of the text and a picture of it become one state (FastComposer, arXiv 2305.10431; PhotoMaker).
+    """A word of the text and an image of it become one state (FastComposer, arXiv 2305.10431; PhotoMaker).
 
     h = mlp1([c; e]) + c;   h = mlp2(h) + h;   LayerNorm(h)
     """
@@ -285,12 +285,12 @@ class FuseModule(nn.Module):
         return self.layer_norm.normalized_shape[0]
 
     def forward(self, words: Tensor, pictures: Tensor) -> Tensor:
-        """words c and pictures e, each (..., dim) -> (..., dim)"""
+        """words c and images e, each (..., dim) -> (..., dim)"""
         h = self.mlp1(torch.cat([words, pictures], dim=-1)) + words
         return self.layer_norm(self.mlp2(h))
 
     def into(self, states: Tensor, positions: Tensor, pictures: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Fuse pictures into the states of a text, which is left as it is.
+        """Fuse images into the states of a text, which is left as it is.
 
         states: (batch, n, dim); positions: (count,) into n; pictures: (batch | 1, count, dim). weights: (count,), how
         far each word goes from itself towards the fused one; None for all the way.

@@ -413,7 +413,7 @@ class PhotoMaker(nn.Module):
     def _people(self, request: Request, options: PhotoMakerOptions) -> list[_Person]:
         people: list[Identity | None] = [*request.people]
         if not people and options.images and self.version == 1:
-            people = [None]  # v1 looks at pictures alone
+            people = [None]  # v1 looks at images alone
         if not people:
             raise LikenessError(
                 f"The adapter {self.name!r} needs an identity: connect Identity from Photos or Load Identity."
@@ -423,7 +423,7 @@ class PhotoMaker(nn.Module):
     def _person(
         self, request: Request, who: Identity | None, options: PhotoMakerOptions, images: Sequence[Tensor]
     ) -> _Person:
-        """What is looked at of a person: crops or pictures, and in v2 the raw embedding of each."""
+        """What is looked at of a person: crops or images, and in v2 the raw embedding of each."""
         name = "the images" if who is None else who.name
         size = self.id_encoder.vision_model.image_size
         if images:

@@ -63,7 +63,7 @@ class Needs:
     base: the family of base models it was made for. recogniser: whose embedding it reads, None for none; raw: as that
     network returns it, not as a unit vector; every_photo: photo by photo, not their mean. encoder_width: of the image
     encoding it reads, None for none; hidden: the tokens of the last layer but one, not the pooled embedding. keypoints:
-    it has a ControlNet of its own, whose hint is a picture of the face's keypoints. trigger_word: the usual one, where
+    it has a ControlNet of its own, whose hint is an image of the face's keypoints. trigger_word: the usual one, where
     it works through the prompt; None where it works on the model alone.
     """
 

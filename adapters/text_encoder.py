@@ -197,7 +197,7 @@ def _run(
     if projection is None:
         return hidden, None
     ends = table == tower.end
-    for row, place, _ in vectors:  # the end is looked for beside the vectors, whose ids are the end's for want of any
+    for row, place, _ in vectors:  # vectors have the end's id, having none of their own
         ends[row, place] = False
     last = found.last_hidden_state[torch.arange(len(table)), ends.int().argmax(-1)]
     return hidden, projection(last)

@@ -16,7 +16,7 @@ class SiteWeight:
     """Strength of the identity at one attention site.
 
     `swapped` is the "precise" trick of style transfer: the conditioned half gets nothing and the unconditioned half
-    attends to the *conditioned* tokens, so that guidance pushes the picture away from them.
+    attends to the *conditioned* tokens, so that guidance pushes the image away from them.
     """
 
     strength: float
@@ -50,7 +50,7 @@ def scale(weights: SiteWeights, factor: float) -> SiteWeights:
 class IdentityTokens:
     """Image tokens of one reference (or several that share one softmax).
 
-    Shapes: `cond` and `uncond` are (rows, n_tokens, dim); rows is 1, or one row per picture of the latent batch.
+    Shapes: `cond` and `uncond` are (rows, n_tokens, dim); rows is 1, or one row per image of the latent batch.
     """
 
     cond: Tensor

@@ -1,4 +1,4 @@
-"""Headless batches: a checked table in, pictures and a table of likeness out, on one ComfyUI server or many.
+"""Headless batches: a checked table in, images and a table of likeness out, on one ComfyUI server or many.
 
 `likeness batch run` does, in this order, and each step is a module:
 

@@ -59,7 +59,7 @@ def versions_of(facts: ServerFacts) -> tuple[str, str]:
 async def look_at_servers(
     workers: Sequence[Worker], wanted: set[str], problems: Problems, pin_version: bool = False
 ) -> list[ServerSurvey]:
-    """Ask every server what it is and has. One that is away is a problem, with `pin_version` also another version."""
+    """Ask every server what it is and has. An unreachable one is a problem, with `pin_version` also another version."""
 
     async def ask(worker: Worker) -> ServerSurvey | None:
         try:

@@ -1,4 +1,4 @@
-"""A ComfyUI at an address: the worker that all others end in. What it answers is data, bounded and never trusted."""
+"""A ComfyUI at an address: the worker that all others end in. Its answers are bounded and never trusted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _JOB_ROUTES = (0, 26)  # with a route that cancels
 API_KEY = "api_key_comfy_org"  # in a prompt's extra data
 _MOST_FRAME = 32 * 2**20  # bytes of a websocket's message
 _BLOCK = 2**18
-_MOST_WORDS = 2000  # letters of an error that are kept
+_MOST_WORDS = 2000  # characters of an error that are kept
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ServerAddress:
 
 
 def read_address(text: str) -> ServerAddress:
-    """An address as a user writes it. LikenessError for one that is none; a password is never shown."""
+    """An address as a user writes it. LikenessError for an invalid one; a password is never shown."""
     given = text.strip()
     url = given if "://" in given else f"http://{given}"
     try:
@@ -462,7 +462,7 @@ def _ending(entry: Mapping[str, Any]) -> Ending:
 
 
 def _served(outputs: Any) -> tuple[Served, ...]:
-    """Every file of a history entry: pictures, sound, video, in the nodes' order."""
+    """Every file of a history entry: images, sound, video, in the nodes' order."""
     found = []
     for node, lists in outputs.items() if isinstance(outputs, dict) else ():
         for items in lists.values() if isinstance(lists, dict) else ():

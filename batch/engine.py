@@ -92,7 +92,7 @@ class Engine:
         return End.SOME_FAILED if any(left.get(state) for state in ("failed", "parked", "todo", "sent")) else End.DONE
 
     def stop(self) -> None:
-        """Once: what runs may end. Twice: it is taken back."""
+        """Once: running rows may finish. Twice: they are cancelled."""
         self.stopping += 1
         self.changed.set()
 
@@ -119,7 +119,7 @@ class Engine:
         self.changed.clear()
 
     def fail(self, error: BaseException) -> None:
-        """The batch cannot go on."""
+        """The batch cannot continue."""
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             error = LikenessError(
                 f"The disk with {str(self.keeper.run)!r} is full: free some space, then run the same command again; "
@@ -145,7 +145,7 @@ class Engine:
                 self.journal.settle(seq, RowState.TODO)
 
     async def _watch(self) -> None:
-        """Says once a minute that all servers are away, and stops where that was asked for."""
+        """Says once a minute that no server can be reached, and stops where that was asked for."""
         while True:
             await asyncio.sleep(min(1.0, self.settings.grace))
             now = time.monotonic()
@@ -216,7 +216,7 @@ class Engine:
             self.tell("breaker", {"count": len(self._in_a_row[1]), "error": error})
 
     async def _run_parked(self) -> None:
-        """Rows that ended servers run one at a time, and only where we can start the server again."""
+        """Rows that crashed servers run one at a time, and only where we can start the server again."""
         own = next((lane for lane in self.lanes if lane.is_own), None)
         for seq in self.journal.in_state(RowState.PARKED):
             if own is None:
@@ -244,7 +244,7 @@ class Engine:
                     self._another_take(row)  # first: after a kill between the two the row is judged again
                 self.journal.measure(seq, metrics)
                 self.tell("judged", {"row": row.row_id, "idx": row.idx, **metrics})
-            except LikenessError as error:  # the pictures are there; `likeness batch report --measure` may come later
+            except LikenessError as error:  # the images are there; `likeness batch report --measure` may come later
                 self._tell_unjudged(row, str(error))
             except Exception as error:
                 self.fail(error)

@@ -169,7 +169,7 @@ def _graph(model: str, image: str) -> Graph:
 
 
 async def _run(worker: Worker, graph: Graph) -> Ending:
-    """How a graph ended. It is taken back where nobody waits for it any more."""
+    """How a graph ended. It is cancelled where nobody waits for it any more."""
     prompt, (pause, most) = str(uuid.uuid4()), _POLL
     was_stuck = False
     try:

@@ -9,15 +9,15 @@ from enum import Enum
 from .journal import Attempt
 
 MOST_ATTEMPTS = 5  # of what may be the network's fault
-MOST_DEATHS = 2  # of servers while the row ran, before it waits for the end
+MOST_DEATHS = 2  # crashes of servers while the row ran, before it is run last
 _PROGRAMMING = ("ValueError", "TypeError", "LikenessError", "KeyError", "AssertionError", "NotImplementedError")
 
 
 class Failure(str, Enum):
-    """How an attempt came to nothing."""
+    """Why an attempt failed."""
 
     AWAY = "away"  # the server did not answer for too long; it may run it yet
-    LOST = "lost"  # the server has never heard of it, or has forgotten it
+    LOST = "lost"  # the server does not know it, or has forgotten it
     DIED = "died"  # the server ended while it ran this row
     BAD_FILE = "bad file"
     MEMORY = "memory"
@@ -50,7 +50,7 @@ class Ruling:
 
 
 def decide(tried: Sequence[Attempt], servers: int) -> Ruling:
-    """What follows from a row's attempts, the last of which has just come to nothing. `servers` could run it."""
+    """What follows from a row's attempts, the last of which has just failed. `servers` could run it."""
     last = tried[-1]
     outcome, detail = Failure(last.outcome), last.detail
     same = [attempt for attempt in tried if attempt.outcome == last.outcome]

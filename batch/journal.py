@@ -49,7 +49,7 @@ class RowState(str, Enum):
     SENT = "sent"
     DONE = "done"
     FAILED = "failed"
-    PARKED = "parked"  # it has ended servers: for the end, one at a time
+    PARKED = "parked"  # it has crashed servers: run last, one at a time
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path, durable: bool = False, read_only: bool = False) -> Journal:
-        """A journal that is there. LikenessError for a file that is none, or is of a newer version."""
+        """A journal that is there. LikenessError for a file that is not one, or is of a newer version."""
         try:
             journal = cls._open(path, durable, read_only)
             version = journal.get("version")
@@ -279,7 +279,7 @@ class Journal:
         return True
 
     def ended(self, prompt_id: str, outcome: str, detail: str = "") -> None:
-        """An attempt has come to nothing; what becomes of the row is said apart."""
+        """An attempt has failed; what becomes of the row is said apart."""
         with self._step() as db:
             db.execute(
                 "update attempt set ended_at=?, outcome=?, detail=? where prompt_id=? and ended_at is null",

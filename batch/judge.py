@@ -22,7 +22,7 @@ NO_FACE = {"percent": 0.0, "id_sim": 0.0, "detected": 0.0}
 
 
 class LikenessJudge:
-    """Compares a row's pictures with the photos of its person. Of several pictures the best counts."""
+    """Compares a row's images with the photos of its person. Of several images the best counts."""
 
     def __init__(self, run: BatchRun, judge: str, open_faces: OpenFaces, allow_same: bool = False):
         self._run, self._name, self._open, self._allow_same = run, judge, open_faces, allow_same
@@ -72,7 +72,7 @@ class LikenessJudge:
 
         if file := self._run.facts["identities"].get(row.person) or self._identity_file(row):
             identity = Identity.load(Path(file))
-            check_judge(self._judge, [identity.recogniser], self._allow_same)  # its embeddings made the pictures
+            check_judge(self._judge, [identity.recogniser], self._allow_same)  # its embeddings made the images
             return identity
         if photos := self._run.facts["people"].get(row.person):
             return identity_from(PersonPhotos(row.person, [Path(photo) for photo in photos]), self._judge)

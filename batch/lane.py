@@ -29,12 +29,12 @@ class Flight:
     attempt: Attempt
     sent: float  # monotonic
     number: int  # in the order of sending
-    began: float = 0.0  # when it was first heard of: what waits behind others is not late
+    began: float = 0.0  # when the server first reported it: what waits behind others is not late
     in_queue: bool = True
 
 
 class _Ended(Exception):
-    """An attempt has come to nothing."""
+    """An attempt has failed."""
 
     def __init__(self, outcome: Failure, detail: str = "") -> None:
         self.outcome, self.detail = outcome, detail
@@ -120,7 +120,7 @@ class Lane:
             await asyncio.sleep(min(left, 0.5))
 
     async def _tidy(self) -> None:
-        """Take back what was given up on and may lie in the server's queue."""
+        """Cancel what was given up on and may still be in the server's queue."""
         old = self.engine.journal.given_up_on(self.worker.name)
         for prompt in old:
             await self.worker.cancel(prompt)
@@ -312,7 +312,7 @@ class Lane:
         except Refused as error:
             self.engine.journal.sent(row.seq, attempt.prompt_id, attempt.n, attempt.server)
             raise _Ended(Failure.INVALID, str(error)) from None
-        except Away as error:  # it has not heard of the row
+        except Away as error:  # the server does not know the row
             self.down(error)
             self.flights.pop(attempt.prompt_id, None)
             self.engine.todo.put(row.seq, row.group)
@@ -325,7 +325,7 @@ class Lane:
             await self.worker.post(attempt.prompt_id, graph, extra)
         except Refused as error:
             raise _Ended(Failure.INVALID, str(error)) from None
-        except Away as error:  # it may have heard of it
+        except Away as error:  # the server may know it
             self.down(error)
             in_doubt = True
         await self._see_through(flight, in_doubt)

@@ -218,7 +218,7 @@ def _flat(cell: Any) -> Any:
     return json.dumps(cell, ensure_ascii=False) if isinstance(cell, (list, dict)) else None if cell == "" else cell
 
 
-# --- a second, readable name for every picture
+# --- a second, readable name for every image
 
 
 def link_by_name(run: BatchRun, template: str) -> int:

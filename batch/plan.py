@@ -43,7 +43,7 @@ class Judging:
     """Likeness, measured while the batch runs."""
 
     judge: str = ""  # a face analysis; empty: nobody judges
-    keep: int = 0  # the best pictures of those that differ in the seed alone; 0: all
+    keep: int = 0  # the best images of those that differ in the seed alone; 0: all
     below: float = 0.0  # percent under which a row is repeated with another seed
     most: int = 0  # repetitions of a row
     allow_same: bool = False
@@ -51,7 +51,7 @@ class Judging:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Everything that decides which pictures are made. Where they are made is `work.WorkSettings`."""
+    """Everything that decides which images are made. Where they are made is `work.WorkSettings`."""
 
     workflow: Path
     table: Path | None = None
@@ -63,7 +63,7 @@ class BatchPlan:
     alias: Mapping[str, Sequence[str]] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()  # nodes whose files are wanted; none: all
     judging: Judging = Judging()
-    name: str = ""  # of a second, readable name for every picture
+    name: str = ""  # of a second, readable name for every image
     shard: tuple[int, int] = (1, 1)
     expect: int | None = None
     allow_unlink: bool = False
@@ -79,7 +79,7 @@ class BatchPlan:
         return self.files or (self.table or self.workflow).parent
 
     def fingerprint(self) -> dict[str, str]:
-        """What the plan says, part by part: a run goes on only where all parts are equal."""
+        """What the plan says, part by part: a run resumes only where all parts are equal."""
         said = {
             name: _plain(getattr(self, name)) for name in (f.name for f in fields(self)) if name not in _NOT_CONTENT
         }

@@ -12,7 +12,7 @@ from ..errors import one_line
 from ..storage import write_whole
 
 MOST_KEPT = 100_000  # problems; the rest is counted
-_MOST_SHOWN = 80  # letters of a value
+_MOST_SHOWN = 80  # characters of a value
 
 
 class Fault(ValueError):
@@ -43,7 +43,7 @@ class Problem:
 
 @dataclass
 class Problems:
-    """Collects problems and warnings; all of them, for a whole table must be mended in one go."""
+    """Collects problems and warnings; all of them, for a whole table must be corrected in one go."""
 
     found: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

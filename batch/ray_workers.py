@@ -45,7 +45,7 @@ class ComfyActor:
         return self._server.has_ended
 
     async def wake(self, prompt_id: str, seconds: float) -> tuple[bool, float]:
-        """Whether there was news, and how many seconds ago anything was heard; -1 for never."""
+        """Whether there was news, and how many seconds ago the last message came; -1 for none."""
         news = await self._server.wake(prompt_id, seconds)
         heard = self._server.heard(prompt_id)
         return news, time.monotonic() - heard if heard else -1.0
@@ -125,7 +125,7 @@ class RayWorker:
         ray.kill(self._actor)
 
     def listen_as(self, client: str) -> None:
-        """Its server ends with this client: there is nothing older to hear of."""
+        """Its server ends with this client: there are no older messages."""
 
     async def facts(self) -> ServerFacts:
         if await self._ask(self._actor.has_ended.remote()):

@@ -1,4 +1,4 @@
-"""A run for people: one page of totals, and sheets of pictures that open without a server or a script."""
+"""A run for people: one page of totals, and sheets of images that open without a server or a script."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _caption(entry: Entry) -> str:
 
 
 def write_sheets(run: BatchRun) -> list[Path]:
-    """`sheet/0001.html` and so on: people one below the other, each picture with its likeness."""
+    """`sheet/0001.html` and so on: people one below the other, each image with its likeness."""
     folder = run.folder / SHEETS
     (folder / THUMBS).mkdir(parents=True, exist_ok=True)
     for old in folder.glob("[0-9]*.html"):
@@ -190,5 +190,5 @@ def _thumbnail(source: Path, to: Path) -> Path | None:
             small.thumbnail((_SIDE, _SIDE))
             write_whole(to, lambda part: small.save(part, format="JPEG", quality=85))
         return to
-    except Exception:  # a picture that was damaged since; its place says where it lies
+    except Exception:  # an image that was damaged since; its place says where it lies
         return None

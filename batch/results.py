@@ -149,7 +149,7 @@ def suffix_of(head: bytes) -> str:
 
 
 def _size(part: Path, suffix: str) -> tuple[int, int]:
-    """Width and height of a picture that is whole."""
+    """Width and height of an image that is whole."""
     from PIL import Image
 
     try:

@@ -220,7 +220,7 @@ class Compiler:
 
     @cached_property
     def _grouping(self) -> list[int]:
-        """Holes that are dear to change: files that nodes load."""
+        """Holes that are expensive to change: files that nodes load."""
         found = []
         for column in self.varying:
             for address, spec in column.inputs:

@@ -50,7 +50,7 @@ class Spec:
     most: float = math.inf
     options: Mapping[str, Any] = field(default_factory=dict)  # how a choice is written -> the choice
     open_ended: bool = False  # choices that the server finds elsewhere
-    pictures: bool = False  # an upload that must be a picture
+    pictures: bool = False  # an upload that must be an image
 
     def parse(self, cell: Any) -> Any:
         """The value that a cell means; Fault when this input cannot take it. Files are looked up by the caller."""
@@ -267,7 +267,7 @@ _PARSERS = {
 
 
 def is_secret(text: Any) -> bool:
-    """Whether a cell looks like a key, a token or a password, which must not be written into tables and pictures."""
+    """Whether a cell looks like a key, a token or a password, which must not be written into tables and images."""
     return isinstance(text, str) and len(text) >= 10 and bool(_SECRET.search(text))
 
 

@@ -1,4 +1,4 @@
-"""A run's folder: begun once, gone on with by the same command, read by the other verbs."""
+"""A run's folder: created once, resumed by the same command, read by the other verbs."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ async def execute(
 
 
 def _write_record(out: Path, run: str, checked: Checked) -> None:
-    """What made these pictures, for people who ask in a year. It holds no key."""
+    """What made these images, for people who ask in a year. It holds no key."""
     record = {
         "run": run,
         "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -19,7 +19,7 @@ class WorkSettings:
     """How a batch is run. All times in seconds."""
 
     window: int = 2  # rows in a server's queue: somebody else's prompt waits for no more
-    grace: float = 30.0  # that a server may be away before its rows go elsewhere
+    grace: float = 30.0  # that a server may be unreachable before its rows go elsewhere
     zombie: float = 30.0  # with rows that wait and none that runs
     stall: float = 900.0  # without a word of a row
     timeout: float = 0.0  # of a row; 0: none
@@ -66,7 +66,7 @@ class Work:
         return with_values(self.graph, self.values(row), self.prefixes, save_prefix(self.run, row.row_id, attempt))
 
     def extra(self, row: JournalRow) -> dict[str, Any]:
-        """What pictures carry besides their graph, so that the browser opens them as their workflow."""
+        """What images carry besides their graph, so that the browser opens them as their workflow."""
         overrides = {str(address): value for address, value in self.values(row).items()}
         note = {"run": self.run, "row_id": row.row_id, "idx": row.idx, "overrides": overrides}
         return {"extra_pnginfo": {**({"workflow": self.ui} if self.ui else {}), "likeness": note}}

@@ -13,7 +13,7 @@ from .graph import Graph
 
 
 async def happens_within(event: asyncio.Event, seconds: float) -> bool:
-    """Whether the event is set within so many seconds. `asyncio.wait_for` may swallow a cancellation; this does not."""
+    """Whether the event is set within this many seconds. `asyncio.wait_for` may swallow a cancellation."""
     waiting = asyncio.ensure_future(event.wait())
     try:
         done, _ = await asyncio.wait({waiting}, timeout=seconds)
@@ -142,7 +142,7 @@ class Worker(Protocol):
         ...
 
     def listen_as(self, client: str) -> None:
-        """Hear what is told to this client, also of prompts that it sent before it was killed."""
+        """Receive what is sent to this client, also of prompts that it sent before it was killed."""
         ...
 
     async def facts(self) -> ServerFacts: ...
@@ -154,11 +154,11 @@ class Worker(Protocol):
         ...
 
     async def wake(self, prompt_id: str, seconds: float) -> bool:
-        """Wait until something may have happened to this prompt, or so long. Whether anything was heard of it."""
+        """Wait until something may have happened to this prompt, or for this long. Whether a message about it came."""
         ...
 
     def heard(self, prompt_id: str) -> float:
-        """When anything was heard of it last, by the monotonic clock; 0 for never."""
+        """When the last message about it came, by the monotonic clock; 0 for none."""
         ...
 
     async def ending(self, prompt_id: str) -> Ending | None:
@@ -170,7 +170,7 @@ class Worker(Protocol):
     async def queue(self) -> Queue: ...
 
     async def fetch(self, file: Served, to: Path, most: int) -> None:
-        """Write a file of a result, at most so many bytes. BadFile."""
+        """Write a file of a result, at most this many bytes. BadFile."""
         ...
 
     async def has(self, file: Served, size: int | None = None) -> bool:

@@ -1,6 +1,6 @@
 """What a batch costs beside the servers' work: `python benchmarks/batch.py` (fake servers, no ComfyUI, three minutes).
 
-Prints: rows per second against a bare post-and-wait loop that also downloads, for rows and pictures of several sizes;
+Prints: rows per second against a bare post-and-wait loop that also downloads, for rows and images of several sizes;
 scaling over four servers; what a row costs the client and the journal; time and memory for checking and writing down
 100,000 rows. The servers run in a process of their own.
 """
@@ -39,7 +39,7 @@ class Case:
 
     seconds: float  # that a row takes
     rows: int  # for each server
-    padding: int = 0  # bytes that a picture has besides its pixels
+    padding: int = 0  # bytes that an image has besides its pixels
     lag: float = 0.0  # seconds until an answer arrives
     servers: int = 1
 

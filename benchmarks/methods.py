@@ -1,11 +1,11 @@
 """The table of methods in the miniature world: one row per method, for people nobody was trained on.
 
-    python benchmarks/methods.py                 50 people, 8 prompts, 2 seeds: 800 pictures a row, into docs/methods.md
+    python benchmarks/methods.py                 50 people, 8 prompts, 2 seeds: 800 images a row, into docs/methods.md
     python benchmarks/methods.py MagiCapture     these rows again, the others as they are in docs/methods.csv
     python benchmarks/methods.py --quick         6 people, 4 prompts, 1 seed, no trained method, printed only
 
-The same people, prompts and starting noise for every method, so that differences are taken picture by picture. The CSV
-has a line for every picture; every figure can be computed again from it.
+The same people, prompts and starting noise for every method, so that differences are taken image by image. The CSV
+has a line for every image; every figure can be computed again from it.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def faceid(photos: int, strength: float = 1.0) -> Prepare:
 
 @cache
 def taught(name: str, world: World, subject: StudySubject, **changes: Any) -> Tuned:
-    """What a method has learned from the photos given of a person: once, for the table and for the ablation."""
+    """What a method has learned from a person's given photos: once, for the table and for the ablation."""
     method = TRAINED[name]
     return learn(lesson_of(method, world, subject.given, STEPS, **changes), world, word_of(method))
 
@@ -243,9 +243,9 @@ def ablate(everybody: Sequence[StudySubject], world: World, variants: dict[str, 
 def composed_measures(
     tuned: Tuned, subject: StudySubject, prompts: Sequence[str], seeds: Sequence[int], plain: Tensor
 ) -> list[dict[str, float]]:
-    """Of each picture in the reference style: likeness, style, the place that the prompt names, and both leaks.
+    """Of each image in the reference style: likeness, style, the place that the prompt names, and both leaks.
 
-    plain: the base model's pictures of the same prompts and seeds.
+    plain: the base model's images of the same prompts and seeds.
     """
     world, styled = tuned.world, [in_style(prompt) for prompt in prompts]
     pictures, anyone = tuned.portraits(styled, seeds), tuned.portraits(styled, seeds, named=False)
@@ -266,7 +266,7 @@ def composed_measures(
 
 
 def open_measures(tuned: Tuned, prompts: Sequence[str], seeds: Sequence[int]) -> list[dict[str, float]]:
-    """Of each picture: what the person's word changes outside the face, and whether it changes the place."""
+    """Of each image: what the person's word changes outside the face, and whether it changes the place."""
     pictures, anyone = tuned.portraits(prompts, seeds), tuned.portraits(prompts, seeds, named=False)
     _, outside = rms_change(pictures, anyone, face_regions(tuned.world, pictures, anyone))
     places = [[seen["scene"] for seen in tuned.world.read(series)] for series in (pictures, anyone)]
@@ -277,7 +277,7 @@ def open_measures(tuned: Tuned, prompts: Sequence[str], seeds: Sequence[int]) ->
 
 
 def face_regions(world: World, *series: Tensor) -> Tensor:
-    """(n, H, W): 1 where the face is in any of these series of pictures (n, H, W, 3), widened to hold the hair."""
+    """(n, H, W): 1 where the face is in any of these series of images (n, H, W, 3), widened to hold the hair."""
     regions = torch.zeros(series[0].shape[:3])
     for pictures in series:
         boxes = observe(world.observer, pictures.permute(0, 3, 1, 2)).boxes

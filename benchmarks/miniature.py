@@ -54,7 +54,7 @@ def recogniser_figures(folder: Path, cache: Path, people: int) -> dict:
 
 
 def base_figures(world: World, count: int, guidance: float) -> dict:
-    """The share of what a random caption asks for that is in the picture, per attribute."""
+    """The share of what a random caption asks for that is in the image, per attribute."""
     shots = draw_shots(range(77_000, 77_000 + count))
     prompts = [caption(shots.describe(row)) for row in range(count)]
     pictures = world.portraits(prompts, range(count), guidance=guidance)
@@ -62,7 +62,7 @@ def base_figures(world: World, count: int, guidance: float) -> dict:
 
 
 def fidelity(world: World, pictures: torch.Tensor, prompts: Sequence[str]) -> dict:
-    """Share of right answers per attribute over the pictures whose prompt asks for it, and their mean."""
+    """Share of right answers per attribute over the images whose prompt asks for it, and their mean."""
     seen, asked = world.read(pictures), [wanted(prompt) for prompt in prompts]
 
     def share(name: str) -> float:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from overhead import quartiles, start_host
 
-SIDES = [(640, 512), (1024, 1024), (832, 1216)]  # of pictures
+SIDES = [(640, 512), (1024, 1024), (832, 1216)]  # of images
 
 
 class Pair(NamedTuple):
@@ -68,7 +68,7 @@ def compact() -> Any:
 
 
 def upscaling() -> list[Pair]:
-    """Upscale Portrait beside Upscale Image (using Model), on pictures that are one tile or several."""
+    """Upscale Portrait beside Upscale Image (using Model), on images that are one tile or several."""
     from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
 
     from likeness.nodes.restoration import UpscalePortrait

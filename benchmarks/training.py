@@ -9,7 +9,7 @@ A UNet of SD1.5's topology at reduced width, random weights, CPU, float32, one t
 in random order; a step's time is the process time between two optimiser steps, the first of each run left out. Reported
 are the ratio of medians and the median and quartiles of the ratios paired by round: to the bare loop of diffusers and
 peft, and to a MagiCapture step in the structure of its official code, two passes with explicit attention everywhere and
-a decoded picture. ComfyUI's own TrainLoraNode stands beside them where ComfyUI is there. Bytes are counted on a
+a decoded image. ComfyUI's own TrainLoraNode stands beside them where ComfyUI is there. Bytes are counted on a
 full-size model without memory.
 """
 
@@ -59,7 +59,7 @@ from likeness.training.recipes.sefi_ide import Layers, SefiIdeSettings, Tokens, 
 from likeness.training.recipes.textual_inversion import TextualInversionSettings, textual_inversion
 
 TEXT_WIDTH, RANK = 768, 8
-Variant = Callable[[int], None]  # trains so many steps
+Variant = Callable[[int], None]  # how many steps it trains
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def build(size: Size) -> BaseModel:
 
 
 def photo(side: int) -> Example:
-    """A picture of `side` latent cells with a face that fills about a sixth of it, as in a portrait."""
+    """An image of `side` latent cells with a face that fills about a sixth of it, as in a portrait."""
     mask = torch.zeros(1, 8 * side, 8 * side)
     mask[:, 2 * side : 6 * side, int(2.5 * side) : int(5.5 * side)] = 1
     return Example(torch.rand(3, 8 * side, 8 * side) * 2 - 1, "", mask)
@@ -163,7 +163,7 @@ def ours(base: BaseModel, recipe_of: Callable[[BaseModel, int], Recipe], **optio
 
 
 def lora(mask: Mask = Mask.NONE) -> Callable[[BaseModel, int], Recipe]:
-    """DreamBooth's LoRA without class pictures."""
+    """DreamBooth's LoRA without class images."""
 
     def recipe(base: BaseModel, steps: int) -> Recipe:
         settings = DreamBoothSettings(steps=steps, prior_weight=0, lora=LoraSettings(rank=RANK), mask=mask)
@@ -227,7 +227,7 @@ def stand_in() -> nn.Module:
 
 
 class BothOnly(ShotStream):
-    """Composed prompts, the dearest samples."""
+    """Composed prompts, the most expensive samples."""
 
     def items(self) -> list[tuple[ShotKind, int, int]]:
         return [(ShotKind.BOTH, 0, 0)]
@@ -348,7 +348,7 @@ def concept_bare(base: BaseModel) -> Variant:
 
 
 def concept(**options: Any) -> Callable[[BaseModel, int], Recipe]:
-    """One word beside class pictures, as faces are trained."""
+    """One word beside class images, as faces are trained."""
 
     def recipe(base: BaseModel, steps: int) -> Recipe:
         chosen = {"steps": steps, "zoom": Zoom.NONE, "start": ("person",), "prompt": "a photo of a {}", **options}

@@ -1,4 +1,4 @@
-"""`likeness batch`: a checked table in, pictures and a table of likeness out. See docs/batches.md."""
+"""`likeness batch`: a checked table in, images and a table of likeness out. See docs/batches.md."""
 
 from __future__ import annotations
 
@@ -176,10 +176,10 @@ def run_batch(
     events: Events = False,
     api_key_env: ApiKeyEnv = None,
 ) -> None:
-    """Check a table, run it, and write pictures, a manifest, sheets and a report. 检查表格并运行全部行。
+    """Check a table, run it, and write images, a manifest, sheets and a report. 检查表格并运行全部行。
 
     Exit codes: 0 all done, 1 some rows failed, 2 the check found mistakes, 3 stopped after failures of one kind, 130
-    stopped with Ctrl-C. The same command goes on where it stopped.
+    stopped with Ctrl-C. The same command resumes where it stopped.
     """
     from ..batch.check import make_identities
     from ..batch.manifest import check_template
@@ -513,7 +513,7 @@ async def _checked(plan: BatchPlan, workers: Sequence[Worker], keep: Path, skip_
 
 
 async def _nodes_of(workers: Sequence[Worker], run: BatchRun) -> list[Any]:
-    """Servers of a run that goes on; one that is away may come later."""
+    """Servers of a run that is resumed; one that cannot be reached may come back later."""
     from ..batch.schema import Nodes
     from ..batch.workers import Away
 
@@ -556,7 +556,7 @@ async def _execute(
 
 @contextlib.contextmanager
 def _on_signal(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C stops in order: once to finish what runs, twice to take it back."""
+    """Ctrl-C stops in order: once to finish what runs, twice to cancel it."""
     loop = asyncio.get_running_loop()
     try:
         for sign in (signal.SIGINT, signal.SIGTERM):

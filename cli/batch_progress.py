@@ -28,7 +28,7 @@ class Teller:
         self._said = 0.0
 
     def begin(self, run: BatchRun) -> None:
-        """The run starts or goes on."""
+        """The run starts or resumes."""
         counts = run.journal.counts()
         self._total, self._done = sum(counts.values()), counts.get("done", 0)
         self._failed = counts.get("failed", 0)

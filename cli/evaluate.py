@@ -1,4 +1,4 @@
-"""`likeness evaluate`: pictures of people, judged against their photos."""
+"""`likeness evaluate`: images of people, judged against their photos."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def evaluate_folder(
         ),
     ] = "auto",
 ) -> None:
-    """Judge pictures of people against their photos, and write a report. A second run looks at new files only."""
+    """Judge images of people against their photos, and write a report. A second run looks at new files only."""
     from tqdm import tqdm
 
     from ..evaluation.clip import FolderClip

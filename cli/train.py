@@ -13,7 +13,7 @@ from . import opening
 
 
 def train(config: Annotated[Path, typer.Argument(help="A TOML file; see docs/training.md.")]) -> None:
-    """Train a word, a LoRA or a whole model on photos. Stopped with Ctrl-C, the same command goes on."""
+    """Train a word, a LoRA or a whole model on photos. Stopped with Ctrl-C, the same command resumes it."""
     from ..miniature.models.base_model import base_model
     from ..training.base.files import load_base
     from ..training.command import Openers, read_configuration, run

@@ -1,6 +1,6 @@
 """Draws the real person's identity sheet on top of the READMEs: `python docs/draw_real_photo.py`.
 
-The same picture as `make demo FACES=real`: the astronaut (NASA), whose photo comes with the pack, and two photographs
+The same image as `make demo FACES=real`: the astronaut (NASA), whose photo comes with the pack, and two photographs
 of the White House that `make setup` brings; all three are in the public domain.
 """
 

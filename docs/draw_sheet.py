@@ -1,7 +1,7 @@
-"""Draws the picture on top of the READMEs: `python docs/draw_sheet.py`.
+"""Draws the image on top of the READMEs: `python docs/draw_sheet.py`.
 
 Eight people of the miniature world whom no network was trained on, in the order of their numbers: two of the four
-photos that are given, a picture of the prompt alone, the same with the identity, and two further prompts with it.
+photos that are given, an image of the prompt alone, the same with the identity, and two further prompts with it.
 Nothing is picked by hand.
 """
 
@@ -27,7 +27,7 @@ GAP = 6
 
 
 def rows_of(world: World) -> list[Tensor]:
-    """Rows of pictures (people, H, W, 3), RGB 0..1."""
+    """Rows of images (people, H, W, 3), RGB 0..1."""
     people = subjects(world, PEOPLE)
     embeddings = torch.stack([subject.identity.mean_embedding() for subject in people])
     photos = [torch.from_numpy(np.stack([subject.given[i] for subject in people])).float() / 255 for i in range(2)]

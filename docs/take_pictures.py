@@ -1,7 +1,7 @@
 """Photographs the example graphs in the real ComfyUI: `python docs/take_pictures.py [workflow ...]`.
 
 Writes the templates' thumbnails `workflows/<workflow>.jpg`; for those in `SHOWN` also `docs/pictures/<workflow>.png`
-(English, and `.zh.png`; the graph is inside, so that the picture can be dragged onto the canvas). Needs the real
+(English, and `.zh.png`; the graph is inside, so that the image can be dragged onto the canvas). Needs the real
 ComfyUI (see `make comfyui`), Chromium, a Chinese font, and the packages playwright and facenet-pytorch in this Python.
 
 The models are empty files: nothing is sampled. The previews of Find Faces are real, by MTCNN, which needs no file. The
@@ -51,7 +51,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 READY = """node => window.app?.vueAppReady && app.extensionManager.workflow.activeWorkflow?.isLoaded
   && LiteGraph.registered_node_types[node]"""
 
-# Runs what the picture previews need, and nothing behind it; returns the ids of the previews. Those behind a model file
+# Runs what the image previews need, and nothing behind it; returns the ids of the previews. Those behind a model file
 # stay empty.
 PREVIEW = """async () => {
   const models = ['CheckpointLoaderSimple', 'CLIPVisionLoader', 'ControlNetLoader', 'LikenessLoadIdentityAdapter',

@@ -23,7 +23,7 @@ from .prompts import ImageTextEncoder, clip_t
 from .quality import crop_sharpness, sane
 from .similarity import aligned_faces
 
-READER = 2  # of pictures (`faces.photos`): what another one has seen may be another picture
+READER = 2  # of images (`faces.photos`): what another one has seen may be another image
 BLOCK = 4096  # files that are hashed before the first of them is looked at
 
 
@@ -40,7 +40,7 @@ class FileFindings:
     face: Face | None
     reason: str  # why there is no face, else empty
     faces: int
-    sane: float  # 1 when the picture is a picture
+    sane: float  # 1 when the file is an image
     sharpness: float  # of the face; NaN without one
 
 
@@ -48,7 +48,7 @@ class SightCache:
     """Looks at files through a pool and keeps what was seen on disk for later runs. Deleting it loses nothing but time.
 
     A file is looked at again where its line was cut off by a crash, was changed by somebody, or comes from an older
-    reader of pictures.
+    reader of images.
     """
 
     def __init__(self, path: Path, pool: Pool):
@@ -138,7 +138,7 @@ class SightCache:
         return FacePlace(path, self._key(path), tuple(map(tuple, seen.face.keypoints.tolist())))
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        """What is used is what can be read: a run that goes on has the same numbers as one that was not stopped."""
+        """What is used is what can be read: a resumed run has the same numbers as one that was not stopped."""
         record = {"reader": READER, **record}
         self._append(json.dumps(record) + "\n")
         self._remember(record)

@@ -1,4 +1,4 @@
-"""CLIP from a folder on disk, for measuring away from a host: does the picture show what the prompt says?"""
+"""CLIP from a folder on disk, for measuring away from a host: does the image show what the prompt says?"""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class FolderClip:
 
     @torch.inference_mode()
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Pictures (n, H, W, 3) RGB 0..1, cut to their middle square, to embeddings (n, D)."""
+        """Images (n, H, W, 3) RGB 0..1, cut to their middle square, to embeddings (n, D)."""
         photos = list((images.clamp(0, 1) * 255).round().byte().numpy())
         pixels = self._look(images=photos, return_tensors="pt")["pixel_values"]
         return self._model.visual_projection(self._model.vision_model(pixel_values=pixels).pooler_output)

@@ -30,7 +30,7 @@ def copy_angle(g: torch.Tensor, t: torch.Tensor, r: torch.Tensor) -> torch.Tenso
     """copy = (angle(g, t) - angle(g, r)) / max(angle(t, r), 1e-6): (...) for embeddings (..., D).
 
     g is the result, r the photo that was given, t another photo of the person. 0: as near to both; 1: exactly r; -1:
-    exactly t. NaN where g is the zero vector, a picture without a face. Definition of MultiID-Bench (arXiv 2510.14975).
+    exactly t. NaN where g is the zero vector, an image without a face. Definition of MultiID-Bench (arXiv 2510.14975).
     """
     copy = (angle(g, t) - angle(g, r)) / angle(t, r).clamp(min=SMALLEST_ANGLE)
     return torch.where((g == 0).all(-1), torch.nan, copy)
@@ -80,9 +80,9 @@ HEAD = _HEAD - _HEAD.mean(0)  # (5, 3): x right, y down, z towards the camera
 def pose(face: Face | np.ndarray) -> np.ndarray:
     """Yaw, pitch and roll (3,) in degrees from the five keypoints, of a `Face` or (5, 2); NaN without keypoints.
 
-    The rotation of a mean head whose scaled orthographic picture lies nearest to the keypoints. Positive yaw looks to
-    the picture's right, positive pitch up, positive roll tilts clockwise. Five points say little about one picture's
-    pitch (noses differ); differences between pictures of one person are meaningful.
+    The rotation of a mean head whose scaled orthographic image lies nearest to the keypoints. Positive yaw looks to
+    the image's right, positive pitch up, positive roll tilts clockwise. Five points say little about one image's
+    pitch (noses differ); differences between images of one person are meaningful.
     """
     points = face.keypoints if isinstance(face, Face) else face
     if points is None:
@@ -100,7 +100,7 @@ def pose(face: Face | np.ndarray) -> np.ndarray:
     return np.degrees([yaw, pitch, roll])
 
 
-# InsightFace's 106 points: the left eye, left brow, mouth, right eye and right brow, as they lie in the picture.
+# InsightFace's 106 points: the left eye, left brow, mouth, right eye and right brow, as they lie in the image.
 _LEFT_EYE, _LEFT_BROW, _MOUTH = slice(33, 43), slice(43, 52), slice(52, 72)
 _RIGHT_EYE, _RIGHT_BROW = slice(87, 97), slice(97, 106)
 
@@ -137,7 +137,7 @@ def spread(values: np.ndarray) -> float:
 
 
 def relative_spread(values: np.ndarray, baseline: np.ndarray) -> float:
-    """Spread of a person's results over that of the pictures without identity, same prompts and seeds.
+    """Spread of a person's results over that of the images without identity, same prompts and seeds.
 
     1: as free as without; 0: frozen. For poses (n, 3) `pose_spread`, for expressions (n, k) `expr_spread`.
     """
@@ -146,7 +146,7 @@ def relative_spread(values: np.ndarray, baseline: np.ndarray) -> float:
 
 
 def pose_copy(results: np.ndarray, references: np.ndarray, baseline: np.ndarray) -> float:
-    """How much poses (n, 3) follow those of the reference photos, beyond the pictures without identity.
+    """How much poses (n, 3) follow those of the reference photos, beyond the images without identity.
 
     The mean over yaw, pitch and roll of correlation(results, references) - correlation(baseline, references), over
     (person, prompt); 0: not at all, 1: copied. Angles that never vary are left out; NaN when none varies.
@@ -167,7 +167,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class Turn(Enum):
-    """Where a prompt asks the head to look, in the picture."""
+    """Where a prompt asks the head to look, in the image."""
 
     AHEAD = "ahead"
     LEFT = "left"

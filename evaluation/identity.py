@@ -1,6 +1,6 @@
 """Is it the person? Cosines of a judge, a recogniser that neither conditioned nor trained what it judges.
 
-A picture in which the judge finds no face has the zero vector for an embedding. Everything follows from that: its
+An image in which the judge finds no face has the zero vector for an embedding. Everything follows from that: its
 cosine to everybody is 0, its margin 0, its rank the last. Missing faces are results, not gaps.
 """
 
@@ -56,7 +56,7 @@ def check_judge(
 ) -> tuple[str, ...]:
     """Warnings to print beside this judge's numbers; LikenessError when it would judge its own work.
 
-    `conditioners` are the names of the recognisers whose embeddings entered the pictures, by conditioning or training.
+    `conditioners` are the names of the recognisers whose embeddings entered the images, by conditioning or training.
     """
     name = recogniser_of(judge).name
     known = {conditioner for conditioner in conditioners if conditioner}
@@ -184,7 +184,7 @@ def calibrate(judge: FaceAnalysis, people: Mapping[str, Iterable[torch.Tensor]])
     )
 
 
-# --- looking at pictures
+# --- looking at images
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,14 +194,14 @@ class Sight:
     faces: tuple[Face | None, ...]
     embeddings: torch.Tensor  # (n, D) unit length, zero where there is no face
     reasons: tuple[str, ...]  # empty where there is a face
-    counts: tuple[int, ...] = ()  # how many faces each picture shows, where that was counted
+    counts: tuple[int, ...] = ()  # how many faces each image shows, where that was counted
 
     def __len__(self) -> int:
         return len(self.faces)
 
     @property
     def found(self) -> torch.Tensor:
-        """Which pictures show a face: (n,) bool."""
+        """Which images show a face: (n,) bool."""
         return torch.tensor([face is not None for face in self.faces], dtype=torch.bool)
 
 
@@ -212,10 +212,10 @@ def see(
     regions: torch.Tensor | None = None,
     after_each: Callable[[], object] = lambda: None,
 ) -> Sight:
-    """The face that is meant in each picture (H, W, C) RGB 0..1; pictures may differ in size. Never raises for one.
+    """The face that is meant in each image (H, W, C) RGB 0..1; images may differ in size. Never raises for one.
 
     The largest face is meant, not the most similar: that would hide wrong people. With `regions` (n, H, W) or
-    (1, H, W) only faces whose middle lies inside of the picture's mask count. `after_each` is called after each one.
+    (1, H, W) only faces whose middle lies inside of the image's mask count. `after_each` is called after each one.
     """
     recogniser = recogniser_of(judge)
     looked = []
@@ -330,7 +330,7 @@ def references_of(identity: Identity, judge: FaceAnalysis) -> References:
 
 @dataclass(frozen=True, eq=False)
 class IdentityScores:
-    """How much n pictures show one person. Rows of pictures without a face are zero; NaN is "not defined"."""
+    """How much n images show one person. Rows of images without a face are zero; NaN is "not defined"."""
 
     sight: Sight
     cosines: torch.Tensor  # (n,) to the person's mean direction
@@ -346,21 +346,21 @@ class IdentityScores:
 
     @property
     def detected(self) -> float:
-        """Share of pictures with a face."""
+        """Share of images with a face."""
         return _mean(self.sight.found.float())
 
     @property
     def id(self) -> float:
-        """Mean cosine over all pictures, 0 where no face was found; negative values are kept."""
+        """Mean cosine over all images, 0 where no face was found; negative values are kept."""
         return _mean(self.cosines)
 
     @property
     def rank1(self) -> float:
-        """Share of pictures whose nearest person of the gallery is the right one."""
+        """Share of images whose nearest person of the gallery is the right one."""
         return _mean((self.ranks == 1).float())
 
     def accepted(self, threshold: float) -> torch.Tensor:
-        """Which pictures count as the person from this cosine on: (n,) bool, False without a face."""
+        """Which images count as the person from this cosine on: (n,) bool, False without a face."""
         return (self.cosines >= threshold) & self.sight.found
 
     def cosine_to(self, embeddings: torch.Tensor) -> torch.Tensor:
@@ -379,7 +379,7 @@ def score(
     choice: Choice = Choice.LARGEST,
     regions: torch.Tensor | None = None,
 ) -> IdentityScores:
-    """How much each picture (H, W, 3) RGB 0..1 shows the person, by a judge other than the identity's recogniser.
+    """How much each image (H, W, 3) RGB 0..1 shows the person, by a judge other than the identity's recogniser.
 
     `others` are the other people of the test set; ranks and margins count among them. LikenessError when the judge
     made the identity, unless that is allowed; the scores then carry a warning.
@@ -398,7 +398,7 @@ def score_sight(
     calibration: Calibration | None = None,
     warnings: tuple[str, ...] = (),
 ) -> IdentityScores:
-    """Like `score`, for pictures that were looked at already; `others` are mean directions (D,)."""
+    """Like `score`, for images that were looked at already; `others` are mean directions (D,)."""
     cosines = _cosines(sight.embeddings, person.mean[None])[:, 0]
     ranks, margins = torch.ones(len(sight), dtype=torch.int64), torch.full((len(sight),), torch.nan)
     if len(others):
@@ -424,7 +424,7 @@ def percent(cosines: torch.Tensor, level: float) -> torch.Tensor:
 
 
 def _cosines(embeddings: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Cosines (n, m); where no picture shows a face the width of `embeddings` is unknown and all are 0."""
+    """Cosines (n, m); where no image shows a face the width of `embeddings` is unknown and all are 0."""
     if not embeddings.shape[1]:
         return torch.zeros(len(embeddings), len(others))
     return cosine_similarity(embeddings, others)

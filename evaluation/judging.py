@@ -122,7 +122,7 @@ def _references(sight: Sight) -> References:
     return References(found, torch.ones(len(found)))
 
 
-Columns = dict[str, Sequence[float]]  # of n pictures each
+Columns = dict[str, Sequence[float]]  # of n images each
 
 
 def _likeness(
@@ -166,7 +166,7 @@ def _of_points(face: Face | None, measured: Callable[[np.ndarray], np.ndarray], 
 
 
 def _picture(cache: SightCache, paths: Sequence[Path]) -> Columns:
-    """What can be said of a picture without knowing whom it should show."""
+    """What can be said of an image without knowing whom it should show."""
     seen = cache.of(paths)
     return {name: [getattr(one, name) for one in seen] for name in ("faces", "sane", "sharpness")}
 
@@ -183,7 +183,7 @@ _OF_SECOND = {"id": "id_second", "percent": "percent_second", "copy": "copy_seco
 
 
 def _with_second(records: Sequence[Record], others: Sequence[Record]) -> list[Record]:
-    """The first judge's records with what a second one says of the same pictures."""
+    """The first judge's records with what a second one says of the same images."""
     seen = {(record.method, record.person, record.image): record for record in others}
     together = []
     for record in records:
@@ -208,11 +208,11 @@ def evaluate(
     asked: Asked | None = None,
     second: SecondJudge | None = None,
 ) -> Path:
-    """Judge a study and write its report into `out`; an interrupted run goes on where it stopped.
+    """Judge a study and write its report into `out`; an interrupted run resumes where it stopped.
 
     `reference` is the method without identity, `conditioners` the recognisers that entered the results besides those
     that a `method.json` names; with `asked`, prompts are read too; with `second`, another judge looks at the same
-    pictures. LikenessError when a judge is one of them, unless that is allowed.
+    images. LikenessError when a judge is one of them, unless that is allowed.
     """
     judges = [pool.judge, *([second.pool.judge] if second else [])]
     made_by = {*conditioners, *study.conditioners}

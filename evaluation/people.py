@@ -1,4 +1,4 @@
-"""Several people in one picture: who is who, is everybody there, and did one person's features reach another.
+"""Several people in one image: who is who, is everybody there, and did one person's features reach another.
 
 Faces and references are embeddings of the judge, one row each; faces (n, D), references (m, D).
 """
@@ -89,7 +89,7 @@ def blend(faces: torch.Tensor, references: torch.Tensor, matching: Matching | No
 
 @dataclass(frozen=True)
 class MultiId:
-    """A picture of several people as MultiID-Bench (arXiv 2510.14975) counts it, the mean over people.
+    """An image of several people as MultiID-Bench (arXiv 2510.14975) counts it, the mean over people.
 
     sim_gt: cosine to a photo of the person that was not given. sim_ref: to the one that was. copy_paste: how much
     nearer the face is to the given one (`copying.copy_angle`). blending: cosine to people whom a face is not meant to
@@ -103,7 +103,7 @@ class MultiId:
 
 
 def multi_id(faces: torch.Tensor, targets: torch.Tensor, references: torch.Tensor) -> MultiId:
-    """The benchmark's figures for faces (n, D) of one picture; row i of targets and references (m, D) is person i.
+    """The benchmark's figures for faces (n, D) of one image; row i of targets and references (m, D) is person i.
 
     Faces are assigned to targets and to references apart from each other, as there. A person without a face counts as 0
     in the similarities and takes no part in the rest.
@@ -138,9 +138,9 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def leak_pixels(with_person: torch.Tensor, without: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
-    """How much a person changes the picture outside of their region: RMS change outside over RMS change inside (n,).
+    """How much a person changes the image outside of their region: RMS change outside over RMS change inside (n,).
 
-    Pictures (n, H, W, 3) of the same seeds, region (H, W) or (n, H, W) 0..1. NaN where nothing changed inside or the
+    Images (n, H, W, 3) of the same seeds, region (H, W) or (n, H, W) 0..1. NaN where nothing changed inside or the
     region leaves no outside.
     """
     inside, outside = rms_change(with_person, without, region)

@@ -1,4 +1,4 @@
-"""Pictures of results, drawn with Pillow (no host has matplotlib): sheets of cells, strips of dots, curves.
+"""Images of results, drawn with Pillow (no host has matplotlib): sheets of cells, strips of dots, curves.
 
 The same input gives the same pixels; `save_png` the same bytes.
 """
@@ -54,7 +54,7 @@ def _write(pen: ImageDraw, at: tuple[float, float], text: str, width: float, col
 
 
 def thumbnail(picture: torch.Tensor, side: int = CELL) -> Image:
-    """A picture (H, W, 3) RGB 0..1 fitted into a white square; what is not a number is black."""
+    """An image (H, W, 3) RGB 0..1 fitted into a white square; what is not a number is black."""
     from PIL import Image
 
     pixels = torch.nan_to_num(picture[..., :3].detach().float().cpu(), posinf=0.0, neginf=0.0).clamp(0, 1)
@@ -71,7 +71,7 @@ def thumbnail(picture: torch.Tensor, side: int = CELL) -> Image:
 def labelled_sheet(
     rows: Sequence[Sequence[Cell]], heads: Sequence[str] = (), title: str = "", side: int = CELL
 ) -> Image:
-    """Rows of labelled pictures below the heads of their columns, with a title above if there is one."""
+    """Rows of labelled images below the heads of their columns, with a title above if there is one."""
     from PIL import Image, ImageDraw
 
     columns = max([len(heads), *(len(row) for row in rows)])
@@ -201,5 +201,5 @@ def save_png(image: Image, path: Path) -> Path:
 
 
 def to_tensor(image: Image) -> torch.Tensor:
-    """The picture as the host's IMAGE: (1, H, W, 3) float 0..1."""
+    """The image as the host's IMAGE: (1, H, W, 3) float 0..1."""
     return torch.from_numpy(np.asarray(image.convert("RGB")).copy())[None].float() / 255

@@ -23,7 +23,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 MOST_WORKERS = 512
-WORTH_A_WORKER = 200  # pictures; a process needs seconds to start
+WORTH_A_WORKER = 200  # images; a process needs seconds to start
 _judge: FaceAnalysis | None = None  # in a worker, opened once
 
 

@@ -1,4 +1,4 @@
-"""A batch of portraits judged for the user who made them: which keep the person, best first, on one picture."""
+"""A batch of portraits judged for the user who made them: which keep the person, best first, on one image."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WITH, WITHOUT = "the identity", "no identity"  # as methods in words: "with the 
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """Likeness of n pictures; where several people are expected, that of the least well kept one."""
+    """Likeness of n images; where several people are expected, that of the least well kept one."""
 
     people: tuple[str, ...]
     percents: tuple[float, ...]  # of real photos' likeness, 0..120, 0 without a face
@@ -53,34 +53,34 @@ class Verdict:
     judge: str
     licence: str
     warnings: tuple[str, ...] = ()
-    by_judge: tuple[Verdict, ...] = ()  # of each, where several judged the same pictures
-    multi: tuple[MultiId, ...] = ()  # of each picture, where it has several people or they have photos not given
-    copies: tuple[float, ...] = ()  # `copying.mean_copy` of each picture of one person who has photos not given
+    by_judge: tuple[Verdict, ...] = ()  # of each, where several judged the same images
+    multi: tuple[MultiId, ...] = ()  # of each image, where it has several people or they have photos not given
+    copies: tuple[float, ...] = ()  # `copying.mean_copy` of each image of one person who has photos not given
 
     @property
     def mean(self) -> float:
-        """Mean percent; 0 for no pictures."""
+        """Mean percent; 0 for no images."""
         return float(np.mean(self.percents)) if self.percents else 0.0
 
     @property
     def order(self) -> list[int]:
-        """Indices of the pictures, best first; equal ones keep their order."""
+        """Indices of the images, best first; equal ones keep their order."""
         return sorted(range(len(self.percents)), key=lambda number: -self.percents[number])
 
     def best(self, count: int = 0, threshold: float = 0.0) -> list[int]:
-        """The `count` best pictures (0: any number) of those with `threshold` percent or more, best first."""
+        """The `count` best images (0: any number) of those with `threshold` percent or more, best first."""
         passed = [number for number in self.order if self.passes(number, threshold)]
         return passed[:count] if count else passed
 
     def passes(self, number: int, threshold: float) -> bool:
-        """Whether a picture has this percentage, by every judge."""
+        """Whether an image has this percentage, by every judge."""
         return all(verdict.percents[number] >= threshold for verdict in self.by_judge or (self,))
 
 
 def joint_verdict(verdicts: Sequence[Verdict]) -> Verdict:
-    """Several judges' verdicts on the same pictures as one: the mean of their percentages, and theirs beside it.
+    """Several judges' verdicts on the same images as one: the mean of their percentages, and theirs beside it.
 
-    A picture passes a threshold when it does with every judge. The cosines are the first one's.
+    An image passes a threshold when it does with every judge. The cosines are the first one's.
     """
     first, *others = verdicts
     if not others:
@@ -113,10 +113,10 @@ def judge_pictures(
     after_each: Callable[[], object] = lambda: None,
     held_out: torch.Tensor | None = None,
 ) -> Verdict:
-    """How much pictures (n, H, W, 3) RGB 0..1 show the person, or all of the people; see `identity.score`.
+    """How much images (n, H, W, 3) RGB 0..1 show the person, or all of the people; see `identity.score`.
 
     `calibration`, of the judge, says what is usual where there are few photos. `held_out`, photos of the people that
-    were not given to the method, tell likeness from copying. `after_each` is called after every picture and photo, for
+    were not given to the method, tell likeness from copying. `after_each` is called after every image and photo, for
     progress and cancelling.
     """
     if not identities:
@@ -195,7 +195,7 @@ def _other_photos(
 def _as_benchmarks_count(
     faces: Sequence[torch.Tensor], means: torch.Tensor, others: Sequence[torch.Tensor] | None
 ) -> list[MultiId]:
-    """Each picture's figures; without other photos only what can be said of several people, from the given ones."""
+    """Each image's figures; without other photos only what can be said of several people, from the given ones."""
     if others is not None:
         targets = torch.stack([mean_direction(rows) for rows in others])
         return [multi_id(seen, targets, means) for seen in faces]
@@ -263,7 +263,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _figures(verdict: Verdict) -> dict[str, list[float]]:
-    """The benchmark's figures that are known of any picture, and our own measure of copying."""
+    """The benchmark's figures that are known of any image, and our own measure of copying."""
     columns = {head: [getattr(one, name) for one in verdict.multi] for head, name in _BENCHMARK.items()}
     if verdict.copies:
         columns["copy"] = list(verdict.copies)
@@ -283,7 +283,7 @@ def benchmark_line(verdict: Verdict) -> str:
 def verdict_markdown(
     title: str, verdict: Verdict, threshold: float = GOOD, baseline: Verdict | None = None, remarks: Sequence[str] = ()
 ) -> str:
-    """The sentence, the warnings, and a line for every picture, best first; counted from 0 as the host does."""
+    """The sentence, the warnings, and a line for every image, best first; counted from 0 as the host does."""
     lines = [f"# {title}", "", sentence(verdict, threshold, baseline), ""]
     lines += [line for warning in verdict.warnings for line in (f"**Warning: {warning}.**", "")]
     lines += [line for remark in (benchmark_line(verdict), *remarks) if remark for line in (remark, "")]
@@ -301,7 +301,7 @@ def verdict_markdown(
     return "\n".join(lines) + "\n"
 
 
-# --- on one picture
+# --- on one image
 
 
 def portrait_sheet(
@@ -313,9 +313,9 @@ def portrait_sheet(
     baseline: torch.Tensor | None = None,
     baseline_verdict: Verdict | None = None,
 ) -> Image:
-    """Photos of the people, the pictures without identity, the pictures best first; red below the threshold.
+    """Photos of the people, the images without identity, the images best first; red below the threshold.
 
-    Of more than 64 pictures the best and the worst 16 are shown.
+    Of more than 64 images the best and the worst 16 are shown.
     """
     photos = [picture for identity in identities for picture in identity_photos(identity)][:PHOTOS_SHOWN]
     cells = [[Cell(picture, "photo") for picture in photos]]
@@ -329,7 +329,7 @@ def portrait_sheet(
 
 
 def identity_photos(identity: Identity) -> list[torch.Tensor]:
-    """The photos that an identity carries, as pictures (512, 512, 3) 0..1."""
+    """The photos that an identity carries, as images (512, 512, 3) 0..1."""
     pictures = identity.portraits if len(identity.portraits) else identity.heads
     return [picture.float() / 255 for picture in pictures]
 
@@ -352,7 +352,7 @@ def _rows(
 def to_records(
     verdict: Verdict, method: str, prompts: Sequence[str] = (), clip: Sequence[float] | None = None
 ) -> list[Record]:
-    """A record for each picture, for `report.report`; pictures are named `<method>/<number>`."""
+    """A record for each image, for `report.report`; images are named `<method>/<number>`."""
     person = " and ".join(verdict.people)
     records = []
     for number, (value, cosine, why) in enumerate(zip(verdict.percents, verdict.cosines, verdict.reasons, strict=True)):

@@ -17,10 +17,10 @@ Classifier = Callable[[torch.Tensor], Sequence[Attributes]]
 
 
 class ImageTextEncoder(Protocol):
-    """CLIP, real or small: pictures and texts in one space."""
+    """CLIP, real or small: images and texts in one space."""
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Pictures (n, H, W, 3) RGB 0..1 to embeddings (n, D)."""
+        """Images (n, H, W, 3) RGB 0..1 to embeddings (n, D)."""
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
@@ -41,7 +41,7 @@ def plain_text(prompt: str, placeholder: str, noun: str) -> str:
 
 
 def clip_t(images: torch.Tensor, texts: Sequence[str], clip: ImageTextEncoder) -> torch.Tensor:
-    """Cosine (n,) of each picture (n, H, W, 3) with its text. A text that CLIP would cut off is the mean of its
+    """Cosine (n,) of each image (n, H, W, 3) with its text. A text that CLIP would cut off is the mean of its
     sentences' cosines."""
     if len(images) != len(texts):
         raise ValueError(f"{len(images)} images and {len(texts)} texts")
@@ -64,7 +64,7 @@ def _sentences(text: str, clip: ImageTextEncoder) -> list[str]:
 
 
 def attributes(images: torch.Tensor, wanted: Sequence[Attributes], classifier: Classifier) -> torch.Tensor:
-    """Share (n,) of each picture's wanted attributes that the classifier recognises; NaN where nothing is wanted."""
+    """Share (n,) of each image's wanted attributes that the classifier recognises; NaN where nothing is wanted."""
     if len(images) != len(wanted):
         raise ValueError(f"{len(images)} images and {len(wanted)} lists of attributes")
     if not len(images):
@@ -79,10 +79,10 @@ def attributes(images: torch.Tensor, wanted: Sequence[Attributes], classifier: C
 
 @dataclass(frozen=True)
 class Forgetting:
-    """What training on one person has cost pictures of everybody else. Both 0: nothing is forgotten."""
+    """What training on one person has cost images of everybody else. Both 0: nothing is forgotten."""
 
     attributes: float  # of the base model minus of the trained one: how much less prompts are obeyed
-    clip_i: float  # 1 - mean cosine of the two models' pictures
+    clip_i: float  # 1 - mean cosine of the two models' images
 
 
 def forget(
@@ -92,8 +92,8 @@ def forget(
     classifier: Classifier,
     encoder: Callable[[torch.Tensor], torch.Tensor],
 ) -> Forgetting:
-    """`forget` of a trained method: pictures (n, H, W, 3) of class prompts without its word, and the base model's of
-    the same prompts and seeds. `encoder` turns pictures into embeddings (n, D). NaN for no pictures."""
+    """`forget` of a trained method: images (n, H, W, 3) of class prompts without its word, and the base model's of
+    the same prompts and seeds. `encoder` turns images into embeddings (n, D). NaN for no images."""
     lost = attributes(base, wanted, classifier) - attributes(trained, wanted, classifier)
     if not len(lost):
         return Forgetting(float("nan"), float("nan"))

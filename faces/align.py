@@ -238,7 +238,7 @@ class Template:
         return np.clip(np.rint(crop), 0, 255).astype(np.uint8)
 
     def crops(self, images: torch.Tensor, keypoints: torch.Tensor) -> torch.Tensor:
-        """Crops (B, C, size, size) of images (B, C, H, W); gradients flow to the pictures, never to the keypoints.
+        """Crops (B, C, size, size) of images (B, C, H, W); gradients flow to the images, never to the keypoints.
 
         `keypoints` (B, 5, 2) in pixels of these images. For losses on a recogniser's embedding.
         """
@@ -265,7 +265,7 @@ def smooth_warp(
     border: Border = Border.CONSTANT,
     fill: float | Sequence[float] = 0.0,
 ) -> torch.Tensor:
-    """`warp_tensor` of one picture (1, C, H, W) that is halved while its scale is 1/2 or less, so that nothing of it is
+    """`warp_tensor` of one image (1, C, H, W) that is halved while its scale is 1/2 or less, so that nothing of it is
     skipped."""
     image, matrix = image.float(), np.array(matrix, np.float64)
     while _scale(matrix) <= 0.5 and min(image.shape[-2:]) > 1:

@@ -111,7 +111,7 @@ class FaceAnalysis:
         return DetModel(self.detector)
 
     def get(self, image_bgr: np.ndarray, max_num: int = 0) -> list[AnalysedFace]:
-        """insightface's call: faces of a BGR picture, highest score first, at most `max_num` if that is not 0.
+        """insightface's call: faces of a BGR image, highest score first, at most `max_num` if that is not 0.
 
         The size that a caller has set on `det_model.input_size` is used; when nobody has, all are searched.
         """
@@ -170,7 +170,7 @@ class DetModel:
     def detect(
         self, img: np.ndarray, input_size: tuple[int, int] | None = None, max_num: int = 0, metric: str = "default"
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Boxes with scores (n, 5) and keypoints (n, 5, 2), or None where the detector has none, of a BGR picture."""
+        """Boxes with scores (n, 5) and keypoints (n, 5, 2), or None where the detector has none, of a BGR image."""
         from .scrfd import Metric, best_by
 
         found = self.faces_at(img, input_size or self.input_size)

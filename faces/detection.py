@@ -8,12 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-SIZES = (640, 512, 448, 320, 256, 192, 128)  # large first: a face that fills the picture is only found when shrunk
+SIZES = (640, 512, 448, 320, 256, 192, 128)  # large first: a face that fills the image is only found when shrunk
 SCORE_FLOOR = 0.1  # candidates above it are reported, so that "no face" can say how close the best one came
 
 
 class Detection(NamedTuple):
-    """One candidate, in pixels of the picture that was searched."""
+    """One candidate, in pixels of the image that was searched."""
 
     box: np.ndarray  # (4,) float32: x1, y1, x2, y2
     score: float  # 0..1
@@ -33,9 +33,9 @@ class Detector(Protocol):
     def sizes(self) -> tuple[int, ...]: ...
 
     def detect(self, image_bgr: np.ndarray, size: int | None = None) -> list[Detection]:
-        """All candidates in a picture (H, W, 3) uint8 BGR, best first, also those below `threshold`.
+        """All candidates in an image (H, W, 3) uint8 BGR, best first, also those below `threshold`.
 
-        `size` is the side of the square the picture is shrunk into, or None for the detector's first choice.
+        `size` is the side of the square the image is shrunk into, or None for the detector's first choice.
         """
         ...
 
@@ -71,7 +71,7 @@ def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def shrink_to(image: np.ndarray, size: int | None) -> tuple[np.ndarray, float]:
-    """The picture with its longer side at most `size`, and the scale that was applied."""
+    """The image with its longer side at most `size`, and the scale that was applied."""
     longest = max(image.shape[:2])
     if size is None or longest <= size:
         return image, 1.0

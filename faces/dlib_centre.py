@@ -2,7 +2,7 @@
 
 Its embeddings all lie on one side of the origin: those of strangers have a cosine of 0.84. Seen from their mean it is
 0.1, and what holds for other recognisers' cosines holds for these. Distances, by which dlib judges (0.6), stay as they
-are. Measured on 134 faces in 90 groups, of a person or less each, that count alike: the sample pictures of the npm
+are. Measured on 134 faces in 90 groups, of a person or less each, that count alike: the sample images of the npm
 packages @vladmandic/face-api 1.7.15 and @vladmandic/human 3.3.6. None of them is in this pack's tests.
 """
 

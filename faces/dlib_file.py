@@ -1,7 +1,7 @@
 """Reading dlib's recogniser, `dlib_face_recognition_resnet_model_v1.dat`, without dlib.
 
 The file is dlib's own stream (davisking/dlib, `serialize.h` and `dnn/layers.h`): every layer, the one next to the
-picture first, as its name and then its parameters. An integer is a byte that counts its bytes (the top bit is the sign)
+image first, as its name and then its parameters. An integer is a byte that counts its bytes (the top bit is the sign)
 and then these, least first; a name is its length and its letters; a tensor is the number 2, four sizes and float32
 values. What stands between (training states, sizes that the values tell as well) is passed over.
 """
@@ -35,7 +35,7 @@ class Layer:
 
 
 def read_dlib(path: Path | str) -> list[Layer]:
-    """The layers of a recogniser, the one next to the picture first; LikenessError for any other or a damaged file."""
+    """The layers of a recogniser, the one next to the image first; LikenessError for any other or a damaged file."""
     path = Path(path)
     if not path.is_file():
         raise LikenessError(f"The recogniser {path.name} is missing: put it into {path.parent}.")

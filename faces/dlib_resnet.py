@@ -1,6 +1,6 @@
 """dlib's face recogniser in torch: a residual network whose blocks pad their shortcuts with zeros.
 
-    x = (picture - mean) / 256
+    x = (image - mean) / 256
     x = max_pool_3/2(relu(a * conv_7/2(x) + b))
     block: relu(f(x) + shortcut(x)),   f = affine(conv_3(relu(affine(conv_3/s(x)))))
     embedding = W^T mean over places(x)
@@ -44,7 +44,7 @@ class ScaledConvolution(nn.Module):
 
 
 class DlibBlock(nn.Module):
-    """Two convolutions beside a shortcut; `down` halves the picture."""
+    """Two convolutions beside a shortcut; `down` halves the image."""
 
     def __init__(self, first: ScaledConvolution, second: ScaledConvolution, down: bool):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Finding the meant face in every photo of a batch: what was found, what was chosen, and pictures of both."""
+"""Finding the meant face in every photo of a batch: what was found, what was chosen, and images of both."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class FoundFaces:
 
     `all_faces` are ordered by the rule, so that a face's place in its list is the rule's `index`; they carry
     embeddings only where the rule needed them, the chosen ones always, if there is a recogniser. `whole` are the
-    numbers of photos in which no face was found and the picture itself stands in for one.
+    numbers of photos in which no face was found and the image itself stands in for one.
     """
 
     photos: list[np.ndarray]  # (H, W, 3) uint8 RGB
@@ -171,7 +171,7 @@ def _with_embedding(analysis: FaceAnalysis, photo: np.ndarray, face: Face) -> Fa
 
 
 def _whole_picture(photo: np.ndarray, number: int) -> Face:
-    """A stand-in whose head crop is the whole picture: the box is that crop's middle."""
+    """A stand-in whose head crop is the whole image: the box is that crop's middle."""
     height, width = photo.shape[:2]
     half = max(height, width) / HEAD_FACTOR / 2
     box = np.array([width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half], np.float32)
@@ -220,11 +220,11 @@ def mean_similarity(identity: Identity) -> float | None:
     return float((alike.sum() - alike.diagonal().sum()) / pairs)
 
 
-# --- pictures of what was found, float 0..1
+# --- images of what was found, float 0..1
 
 
 def to_image_batch(pictures: Sequence[np.ndarray]) -> torch.Tensor:
-    """Pictures (H, W, 3) uint8 as (n, H, W, 3) float 0..1, black at right and bottom where sizes differ."""
+    """Images (H, W, 3) uint8 as (n, H, W, 3) float 0..1, black at right and bottom where sizes differ."""
     height = max(picture.shape[0] for picture in pictures)
     width = max(picture.shape[1] for picture in pictures)
     batch = torch.zeros(len(pictures), height, width, 3)
@@ -264,7 +264,7 @@ def chosen_heads(found: FoundFaces, size: int = HEAD_SIZE) -> torch.Tensor:
 
 
 def chosen_masks(found: FoundFaces) -> torch.Tensor:
-    """1 inside the chosen face's box, 0 elsewhere, all 1 for a whole picture, all 0 for a skipped photo: (n, H, W)."""
+    """1 inside the chosen face's box, 0 elsewhere, all 1 for a whole image, all 0 for a skipped photo: (n, H, W)."""
     sizes = [photo.shape[:2] for photo in found.photos]
     masks = torch.zeros(len(sizes), max(height for height, _ in sizes), max(width for _, width in sizes))
     for number, (mask, face, size) in enumerate(zip(masks, found.chosen, sizes, strict=True)):

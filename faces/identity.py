@@ -62,7 +62,7 @@ _NEED_KEYPOINTS = ("aligned", "portraits", "keypoints")
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """One person, n photos. Pictures are RGB; coordinates are pixels of the photo a row came from.
+    """One person, n photos. Images are RGB; coordinates are pixels of the photo a row came from.
 
     When the detector gives boxes only, `aligned`, `portraits` and `keypoints` have no rows; without a recogniser
     `embeddings` is (n, 0) and `recogniser` None. Adapters that need more say so. Methods read embeddings of different

@@ -78,7 +78,7 @@ def is_ir_se(weights: Weights) -> bool:
 def ir_se(weights: Weights) -> IrSe:
     """The IR or IR-SE network that fits the weights, frozen, in evaluation mode, float32.
 
-    A stage begins, and halves the picture, where the width grows, and at the very first block.
+    A stage begins, and halves the image, where the width grows, and at the very first block.
     """
     blocks = []
     for number in range(block_count(weights, "body.")):

@@ -1,7 +1,7 @@
-"""Five keypoints as the picture InstantID's control network was trained on.
+"""Five keypoints as the image InstantID's control network was trained on.
 
 Wang et al., "InstantID", 2024; drawing and canvas as in instantX-research/InstantID. Sizes are in absolute pixels
-there: draw at the size of the picture to be made, never resize the drawing.
+there: draw at the size of the image to be made, never resize the drawing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LARGEST_COORDINATE = 100_000  # pixels
 
 
 def draw_keypoints(faces: Sequence[np.ndarray], width: int, height: int) -> np.ndarray:
-    """Faces' keypoints (5, 2), in pixels of the canvas, as a picture (height, width, 3) uint8 RGB on black.
+    """Faces' keypoints (5, 2), in pixels of the canvas, as an image (height, width, 3) uint8 RGB on black.
 
     The limbs of all faces lie below the dots of all faces; for one face the bytes are the official ones. Points
     outside the canvas are cut off.
@@ -143,7 +143,7 @@ def write_points(images: Sequence[Sequence[np.ndarray]]) -> str:
 
 
 def read_points(text: str) -> list[list[np.ndarray]]:
-    """The faces of each image of a text as `write_points` writes it. LikenessError naming the line that is none."""
+    """The faces of each image of a text as `write_points` writes it. LikenessError naming the line that is not one."""
     images: list[list[np.ndarray]] = [[]]
     for number, line in enumerate(text.strip().splitlines(), 1):
         if line.strip():

@@ -17,7 +17,7 @@ EVERYTHING = frozenset(Part) - {Part.BACKGROUND}
 
 
 class Region(Enum):
-    """What of a person a mask shows. `NON_FACE` and `BACKGROUND` are all the rest of the picture."""
+    """What of a person a mask shows. `NON_FACE` and `BACKGROUND` are all the rest of the image."""
 
     FACE = "face"
     FACE_HAIR = "face+hair"
@@ -71,7 +71,7 @@ def region_masks(
 
     With a parser a pixel that several faces could claim goes to the nearest; `beside` are faces that get no mask but
     keep what is theirs. Without one, FACE, EYES, BROWS, NOSE and MOUTH are drawn from the keypoints, and the rest of
-    the picture is what is not FACE. Raises LikenessError for what the keypoints cannot show, and for a face that has
+    the image is what is not FACE. Raises LikenessError for what the keypoints cannot show, and for a face that has
     none where they are needed.
     """
     masks = np.zeros((len(faces), *photo.shape[:2]), bool)
@@ -96,7 +96,7 @@ def region_masks(
 
 
 def together(masks: np.ndarray, regions: Collection[Region]) -> np.ndarray:
-    """The masks of all people (n, H, W) as one (H, W): of the rest of the picture, what is nobody's."""
+    """The masks of all people (n, H, W) as one (H, W): of the rest of the image, what is nobody's."""
     return np.all(masks, 0) if set(regions) <= THE_REST else np.any(masks, 0)
 
 
@@ -198,7 +198,7 @@ def grown(mask: np.ndarray, pixels: int) -> np.ndarray:
     if pixels == 0 or not mask.any() or mask.all():
         return mask
     cv2 = opencv()
-    # Distances end at the picture's border, so that shrinking does not begin there.
+    # Distances end at the image's border, so that shrinking does not begin there.
     far = cv2.distanceTransform((mask if pixels < 0 else ~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return far > -pixels if pixels < 0 else far <= pixels
 

@@ -15,7 +15,7 @@ log = logger(__name__)
 
 
 class Provider(Enum):
-    """Where face models run. The CPU is fast enough for single pictures and takes no GPU memory."""
+    """Where face models run. The CPU is fast enough for single images and takes no GPU memory."""
 
     AUTO = "auto"
     CPU = "CPU"

@@ -265,7 +265,7 @@ def load_facexlib(
 
 @dataclass(frozen=True)
 class Mtcnn:
-    """MTCNN with the weights inside the facenet-pytorch package. It searches all scales of a picture by itself."""
+    """MTCNN with the weights inside the facenet-pytorch package. It searches all scales of an image by itself."""
 
     network: Any
     name: str = "MTCNN"
@@ -306,7 +306,7 @@ class LbpCascade:
     It has no scores (0.5 stands for one) and reports false faces now and then.
     """
 
-    smallest: float = 0.12  # of the picture's shorter side
+    smallest: float = 0.12  # of the image's shorter side
     name: str = "LBP cascade"
     threshold: float = 0.5
     sizes: tuple[int, ...] = (1280,)

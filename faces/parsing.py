@@ -199,7 +199,7 @@ class SegmentationHead(nn.Module):
 
 
 class BiSeNet(nn.Module):
-    """Pictures (B, 3, H, W), ImageNet-normalised, to logits (B, classes, H, W): main, and the two auxiliary maps."""
+    """Images (B, 3, H, W), ImageNet-normalised, to logits (B, classes, H, W): main, and the two auxiliary maps."""
 
     MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     ORDER = BISENET_ORDER
@@ -242,7 +242,7 @@ class Normalised(nn.Module):
 
 
 class ReflectedConv(nn.Module):
-    """3x3 convolution on a picture continued by reflection; with a norm it has no bias."""
+    """3x3 convolution on an image continued by reflection; with a norm it has no bias."""
 
     def __init__(self, width_in: int, width: int, stride: int = 1, up: bool = False, norm: bool = False):
         super().__init__()
@@ -257,7 +257,7 @@ class ReflectedConv(nn.Module):
 
 
 class ParseNetBlock(nn.Module):
-    """Two convolutions; `down` halves the picture in the second, `up` doubles it before the first."""
+    """Two convolutions; `down` halves the image in the second, `up` doubles it before the first."""
 
     def __init__(self, width_in: int, width: int, down: bool = False, up: bool = False):
         super().__init__()
@@ -273,7 +273,7 @@ class ParseNetBlock(nn.Module):
 
 
 class ParseNet(nn.Module):
-    """Pictures (B, 3, H, W), RGB -1..1, to class logits (B, classes, H, W) and a picture (B, 3, H, W)."""
+    """Images (B, 3, H, W), RGB -1..1, to class logits (B, classes, H, W) and an image (B, 3, H, W)."""
 
     MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     ORDER = PARSENET_ORDER

@@ -25,7 +25,7 @@ _OF_VERSION_2 = "backbone.fpn.inner_blocks.0.1.weight"  # the first version's py
 
 @dataclass(frozen=True, eq=False)
 class PeopleInPhoto:
-    """The people of one photo, the surest first.
+    """The people of one photo, the most certain first.
 
     masks: (n, H, W) bool; boxes: (n, 4), in pixels; scores: (n,), 0..1.
     """

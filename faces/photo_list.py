@@ -1,4 +1,4 @@
-"""Which files of a folder are photos, and a sentence about everything picture-like that is not used.
+"""Which files of a folder are photos, and a sentence about everything image-like that is not used.
 
     found = list_photos(folder)
     found.photos, found.not_used
@@ -41,7 +41,7 @@ _STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")  # of J
 class PhotoList:
     """What a folder holds. All are sorted by name.
 
-    not_used: sentences about picture-like files, without the folder's name. masks: pictures called `<name>.mask`.
+    not_used: sentences about image-like files, without the folder's name. masks: images called `<name>.mask`.
     others: all other files. folders: those in it.
     """
 
@@ -53,7 +53,7 @@ class PhotoList:
 
 
 def list_photos(folder: Path, deep: bool = False) -> PhotoList:
-    """The photos directly in a folder, or, `deep`, in the folders below it too; hidden files are none.
+    """The photos directly in a folder, or, `deep`, in the folders below it too; hidden files do not count.
 
     Raises LikenessError when the folder cannot be opened.
     """
@@ -127,7 +127,7 @@ def shown(name: str) -> str:
 
 
 def _why_not(path: Path) -> str | None:
-    """Why a file is not used as a photo: "" where it is, None where it is nothing like a picture."""
+    """Why a file is not used as a photo: "" where it is, None where it is nothing like an image."""
     suffix = path.suffix.lower()
     is_picture = suffix in PICTURE_SUFFIXES
     if not is_picture and suffix[1:] in _TEXTS.split():
@@ -150,7 +150,7 @@ def _why_not(path: Path) -> str | None:
 
 @cache
 def _unsupported(suffix: str) -> str:
-    """What is needed to read pictures of this suffix, "" where nothing is."""
+    """What is needed to read images of this suffix, "" where nothing is."""
     if suffix in (".heic", ".heif", ".hif") and find_spec("pillow_heif") is None:
         return "HEIC images need the package pillow-heif: install it (pip install pillow-heif), or save them as JPEG"
     if suffix == ".avif" and not _reads_avif():
@@ -179,7 +179,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> list[Path]:
-    """All entries below a folder; links to folders are not followed, folders that cannot be opened are passed over."""
+    """All entries below a folder; links to folders are not followed, folders that cannot be opened are skipped."""
     found = _entries(folder)
     below = [path for path in found if path.is_dir() and not path.is_symlink()]
     while below:

@@ -1,4 +1,4 @@
-"""Photos: what detectors and recognisers take, from the host's pictures or from a file of any form."""
+"""Photos: what detectors and recognisers take, from the host's images or from a file of any form."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ GREY = 0.5  # behind transparent pixels
 _SUFFIXES = "png apng jpg jpeg jpe jfif mpo webp bmp tif tiff gif avif heic heif hif"
 PICTURE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 MOST_PIXELS = 25_000_000  # of a photo in memory, 75 MB; larger ones are made smaller while they are decoded
-_ANIMATED = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")  # not phones' JPEG, whose further pictures are of the same moment
+_ANIMATED = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")  # not phones' JPEG, whose further images are of the same moment
 LARGEST_FILE = 178_956_970  # pixels; Pillow refuses more by default, and hosts that lift its limit have none
 
 
 def to_photos(images: torch.Tensor) -> list[np.ndarray]:
-    """Pictures (B, H, W, C) float 0..1 as a list of B photos (H, W, 3) uint8 RGB; the input is never changed.
+    """Images (B, H, W, C) float 0..1 as a list of B photos (H, W, 3) uint8 RGB; the input is never changed.
 
     C is 1 (grey, repeated), 3 (RGB) or 4 (RGBA, composed on mid grey, so that hidden colours cannot be taken for a
     face). Values outside 0..1 are clamped with one warning. NaN, infinity, an empty batch and other shapes raise
@@ -70,10 +70,10 @@ def to_photos(images: torch.Tensor) -> list[np.ndarray]:
 
 @dataclass(frozen=True, eq=False)
 class PhotoFile:
-    """A picture file as everything in the pack sees it."""
+    """An image file as everything in the pack sees it."""
 
     rgb: np.ndarray  # (H, W, 3) uint8, transparent parts on mid grey, at most `MOST_PIXELS`
-    alpha: np.ndarray | None  # (H, W) uint8, 255 where the picture is opaque; None where nothing is transparent
+    alpha: np.ndarray | None  # (H, W) uint8, 255 where the image is opaque; None where nothing is transparent
     is_animated: bool = False  # it has further frames or pages, which nobody sees
     taken: datetime | None = None  # when, by the camera's clock
 
@@ -92,7 +92,7 @@ def read_photo_file(path: Path) -> PhotoFile:
     while it is decoded. HEIC is read where `pillow-heif` is installed.
 
     Raises LikenessError with one sentence naming the file for what is missing, damaged, cut short, too large, no
-    picture, or no file at all (a folder, a pipe).
+    image, or no file at all (a folder, a pipe).
     """
     from PIL import Image
 
@@ -129,20 +129,20 @@ def read_photo_file(path: Path) -> PhotoFile:
         ) from error
 
 
-NEARLY_OPAQUE = 250  # of 255: what some editors leave of an opaque picture
+NEARLY_OPAQUE = 250  # of 255: what some editors leave of an opaque image
 
 
 def read_mask_file(path: Path) -> np.ndarray:
-    """The mask in a picture file, (H, W) uint8, 255 on what is meant.
+    """The mask in an image file, (H, W) uint8, 255 on what is meant.
 
-    Where parts of the picture are transparent, its opacity is the mask, whatever the paint's colour; else what is
+    Where parts of the image are transparent, its opacity is the mask, whatever the paint's colour; else what is
     bright. Raises LikenessError like `read_photo_file`, and for a mask in black and white that is partly transparent,
     because nobody can tell which of the two is meant.
     """
     picture = read_photo_file(path)
     if picture.alpha is None:
         return np.ascontiguousarray(picture.rgb.max(2))
-    if picture.alpha.min() > NEARLY_OPAQUE:  # a veil that nobody sees is no mask
+    if picture.alpha.min() > NEARLY_OPAQUE:  # transparency that nobody sees is not a mask
         return np.ascontiguousarray(picture.rgb.max(2))
     if 0 < picture.alpha.min() == picture.alpha.max():
         raise LikenessError(
@@ -202,11 +202,11 @@ def _is_animated(picture: Image) -> bool:
         return False
 
 
-_EXIF, _TAKEN = 0x8769, 0x9003  # the part of EXIF that holds the time of the picture, and its tag
+_EXIF, _TAKEN = 0x8769, 0x9003  # the part of EXIF that holds the time of the image, and its tag
 
 
 def _taken(picture: Image) -> datetime | None:
-    """When the camera says that it took the picture; None where it says nothing that can be read."""
+    """When the camera says that it took the image; None where it says nothing that can be read."""
     try:
         return datetime.strptime(str(picture.getexif().get_ifd(_EXIF).get(_TAKEN, "")).strip(), "%Y:%m:%d %H:%M:%S")
     except Exception:  # damaged EXIF raises whatever it is stumbled over
@@ -283,7 +283,7 @@ def _scaled(values: np.ndarray, name: str) -> Image:
     else:
         white = 65535.0 if largest <= 65535 else 2.0**31 - 1
     grey = np.empty(values.shape, np.uint8)
-    for start in range(0, len(values), 256):  # rows; the whole in floats would be many times the picture
+    for start in range(0, len(values), 256):  # rows; the whole in floats would be many times the image
         rows = values[start : start + 256].astype(np.float64) * (255 / white)
         grey[start : start + 256] = (rows.clip(0, 255) + 0.5).astype(np.uint8)
     return Image.fromarray(grey)

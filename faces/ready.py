@@ -67,5 +67,5 @@ def _here(openers: Iterable[Opener], provider: Provider) -> Iterator[FaceAnalysi
     for open_one in openers:
         try:
             yield open_one(provider)
-        except LikenessError as error:  # a damaged file should not be passed over in silence
+        except LikenessError as error:  # a damaged file should not be skipped in silence
             log.info("[likeness] Not used: %s", error)

@@ -121,7 +121,7 @@ class TorchRecogniser:
         return self.module(crop / 127.5 - 1)[0].cpu().numpy()
 
     def measure(self, pictures: torch.Tensor, keypoints: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, D) of the faces with these keypoints (B, 5, 2) in pictures (B, 3, H, W) 0..1, for losses."""
+        """Embeddings (B, D) of the faces with these keypoints (B, 5, 2) in images (B, 3, H, W) 0..1, for losses."""
         return self.module((self.template.crops(pictures, keypoints) - 0.5) / 0.5)
 
 

@@ -172,7 +172,7 @@ def _last_width(weights: Weights, prefix: str) -> int:
 
 
 def priors(height: int, width: int) -> torch.Tensor:
-    """Anchors (A, 4) for a picture: centre x, y, width, height, in parts of the picture."""
+    """Anchors (A, 4) for an image: centre x, y, width, height, in parts of the image."""
     rows = []
     for stride, sides in zip(STRIDES, MIN_SIZES, strict=True):
         cells = product(range(-(-height // stride)), range(-(-width // stride)), sides)
@@ -197,7 +197,7 @@ def decode(
 def find(
     network: RetinaFace, image_bgr: np.ndarray, threshold: float, overlap: float = NMS_OVERLAP
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (n, 4), scores (n,) and keypoints (n, 5, 2) of a BGR picture (H, W, 3) 0..255, best first."""
+    """Boxes (n, 4), scores (n,) and keypoints (n, 5, 2) of a BGR image (H, W, 3) 0..255, best first."""
     height, width = image_bgr.shape[:2]
     device = next(network.buffers()).device
     pixels = torch.from_numpy(np.ascontiguousarray(image_bgr)).to(device).float() - torch.tensor(

@@ -31,11 +31,11 @@ class Metric(Enum):
     """Which faces stay when only some may."""
 
     AREA = "max"
-    CENTRAL_AREA = "default"  # area less twice the squared distance from the picture's centre
+    CENTRAL_AREA = "default"  # area less twice the squared distance from the image's centre
 
 
 def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float]:
-    """The picture shrunk or enlarged into the top left of a black (width, height) canvas, and the scale applied."""
+    """The image shrunk or enlarged into the top left of a black (width, height) canvas, and the scale applied."""
     width, height = size
     ratio = image.shape[0] / image.shape[1]
     if ratio > height / width:
@@ -60,7 +60,7 @@ def decode(
     threshold: float,
     overlap: float = NMS_OVERLAP,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The network's outputs as rows x1, y1, x2, y2, score (n, 5) and keypoints (n, 5, 2), in pixels of the picture.
+    """The network's outputs as rows x1, y1, x2, y2, score (n, 5) and keypoints (n, 5, 2), in pixels of the image.
 
     `size` (width, height) is the input's, `scale` what `letterbox` applied. Best first, overlaps removed.
     """

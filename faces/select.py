@@ -73,7 +73,7 @@ def _likeness(face: Face, reference: torch.Tensor | None) -> float:
 
 
 def face_regions(regions: torch.Tensor, photos: int) -> torch.Tensor:
-    """Where faces count, (1 | photos, H, W); LikenessError for masks that are none, or in which no face can lie."""
+    """Where faces count, (1 | photos, H, W); LikenessError for no mask, or one in which no face can lie."""
     regions = as_mask(regions, "The mask 'region'")
     if len(regions) not in (1, photos):
         raise LikenessError(
@@ -84,7 +84,7 @@ def face_regions(regions: torch.Tensor, photos: int) -> torch.Tensor:
 
 
 def is_inside(face: Face, region: torch.Tensor, size: tuple[int, int]) -> bool:
-    """Whether the middle of the face's box lies on a mask (h, w) that stands for a picture of this height and width."""
+    """Whether the middle of the face's box lies on a mask (h, w) that stands for an image of this height and width."""
     x, y = (face.box[:2] + face.box[2:]) / 2
     row = int(np.clip(y / size[0] * region.shape[0], 0, region.shape[0] - 1))
     column = int(np.clip(x / size[1] * region.shape[1], 0, region.shape[1] - 1))

@@ -20,7 +20,7 @@ ROW = 256  # height of a row of the sheet in pixels
 
 
 def read_photos(paths: Sequence[Path]) -> list[np.ndarray]:
-    """Picture files as (H, W, 3) uint8 RGB; see `photos.read_photo`."""
+    """Image files as (H, W, 3) uint8 RGB; see `photos.read_photo`."""
     return [read_photo(path) for path in paths]
 
 

@@ -46,7 +46,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
 def attend_by_head(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """`attend` to keys and values (groups, heads, n, width / heads).
 
-    Pictures that share their tokens are laid end to end as one long row of queries, so that keys and values are never
+    Images that share their tokens are laid end to end as one long row of queries, so that keys and values are never
     repeated for a batch.
     """
     groups, heads, _, width = keys.shape

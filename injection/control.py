@@ -21,7 +21,7 @@ _ROUNDING = 1e-9  # of a share of steps
 
 
 def open_at_step(scope: Scope, step: int, steps: int) -> bool:
-    """Whether step 0, 1, … of so many lies in the window."""
+    """Whether step 0, 1, … of this many lies in the window."""
     return step / steps >= scope.start - _ROUNDING and (step + 1) / steps <= scope.end + _ROUNDING
 
 

@@ -18,7 +18,7 @@ from ..errors import logger
 
 log = logger("likeness")
 
-_ASPECT_TOLERANCE = 0.02  # a mask may be this much wider or narrower than the picture without a word
+_ASPECT_TOLERANCE = 0.02  # a mask may be this much wider or narrower than the image without a word
 LATENT_PIXELS = 8  # a latent of SD1.5 or SDXL covers 8 x 8 pixels
 
 
@@ -47,7 +47,7 @@ def combined(mask: Tensor | None, other: Tensor | None) -> Tensor | None:
 def crop_to_area(mask: Tensor, area: tuple[int, int, int, int], full_size: tuple[int, int]) -> Tensor:
     """The part of a mask that a conditioning limited to an area sees.
 
-    mask: (m, H, W) over the whole picture. area: ComfyUI's (height, width, y, x), and full_size the (height, width) of
+    mask: (m, H, W) over the whole image. area: ComfyUI's (height, width, y, x), and full_size the (height, width) of
     the whole, both in latent units. A mask that does not divide evenly into latents is brought to their size first.
     """
     height, width, top, left = area
@@ -56,9 +56,9 @@ def crop_to_area(mask: Tensor, area: tuple[int, int, int, int], full_size: tuple
 
 
 def crop_to_lines(mask: Tensor, axis: int, lines: Sequence[int], full_size: tuple[int, int]) -> Tensor:
-    """The part of a mask that a window over one side of the picture sees: these rows (axis 0) or columns (axis 1).
+    """The part of a mask that a window over one side of the image sees: these rows (axis 0) or columns (axis 1).
 
-    mask: (m, H, W) over the whole picture. lines: in latent units, in any order. full_size: (height, width) of the
+    mask: (m, H, W) over the whole image. lines: in latent units, in any order. full_size: (height, width) of the
     whole, in latent units.
     """
     mask, *per_latent = _per_latent(mask, full_size)
@@ -75,7 +75,7 @@ def _per_latent(mask: Tensor, full_size: tuple[int, int]) -> tuple[Tensor, int, 
 
 
 def aspect_mismatch(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> float:
-    """How much wider or narrower the mask is than the picture, as a share: 0.1 for 10 %. Sizes are (height, width)."""
+    """How much wider or narrower the mask is than the image, as a share: 0.1 for 10 %. Sizes are (height, width)."""
     mask_height, mask_width = mask_size
     latent_height, latent_width = latent_size
     ratio = (mask_width * latent_height) / (mask_height * latent_width)
@@ -99,7 +99,7 @@ def _warn_once(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> None
 
 
 def warn_larger(mask_size: tuple[int, int], latent_size: tuple[int, int]) -> None:
-    """One warning per size of mask when it is larger than the picture: it may be meant for a picture of which this is a
+    """One warning per size of mask when it is larger than the image: it may be meant for an image of which this is a
     tile. Sizes are (height, width)."""
     height, width = (side * LATENT_PIXELS for side in latent_size)
     if mask_size[0] > height and mask_size[1] > width:
@@ -123,7 +123,7 @@ def _warn_larger_once(mask_size: tuple[int, int], picture: tuple[int, int]) -> N
 
 @cache
 def warn_tile() -> None:
-    """One warning per session when a picture is sampled in tiles at unknown places."""
+    """One warning per session when an image is sampled in tiles at unknown places."""
     log.warning(
         "Another node cuts the image into tiles while sampling and does not say where they lie, so each tile gets "
         "the whole mask of the identity: see 'Masks with tiles and detailers' in docs/troubleshooting.md."

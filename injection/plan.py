@@ -64,10 +64,10 @@ class KeysValues:
     def of_batch(
         self, roles: Sequence[Role], pictures: int, rows: Sequence[int] | None = None
     ) -> dict[int, tuple[Tensor, Tensor]]:
-        """slot -> keys and values, (groups, heads, n, width / heads), for a batch of one chunk of pictures per role.
+        """slot -> keys and values, (groups, heads, n, width / heads), for a batch of one chunk of images per role.
 
-        rows: which pictures of the whole batch a chunk holds, None for all. A single row of tokens serves every
-        picture; otherwise missing rows repeat the last one and extra ones are left out.
+        rows: which images of the whole batch a chunk holds, None for all. A single row of tokens serves every
+        image; otherwise missing rows repeat the last one and extra ones are left out.
         """
         packed, count = self.packed, self.packed.shape[3]
         wanted = [min(row, count - 1) for row in (range(pictures) if rows is None else rows)]
@@ -125,7 +125,7 @@ def repeat_tokens(t: Tensor, n_tokens: int) -> Tensor:
 
 
 def fit_rows(t: Tensor, pictures: int) -> Tensor:
-    """One row per picture of the batch: a single row serves all, missing rows repeat the last one, extra ones drop."""
+    """One row per image of the batch: a single row serves all, missing rows repeat the last one, extra ones drop."""
     rows = t.shape[0]
     if rows == pictures:
         return t

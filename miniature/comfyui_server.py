@@ -91,17 +91,18 @@ def started(
     pack: Path = PACK,
     environment: Mapping[str, str] | None = None,
     own_group: bool = False,
+    port: int = 0,
 ) -> Iterator[Server]:
     """Start a server on the CPU with `base` for its models, inputs, outputs and custom nodes; stop it at the end.
 
-    With `own_group` all that it starts ends with it (not on Windows).
+    With `own_group` all that it starts ends with it (not on Windows). port: 0 for a free one.
     """
     for name in _FOLDERS:
         (base / name).mkdir(parents=True, exist_ok=True)
     link = base / "custom_nodes" / PACK_FOLDER
     if not link.exists():
         link.symlink_to(pack, target_is_directory=True)
-    port = _free_port()
+    port = port or _free_port()
     command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--base-directory", str(base), "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
     log_file = base / "server.log"

@@ -2,7 +2,7 @@
 
 python -m likeness.miniature.demo                   somebody new
 python -m likeness.miniature.demo --photos FOLDER   the person of these photos (of this world)
-python -m likeness.miniature.demo --comfyui         the pictures are made by the real ComfyUI
+python -m likeness.miniature.demo --comfyui         the images are made by the real ComfyUI
 """
 
 import sys
@@ -47,7 +47,7 @@ def somebody(world: World, number: int) -> StudySubject:
 
 
 def subject_of(world: World, folder: Path) -> StudySubject:
-    """The person of a folder's photos; LikenessError when there is no folder or no picture in it.
+    """The person of a folder's photos; LikenessError when there is no folder or no image in it.
 
     The photos that are given are also those that judge: there are no others.
     """
@@ -128,7 +128,7 @@ def run_demo(photos: Path | None, out: Path, person: int, seed: int, comfyui: bo
 
 
 def _save_pictures(out: Path, subject: StudySubject, made: dict[str, PictureBatches]) -> dict[str, torch.Tensor]:
-    """Every photo and picture as PNG below `out`; what was saved, by name."""
+    """Every photo and image as PNG below `out`; what was saved, by name."""
     from PIL import Image
 
     pictures = {f"photos/{i + 1}.png": photo for i, photo in enumerate(subject.given)}

@@ -1,4 +1,4 @@
-"""The demonstration's pictures from the real ComfyUI: its server, and the API workflow that the pack ships."""
+"""The demonstration's images from the real ComfyUI: its server, and the API workflow that the pack ships."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..faces import read_photo
 from .comfyui_server import HOW_TO_GET_IT, PACK, all_comfyui, named_places, started, usual_places
 
 WORKFLOW = PACK / "workflows" / "api" / "miniature_portrait.api.json"
-_PATIENCE = 180.0  # seconds for a start, and for a picture
+_PATIENCE = 180.0  # seconds for a start, and for an image
 Graph = dict[str, dict[str, Any]]
 
 
@@ -36,7 +36,7 @@ def find_comfyui() -> Path:
 
 
 def paint_in_comfyui(photos: Sequence[np.ndarray], prompts: Sequence[str], seed: int) -> dict[str, Tensor]:
-    """Pictures (prompts, H, W, 3) RGB 0..1 without and with the person of the photos (H, W, 3) uint8."""
+    """Images (prompts, H, W, 3) RGB 0..1 without and with the person of the photos (H, W, 3) uint8."""
     from PIL import Image
 
     from .demo import WITH, WITHOUT
@@ -57,7 +57,7 @@ def paint_in_comfyui(photos: Sequence[np.ndarray], prompts: Sequence[str], seed:
 
 
 def filled_graph(template: Graph, photos: Sequence[str], prompt: str, seed: int, strength: float) -> Graph:
-    """The shipped graph for these input files, prompt and seed; strength 0 is the picture without the person."""
+    """The shipped graph for these input files, prompt and seed; strength 0 is the image without the person."""
     graph = copy.deepcopy(template)
     first = _only(graph, "LoadImage")
     graph[first]["inputs"]["image"] = photos[0]
@@ -92,7 +92,7 @@ def _server(comfyui: Path, base: Path) -> Iterator[str]:
 
 
 def _picture(address: str, output: Path, graph: Graph) -> np.ndarray:
-    """Queue one graph and read the picture it saves, (H, W, 3) uint8. LikenessError with the node's own sentence."""
+    """Queue one graph and read the image it saves, (H, W, 3) uint8. LikenessError with the node's own sentence."""
 
     request = urllib.request.Request(
         f"{address}/prompt", json.dumps({"prompt": graph}).encode(), {"Content-Type": "application/json"}

@@ -1,4 +1,4 @@
-"""Fetching one file over the network into a part file, which a later run goes on with.
+"""Fetching one file over the network into a part file, which a later run resumes.
 
 Everything has an end: the bytes (what the registry or the server says, at most `_LARGEST`), the requests, the time.
 """
@@ -26,7 +26,7 @@ from .registry import ModelFile, human_size
 
 _TRIES = 5  # in a row without progress worth the name
 _WORTH = 1 << 20  # bytes of such progress
-_REQUESTS = 200  # for one file, however well it goes on
+_REQUESTS = 200  # for one file, whatever its progress
 _RETRY_SECONDS = 1.0
 _MAY_RECOVER = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LARGEST = 10**10  # bytes of a file of unknown size; the largest of the registry has 6.9 GB
@@ -109,7 +109,7 @@ def _request(wanted: _Wanted, part: PartialFile, progress: Progress | None) -> s
 
 
 def _total(wanted: _Wanted, part: PartialFile, reply: Reply, proved: bool) -> int | None:
-    """How long the server says the whole file is. Forgets the part where the answer does not go on with it."""
+    """How long the server says the whole file is. Forgets the part where the answer does not continue it."""
     asked_to_go_on = bool(part.done)
     if encoding := reply.headers.get("Content-Encoding", "").strip().lower().replace("identity", ""):
         raise LikenessError(

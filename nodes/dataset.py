@@ -278,7 +278,7 @@ class PortraitDataset(Node):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str = "", save_as: str = "", **others: Any) -> str:
-        """Changes when a picture, a caption or a mask in the folder or in the saved dataset does."""
+        """Changes when an image, a caption or a mask in the folder or in the saved dataset does."""
         places = []
         if isinstance(folder, str) and folder.strip():
             try:

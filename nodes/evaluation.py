@@ -1,4 +1,4 @@
-"""Is it the person? A report on pictures, and the pictures that keep the person best."""
+"""Is it the person? A report on images, and the images that keep the person best."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ HELD_OUT_TIP = (
 
 
 def _identity_inputs() -> list[Any]:
-    """Further people expected in every picture; the first is an input of its own."""
+    """Further people expected in every image; the first is an input of its own."""
     return [
         IdentitySocket.Input(
             f"identity_{number}", optional=True, tooltip="One more person whom every image should show."
@@ -153,7 +153,7 @@ def _verdict(
     step: Callable[[], object],
     held_out: torch.Tensor | None = None,
 ) -> Verdict:
-    """What all judges say of the pictures."""
+    """What all judges say of the images."""
     return joint_verdict(
         [
             judge_pictures(
@@ -172,7 +172,7 @@ def _verdict(
 
 
 def _or_blocked(images: torch.Tensor, chosen: Sequence[int]) -> Any:
-    """These pictures; what follows does not run when there is none, because the host knows no empty batch."""
+    """These images; what follows does not run when there is none, because the host knows no empty batch."""
     if not chosen:
         from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -181,7 +181,7 @@ def _or_blocked(images: torch.Tensor, chosen: Sequence[int]) -> Any:
 
 
 class _HostClip:
-    """The host's CLIP and CLIP_VISION as one encoder of pictures and texts."""
+    """The host's CLIP and CLIP_VISION as one encoder of images and texts."""
 
     def __init__(self, clip: Any, vision: Any):
         self.clip, self.vision = clip, vision
@@ -198,7 +198,7 @@ class _HostClip:
         return 77 * len(next(iter(self.clip.tokenize(text).values())))
 
     def check(self) -> None:
-        """LikenessError unless pictures and texts lie in one space."""
+        """LikenessError unless images and texts lie in one space."""
         pictures, texts = self.encode_images(torch.zeros(1, 64, 64, 3)), self.encode_texts(["a"])
         if pictures.shape != texts.shape:
             why = f"text embeddings have width {texts.shape[-1]}, image embeddings {pictures.shape[-1]}"
@@ -395,7 +395,7 @@ class IdentityReport(Node):
 
 
 def _lines(prompts: str, number: int) -> list[str]:
-    """A prompt for each picture: one line each, or one line for all."""
+    """A prompt for each image: one line each, or one line for all."""
     lines = [line.strip() for line in prompts.splitlines() if line.strip()]
     if not lines:
         return []

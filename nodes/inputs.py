@@ -1,7 +1,7 @@
 """What comes in at a node, checked alike at every node before it runs.
 
 The host holds widgets to their types and ranges, but not what arrives over a link: another node's number may be NaN or
-far out of range, its text no text, its picture none. A node that is registered is checked without a word of its own.
+far out of range, its text no text, its image none. A node that is registered is checked without a word of its own.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ class ApplyReference(Node):
         clip_vision: Any = None,
         face_analysis: Any = None,
     ) -> io.NodeOutput:
-        """The person from the pictures where the adapter reads faces, the pictures themselves where it does not."""
+        """The person from the images where the adapter reads faces, the images themselves where it does not."""
         adapter = as_managed(adapter)
         image = to_rgb(image, "image")
         person = _person(image, adapter, face_analysis) if adapter.adapter.needs.recogniser else None
@@ -170,7 +170,7 @@ class ApplyReference(Node):
 
 
 def _person(photos: torch.Tensor, adapter: ManagedAdapter, face_analysis: Any) -> Identity:
-    """Whom the photos show, by the surest face of each."""
+    """Whom the photos show, by the most certain face of each."""
     analysis = face_analysis if face_analysis is not None else getattr(adapter, "face_analysis", None)
     if analysis is None:
         raise LikenessError(

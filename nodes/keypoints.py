@@ -1,4 +1,4 @@
-"""Pictures of the five keypoints of a face, as IdentityNet and other nets read them."""
+"""Images of the five keypoints of a face, as IdentityNet and other nets read them."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class FaceKeypoints(Node):
 
 
 def _canvas_of(latent: Any) -> KeypointCanvas:
-    """The size of the picture that a LATENT becomes."""
+    """The size of the image that a LATENT becomes."""
     samples = latent.get("samples") if isinstance(latent, dict) else None
     if not isinstance(samples, torch.Tensor) or samples.ndim < 4:
         raise LikenessError("The input latent is not an image latent: connect Empty Latent Image or VAE Encode.")

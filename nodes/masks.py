@@ -178,7 +178,7 @@ def _among(face: Face, faces: list[Face]) -> bool:
 
 
 def _as_one(masks: np.ndarray, regions: set[Region]) -> np.ndarray:
-    """One mask of all people; without any, the rest of the picture is all of it."""
+    """One mask of all people; without any, the rest of the image is all of it."""
     if not len(masks):
         return np.full(masks.shape[1:], bool(regions & THE_REST))
     return together(masks, regions)

@@ -14,7 +14,7 @@ _MARK = "likeness_edge"  # on an `execute` that is wrapped already
 
 
 class Node(io.ComfyNode):
-    """A node whose pictures and masks come as float32 on the CPU, though the host may keep them in half precision
+    """A node whose images and masks come as float32 on the CPU, though the host may keep them in half precision
     (`--fp16-intermediates`) or on a card (`--gpu-only`), and which says in a sentence that memory is full."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:

@@ -1,4 +1,4 @@
-"""References: the options of an IP-Adapter, its saved encodings, weights over a batch, and pictures made ready."""
+"""References: the options of an IP-Adapter, its saved encodings, weights over a batch, and images made ready."""
 
 from __future__ import annotations
 
@@ -486,7 +486,7 @@ class WeightSchedule(Node):
         seed: int,
         image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        """Lay the curve; without pictures the image outputs are empty."""
+        """Lay the curve; without images the image outputs are empty."""
         plan = schedule(
             parse_weights(weights),
             member(Timing, timing, "timing"),
@@ -508,7 +508,7 @@ class WeightSchedule(Node):
 
 @must_exist(interpolation=partial(member, Resampling, name="interpolation"))
 class PrepareReference(Node):
-    """A reference picture as the encoder will see it."""
+    """A reference image as the encoder will see it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -543,7 +543,7 @@ class PrepareReference(Node):
 
 
 class ReferenceNoiseNode(Node):
-    """A picture for the negative half."""
+    """An image for the negative half."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -130,7 +130,7 @@ class Whose(Enum):
 
 
 class IfFaceless(Enum):
-    """What happens to a picture without a face."""
+    """What happens to an image without a face."""
 
     KEEP = "keep picture"
     ERROR = "error"
@@ -157,7 +157,7 @@ class Wanted:
     def faces_of(
         self, photos: Sequence[np.ndarray], analysis: FaceAnalysis, step: Callable[[], None]
     ) -> list[list[Face]]:
-        """The faces that are meant in each picture: of Find Faces where it is connected, else all that are there."""
+        """The faces that are meant in each image: of Find Faces where it is connected, else all that are there."""
         whose = member(Whose, self.people, "people")
         if self.faces is not None:
             found = found_of(self.faces)
@@ -319,7 +319,7 @@ class PictureBatch:
 
     @classmethod
     def of(cls, image: Tensor) -> PictureBatch:
-        """From an IMAGE of 1, 3 or 4 channels; LikenessError for what is none."""
+        """From an IMAGE of 1, 3 or 4 channels; LikenessError for what is not one."""
         photos = to_photos(image)
         image = image[None] if image.ndim == 3 else image
         alpha = image[..., 3:] if image.shape[-1] == 4 else None
@@ -332,7 +332,7 @@ class PictureBatch:
         return [picture.clone() for picture in self.given]
 
     def like(self, colours: Sequence[Tensor]) -> Tensor:
-        """Changed colours as a batch of the same kind, transparency enlarged with them. One picture is not copied: it
+        """Changed colours as a batch of the same kind, transparency enlarged with them. One image is not copied: it
         may have a gigabyte."""
         batch = joined(colours)
         if self.is_grey:
@@ -349,7 +349,7 @@ def joined(rows: Sequence[Tensor]) -> Tensor:
 
 
 def regions_of(region: Tensor | None, pictures: PictureBatch) -> list[Tensor] | None:
-    """The masks of the input region at the size of the pictures."""
+    """The masks of the input region at the size of the images."""
     if region is None:
         return None
     masks = as_mask(region, "The input region")
@@ -386,7 +386,7 @@ def remarks_on(faces: Sequence[Sequence[Face]], options: PasteOptions, analysis:
 
 
 def finish(pictures: PictureBatch, done: Restored, said: Sequence[str]) -> io.NodeOutput:
-    """What a node gives: pictures, comparison, preview, mask and report."""
+    """What a node gives: images, comparison, preview, mask and report."""
     for outcome in done.outcomes:
         if outcome.fate is not Fate.RESTORED:
             log.warning("[likeness] %s.", outcome.sentence())
@@ -563,7 +563,7 @@ class UpscalePortrait(Node):
 
 
 def _enlarged(pictures: PictureBatch, network: ManagedUpscaler, scale_by: float, fast: bool) -> list[Tensor]:
-    """Every picture at the size that is wanted."""
+    """Every image at the size that is wanted."""
     count, height, width = pictures.colours.shape[:3]
     size = max(round(height * scale_by), 1), max(round(width * scale_by), 1)
     half = network.ready(fast)

@@ -72,12 +72,12 @@ def window_inputs(start_tooltip: str, end_tooltip: str, *, start: float = 0.0, s
 
 
 def mask_input(tooltip: str) -> Any:
-    """Where in the picture a method acts."""
+    """Where in the image a method acts."""
     return io.Mask.Input("attn_mask", optional=True, display_name="mask", tooltip=tooltip)
 
 
 def region_input(tooltip: str) -> Any:
-    """What of the picture counts, or may change."""
+    """What of the image counts, or may change."""
     return io.Mask.Input("region", optional=True, tooltip=tooltip)
 
 

@@ -27,7 +27,7 @@ SUPPORTED = f"training works with {listed(TRAINABLE)} models"
 
 
 def base_from_sockets(model: Any, clip: Any, vae: Any, side: int, dtype: torch.dtype = torch.float32) -> BaseModel:
-    """The sockets' model in `dtype`, on the CPU. side: of its pictures, in pixels.
+    """The sockets' model in `dtype`, on the CPU. side: of its images, in pixels.
 
     Raises LikenessError for other families, for parts that are missing, and for parts that do not belong together.
     """

@@ -20,7 +20,7 @@ from .progress import counter
 from .references import CATEGORY, Options
 from .schema import IdentitySocket, OptionsSocket, options_input, region_input, schema
 
-MaskSocket = io.Custom("MASK,IMAGE")  # masks of other packs may come as pictures
+MaskSocket = io.Custom("MASK,IMAGE")  # masks of other packs may come as images
 
 
 class StoryMakerCharacter(Node):
@@ -123,7 +123,7 @@ class StoryMakerCharacter(Node):
 def _bodies(
     image: Tensor | None, mask: Tensor | None, clothes: Tensor | None, identity: Identity | None
 ) -> tuple[Tensor, ...]:
-    """What is shown of the body: clothes as they are, else the character cut out of its pictures."""
+    """What is shown of the body: clothes as they are, else the character cut out of its images."""
     if clothes is not None:
         return tuple(_as_bytes(to_rgb(clothes, "clothes")))
     if image is None:
@@ -137,7 +137,7 @@ def _bodies(
 
 
 def _given(mask: Tensor, pictures: Tensor) -> list[np.ndarray]:
-    """One mask for every picture, (H, W) uint8, of a MASK or of a picture's first channel.
+    """One mask for every image, (H, W) uint8, of a MASK or of an image's first channel.
 
     LikenessError for one that is empty, white everywhere, or of another size.
     """

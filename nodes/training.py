@@ -310,7 +310,7 @@ def _datasets(method: Method, values: dict[str, Any]) -> list[Dataset]:
 
 
 def _folder(name: str) -> str:
-    """The path of a folder with pictures; '' for none."""
+    """The path of a folder with images; '' for none."""
     from .dataset import find_photos
 
     found = find_photos(name)

@@ -55,7 +55,7 @@ def train_method(
     face_analysis: Any = None,
     start_from: Path | None = None,
 ) -> TrainingOutcome:
-    """Train by a method. values: of all choices, by the node's inputs. prompts: of the sample pictures, about the
+    """Train by a method. values: of all choices, by the node's inputs. prompts: of the sample images, about the
     datasets' trigger words. face_analysis: None where nobody asks for likeness. start_from: a LoRA that is trained
     further, whose ranks and layers stand in the place of those chosen."""
     settings = settings_of(method, values, datasets)

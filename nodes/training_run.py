@@ -1,7 +1,7 @@
-"""One training inside a graph: from sockets and datasets to files, pictures and a tuned MODEL and CLIP.
+"""One training inside a graph: from sockets and datasets to files, images and a tuned MODEL and CLIP.
 
 A training lies in `output/likeness/runs/<name>` and is found there again by what its weights were made from: cancelled,
-it goes on where it stopped; finished, nothing is trained, and what is missing of its files and sample pictures is made
+it goes on where it stopped; finished, nothing is trained, and what is missing of its files and sample images is made
 from the saved state. More steps go on from it in a folder of their own, and so do other inputs from nothing.
 """
 
@@ -48,7 +48,7 @@ SAMPLE_SEED = 1
 
 @dataclass(frozen=True, eq=False)
 class TrainingOutcome:
-    """What a training left: file names as the loaders list them, by what they are; pictures (n, H, W, 3), 0..1.
+    """What a training left: file names as the loaders list them, by what they are; images (n, H, W, 3), 0..1.
 
     reads_captions: whether it was told anything by the photos' captions.
     """
@@ -70,7 +70,7 @@ class TrainingOutcome:
 
 class Finished(Settings):
     """What was made of a finished training. files: names by kind, of each name that it was asked for under. prompts: of
-    the sample pictures."""
+    the sample images."""
 
     files: dict[str, dict[str, list[str]]] = {}
     prompts: tuple[str, ...] | None = None
@@ -79,7 +79,7 @@ class Finished(Settings):
 @dataclass(frozen=True, eq=False)
 class TrainingJob:
     """A training to be run. make: the recipe, once the modules are there on a device, and whether all its steps were
-    made already; sample_prompts: of the pictures at its end, in the words of training."""
+    made already; sample_prompts: of the images at its end, in the words of training."""
 
     name: str
     model: Any
@@ -94,7 +94,7 @@ class TrainingJob:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the sample pictures."""
+        """(height, width) of the sample images."""
         height, width = self.datasets[0].pictures[0].pixels.shape[:2]
         return height, width
 
@@ -128,7 +128,7 @@ def run_job(job: TrainingJob) -> TrainingOutcome:
 
 
 def _train(job: TrainingJob, base: BaseModel, folder: Path, record: RunRecord, accelerator: Any) -> None:
-    """Make what is missing: steps, sample pictures, files."""
+    """Make what is missing: steps, sample images, files."""
     import comfy.model_management as host
 
     base.to(accelerator.device, network_dtype(job.method, job.run))
@@ -292,7 +292,7 @@ def _keep_samples(folder: Path, pictures: Tensor) -> None:
 
 
 def _samples(folder: Path, job: TrainingJob) -> Tensor | None:
-    """The pictures of these sample prompts; None where one is missing, or they are of others."""
+    """The images of these sample prompts; None where one is missing, or they are of others."""
     if _finished(folder).prompts != tuple(job.sample_prompts):
         return None
     try:
@@ -414,7 +414,7 @@ def automatic_precision() -> Precision:
 
 
 def measure_on(face_analysis: Any, device: torch.device) -> Measure:
-    """A face analysis' recogniser with gradient to the picture. LikenessError when it has none."""
+    """A face analysis' recogniser with gradient to the image. LikenessError when it has none."""
     analysis = adopt_analysis(face_analysis)
     recogniser: Any = analysis.recogniser
     module = getattr(recogniser, "module", None)

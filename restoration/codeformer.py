@@ -6,7 +6,7 @@ in the released file's layout:
     z        = E(x)                                        encoder.blocks.N
     logits   = T(feat_emb(z) | position_emb)               ft_layers.N, idx_pred_layer
     z_q      = codebook[argmax logits]                     quantize.embedding
-    z_q      = AdaIN(z_q, z)                               optional: colours of the picture, not of the codebook
+    z_q      = AdaIN(z_q, z)                               optional: colours of the image, not of the codebook
     x_hat    = G(z_q), with F += w (F * a(F_e, F) + b(F_e, F)) at the sizes of fuse_convs_dict
 
 Every block's kind and width stand in the file, so that the network is built from its keys.
@@ -243,13 +243,13 @@ def _blocks(weights: Weights, prefix: str, resized: type[Halve] | type[Double]) 
 
 
 def _before_each(kind: type[nn.Module], blocks: nn.ModuleList, side: int) -> dict[int, int]:
-    """size -> the block before the picture is halved from it."""
+    """size -> the block before the image is halved from it."""
     places = [number - 1 for number, block in enumerate(blocks) if isinstance(block, kind)]
     return {side // 2**level: place for level, place in enumerate(places)}
 
 
 def _after_each(kind: type[nn.Module], blocks: nn.ModuleList, side: int) -> dict[int, int]:
-    """size -> the block after the picture has been doubled to it."""
+    """size -> the block after the image has been doubled to it."""
     places = [number + 1 for number, block in enumerate(blocks) if isinstance(block, kind)]
     return {side * 2 ** (level + 1): place for level, place in enumerate(places)}
 

@@ -1,4 +1,4 @@
-"""Colours and texture of a restored face brought back to those of the picture. Crops (3, S, S), RGB 0..1."""
+"""Colours and texture of a restored face brought back to those of the image. Crops (3, S, S), RGB 0..1."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COARSE, _FINE = 1 / 32, 1 / 170  # sigmas in sides of the crop
 
 
 class ColourMatch(Enum):
-    """How the colours of a restored face are brought to those of the picture."""
+    """How the colours of a restored face are brought to those of the image."""
 
     NONE = "none"
     MEAN = "mean and contrast"
@@ -24,7 +24,7 @@ class ColourMatch(Enum):
 
 
 def matched(restored: Tensor, crop: Tensor, mask: Tensor, how: ColourMatch) -> Tensor:
-    """The restored crop with the picture's colours: each channel's mean and deviation inside the mask (S, S), or
+    """The restored crop with the image's colours: each channel's mean and deviation inside the mask (S, S), or
     everything coarser than a thirtieth of the crop."""
     if how is ColourMatch.MEAN:
         return _with_statistics_of(restored, crop, mask)
@@ -35,7 +35,7 @@ def matched(restored: Tensor, crop: Tensor, mask: Tensor, how: ColourMatch) -> T
 
 
 def with_texture(restored: Tensor, crop: Tensor, amount: float) -> Tensor:
-    """The restored crop with this share of the picture's finest detail, which restorers smooth away."""
+    """The restored crop with this share of the image's finest detail, which restorers smooth away."""
     return restored + amount * (crop - blurred(crop, _FINE * crop.shape[-1])) if amount > 0 else restored
 
 

@@ -49,7 +49,7 @@ def paste_crops(
     options: PasteOptions,
     regions: Sequence[Tensor] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The pictures (H, W, 3) with the changed crops (3, S, S) of their chosen faces, and where they were pasted (H, W).
+    """The images (H, W, 3) with the changed crops (3, S, S) of their chosen faces, and where they were pasted (H, W).
 
     canvases: the photos that the faces were found in, in their own or in another size; they are changed, but nowhere
     outside of the masks (H, W) `regions`. Raises LikenessError where the numbers do not match, for crops that are not

@@ -33,7 +33,7 @@ class Guard:
 
     least: the share of the crop's own likeness, on ArcFace's scale; 0 measures without ever reducing. person: the
     embedding (D,) that is compared with; None: the crop itself, whose likeness is 1. strangers: a face that is not the
-    person, as others in a picture of several people, is compared with itself.
+    person, as others in an image of several people, is compared with itself.
     """
 
     recogniser: Recogniser

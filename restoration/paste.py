@@ -1,6 +1,6 @@
-"""A face cut out of a picture and put back: soft masks, and a paste that leaves alone what was not changed.
+"""A face cut out of an image and put back: soft masks, and a paste that leaves alone what was not changed.
 
-A crop's matrix (2, 3) maps pixels of the picture to pixels of the crop, pixel centres at integer coordinates; pictures
+A crop's matrix (2, 3) maps pixels of the image to pixels of the crop, pixel centres at integer coordinates; images
 are float32 RGB 0..1.
 """
 
@@ -18,7 +18,7 @@ from ..faces.masks import ellipse_mask, feathered, grown
 from ..faces.opencv import opencv
 from ..faces.parsing import EARS, FACE, Part
 
-GREY = [value / 255 for value in FFHQ_GREY_RGB]  # outside of the picture
+GREY = [value / 255 for value in FFHQ_GREY_RGB]  # outside of the image
 # facexlib keeps all but background, hat, necklace, neck and clothes of the restored face. Hair is kept.
 PASTED = FACE | EARS | {Part.HAIR}
 _BLUR, _SIGMA, _FRAME = 101, 11.0, 10  # pixels of labels at 512
@@ -78,7 +78,7 @@ def shaped_edge(shape: Shape, side: int, points: np.ndarray | None = None, box: 
 
 
 def cut_out(picture: Tensor, matrix: np.ndarray, side: int, border: Border = Border.CONSTANT) -> Tensor:
-    """The crop (3, side, side) of a picture (H, W, 3), grey outside, or with its edge repeated; nothing of a large face
+    """The crop (3, side, side) of an image (H, W, 3), grey outside, or with its edge repeated; nothing of a large face
     is skipped."""
     rows, columns = touched(matrix, (side, side), (picture.shape[0], picture.shape[1]))
     planes = picture[rows, columns].permute(2, 0, 1)[None]
@@ -86,17 +86,17 @@ def cut_out(picture: Tensor, matrix: np.ndarray, side: int, border: Border = Bor
 
 
 def cut_out_mask(mask: Tensor, matrix: np.ndarray, side: int) -> np.ndarray:
-    """A mask (H, W) of the picture as it lies in the crop: (side, side) float32."""
+    """A mask (H, W) of the image as it lies in the crop: (side, side) float32."""
     return smooth_warp(mask[None, None], matrix, (side, side))[0, 0].numpy()
 
 
 def moved(matrix: np.ndarray, x: float, y: float) -> np.ndarray:
-    """The matrix for the part of the picture that begins at (x, y)."""
+    """The matrix for the part of the image that begins at (x, y)."""
     return np.column_stack([matrix[:, :2], matrix[:, 2] + matrix[:, :2] @ np.array([x, y], np.float64)])
 
 
 def for_scaled(matrix: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
-    """The matrix for the picture enlarged by (across, down): pixel x of it is (x + 1/2) / s - 1/2 of the picture."""
+    """The matrix for the image enlarged by (across, down): pixel x of it is (x + 1/2) / s - 1/2 of the image."""
     shrink = 1 / np.asarray(scale, np.float64)
     return np.column_stack([matrix[:, :2] * shrink, matrix[:, 2] + matrix[:, :2] @ (shrink / 2 - 0.5)])
 
@@ -111,11 +111,11 @@ def put_back(
     covered: Tensor | None = None,
     within: Tensor | None = None,
 ) -> None:
-    """Paste this much of a changed crop (3, S, S) into a picture (H, W, 3), in place; `covered` (H, W) collects masks.
+    """Paste this much of a changed crop (3, S, S) into an image (H, W, 3), in place; `covered` (H, W) collects masks.
 
-    Where the crop was not changed the picture's own pixels stay, whatever cutting out and pasting cost, and even those
-    outside 0..1: what the change added to the crop `before` is added to the picture there. Elsewhere the crop replaces
-    the picture. Nothing changes where the mask `within` (H, W) of the picture is 0.
+    Where the crop was not changed the image's own pixels stay, whatever cutting out and pasting cost, and even those
+    outside 0..1: what the change added to the crop `before` is added to the image there. Elsewhere the crop replaces
+    the image. Nothing changes where the mask `within` (H, W) of the image is 0.
     """
     side = after.shape[-1]
     rows, columns = touched(matrix, (side, side), (picture.shape[0], picture.shape[1]))

@@ -1,4 +1,4 @@
-"""Pictures of what was found and what became of it."""
+"""Images of what was found and what became of it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ COLOURS = {Fate.RESTORED: (60, 220, 90), Fate.REDUCED: (255, 196, 0), Fate.KEPT:
 
 
 def side_by_side(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
-    """Every picture or crop before, at the left, and after: (n, H, 2 W, 3). Crops (3, S, S) or pictures (H, W, 3)."""
+    """Every image or crop before, at the left, and after: (n, H, 2 W, 3). Crops (3, S, S) or images (H, W, 3)."""
     pairs = [torch.cat([_upright(one), _upright(other)], 1) for one, other in zip(before, after, strict=True)]
     return torch.stack(pairs).clamp(0, 1)
 
 
 def middles(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
-    """The middle of every picture (H, W, 3) at the size of the result, before and after: (n, h, 2 w, 3)."""
+    """The middle of every image (H, W, 3) at the size of the result, before and after: (n, h, 2 w, 3)."""
     rows, columns = after[0].shape[0], after[0].shape[1]
     scale = rows / before[0].shape[0], columns / before[0].shape[1]
     height, width = min(MIDDLE, rows), min(MIDDLE, columns)
@@ -42,7 +42,7 @@ def _upright(pixels: Tensor) -> Tensor:
 
 
 def marked(picture: Tensor, outcomes: Sequence[FaceOutcome], number: int) -> Tensor:
-    """A picture (H, W, 3) with a box around each of its faces, in the colour of its fate, and how alike it stayed."""
+    """An image (H, W, 3) with a box around each of its faces, in the colour of its fate, and how alike it stayed."""
     from PIL import Image, ImageDraw, ImageFont
 
     sheet = Image.fromarray((picture.clamp(0, 1) * 255).round().to(torch.uint8).numpy())

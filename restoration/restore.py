@@ -37,10 +37,10 @@ class FaceOutcome:
     """One face: what was done, and why it was not more."""
 
     picture: int
-    number: int  # of the face in its picture
+    number: int  # of the face in its image
     face: Face
     fate: Fate
-    share: float  # of the restoration that is in the picture
+    share: float  # of the restoration that is in the image
     why: str = ""
     likeness: Likeness | None = None
 
@@ -61,7 +61,7 @@ class FaceOutcome:
 @dataclass(frozen=True, eq=False)
 class PasteOptions:
     """How restored faces come back. strength: how much of the restoration is wanted, 0..1. texture: how much of the
-    picture's finest detail is added. shape: of what is pasted, where no parser says it."""
+    image's finest detail is added. shape: of what is pasted, where no parser says it."""
 
     strength: float = 1.0
     colours: ColourMatch = ColourMatch.NONE
@@ -74,19 +74,19 @@ class PasteOptions:
 
 @dataclass(frozen=True, eq=False)
 class FaceJob:
-    """A face to rework, cut out of its picture."""
+    """A face to rework, cut out of its image."""
 
     picture: int
     number: int
     face: Face
-    matrix: np.ndarray  # (2, 3), picture to crop
+    matrix: np.ndarray  # (2, 3), image to crop
     points: np.ndarray | None  # (5, 2), of the crop
     crop: Tensor  # (3, S, S)
 
 
 @dataclass(eq=False)
 class Restored:
-    """What came out: pictures (H, W, 3), where faces were pasted into them (H, W), one outcome for each face, and the
+    """What came out: images (H, W, 3), where faces were pasted into them (H, W), one outcome for each face, and the
     crops of those that a network saw, before and after."""
 
     pictures: list[Tensor]
@@ -98,7 +98,7 @@ class Restored:
 
 Restore = Callable[[Tensor], Tensor]  # crops (B, 3, S, S), 0..1 -> the same
 Rework = Callable[[Sequence[FaceJob]], Tensor]  # faces -> their crops (B, 3, S, S), changed
-# picture, its number, the number of the face, the face -> the job, or why there is none
+# image, its number, the number of the face, the face -> the job, or why there is none
 CutFace = Callable[[Tensor, int, int, Face], "FaceJob | str"]
 
 
@@ -141,10 +141,10 @@ def rework_faces(
     regions: Sequence[Tensor] | None = None,
     after_each: Callable[[], object] = lambda: None,
 ) -> Restored:
-    """Pictures (H, W, 3), RGB 0..1, with the given faces of each reworked; the input is not changed.
+    """Images (H, W, 3), RGB 0..1, with the given faces of each reworked; the input is not changed.
 
-    canvases: the same pictures at any other size, into which the faces are pasted; they are changed. regions: masks
-    (H, W) of the pictures, outside of which nothing changes. after_each is called for every face. Faces that cannot be
+    canvases: the same images at any other size, into which the faces are pasted; they are changed. regions: masks
+    (H, W) of the images, outside of which nothing changes. after_each is called for every face. Faces that cannot be
     cut out stay as they are, and their outcome says why.
     """
     options = options or PasteOptions()

@@ -31,7 +31,7 @@ class Wishes:
     """What a user may ask of a restorer. Those that know neither of them are not asked.
 
     fidelity: CodeFormer's w, 0 = most beautiful, 1 = closest to the input. adain: CodeFormer's colours are those of the
-    picture, as in the official restoration, and not the codebook's.
+    image, as in the official restoration, and not the codebook's.
     """
 
     fidelity: float = 0.5

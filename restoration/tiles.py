@@ -1,8 +1,8 @@
-"""Large pictures through a network tile by tile, in memory that is bounded.
+"""Large images through a network tile by tile, in memory that is bounded.
 
-Tiles overlap and fade into each other, so that no seam shows; a picture that fits one tile runs whole. Steeper than
+Tiles overlap and fade into each other, so that no seam shows; an image that fits one tile runs whole. Steeper than
 ComfyUI's fade, which is linear, ours leaves less of what a network makes of a tile's border. When memory is full the
-tile is halved, down to `SMALLEST`, and the picture begun again. ComfyUI's `tiled_scale_multidim` cannot fade so, and
+tile is halved, down to `SMALLEST`, and the image begun again. ComfyUI's `tiled_scale_multidim` cannot fade so, and
 makes a feather of full size for every tile: 3 to 4 times our time around the network (docs/speed.md).
 """
 
@@ -28,7 +28,7 @@ TileNetwork = Callable[[Tensor], Tensor]  # (1, C, h, w), 0..1 -> (1, C', s h, s
 
 
 class Tile(NamedTuple):
-    """A window of the picture, in its pixels."""
+    """A window of the image, in its pixels."""
 
     top: int
     left: int
@@ -37,7 +37,7 @@ class Tile(NamedTuple):
 
 
 def tiles_of(height: int, width: int, tile: Side = (TILE, TILE), overlap: int = OVERLAP) -> Iterator[Tile]:
-    """The windows of a picture, row by row; one, where it fits."""
+    """The windows of an image, row by row; one, where it fits."""
     if height <= tile[0] and width <= tile[1]:
         yield Tile(0, 0, height, width)
         return
@@ -51,7 +51,7 @@ def _starts(length: int, tile: int, overlap: int) -> range:
 
 
 def fitted(height: int, width: int, tile: int = TILE, overlap: int = OVERLAP) -> Side:
-    """Tiles about this large that cover the picture with the fewest pixels seen twice, all of nearly one size, which
+    """Tiles about this large that cover the image with the fewest pixels seen twice, all of nearly one size, which
     begin on the grid."""
     return _fitted(height, tile, overlap), _fitted(width, tile, overlap)
 
@@ -74,7 +74,7 @@ def upscaled(
     after_each: Callable[[], object] = lambda: None,
     power: int = 1,
 ) -> Tensor:
-    """A picture (1, C, H, W) through a network that enlarges it `scale` times: (1, C', s H, s W) float32 on the CPU.
+    """An image (1, C, H, W) through a network that enlarges it `scale` times: (1, C', s H, s W) float32 on the CPU.
 
     after_each is called after every tile, for progress and cancelling. power: of the fade; 1 is ComfyUI's. Raises
     whatever says that memory is full when even the smallest tile is too large.
@@ -85,7 +85,7 @@ def upscaled(
         except Exception as error:
             if not is_out_of_memory(error) or max(tile) // 2 < SMALLEST:
                 raise
-        # Outside of the handler, which holds on to the tensors of the attempt. A narrow picture keeps its whole width.
+        # Outside of the handler, which holds on to the tensors of the attempt. A narrow image keeps its whole width.
         tile = halved(tile[0]), halved(tile[1])
 
 

@@ -1,4 +1,4 @@
-"""Super-resolution: a picture enlarged by a network of Real-ESRGAN's family or any other that spandrel reads."""
+"""Super-resolution: an image enlarged by a network of Real-ESRGAN's family or any other that spandrel reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import LikenessError
 from .tiles import CPU_TILE, OVERLAP, STEEP, TILE, Side, fitted, tiles_of, upscaled
 
-MOST_PIXELS = 1_000_000_000  # of an enlarged picture, 12 GB
+MOST_PIXELS = 1_000_000_000  # of an enlarged image, 12 GB
 LUMA = (0.2989, 0.5870, 0.1140)
 
 
@@ -35,12 +35,12 @@ class Upscaler:
         return int(self.descriptor.scale)
 
     def tile_of(self, height: int, width: int) -> Side:
-        """The size of the tiles of a picture, on the device where the network lies."""
+        """The size of the tiles of an image, on the device where the network lies."""
         on_cpu = next(self.network.parameters()).device.type == "cpu"
         return fitted(height, width, CPU_TILE if on_cpu else TILE)
 
     def tile_count(self, height: int, width: int) -> int:
-        """How many tiles a picture of this size is."""
+        """How many tiles an image of this size is."""
         return sum(1 for _ in tiles_of(height, width, self.tile_of(height, width)))
 
     @torch.no_grad()
@@ -50,10 +50,10 @@ class Upscaler:
         half: torch.dtype | None = None,
         after_each: Callable[[], object] = lambda: None,
     ) -> Tensor:
-        """A picture (H, W, 3), RGB 0..1, `scale` times as large, float32 on the CPU.
+        """An image (H, W, 3), RGB 0..1, `scale` times as large, float32 on the CPU.
 
         Computes where the network lies, tile by tile. A tile that overflows in half precision is computed again.
-        LikenessError for a picture that would be too large.
+        LikenessError for an image that would be too large.
         """
         height, width = picture.shape[0] * self.scale, picture.shape[1] * self.scale
         if height * width > MOST_PIXELS:
@@ -84,7 +84,7 @@ class Upscaler:
 
 
 def adopted_upscaler(descriptor: Any) -> Upscaler:
-    """The network on ComfyUI's socket UPSCALE_MODEL; LikenessError for what is none, face restorers among it."""
+    """The network on ComfyUI's socket UPSCALE_MODEL; LikenessError for what is not one, face restorers among it."""
     network, architecture = getattr(descriptor, "model", None), getattr(descriptor, "architecture", None)
     if not isinstance(network, nn.Module) or not callable(descriptor):
         raise LikenessError(
@@ -103,7 +103,7 @@ def adopted_upscaler(descriptor: Any) -> Upscaler:
 
 
 def resized(picture: Tensor, height: int, width: int) -> Tensor:
-    """A picture (H, W, C) at another size, by bicubic interpolation that does not alias."""
+    """An image (H, W, C) at another size, by bicubic interpolation that does not alias."""
     if picture.shape[:2] == (height, width):
         return picture
     planes = picture.permute(2, 0, 1)[None]

@@ -12,7 +12,7 @@ from .restore import CutFace, FaceJob, too_small
 
 
 def upright(side: int, factor: float) -> CutFace:
-    """Squares of `factor` times a face's box, brought to `side` pixels; moved into the picture where they would reach
+    """Squares of `factor` times a face's box, brought to `side` pixels; moved into the image where they would reach
     beyond it, and repeating its edge where it is smaller than they are."""
 
     def cut(picture: Tensor, index: int, number: int, face: Face) -> FaceJob | str:
@@ -26,7 +26,7 @@ def upright(side: int, factor: float) -> CutFace:
 
 
 def square_matrix(face: Face, size: tuple[int, int], side: int, factor: float) -> np.ndarray:
-    """The matrix (2, 3), picture of (height, width) to crop."""
+    """The matrix (2, 3), image of (height, width) to crop."""
     x1, y1, x2, _ = expand_box(np.asarray(face.box, np.float64), factor)
     length = max(x2 - x1, 2.0)
     starts = [
@@ -38,7 +38,7 @@ def square_matrix(face: Face, size: tuple[int, int], side: int, factor: float) -
 
 
 def shares(job: FaceJob, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of a job's square as shares of a picture of (height, width)."""
+    """Left, top, right and bottom of a job's square as shares of an image of (height, width)."""
     scale, side = job.matrix[0, 0], job.crop.shape[-1]
     left, top = ((-0.5 - job.matrix[axis, 2]) / scale + 0.5 for axis in (0, 1))
     height, width = size

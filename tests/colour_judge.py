@@ -1,4 +1,4 @@
-"""A face analysis whose answers are known: it reads them from the pixels of the pictures."""
+"""A face analysis whose answers are known: it reads them from the pixels of the images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIDE = 64
 
 @dataclass(frozen=True)
 class ByColour:
-    """Finds a face in every picture whose middle is not black; its embedding is the colour there, minus mid grey.
+    """Finds a face in every image whose middle is not black; its embedding is the colour there, minus mid grey.
 
     Two bright halves (left and right) that differ are two faces, the left one larger.
     """
@@ -53,7 +53,7 @@ def colour_judge(name: str = "by colour") -> FaceAnalysis:
 
 
 def picture(path: Path, colour: tuple[int, int, int]) -> Path:
-    """A picture of the person with this colour; black: nobody."""
+    """An image of the person with this colour; black: nobody."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.broadcast_to(np.array(colour, np.uint8), (SIDE, SIDE, 3)).copy()).save(path)
     return path

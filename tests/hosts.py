@@ -35,7 +35,7 @@ BYTECODE = REPOSITORY / "build" / "bytecode"
 # What ComfyUI brings to a user's environment, and the pack therefore never asks for. The trio is consistent: a newer
 # torch with the last torchaudio breaks `import transformers`.
 HOST_BRINGS = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "transformers", "spandrel>=0.4"]
-# Pictures of the host's own examples, 430 MB: a server without them says so and starts.
+# Images of the host's own examples, 430 MB: a server without them says so and starts.
 NOT_NEEDED = {"comfyui-workflow-templates"}
 
 PUBLIC = "https://github.com/Comfy-Org/ComfyUI.git"

@@ -1,4 +1,4 @@
-"""Pictures of a class by the untouched model, which keep a class as it was while one of it is learned (prior
+"""Images of a class by the untouched model, which keep a class as it was while one of it is learned (prior
 preservation). They are generated once, and kept."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logger(__name__)
 def class_size(photos: Sequence[Example]) -> tuple[int, int]:
     """(height, width) of the class pictures: that of the photos, which share every batch with them.
 
-    Raises LikenessError where the photos have several, before any picture is made.
+    Raises LikenessError where the photos have several, before any image is made.
     """
     prompts.require_photos(photos, "photo")
     return prompts.require_one_size(photos, "of the person", ", or set the prior's weight to 0")
@@ -42,10 +42,10 @@ def class_pictures(
     size: tuple[int, int],
     after_each: Callable[[], None] = lambda: None,
 ) -> list[Example]:
-    """`count` pictures of the class by the untouched model, (height, width) in pixels; those in the folder are reused.
+    """`count` images of the class by the untouched model, (height, width) in pixels; those in the folder are reused.
 
     One that cannot be read is set aside and generated again. Raises LikenessError when the folder cannot be written to,
-    and when the model generates what is not a picture.
+    and when the model generates what is not an image.
     """
     found = []
     for number in range(count):
@@ -67,7 +67,7 @@ def class_pictures(
 
 
 def _kept(path: Path) -> Image | None:
-    """A class picture that was generated earlier, None where there is none."""
+    """A class image that was generated earlier, None where there is none."""
     from PIL import Image
 
     if not path.exists():

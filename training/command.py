@@ -132,7 +132,7 @@ def run(configuration: Configuration, openers: Openers, watch: Callbacks | None 
         base.require_numbers()
         fingerprint = base.fingerprint()
         try:
-            with accelerator.main_process_first():  # which makes class pictures for all
+            with accelerator.main_process_first():  # which makes class images for all
                 recipe, data = recipe_of(configuration, base, openers, accelerator.device, stopped)
         except _Stopped:
             _say("Stopped before the first step; the same command resumes from there.")

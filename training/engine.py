@@ -44,7 +44,7 @@ LEAST_SCALE = 1e-4  # of float16's losses: below it, every step has been skipped
 @dataclass(frozen=True)
 class Callbacks:
     """The outside of a training. progress: steps done, steps in all, losses by name. preview: called with the phase's
-    name, the step and pictures (n, 3, H, W) 0..1. cancelled: asked before every step; the state is kept."""
+    name, the step and images (n, 3, H, W) 0..1. cancelled: asked before every step; the state is kept."""
 
     progress: Callable[[int, int, Mapping[str, float]], None] = lambda done, steps, losses: None
     preview: Callable[[str, int, Tensor], None] = lambda phase, step, pictures: None
@@ -76,7 +76,7 @@ def train(
     """Run a recipe in a run folder, from its beginning or from where it stopped there.
 
     The base's modules become the trained ones. The folder gets the settings, the state of every phase, the losses as
-    CSV and picture, and previews. Raises LikenessError when the folder is another training's or another process works
+    CSV and image, and previews. Raises LikenessError when the folder is another training's or another process works
     in it, when the base model or the loss is not a number, and when the disk is full; the last good state is kept.
     accelerator: `accelerate`'s, where the caller made one already. data: from `digest_of`, so that a run is resumed
     with its own photos alone. fingerprint: the base's, where it was asked before the recipe was made.
@@ -143,7 +143,7 @@ def _check_sizes(phase: Phase, batch: int) -> None:
 
 
 def make_accelerator(settings: RunSettings, cpu: bool = False) -> Any:
-    """accelerate's picture of devices, processes and precision. An earlier training's in this process is forgotten."""
+    """accelerate's view of devices, processes and precision. An earlier training's in this process is forgotten."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 

@@ -86,7 +86,7 @@ def official_weights(adapter: IPAdapter, unet: nn.Module) -> dict[str, Tensor]:
 def drop_images(evidence: Evidence, dropped: Tensor) -> Evidence:
     """Evidence in which the images of some samples are taken away, before any network sees them.
 
-    dropped: (batch,), bool. An embedding becomes zero; features become those of the unconditioned picture, or zero
+    dropped: (batch,), bool. An embedding becomes zero; features become those of the unconditioned image, or zero
     where the evidence has none (base variant).
     """
 

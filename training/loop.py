@@ -1,4 +1,4 @@
-"""A training run that can be stopped at any moment and goes on bit for bit: what every training of the pack is made of.
+"""A training run that can be stopped at any moment and resumed bit for bit: what every training of the pack is made of.
 
     run = Run(folder, {"unet": unet}, optimizer, steps=4000, seed=1)
     run.go(lambda step, random: loss_of(batch(step), random))
@@ -85,7 +85,7 @@ def warm_then_decay(warm_up: int = 100, decay_from: float = 0.6) -> Callable[[fl
 class Run:
     """One optimisation: its networks by name, its optimiser, and the folder in which it survives.
 
-    averages: which networks also have their moving average kept. seconds: stop after so many, with the state saved.
+    averages: which networks also have their moving average kept. seconds: stop after this many, with the state saved.
     team: the processes that work on it together; the first of them writes. device: where its random numbers are drawn.
     """
 
@@ -157,7 +157,7 @@ class Run:
         self.step = state["step"]
 
     def resume(self) -> bool:
-        """Take up the saved state if there is one. LikenessError when it belongs to other networks."""
+        """Load the saved state if there is one. LikenessError when it belongs to other networks."""
         if not self.file.exists():
             return False
         try:

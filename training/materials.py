@@ -36,9 +36,9 @@ class Materials:
 
     concepts: in the order in which the method asks for them, without optional ones that were not given. measure: the
     recogniser of an identity loss, where the settings want one; detect: a detector of faces. start_lora: a LoRA's file
-    that is trained further. generate: pictures of a class by the untouched model, from the class prompt, their number
+    that is trained further. generate: images of a class by the untouched model, from the class prompt, their number
     and size (height, width). complete: whether all steps were made already, so that nothing is left to be learned from
-    the class's pictures.
+    the class's images.
     """
 
     concepts: Sequence[ConceptPhotos]

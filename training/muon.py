@@ -82,7 +82,7 @@ class Together:
         return {str(row): optimizer.state_dict() for row, optimizer in enumerate(self.optimizers)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Load what `state_dict` gave."""
         for row, optimizer in enumerate(self.optimizers):
             optimizer.load_state_dict(state[str(row)])
 

@@ -1,4 +1,4 @@
-"""Pictures from a base model as it is now: previews of a training, and DreamBooth's class pictures."""
+"""Images from a base model as it is now: previews of a training, and DreamBooth's class images."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def sample_pictures(
     guidance: float = 5.0,
     negative: str = "",
 ) -> Tensor:
-    """One picture per prompt by deterministic DDIM (arXiv 2010.02502) with guidance: (n, 3, height, width), 0..1, CPU.
+    """One image per prompt by deterministic DDIM (arXiv 2010.02502) with guidance: (n, 3, height, width), 0..1, CPU.
 
-    size: (height, width) in pixels, None the UNet's own. The start noise of picture i follows from seed + i.
+    size: (height, width) in pixels, None the UNet's own. The start noise of image i follows from seed + i.
     """
     device, scale = base.unet.device, base.codec.decoder.pixels_per_cell
     own = base.unet.config.sample_size

@@ -26,7 +26,7 @@ from .export import Saved, TrainingRecord
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One picture of a batch. prompt: as the tokenizer reads it. about: what the recipe's objectives want to know.
+    """One image of a batch. prompt: as the tokenizer reads it. about: what the recipe's objectives want to know.
 
     recurs: whether this very example will be shown again, so that its latents are worth keeping; not where every sample
     is an augmentation of its own.

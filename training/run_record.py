@@ -1,4 +1,4 @@
-"""What a training was made from, as its folder says: by this a run is known again and gone on with, or refused.
+"""What a training was made from, as its folder says: by this a run is recognised and resumed, or refused.
 
 Only what decides over the weights tells runs apart: not names, sample prompts or how often the state is saved, and no
 setting of the method that its other settings leave without effect. The number of steps may change as long as those that
@@ -151,12 +151,12 @@ def _step_of(state: Path | None) -> int:
         return 0
     try:  # mapped, so that only what is asked for is read
         return int(torch.load(state, map_location="cpu", weights_only=True, mmap=True)["step"])
-    except Exception:  # whoever goes on from it says that it is damaged
+    except Exception:  # whoever resumes from it reports the damage
         return 0
 
 
 def branch(folder: Path, new: Path) -> None:
-    """Give a new run folder the states and losses of another, to go on from. Neither changes the other's afterwards."""
+    """Give a new run folder the states and losses of another, to resume from. Neither changes the other later."""
     for state in folder.glob(f"*/{STATE}"):
         (new / state.parent.name).mkdir()
         target = new / state.parent.name / STATE

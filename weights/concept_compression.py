@@ -36,7 +36,7 @@ def rank_official(values: Tensor, share: float) -> int:
 
 
 def rank_choice(rule: RankRule, share: float, rank: int) -> Callable[[Tensor], int]:
-    """The rank of each layer from its singular values. LikenessError for a share or a rank that is none."""
+    """The rank of each layer from its singular values. LikenessError for an impossible share or rank."""
     if rule is RankRule.FIXED:
         if rank < 1:
             raise LikenessError(f"The rank {rank} keeps nothing: enter at least 1.")

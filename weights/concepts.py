@@ -50,9 +50,11 @@ class Layout(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Concept:
-    """What a file taught. weights: by diffusers' name of the weight, whole ones or low-rank differences to the base
-    model. tokens: by the word that prompts say. text: whole text encoders by kind, which a few files hold. metadata: of
-    the file."""
+    """What a file holds of a person or thing.
+
+    weights: by diffusers' name of the weight, whole ones or low-rank differences to the base model. tokens: by the word
+    that prompts say. text: whole text encoders by kind, which a few files hold. metadata: of the file.
+    """
 
     name: str
     layouts: tuple[Layout, ...]
@@ -120,7 +122,7 @@ _TEXT_NAMES = {"text_encoder": CLIP_L.name, "text_encoder_2": CLIP_G.name}
 def load_concept(path: Path) -> Concept:
     """The concept in a file of any layout. Pickled code is never run.
 
-    Raises LikenessError naming the file where it is none, or not all of it is understood.
+    Raises LikenessError naming the file where it is not one, or not all of it is understood.
     """
     content, metadata = read_content(path)
     return read_concept(content, path.name, metadata)

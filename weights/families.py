@@ -37,7 +37,7 @@ class Family:
     one lies between them. heads: how many each attention has, None where they are `HEAD_WIDTH` wide.
 
     Its files: texts: prefix and kind of each text encoder in a checkpoint. text_skip: last layers of it that are not
-    read. latent_side, latent_scale: of the pictures it was made for. kohya, modelspec: its names in metadata.
+    read. latent_side, latent_scale: of the images it was made for. kohya, modelspec: its names in metadata.
     """
 
     title: str

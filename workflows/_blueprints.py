@@ -86,7 +86,7 @@ def portrait_of_a_person(blueprint: Blueprint) -> None:
 
 
 def two_people(blueprint: Blueprint) -> None:
-    """Two people side by side, each from photos of their own, in one picture."""
+    """Two people side by side, each from photos of their own, in one image."""
     photos = [blueprint.takes(f"photos {side}", "IMAGE") for side in SIDES]
     checkpoint = _checkpoint(blueprint)
     text = blueprint.asks(

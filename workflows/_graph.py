@@ -163,7 +163,7 @@ class Node:
 
     @property
     def height(self) -> int:
-        """The least height the browser gives such a node, and `extra_height` for a picture."""
+        """The least height the browser gives such a node, and `extra_height` for an image."""
         sockets = sum(not i.is_widget or isinstance(self.given.get(i.name), Output) for i in self.inputs)
         rows = max(sockets, len(self.info["output"]))
         height = 14 + ROW_HEIGHT * rows + self.extra_height

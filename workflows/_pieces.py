@@ -8,7 +8,7 @@ from importlib import import_module
 
 from _graph import Graph, ModelFile, Node, Output
 
-PICTURE = 330  # room for a picture in a node
+PICTURE = 330  # room for an image in a node
 SIDES = ("left", "right")
 
 
@@ -41,7 +41,7 @@ class Start:
 
 
 def load_photo(graph: Graph, title: str, name: str) -> Node:
-    """A picture from ComfyUI's input folder."""
+    """An image from ComfyUI's input folder."""
     return graph.node("LoadImage", title=title, image=name, extra_height=PICTURE)
 
 
@@ -124,7 +124,7 @@ def load_encoder(graph: Graph) -> Node:
 
 
 def show(graph: Graph, title: str, images: Output) -> Node:
-    """Pictures on the canvas."""
+    """Images on the canvas."""
     return graph.node("PreviewImage", title=title, images=images, extra_height=PICTURE)
 
 
@@ -166,7 +166,7 @@ def sample(
     title: str | None = None,
     **asked: Output | float,
 ) -> Node:
-    """From a latent to pictures. asked: what comes in place of the start's prompts and of the base model's settings."""
+    """From a latent to images. asked: what comes in place of the start's prompts and of the base model's settings."""
     settings = {
         "positive": start.positive[0],
         "negative": start.negative[0],
@@ -190,7 +190,7 @@ def sample(
 def sample_and_save(
     graph: Graph, title: str, base: Base, vae: Output, model: Output, start: Start, **asked: Output
 ) -> None:
-    """The last group of most graphs: from a latent to saved pictures. asked: see `sample`."""
+    """The last group of most graphs: from a latent to saved images. asked: see `sample`."""
     with graph.group(title):
         pictures = sample(graph, base, vae, model, start, **asked)
         graph.next_column()
@@ -230,7 +230,7 @@ def files_note(graph: Graph, *remarks: str) -> None:
 
 
 def halves(graph: Graph, width: int, height: int, seam: int) -> tuple[Node, Node]:
-    """Masks of the left and the right half of a picture, soft along the seam; they fit pictures of any size."""
+    """Masks of the left and the right half of an image, soft along the seam; they fit images of any size."""
     nowhere = graph.node("SolidMask", title="The whole image", value=0.0, width=width, height=height)
     half = graph.node("SolidMask", title="Its left half", value=1.0, width=width // 2 + seam // 2, height=height)
     soft = graph.node("FeatherMask", title="Soft towards the middle", mask=half[0], right=seam)

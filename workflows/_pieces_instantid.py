@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from _graph import Graph, Node, Output
 from _pieces import Start, files
 
-SIDE = 1016  # slightly off the sizes of the training pictures, among which are many with watermarks
+SIDE = 1016  # slightly off the sizes of the training images, among which are many with watermarks
 STRENGTH = 0.8  # the official one, of adapter and net
 
 
@@ -18,7 +18,7 @@ def load_net(graph: Graph) -> Node:
 
 
 def keypoints(graph: Graph, faces: Node, start: Start, title: str | None = None, **settings: Output | float) -> Node:
-    """The faces' keypoints at the size of the picture."""
+    """The faces' keypoints at the size of the image."""
     return graph.node("LikenessFaceKeypoints", title=title, faces=faces["faces"], latent=start.latent[0], **settings)
 
 

@@ -20,7 +20,7 @@ TEXT = "a photo of a smiling person wearing glasses and a red shirt in the snow"
 
 
 def load_drawn_person(graph: Graph) -> tuple[Node, Node]:
-    """The faces in the picture of a drawn person that comes with the pack, and the identity."""
+    """The faces in the image of a drawn person that comes with the pack, and the identity."""
     photo = load_photo(graph, "An image of a drawn person", "miniature_person.png")
     analysis = load_miniature_analysis(graph)
     graph.next_column()
@@ -43,7 +43,7 @@ def load_method(graph: Graph, identity: Node) -> tuple[Node, Node]:
 
 
 def drawn_person(graph: Graph, trigger: str = "ohwx") -> tuple[Node, Node]:
-    """A dataset of the three pictures of a drawn person that come with the pack, and what found the faces."""
+    """A dataset of the three images of a drawn person that come with the pack, and what found the faces."""
     with graph.group("1. Images of the person"):
         photos = [load_photo(graph, f"Picture {n}", f"miniature_person_{n}.png") for n in (1, 2, 3)]
         graph.next_column()
@@ -64,7 +64,7 @@ def drawn_person(graph: Graph, trigger: str = "ohwx") -> tuple[Node, Node]:
 
 
 def drawn_style(graph: Graph, analysis: Node, group: str, shown: str) -> Node:
-    """A dataset of the two pictures in a style that come with the pack."""
+    """A dataset of the two images in a style that come with the pack."""
     with graph.group(group):
         photos = [load_photo(graph, f"Style {n}", f"miniature_style_{n}.png") for n in (1, 2)]
         graph.next_column()

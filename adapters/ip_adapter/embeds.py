@@ -1,4 +1,4 @@
-"""Working with encodings of reference pictures: how weight scales keys and values, how several pictures become one,
+"""Working with encodings of reference pictures: how weight scales keys and values, how several images become one,
 and how an encoding is kept in a file.
 
 The modes and their names follow cubiq/ComfyUI_IPAdapter_plus@9d076a3, so that workflows carry over.
@@ -66,7 +66,7 @@ _SCALINGS: dict[EmbedsScaling, KeyValueScaling] = {
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Several pictures: (n, ...) -> (1, ...), or (n, ...) where every picture stays itself.
+# Several pictures: (n, ...) -> (1, ...), or (n, ...) where every image stays itself.
 
 
 def _concat(rows: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def _average(rows: Tensor) -> Tensor:
 
 
 def _norm_average(rows: Tensor) -> Tensor:
-    """Not a mean of directions: the norm runs over the pictures, number by number. Where all are zero, zero stays."""
+    """Not a mean of directions: the norm runs over the images, number by number. Where all are zero, zero stays."""
     norms = rows.norm(dim=0, keepdim=True)
     return (rows / norms.where(norms != 0, torch.ones_like(norms))).mean(dim=0, keepdim=True)
 
@@ -100,7 +100,7 @@ def _min(rows: Tensor) -> Tensor:
 
 
 class CombineMode(Enum):
-    """How several pictures make one reference; the value is the name a user chooses."""
+    """How several images make one reference; the value is the name a user chooses."""
 
     CONCAT = "concat"
     ADD = "add"
@@ -126,8 +126,8 @@ _AVERAGES = (CombineMode.AVERAGE, CombineMode.NORM_AVERAGE)
 def join_embeds(rows: Tensor, mode: CombineMode, weights: Sequence[float] | None = None) -> Tensor:
     """Several encodings, or the tokens made of them, as one. rows: (n, ...) -> (1, ...), for "concat" (n, ...).
 
-    One picture stays as it is. weights: a factor per picture; in the averages only their proportion matters.
-    Combine before the projection for the behaviour of existing workflows; after it, each picture keeps its own tokens
+    One image stays as it is. weights: a factor per image; in the averages only their proportion matters.
+    Combine before the projection for the behaviour of existing workflows; after it, each image keeps its own tokens
     until the end. Raises LikenessError for an empty batch, and for weights that do not fit.
     """
     if len(rows) == 0:
@@ -138,7 +138,7 @@ def join_embeds(rows: Tensor, mode: CombineMode, weights: Sequence[float] | None
 
 
 def combine_uncond(rows: Tensor, mode: CombineMode) -> Tensor:
-    """The unconditioned counterpart of `join_embeds`: that of the first picture.
+    """The unconditioned counterpart of `join_embeds`: that of the first image.
 
     Only "concat" keeps all of them, and only where they differ: under a softmax, copies of one row count as one.
     """
@@ -147,7 +147,7 @@ def combine_uncond(rows: Tensor, mode: CombineMode) -> Tensor:
 
 
 def join_tokens(tokens: Tensor) -> Tensor:
-    """Tokens of n pictures as one row, so that they share a softmax. (n, n_tokens, dim) -> (1, n · n_tokens, dim)"""
+    """Tokens of n images as one row, so that they share a softmax. (n, n_tokens, dim) -> (1, n · n_tokens, dim)"""
     return tokens.flatten(0, 1).unsqueeze(0)
 
 
@@ -185,7 +185,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class ImageEmbeds:
-    """The encoding of reference pictures as an image encoder gave it, before an adapter's projection.
+    """The encoding of reference images as an image encoder gave it, before an adapter's projection.
 
     cond, uncond: (n, dim) pooled or (n, sequence, dim) hidden states; uncond is None where the file had none.
     adapter: the kind of adapter it was made for, such as "IP-Adapter Plus"; encoder: such as "ViT-H". Both are None

@@ -1,4 +1,4 @@
-"""The kinds of IP-Adapter file, and what they are shown of a person or a picture."""
+"""The kinds of IP-Adapter file, and what they are shown of a person or an image."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ READS_FEATURES = {Variant.PLUS, Variant.FULL_FACE, Variant.FACEID_PLUS, Variant.
 
 @dataclass(frozen=True)
 class Evidence:
-    """What an adapter is shown of a person or a picture; one row per photo, whatever the variant needs.
+    """What an adapter is shown of a person or an image; one row per photo, whatever the variant needs.
 
     id_embeds: (photos, id_dim), unit vectors, raw for Portrait-unnorm.
     features, uncond_features: CLIP, pooled (photos, embed_dim) for the base variant, else the hidden states of the last
-    but one layer (photos, sequence, hidden_dim). The unconditioned ones come from a picture of zeros after
+    but one layer (photos, sequence, hidden_dim). The unconditioned ones come from an image of zeros after
     normalisation, the way training dropped images; for the base variant they default to zeros.
     """
 

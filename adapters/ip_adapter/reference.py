@@ -1,6 +1,6 @@
-"""From an identity, reference pictures and a user's options to tokens, and which sites attend to them.
+"""From an identity, reference images and a user's options to tokens, and which sites attend to them.
 
-The steps of one reference: choose what the adapter is shown (crops of the identity, pictures, or saved encodings),
+The steps of one reference: choose what the adapter is shown (crops of the identity, images, or saved encodings),
 encode it with CLIP where the adapter reads CLIP, join the recogniser's embedding where it reads one, make tokens, and
 spread their strength over the sites.
 """
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 class ReferenceOptions:
     """Everything a user can set about a reference; the defaults are those of the official code.
 
-    Pictures are (B, H, W, 3) in 0..1. What is None is off, or chosen for the adapter.
+    Images are (B, H, W, 3) in 0..1. What is None is off, or chosen for the adapter.
     """
 
     weight_type: WeightType = WeightType.LINEAR
@@ -60,14 +60,14 @@ class ReferenceOptions:
     images: Tensor | None = None  # shown to CLIP in place of the identity's face crops
     negative: Tensor | None = None  # shown to CLIP for the unconditioned half
     composition_images: Tensor | None = None  # a second reference, for the layout
-    embeds: ImageEmbeds | None = None  # saved encodings in place of pictures
-    reference_mask: Tensor | None = None  # (m, H, W): which part of the pictures counts
+    embeds: ImageEmbeds | None = None  # saved encodings in place of images
+    reference_mask: Tensor | None = None  # (m, H, W): which part of the images counts
     crop: Crop = Crop.CENTRE
     sharpening: float = 0.0
     unconditional: Unconditional = Unconditional.ZERO_PIXELS
-    one_picture_each: bool = False  # picture i of the reference for picture i of the latent batch
-    picture_weights: tuple[float, ...] = ()  # a factor for every picture of the latent batch
-    tiled: bool = False  # each part of the reference for the same part of the picture
+    one_picture_each: bool = False  # image i of the reference for image i of the latent batch
+    picture_weights: tuple[float, ...] = ()  # a factor for every image of the latent batch
+    tiled: bool = False  # each part of the reference for the same part of the image
     detail_tiles: int = 1  # close-ups of the reference, n x n, added to its encoding
     detail_share: float = 0.5  # how much the whole counts against the close-ups
     any_recogniser: bool = False  # accept embeddings of a recogniser the adapter was not trained on
@@ -95,7 +95,7 @@ _NUMBERS = {
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """One term of the decoupled attention: its tokens, which sites attend to them, and in which part of the picture."""
+    """One term of the decoupled attention: its tokens, which sites attend to them, and in which part of the image."""
 
     tokens: IdentityTokens
     site_weights: SiteWeights
@@ -132,7 +132,7 @@ def references(
     _check_places(adapter, identity, options)
     spread = partial(_spread, options, layout)
     rows = options.picture_weights or None
-    looks = adapter.needs_features or adapter.needs_pooled  # else the options about pictures are without effect
+    looks = adapter.needs_features or adapter.needs_pooled  # else the options about images are without effect
     if options.composition_images is not None and looks:
         style, composition = style_and_composition(
             layout, weight, _or(options.composition_weight, weight), expand_style=options.expand_style
@@ -152,7 +152,7 @@ def references(
 
 
 def unused_inputs(adapter: IPAdapter, options: ReferenceOptions) -> list[str]:
-    """The options that are set although this adapter, which reads no pictures, has no use for them."""
+    """The options that are set although this adapter, which reads no images, has no use for them."""
     if adapter.needs_features or adapter.needs_pooled:
         return []
     set_by_the_user = {
@@ -201,7 +201,7 @@ def _tiles(show: _Show, options: ReferenceOptions) -> Iterator[tuple[ReferenceOp
 
 
 def _tokens(show: _Show) -> IdentityTokens:
-    """Tokens of one reference: all photos in one row (one softmax), or a row for each picture of the batch."""
+    """Tokens of one reference: all photos in one row (one softmax), or a row for each image of the batch."""
     features, uncond = _features(show)
     ids = _embeddings(show, None if features is None else len(features))
     if ids is not None and features is not None:
@@ -238,7 +238,7 @@ def _embeddings(show: _Show, photos: int | None) -> Tensor | None:
     rows = join_embeds(every, options.combine, identity.weights.tolist())
     if options.combine is CombineMode.NORM_AVERAGE and not adapter.needs_raw_embedding:
         rows = renormalised(rows, every)  # a mean of unit vectors is shorter than what the network was trained on
-    if photos is not None and len(rows) != photos:  # other pictures than the photos that were recognised
+    if photos is not None and len(rows) != photos:  # other images than the photos that were recognised
         rows = rows if len(rows) == 1 else mean
         return rows.expand(photos, -1)
     return rows
@@ -292,10 +292,11 @@ def _reference_mask(options: ReferenceOptions, pictures: int) -> Tensor | None:
 
 
 def check_reference_mask(mask: Tensor, pictures: int, crop: Crop) -> Tensor:
-    """A mask of the reference as (1 | pictures, H, W).
+    """A mask of the reference as (1 | images, H, W).
 
-    LikenessError when it is none, not as many as pictures, or lets nothing through: in it, or in what the crop leaves
-    of it. The encoder would be shown its mean colour, and the reference would be gone without a word.
+    LikenessError when it is not a mask, does not have as many rows as images, or lets nothing through:
+    in it, or in what the crop leaves of it. The encoder would read its mean colour, and the reference would be lost
+    without a word.
     """
     mask = as_mask(mask, "The reference mask")
     if len(mask) not in (1, pictures):
@@ -314,7 +315,7 @@ def check_reference_mask(mask: Tensor, pictures: int, crop: Crop) -> Tensor:
 
 
 def _covered(pictures: Tensor, mask: Tensor | None) -> Tensor:
-    """Pictures (B, H, W, 3) in which what does not count has CLIP's mean colour, which the encoder sees as zero."""
+    """Images (B, H, W, 3) in which what does not count has CLIP's mean colour, which the encoder sees as zero."""
     if mask is None:
         return pictures
     share = F.interpolate(mask.float().clamp(0, 1).unsqueeze(1), pictures.shape[1:3], mode="bilinear", antialias=True)
@@ -342,7 +343,7 @@ def _encoder(show: _Show) -> ClipEncoder:
 
 
 def _pictures(show: _Show) -> Tensor:
-    """What CLIP is shown: the reference pictures, else the crops of the identity the adapter was trained on."""
+    """What CLIP is shown: the reference images, else the crops of the identity the adapter was trained on."""
     if show.options.images is not None:
         return to_rgb(show.options.images, "reference image")
     identity = show.identity
@@ -362,7 +363,7 @@ def _pictures(show: _Show) -> Tensor:
 
 
 def _check_places(adapter: IPAdapter, identity: Identity | None, options: ReferenceOptions) -> None:
-    """Picture i of the batch gets photo i; where a photo before it has no row, it would get the next one's face."""
+    """Image i of the batch gets photo i; where a photo before it has no row, it would get the next one's face."""
     shown = options.images is None and options.embeds is None and (adapter.needs_features or adapter.needs_pooled)
     if not options.one_picture_each or identity is None or not (adapter.needs_embedding or shown):
         return

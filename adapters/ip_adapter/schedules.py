@@ -1,4 +1,4 @@
-"""Weights over the frames of an animation, and which two pictures a frame lies between.
+"""Weights over the frames of an animation, and which two images a frame lies between.
 
 Curves, their names and their options follow the Weights node of cubiq/ComfyUI_IPAdapter_plus@9d076a3 (where "ease in"
 starts fast and "ease out" starts slowly, against common use), so that workflows carry over.
@@ -29,11 +29,11 @@ class Timing(Enum):
 
 
 class FrameSharing(Enum):
-    """How the frames share several pictures; the value is the name a user chooses."""
+    """How the frames share several images; the value is the name a user chooses."""
 
-    FULL_BATCH = "full batch"  # frame i shows picture i, and the curve spans all frames
+    FULL_BATCH = "full batch"  # frame i shows image i, and the curve spans all frames
     SHIFT_BATCHES = "shift batches"  # one curve per pair of neighbours, always from the earlier to the later
-    ALTERNATE_BATCHES = "alternate batches"  # the same, but a picture stays on its side: even first, odd second
+    ALTERNATE_BATCHES = "alternate batches"  # the same, but an image stays on its side: even first, odd second
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class FrameRange:
     """How many frames a curve has, and where it starts and ends in them.
 
     Before `start` the first weight is held, from `end` on the last one. add_starting and add_ending hold the first and
-    the last frame longer where pictures are cross-faded.
+    the last frame longer where images are cross-faded.
     """
 
     frames: int
@@ -61,8 +61,8 @@ class FrameRange:
 class Schedule:
     """One entry per frame.
 
-    weights, and the same in reverse order for the opposite reference. image_1, image_2: the pictures (from 0) that the
-    frame lies between; image_2 is empty where a frame shows a single picture, both are empty where there are none.
+    weights, and the same in reverse order for the opposite reference. image_1, image_2: the images (from 0) that the
+    frame lies between; image_2 is empty where a frame shows a single image, both are empty where there are none.
     """
 
     weights: tuple[float, ...]
@@ -130,10 +130,10 @@ def schedule(
     n_images: int = 0,
     generator: torch.Generator | None = None,
 ) -> Schedule:
-    """Weights and pictures of every frame.
+    """Weights and images of every frame.
 
-    weights: at least one, see `parse_weights`. n_images: how many pictures share the frames. The cross-fading methods
-    lay one curve per pair of neighbours end to end; with fewer than two pictures they are the full batch.
+    weights: at least one, see `parse_weights`. n_images: how many images share the frames. The cross-fading methods
+    lay one curve per pair of neighbours end to end; with fewer than two images they are the full batch.
     """
     values = curve(weights, timing, span, generator)
     if method is FrameSharing.FULL_BATCH or n_images < 2:
@@ -147,7 +147,7 @@ def schedule(
 
 
 def _pair(pair: int, values: tuple[float, ...], method: FrameSharing) -> list[tuple[float, int, int]]:
-    """(weight, first picture, second picture) of every frame between two neighbours."""
+    """(weight, first image, second image) of every frame between two neighbours."""
     turned = method is FrameSharing.ALTERNATE_BATCHES and pair % 2 == 1
     if turned:
         highest, lowest = max(values), min(values)

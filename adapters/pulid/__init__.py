@@ -1,4 +1,4 @@
-"""PuLID for SDXL: the adapter, its encoders, the picture of a face that it reads, and how attentions are merged."""
+"""PuLID for SDXL: the adapter, its encoders, the image of a face that it reads, and how attentions are merged."""
 
 from .adapter import (
     FIDELITY,

@@ -88,7 +88,7 @@ class Background(Enum):
 class PuLIDOptions:
     """What can be set about PuLID beyond its strength; the defaults are those of the official code.
 
-    mode: None for the one the version was published with. antialias: of the picture that EVA02-CLIP sees.
+    mode: None for the one the version was published with. antialias: of the image that EVA02-CLIP sees.
     any_recogniser: accept embeddings of another recogniser, which show another face.
     """
 

@@ -50,7 +50,7 @@ class Shown:
     """What the networks read of a character.
 
     ids: (photos, id_dim), the unit embedding; face: (photos, sequence, hidden), CLIP of the aligned faces; shares:
-    (photos,), how much each counts, 1 in all; body: (pictures, sequence, hidden), CLIP of the bodies.
+    (photos,), how much each counts, 1 in all; body: (images, sequence, hidden), CLIP of the bodies.
     """
 
     ids: Tensor
@@ -226,7 +226,7 @@ def _only(tokens: slice) -> KeyValueScaling:
 
 
 def _hidden(encoder: ClipEncoder, pictures: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    """CLIP's hidden states of pictures, each (h, w, 3) uint8 and squashed to a square: (n, sequence, hidden)."""
+    """CLIP's hidden states of images, each (h, w, 3) uint8 and squashed to a square: (n, sequence, hidden)."""
     side = encoder.size.image_size
     squares = torch.cat([to_square(picture.unsqueeze(0) / 255, side, Crop.SQUASH) for picture in pictures])
     return encoder.encode_pixels(normalise(squares)).penultimate

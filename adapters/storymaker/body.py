@@ -1,4 +1,4 @@
-"""The picture of a body as StoryMaker reads it: the character alone, on white, cut to its mask."""
+"""The image of a body as StoryMaker reads it: the character alone, on white, cut to its mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is in the picture: one to three characters, each with a face, a body and, where wanted, a place."""
+"""Who is in the image: one to three characters, each with a face, a body and, where wanted, a place."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ STRONGEST = 2.0
 class Character:
     """One person, as StoryMaker is shown them.
 
-    identity: whose face it is; None for the one that Apply Identity brings. bodies: pictures of hair, clothes and body
+    identity: whose face it is; None for the one that Apply Identity brings. bodies: images of hair, clothes and body
     on white, or of clothes alone, each (h, w, 3) uint8; without one they are left to the prompt. face_strength,
     body_strength: what the face and body tokens are multiplied with, 0 as in the drops of training. region: (1, H, W),
-    where in the picture the character may be seen. faceless: seen from behind, so that nobody's face is wanted.
+    where in the image the character may be seen. faceless: seen from behind, so that nobody's face is wanted.
     """
 
     identity: Identity | None = None

@@ -53,7 +53,7 @@ class StoryMakerProjection(FaceIdPlusProjection):
         return super().forward(ids, features, shortcut=True)
 
     def bodies(self, features: Tensor) -> Tensor:
-        """(pictures, sequence, hidden) -> (pictures, n_body, dim)"""
+        """(images, sequence, hidden) -> (images, n_body, dim)"""
         return self.resample(features)
 
     def forward(self, faces: Tensor, bodies: Tensor) -> Tensor:  # type: ignore[override]

@@ -1,1 +1,1 @@
-"""Where the pictures to judge come from: folders laid out by hand, or the run of a batch; both become a `Study`."""
+"""Where the images to judge come from: folders laid out by hand, or the run of a batch; both become a `Study`."""

@@ -2,11 +2,11 @@
 
     people/<name>/refs/*         photos that were given to the methods
     people/<name>/held_out/*     other photos of the person, optional: they tell likeness from copying
-    results/<method>/<name>/**   pictures; a name such as `hat-3.png` or `hat/3.png` is prompt `hat`, seed 3
+    results/<method>/<name>/**   images; a name such as `hat-3.png` or `hat/3.png` is prompt `hat`, seed 3
     results/<method>/method.json optional: {"conditioner": "buffalo_l", "inputs": "1 photo", "extra_mb": 22}
     results/prompts.json         optional: {"hat": "a photo of a person in a red hat"}, else the name is the text
 
-Pictures of two methods with the same person, prompt and seed are compared as a pair.
+Images of two methods with the same person, prompt and seed are compared as a pair.
 """
 
 from __future__ import annotations

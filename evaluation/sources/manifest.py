@@ -1,7 +1,7 @@
 """The run of a batch as a study: a tolerant reader of `manifest.csv`, one line for each row of the batch.
 
 What is needed: the columns `person` and `file`, a path below the run's folder. What is used where it is there: `state`
-(only rows that are `done` have a picture), `seed`, `seconds`, a `prompt`, a `method`, and the inputs that were varied,
+(only rows that are `done` have an image), `seed`, `seconds`, a `prompt`, a `method`, and the inputs that were varied,
 which are columns with a point in their name (`Sampler.cfg`). All other columns are left alone.
 
 Methods are told apart by the column `method` or `meta.method`; without one, by the inputs that take several values for
@@ -45,10 +45,10 @@ def is_run(folder: Path) -> bool:
 
 
 def survey_run(run: Path, people: Path | None = None, by: Sequence[str] = ()) -> Study:
-    """The pictures that a batch has made, with the photos in `people/<person>`, by default in the run's folder.
+    """The images that a batch has made, with the photos in `people/<person>`, by default in the run's folder.
 
     `by` names the columns that tell methods apart. LikenessError for a manifest that cannot be read, that has no
-    picture of a person, or that names a file outside of the run's folder.
+    image of a person, or that names a file outside of the run's folder.
     """
     columns, rows = _read(run / MANIFEST)
     unknown = [column for column in by if column not in columns]
@@ -148,7 +148,7 @@ def _seed(row: _Row, columns: Sequence[str]) -> int:
 
 
 def _seconds(cell: str) -> dict[str, float]:
-    """What a picture took, where that was measured."""
+    """What an image took, where that was measured."""
     try:
         seconds = float(cell)
     except ValueError:

@@ -1,4 +1,4 @@
-"""People, the photos that were given of them, and the pictures that methods made: what there is to judge."""
+"""People, the photos that were given of them, and the images that methods made: what there is to judge."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..table import MethodFacts
 
 @dataclass(frozen=True)
 class StudyPicture:
-    """One picture of a method."""
+    """One image of a method."""
 
     method: str
     person: str
@@ -42,7 +42,7 @@ class Study:
     texts: Mapping[str, str] = field(default_factory=dict)  # what was asked for, where a result has the prompt's name
 
     def name(self, path: Path) -> str:
-        """A picture's name in records: its path below the folder, or below one of those elsewhere."""
+        """An image's name in records: its path below the folder, or below one of those elsewhere."""
         for name, folder in self.elsewhere.items():
             if path.is_relative_to(folder):
                 return f"{name}/{path.relative_to(folder).as_posix()}"
@@ -59,7 +59,7 @@ class Study:
         return {self.name(path): path for path in self.files}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """A picture (H, W, 3) RGB 0..1 by its name, read when it is asked for."""
+        """An image (H, W, 3) RGB 0..1 by its name, read when it is asked for."""
         return picture_or_nan(self._by_name[name])
 
 
@@ -142,7 +142,7 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def pictures(folder: Path, deep: bool = True) -> list[Path]:
-    """The pictures in a folder, by name, and if `deep` those in the folders below."""
+    """The images in a folder, by name, and if `deep` those in the folders below."""
     return list(names_in(folder, deep).photos)
 
 
@@ -152,7 +152,7 @@ def names_in(folder: Path, deep: bool = True) -> PhotoList:
 
 
 def not_used(found: PhotoList, where: str) -> list[str]:
-    """Warnings about picture-like files that nobody judges."""
+    """Warnings about image-like files that nobody judges."""
     sentences = list(found.not_used)
     if found.masks:
         sentences.append(f"{names_of([mask.name for mask in found.masks])}: these are named like masks")

@@ -1,7 +1,7 @@
 """What runs behind one block of a DiT: the block, or the patch that was there, plus our terms on the image's tokens.
 
 In a double block image and text are apart; in a single one they are one sequence, the text first. Tokens behind the
-image's own, as those of reference pictures, stay as the block left them.
+image's own, as those of reference images, stay as the block left them.
 """
 
 from __future__ import annotations

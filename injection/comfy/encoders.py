@@ -32,7 +32,7 @@ class ComfyClipEncoder:
 
     @property
     def size(self) -> EncoderSize:
-        """Its widths and picture size."""
+        """Its widths and image size."""
         return self._size
 
     @torch.no_grad()

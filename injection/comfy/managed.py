@@ -29,7 +29,7 @@ class Managed:
         self.patcher = core(module, load_device=device, offload_device=mm.unet_offload_device())
 
     def load(self, memory: float = 0.0) -> tuple[torch.device, torch.dtype]:
-        """Bring the weights to the compute device, with room for so many bytes beside them; returns it and their
+        """Bring the weights to the compute device, with room for this many more bytes; returns it and their
         precision."""
         import comfy.model_management as mm
 

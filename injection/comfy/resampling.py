@@ -1,4 +1,4 @@
-"""A window of a picture sampled anew: prompt and identities as they hold there, and ComfyUI's own sampler."""
+"""A window of an image sampled anew: prompt and identities as they hold there, and ComfyUI's own sampler."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _OF_MASK = ("mask", "mask_strength", "set_area_to_bounds")
 
 @dataclass(frozen=True)
 class CropWindow:
-    """A square of a picture, as shares of its width and height; it may reach beyond.
+    """A square of an image, as shares of its width and height; it may reach beyond.
 
-    image: which picture of a batch of `images` it is cut from. Masks, hints and prompts may have a row for each.
+    image: which image of a batch of `images` it is cut from. Masks, hints and prompts may have a row for each.
     """
 
     left: float
@@ -33,17 +33,17 @@ class CropWindow:
     images: int = 1
 
     def holds_the_middle_of(self, left: float, top: float, right: float, bottom: float) -> bool:
-        """Whether the middle of this window lies in that part of the picture."""
+        """Whether the middle of this window lies in that part of the image."""
         x, y = (self.left + self.right) / 2, (self.top + self.bottom) / 2
         return left <= x <= right and top <= y <= bottom
 
     def row(self, rows: Tensor) -> Tensor:
-        """The row (1, ...) of this picture; the last stands in for those missing."""
+        """The row (1, ...) of this image; the last stands in for those missing."""
         number = min(self.image, len(rows) - 1)
         return rows[number : number + 1]
 
     def cut(self, planes: Tensor, side: int) -> Tensor:
-        """What planes (B, ..., h, w) of the whole pictures, at any resolution, show of it: (1, ..., side, side)."""
+        """What planes (B, ..., h, w) of the whole images, at any resolution, show of it: (1, ..., side, side)."""
         planes = self.row(planes[None] if planes.ndim == 2 else planes)
         flat = planes.flatten(1, -3) if planes.ndim > 3 else planes[:, None]
         centre = self.left + self.right - 1, self.top + self.bottom - 1
@@ -62,12 +62,12 @@ class CropWindow:
 def prompt_in(
     window: CropWindow, conditioning: HostConditioning, latent: Tensor, side: int, nets: dict[Any, Any] | None = None
 ) -> HostConditioning:
-    """The conditioning as it holds in the window, for a picture of `side` pixels whose latent is given.
+    """The conditioning as it holds in the window, for an image of `side` pixels whose latent is given.
 
     Masks, ControlNets' hints and the latents that inpainting and control models read beside their own are cut to the
     window; of prompts with a mask or an area those that reach it are kept, if any do; the first reference latent, the
-    picture that an edit model works on, becomes the window's own. Boxes of GLIGEN are left out: like areas in pixels
-    they count from the corner of a picture whose size nobody knows.
+    image that an edit model works on, becomes the window's own. Boxes of GLIGEN are left out: like areas in pixels
+    they count from the corner of an image whose size nobody knows.
 
     nets: ControlNet -> its copy for this window. Prompts that share it share the copy, so that the host can sample
     them as one batch.
@@ -79,7 +79,7 @@ def prompt_in(
 
 def model_in(window: CropWindow, model: Any, side: int) -> Any:
     """The MODEL as it acts in the window: what identities wear as masks is cut to it, and of those that have a row for
-    each picture of a batch this one's counts. The given MODEL is left as it is."""
+    each image of a batch this one's counts. The given MODEL is left as it is."""
     acting = with_scopes(model, lambda scope: window.scope(scope, side))
     if window.images > 1:  # as AnimateDiff says it, which other packs' adapters understand as well
         options = acting.model_options.setdefault("transformer_options", {})
@@ -92,7 +92,7 @@ def _reaches(values: dict[str, Any], window: CropWindow) -> bool:
     if isinstance(mask, Tensor) and not bool(window.cut(mask, _LOOK).any()):
         return False
     if not area or area[0] != "percentage":
-        return True  # of areas in pixels nobody knows how large the whole picture was
+        return True  # of areas in pixels nobody knows how large the whole image was
     dims = len(area) // 2  # of films three: time comes first
     (high, wide), (top, left) = area[1 : 1 + dims][-2:], area[1 + dims :][-2:]
     return window.holds_the_middle_of(left, top, left + wide, top + high)

@@ -100,11 +100,11 @@ class _Evaluation:
     open: tuple[int, ...]  # injections whose window holds this sigma
     roles: dict[int, Role]  # index into the sampler's list of conditionings -> half
     areas: dict[tuple[int, Any], Area]  # (index, uuid of the entry) -> area it covers
-    latent_size: Size  # of the picture, or of the window of it, that conditionings with areas cover parts of
+    latent_size: Size  # of the image, or of the window of it, that conditionings with areas cover parts of
 
 
 class _Cut(NamedTuple):
-    """A context window over one side of the picture: only some lines of latents are sampled together."""
+    """A context window over one side of the image: only some lines of latents are sampled together."""
 
     axis: int  # 0 = height, 1 = width
     lines: tuple[int, ...]
@@ -118,7 +118,7 @@ class _Batch:
     roles: tuple[Role, ...]
     areas: tuple[Area | None, ...]
     pictures: int  # per chunk
-    rows: tuple[int, ...] | None  # which pictures of the whole batch these are, when only some are sampled together
+    rows: tuple[int, ...] | None  # which images of the whole batch these are, when only some are sampled together
     cut: _Cut | None
     latent_size: Size
     open: tuple[int, ...]
@@ -137,7 +137,7 @@ class _Run:
         sigmas: Sequence[float] = (),
     ) -> None:
         self.injections = injections
-        self.latent_size = latent_size  # of the whole picture
+        self.latent_size = latent_size  # of the whole image
         self.guider = guider
         self.evaluation: _Evaluation | None = None
         self.sites = sites_of_comfy_unet(model.diffusion_model)
@@ -212,7 +212,7 @@ class _Run:
         return {**options, "patches_replace": {**patches, **replaced}, KEY: here.call(batch), **places}
 
     def _window(self, options: dict, pictures: int, size: Size) -> tuple[tuple[int, ...] | None, _Cut | None]:
-        """Which pictures of the batch, or which lines of each, a context window takes; None for all of them."""
+        """Which images of the batch, or which lines of each, a context window takes; None for all of them."""
         window = context_window(options)
         if window is None:
             return None, None
@@ -226,7 +226,7 @@ class _Run:
         return None, None
 
     def _warn_of_tiles(self, batch: _Batch, size: Size) -> None:
-        """A pack that cuts the picture into tiles below the sampler does not say where a tile lies."""
+        """A pack that cuts the image into tiles below the sampler does not say where a tile lies."""
         if all(self.injections[i].scope.mask is None for i in batch.open):
             return
         height, width = batch.latent_size
@@ -342,7 +342,7 @@ class _Call:
         return total
 
     def _prepared_of(self, i: int, number: int) -> Tensor:
-        """What a module has made of the tokens, one row per picture of the batch."""
+        """What a module has made of the tokens, one row per image of the batch."""
         if (i, number) not in self._prepared:
             batch, halves = self.batch, self.here.prepared(i, number)
             rows = [take_rows(halves[role], batch.rows) if batch.rows else halves[role] for role in batch.roles]
@@ -461,7 +461,7 @@ def _size(latents: Tensor) -> Size:
 
 
 def _factors(injection: Injection, grid: tuple[int, int], batch: _Batch) -> Tensor:
-    """Mask and weights per picture, multiplied: (1 | chunks·pictures, L | 1, 1)."""
+    """Mask and weights per image, multiplied: (1 | chunks·images, L | 1, 1)."""
     chunks = []
     for area in batch.areas:
         factors = torch.ones(1, 1, 1)

@@ -195,7 +195,7 @@ class ValuesPatch:
         return n, context, made[2]
 
     def _with_own_rows(self, value: Tensor, uuids: Sequence[Any]) -> Tensor:
-        """value: (chunks · pictures, n, dim). The host repeats texts to a common length, and so are ours."""
+        """value: (chunks · images, n, dim). The host repeats texts to a common length, and so are ours."""
         chunks = list(value.chunk(len(uuids)))
         for place, uuid in enumerate(uuids):
             own = self.values.get(uuid)

@@ -68,7 +68,7 @@ class EditedText:
         return given.args, given.kwargs
 
     def _edited(self, acting: tuple[PromptEdit, ...], states: Tensor, pooled: Tensor | None) -> PromptStates:
-        """The text of a whole batch, (chunks · pictures, n, dim)."""
+        """The text of a whole batch, (chunks · images, n, dim)."""
         roles, key = self.place.roles, (acting, self.place.roles, states, pooled)
         if self._made is None or not _same(self._made[0], key):
             count = len(roles)

@@ -165,7 +165,7 @@ def inject(
 
 
 def factors_of(scope: Scope, grid: tuple[int, int], pictures: int, chunks: int) -> Tensor | None:
-    """Mask and weights per picture, multiplied: (1 | chunks·pictures, L | 1, 1), or None where all is 1."""
+    """Mask and weights per image, multiplied: (1 | chunks·images, L | 1, 1), or None where all is 1."""
     factors = None
     if scope.mask is not None:
         factors = resize_mask(scope.mask, grid, scope.mask_resize).flatten(1).unsqueeze(-1)

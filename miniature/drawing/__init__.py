@@ -1,1 +1,1 @@
-"""Who and what is drawn, what a picture is called, and the renderer."""
+"""Who and what is drawn, what an image is called, and the renderer."""

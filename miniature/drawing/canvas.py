@@ -1,4 +1,4 @@
-"""A batch of pictures under the brush, with everything that is known about each pixel."""
+"""A batch of images under the brush, with everything that is known about each pixel."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _BODY = (Part.SKIN, Part.NECK, Part.CLOTH, Part.HAIR, Part.HAT, Part.LEFT_EAR, P
 
 @dataclass(frozen=True)
 class Extent:
-    """The same small rectangle out of some pictures of a batch, at another place in each."""
+    """The same small rectangle out of some images of a batch, at another place in each."""
 
-    rows: Tensor  # (N,) which pictures
+    rows: Tensor  # (N,) which images
     top: Tensor  # (N,) pixels
     left: Tensor
     height: int
@@ -36,7 +36,7 @@ class Extent:
 
 
 class Canvas:
-    """Pictures (B, 3, H, W) with part labels and the coverage of face and person (B, H, W), painted back to front."""
+    """Images (B, 3, H, W) with part labels and the coverage of face and person (B, H, W), painted back to front."""
 
     def __init__(self, rgb: Tensor, parts: Tensor, face: Tensor, person: Tensor) -> None:
         self.rgb, self.parts, self.face, self.person = rgb, parts, face, person
@@ -61,7 +61,7 @@ class Canvas:
         self.person.index_put_(plane, piece.person)
 
     def paint(self, alpha: Tensor, colour: Tensor, part: Part | None = None) -> None:
-        """Lay `colour` (B, 3, 1, 1) or (B, 3, H, W) over the pictures where `alpha` (B, H, W) says.
+        """Lay `colour` (B, 3, 1, 1) or (B, 3, H, W) over the images where `alpha` (B, H, W) says.
 
         Without a part it is light and shade: it changes how something looks, not what it is.
         """
@@ -75,7 +75,7 @@ class Canvas:
             self.face = self.face * (1 - alpha)
 
     def label(self, alpha: Tensor, part: Part) -> None:
-        """Say what lies where `alpha` exceeds one half, leaving the picture as it is."""
+        """Say what lies where `alpha` exceeds one half, leaving the image as it is."""
         self.parts = torch.where(alpha > 0.5, int(part), self.parts)
 
     def reveal_face(self, alpha: Tensor) -> None:

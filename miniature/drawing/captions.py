@@ -1,4 +1,4 @@
-"""What a picture is called: the world's small language, written and read.
+"""What an image is called: the world's small language, written and read.
 
     describe -> "a photo of a smiling person with a beard wearing glasses, a red hat and a blue shirt in the forest"
 
@@ -64,7 +64,7 @@ def _article(noun: str) -> str:
 
 
 def caption(description: Description, template: int = 0) -> str:
-    """The caption of a picture in one of the `TEMPLATES`."""
+    """The caption of an image in one of the `TEMPLATES`."""
     clothing = f"{COLOUR_WORDS[description.clothing_colour]} {CLOTHING_WORDS[description.clothing]}"
     worn = ["glasses"] if description.glasses else []
     if description.hat is not None:
@@ -82,7 +82,7 @@ def caption(description: Description, template: int = 0) -> str:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a prompt says of a picture; None where it says nothing. Glasses, beard and hat are absent unless named."""
+    """What a prompt says of an image; None where it says nothing. Glasses, beard and hat are absent unless named."""
 
     style: Style | None
     scene: Scene | None
@@ -137,7 +137,7 @@ def vocabulary() -> list[str]:
 
 
 def unknown_words(prompt: str, placeholders: Iterable[str] = ()) -> list[str]:
-    """Words of a prompt that mean nothing in this world, in order, each once. `placeholders` are words taught later."""
+    """A prompt's words without a meaning in this world, in order, each once. `placeholders` are words learned later."""
     for placeholder in placeholders:
         prompt = prompt.replace(placeholder, " ")
     known = set(vocabulary())

@@ -57,7 +57,7 @@ class Figure:
             self.__dict__.pop(name, None)
 
     def window(self, rows: Tensor, at: Feature, reach_u: float, reach_v: float) -> Extent:
-        """The pixels within that reach of a feature, at any roll and size; `rows` says which pictures."""
+        """The pixels within that reach of a feature, at any roll and size; `rows` says which images."""
         turn, largest = LIMITS["roll"], HEAD_HALF_HEIGHT + LIMITS["size"]
         half = [largest * reach / self.pixel for reach in (reach_u + turn * reach_v, reach_v + turn * reach_u)]
         width, height = (min(self.size, 2 * math.ceil(h) + 2) for h in half)
@@ -67,7 +67,7 @@ class Figure:
         return Extent(rows, top, left, height, width)
 
     def column(self, values) -> Tensor:
-        """Numbers per picture as (B, 1, 1) float32."""
+        """Numbers per image as (B, 1, 1) float32."""
         return torch.as_tensor(values, dtype=torch.float32, device=self.device).view(-1, 1, 1)
 
     def look_up(self, table: dict, index: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def paint_marks(canvas: Canvas, s: Figure) -> None:
 
 
 def paint_eye(canvas: Canvas, s: Figure, side: int) -> None:
-    """White, iris, pupil, glint and lids of one eye; `side` is -1 for the one on the left of the picture."""
+    """White, iris, pupil, glint and lids of one eye; `side` is -1 for the one on the left of the image."""
     eye, part = s.eyes[side > 0], Part.LEFT_EYE if side > 0 else Part.RIGHT_EYE
     u, v = rotate(s.u - eye.x, s.v - eye.y, -side * (0.04 + 0.20 * s.t["eye_tilt"]))
     half_width = (0.212 + 0.038 * s.t["eye_size"]) * eye.width

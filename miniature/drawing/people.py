@@ -116,7 +116,7 @@ _TRAIT_STREAM, _KIND_STREAM = 1, 2
 
 @dataclass(frozen=True)
 class Person:
-    """One person: what stays the same in every picture."""
+    """One person: what stays the same in every image."""
 
     seed: int
     traits: dict[str, float]  # by the names of `TRAITS`, each in [-1, 1]

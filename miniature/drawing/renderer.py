@@ -1,9 +1,9 @@
-"""Draws people. Every shape is a signed distance on the pixel grid, laid over the picture back to front.
+"""Draws people. Every shape is a signed distance on the pixel grid, laid over the image back to front.
 
     people = split_people("test", 4)
     pictures = render(people, draw_shots(range(4)), size=128)
 
-`figure.py` says where everything on a person is, `paint_*.py` paint it, and here the parts become a picture.
+`figure.py` says where everything on a person is, `paint_*.py` paint it, and here the parts become an image.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Pictures:
 
 
 def render(people: People, shots: Shots, size: int = 64, device: torch.device | str = "cpu") -> Pictures:
-    """Draw person i of `people` as `shots` i says, `size` x `size` pixels. The same input gives the same picture.
+    """Draw person i of `people` as `shots` i says, `size` x `size` pixels. The same input gives the same image.
 
     LikenessError for a size outside 64..128; ValueError when there are not as many people as shots.
     """
@@ -125,7 +125,7 @@ def close_up(
     reach_v: float,
     chosen: np.ndarray | None = None,
 ) -> Iterator[tuple[Canvas, Figure]]:
-    """Paint only near a feature, and only on the pictures `chosen` (bool, B): most of a face is smaller than the frame.
+    """Paint only near a feature, and only on the images `chosen` (bool, B): most of a face is smaller than the frame.
 
     Whatever is painted must end within the reach; a test compares with painting on the whole frame.
     """
@@ -139,7 +139,7 @@ def close_up(
 
 
 def paint_light(canvas: Canvas, s: Figure) -> None:
-    """One light from the side over the person, then exposure and white balance over the whole picture."""
+    """One light from the side over the person, then exposure and white balance over the whole image."""
     towards = s.n["light_x"] * s.u / 0.9 - 0.45 * s.v
     canvas.shade(1 + 0.17 * torch.tanh(1.2 * towards), canvas.person)
     warm = s.n["warmth"][:, None] * s.rgb(1.0, 0.1, -1.0)

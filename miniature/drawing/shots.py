@@ -1,4 +1,4 @@
-"""What is in a picture besides who: the part a prompt can ask for, and the nuisance nobody asks for."""
+"""What is in an image besides who: the part a prompt can ask for, and the nuisance nobody asks for."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Colour(IntEnum):
 
 @dataclass(frozen=True)
 class Description:
-    """What a prompt can say of one picture."""
+    """What a prompt can say of one image."""
 
     style: Style = Style.PHOTO
     scene: Scene = Scene.ROOM
@@ -72,16 +72,16 @@ class Description:
 
 # How far the nuisance goes at most: uniform in [-limit, limit].
 LIMITS: dict[str, float] = {
-    "yaw": 0.45,  # radians, positive: the face turns to the right of the picture
+    "yaw": 0.45,  # radians, positive: the face turns to the right of the image
     "pitch": 0.22,  # radians, positive: the face looks down
-    "roll": 0.20,  # radians, positive: clockwise in the picture
+    "roll": 0.20,  # radians, positive: clockwise in the image
     "size": 0.05,  # of half the frame, around HEAD_HALF_HEIGHT
     "shift_x": 0.12,  # of half the frame
     "shift_y": 0.05,
     "gaze_x": 1.0,  # of what the iris can move
     "gaze_y": 0.7,
     "light_x": 1.0,  # direction the light comes from, of the frame
-    "light_level": 0.10,  # brightness of the whole picture
+    "light_level": 0.10,  # brightness of the whole image
     "warmth": 0.06,  # white balance
     "backdrop": 1.0,  # where things stand in the scene
 }
@@ -93,7 +93,7 @@ _HAT_SHARE, _GLASSES_SHARE, _BEARD_SHARE = 0.25, 0.3, 0.25
 
 @dataclass(frozen=True)
 class Shots:
-    """N pictures to be taken, as arrays of N rows. `hat` is a `Colour`, or -1 for no hat."""
+    """N images to be taken, as arrays of N rows. `hat` is a `Colour`, or -1 for no hat."""
 
     style: np.ndarray
     scene: np.ndarray
@@ -112,7 +112,7 @@ class Shots:
         return Shots(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def with_style(self, style: Style) -> Shots:
-        """The same pictures in one style."""
+        """The same images in one style."""
         return replace(self, style=np.full(len(self), int(style)))
 
     def describe(self, row: int) -> Description:
@@ -130,7 +130,7 @@ class Shots:
 
 
 def draw_shots(seeds: Iterable[int] | np.ndarray) -> Shots:
-    """Pictures at random, one per seed: every style, scene and colour alike, hats on a quarter of them.
+    """Images at random, one per seed: every style, scene and colour alike, hats on a quarter of them.
 
     A hat hides the hair, so more of them would teach a recogniser less of each person.
     """

@@ -1,4 +1,4 @@
-"""Art styles: what becomes of a finished picture. Every style keeps the tones that tell people apart."""
+"""Art styles: what becomes of a finished image. Every style keeps the tones that tell people apart."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .shots import Style
 
 @dataclass(frozen=True)
 class Sheet:
-    """Some finished pictures of one style, and what a draughtsman knows about them."""
+    """Some finished images of one style, and what a draughtsman knows about them."""
 
     rgb: Tensor  # (B, 3, H, W)
     parts: Tensor  # (B, H, W) uint8
@@ -39,7 +39,7 @@ def _blur(picture: Tensor, radius: float) -> Tensor:
 
 
 def _edges(picture: Tensor) -> Tensor:
-    """How much the picture changes within a 64th of its width, (B, 1, H, W)."""
+    """How much the image changes within a 64th of its width, (B, 1, H, W)."""
     step = max(1, picture.shape[-1] // 64)
     around = F.pad(picture, (step, step, step, step), mode="replicate")
     across = around[..., step:-step, 2 * step :] - around[..., step:-step, : -2 * step]
@@ -123,7 +123,7 @@ _RENDERINGS: dict[Style, Callable[[Sheet], Tensor]] = {
 
 
 def apply_styles(canvas: Canvas, style: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The canvas' pictures in the `Style` numbers (B,) given, (B, 3, H, W) in 0..1; `x`, `y` is the grid (1, H, W)."""
+    """The canvas' images in the `Style` numbers (B,) given, (B, 3, H, W) in 0..1; `x`, `y` is the grid (1, H, W)."""
     result = canvas.rgb.clone()
     for kind, rendering in _RENDERINGS.items():
         rows = (style == kind).nonzero().flatten()

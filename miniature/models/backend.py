@@ -1,6 +1,6 @@
 """The miniature's face analysis: its observer as the detector, and one of its two recognisers.
 
-The networks read pictures of 64 pixels; photos of any size and shape are brought there first.
+The networks read images of 64 pixels; photos of any size and shape are brought there first.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ MINIATURE, JUDGE = "miniature", "miniature-judge"  # of the analyses, and of the
 LICENCE = "part of this pack; trained on drawn people only"
 
 
-# Drawn faces score 0.87 and more (1200 pictures of every style), photographs of the real world 0.81 and less; a real
+# Drawn faces score 0.87 and more (1200 images of every style), photographs of the real world 0.81 and less; a real
 # head that fills the frame as a drawn one does is still taken for one.
 PRESENT = 0.85
 
 
 class Observation(NamedTuple):
-    """What the observer sees in pictures of any one square size, in their pixels (centres whole)."""
+    """What the observer sees in images of any one square size, in their pixels (centres whole)."""
 
     keypoints: Tensor  # (B, 5, 2)
     boxes: Tensor  # (B, 4): x1, y1, x2, y2
@@ -39,13 +39,13 @@ class Observation(NamedTuple):
 
     @property
     def scores(self) -> Tensor:
-        """(B,), 0..1; a picture from `PRESENT` on shows a face."""
+        """(B,), 0..1; an image from `PRESENT` on shows a face."""
         return self.logits.sigmoid()
 
 
 @torch.no_grad()
 def observe(observer: Observer, pictures: Tensor) -> Observation:
-    """The one face of every picture (B, 3, S, S), RGB 0..1."""
+    """The one face of every image (B, 3, S, S), RGB 0..1."""
     _, points, logits = observer(halve(pictures, SIDE))
     points = points * pictures.shape[-1] - 0.5
     keypoints, corners = points[:, :5], points[:, 5:]
@@ -76,7 +76,7 @@ class MiniatureDetector:
 
 
 def _squares(photo: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Square pictures out of (1, 3, H, W) with the place of their corner (x, y): three along an oblong photo, and the
+    """Square images out of (1, 3, H, W) with the place of their corner (x, y): three along an oblong photo, and the
     whole photo with its borders drawn out."""
     height, width = photo.shape[-2:]
     if height == width:
@@ -94,7 +94,7 @@ def _squares(photo: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 @dataclass(frozen=True, eq=False)
 class MiniatureRecogniser:
-    """One of the miniature's recognisers. For losses, `measure` has gradient to the pictures."""
+    """One of the miniature's recognisers. For losses, `measure` has gradient to the images."""
 
     module: FrozenRecogniser
     side: int  # of its crops
@@ -105,7 +105,7 @@ class MiniatureRecogniser:
         return self.module.name
 
     def measure(self, pictures: Tensor, keypoints: np.ndarray | Tensor) -> Tensor:
-        """Raw embeddings (B, D) of the faces with keypoints (B, 5, 2) in pictures (B, 3, H, W), RGB 0..1."""
+        """Raw embeddings (B, D) of the faces with keypoints (B, 5, 2) in images (B, 3, H, W), RGB 0..1."""
         points = keypoints.detach().cpu().numpy() if isinstance(keypoints, Tensor) else keypoints
         scale = SIDE / min(pictures.shape[-2:])
         if scale != 1:
@@ -134,7 +134,7 @@ class NoneOfThisWorld(Search):
 
 
 class MiniatureAnalysis(FaceAnalysis):
-    """Searches once: neither other sizes nor borders help a detector that was taught on whole small pictures."""
+    """Searches once: neither other sizes nor borders help a detector that was trained on whole small images."""
 
     def search(self, photo: np.ndarray, number: int = 0, embed: bool = True) -> Search:
         """See `FaceAnalysis.search`."""

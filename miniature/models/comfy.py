@@ -116,7 +116,7 @@ def load_model(folder: Path = FOLDER, disable_dynamic: bool = False) -> comfy.mo
 
 
 def _check_size(executor: Any, noise: Tensor, *args: Any, **keywords: Any) -> Any:
-    """OUTER_SAMPLE: only pictures of the one size that the network was trained on."""
+    """OUTER_SAMPLE: only images of the one size that the network was trained on."""
     height, width = noise.shape[-2:]
     if (height, width) != (LATENT_SIZE, LATENT_SIZE):
         raise LikenessError(

@@ -18,7 +18,7 @@ def template(side: int) -> np.ndarray:
 
 
 def crop_matrices(keypoints: np.ndarray, side: int) -> np.ndarray:
-    """The similarity (B, 2, 3) from crop pixels to picture pixels of every face; keypoints (B, 5, 2).
+    """The similarity (B, 2, 3) from crop pixels to image pixels of every face; keypoints (B, 5, 2).
 
     Least squares in closed form: as complex numbers, picture = a crop + b.
     """
@@ -31,9 +31,9 @@ def crop_matrices(keypoints: np.ndarray, side: int) -> np.ndarray:
 
 
 def aligned_crops(pictures: Tensor, keypoints: np.ndarray, side: int) -> Tensor:
-    """Crops (B, 3, side, side), RGB -1..1, of pictures (B, 3, H, W), RGB 0..1, with gradient; outside is grey.
+    """Crops (B, 3, side, side), RGB -1..1, of images (B, 3, H, W), RGB 0..1, with gradient; outside is grey.
 
-    keypoints: (B, 5, 2) in pixels of the pictures.
+    keypoints: (B, 5, 2) in pixels of the images.
     """
     height, width = pictures.shape[-2:]
     matrices = torch.from_numpy(crop_matrices(keypoints, side)).to(pictures)

@@ -1,4 +1,4 @@
-"""Portraits of the miniature world without a host: the same seed gives the same picture here and in ComfyUI.
+"""Portraits of the miniature world without a host: the same seed gives the same image here and in ComfyUI.
 
 What ComfyUI calls sampler `euler` with scheduler `normal`, written out: the probability flow of diffusion, in steps of
 Euler's method over the noise level σ. (Where σ falls to 0 this is DDIM.)
@@ -27,7 +27,7 @@ from .latents import PatchCodec
 from .networks import LATENT_CHANNELS, LATENT_SIZE, noise_schedule
 
 STEPS, GUIDANCE = 20, 4.0
-_BATCH = 32  # pictures per call of the denoiser: more do not fit the CPU's cache
+_BATCH = 32  # images per call of the denoiser: more do not fit the CPU's cache
 Progress = Callable[[int, int], None]
 
 
@@ -49,8 +49,8 @@ def generate_latents(
     """Latents (B, 16, 16, 16), one per seed; `pictures_of` shows them.
 
     prompts: one for all, or one per seed. effects: identities that take part in both halves of guidance (see
-    `identity_injection`), whose tokens, masks and row weights have one row or one per picture, and an adapter's LoRA.
-    placeholders: words of the prompts that were taught later. progress: gets the steps done and their number.
+    `identity_injection`), whose tokens, masks and row weights have one row or one per image, and an adapter's LoRA.
+    placeholders: words of the prompts that were learned later. progress: gets the steps done and their number.
     LikenessError for a word that the world does not know.
     """
     seeds = [int(seed) for seed in seeds]
@@ -80,18 +80,18 @@ def generate_latents(
 
 
 def pictures_of(codec: PatchCodec, latents: Tensor) -> Tensor:
-    """Pictures (B, 128, 128, 3), RGB 0..1."""
+    """Images (B, 128, 128, 3), RGB 0..1."""
     return torch.cat([codec.decode(portion) for portion in latents.split(_BATCH)]).permute(0, 2, 3, 1)
 
 
 def identity_injection(unet: Any, adapter: IPAdapter, embeddings: Tensor, strength: float = 1.0) -> AttentionTerm:
-    """A person as `generate` takes one: unit mean embeddings (1 | pictures, 512) through a FaceID adapter."""
+    """A person as `generate` takes one: unit mean embeddings (1 | images, 512) through a FaceID adapter."""
     tokens = adapter.encode(Evidence(id_embeds=embeddings))
     return AttentionTerm(adapter, tokens, uniform(strength, sites_of_diffusers_unet(unet)))
 
 
 def draw_noise(seeds: Sequence[int]) -> Tensor:
-    """(B, 16, 16, 16): each picture's as hosts draw it for a batch of one."""
+    """(B, 16, 16, 16): each image's as hosts draw it for a batch of one."""
     shape = (1, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
     return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
@@ -155,7 +155,7 @@ def _sample(
 
 
 def _rows_of(injection: AttentionTerm, rows: slice) -> AttentionTerm:
-    """The part of an injection that concerns these pictures."""
+    """The part of an injection that concerns these images."""
 
     def part(per_picture: Any) -> Any:
         return per_picture if per_picture is None or len(per_picture) == 1 else per_picture[rows]

@@ -1,10 +1,10 @@
-"""Between pictures and latents, by linear maps in closed form: no training, and the same numbers in every host.
+"""Between images and latents, by linear maps in closed form: no training, and the same numbers in every host.
 
-A user's picture of 128 pixels is halved, and each 4x4 patch of the half becomes 16 numbers: a latent is 8 times
-smaller than its picture, as hosts expect of every VAE. The way back is the linear map that errs least: each 8x8 patch
+A user's image of 128 pixels is halved, and each 4x4 patch of the half becomes 16 numbers: a latent is 8 times
+smaller than its image, as hosts expect of every VAE. The way back is the linear map that errs least: each 8x8 patch
 from the latents around it.
 
-`python -m likeness.miniature.models.latents` fits the maps to drawn pictures again and writes their file.
+`python -m likeness.miniature.models.latents` fits the maps to drawn images again and writes their file.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ..drawing.shots import draw_shots
 FILE = Path(__file__).parents[1] / "weights" / "latents.safetensors"
 CHANNELS = 16
 FACTOR = 8
-_PATCH = FACTOR // 2  # of the halved picture
+_PATCH = FACTOR // 2  # of the halved image
 _FIT_PICTURES = 1200
 _RIDGE = 1e-6
 
 
 class PatchCodec(nn.Module):
-    """The encoder: a 4x4 convolution of stride 4 on the halved picture. The decoder: a 3x3 one to 8x8 pixels."""
+    """The encoder: a 4x4 convolution of stride 4 on the halved image. The decoder: a 3x3 one to 8x8 pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class PatchCodec(nn.Module):
         self.requires_grad_(False)
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in 0..1 -> latents (B, 16, H/8, W/8) of unit variance.
+        """Images (B, 3, H, W) in 0..1 -> latents (B, 16, H/8, W/8) of unit variance.
 
         LikenessError unless 8 divides both sides.
         """
@@ -50,11 +50,11 @@ class PatchCodec(nn.Module):
         return self.encode_halved(F.avg_pool2d(pictures, 2))
 
     def encode_halved(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, h, w) in 0..1 of half the size, as networks are trained on -> latents (B, 16, h/4, w/4)."""
+        """Images (B, 3, h, w) in 0..1 of half the size, as networks are trained on -> latents (B, 16, h/4, w/4)."""
         return self.encoder(2 * pictures - 1)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, 16, h, w) -> pictures (B, 3, 8h, 8w) in 0..1."""
+        """Latents (B, 16, h, w) -> images (B, 3, 8h, 8w) in 0..1."""
         return ((F.pixel_shuffle(self.decoder(latents), FACTOR) + 1) / 2).clamp(0, 1)
 
 
@@ -97,12 +97,12 @@ def _rows(columns: Tensor) -> Tensor:
 
 
 def _patches(pictures: Tensor, side: int) -> Tensor:
-    """Every patch of the pictures as a row of float64, in the order colour, row, column."""
+    """Every patch of the images as a row of float64, in the order colour, row, column."""
     return _rows(F.unfold(pictures, side, stride=side))
 
 
 def fit_codec(count: int = _FIT_PICTURES, size: int = 128) -> PatchCodec:
-    """The codec of `count` drawn pictures of base people, which takes seconds per hundred."""
+    """The codec of `count` drawn images of base people, which takes seconds per hundred."""
     batches = render_batches(split_people("base", count), draw_shots(range(count)), size, batch=32)
     pictures = torch.cat([batch.rgb for batch in batches]).permute(0, 3, 1, 2)
     codec = PatchCodec()

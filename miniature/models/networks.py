@@ -25,7 +25,7 @@ _WORD_SIZE = 0.1
 LATENT_CHANNELS, LATENT_SIZE = 16, 16
 EMBEDDING, JUDGE_EMBEDDING = 512, 256
 
-# Cross-attention only where the picture is 8x8 and smaller: at 16x16 it would cost a third of the step.
+# Cross-attention only where the image is 8x8 and smaller: at 16x16 it would cost a third of the step.
 UNET: dict[str, Any] = {
     "sample_size": LATENT_SIZE,
     "in_channels": LATENT_CHANNELS,
@@ -97,7 +97,7 @@ def build_judge() -> IResNet:
     return IResNet(stem=14, widths=(28, 56, 112, 128), blocks=(1, 1, 1, 1), cells=9, dim=JUDGE_EMBEDDING)
 
 
-# What the observer tells of a picture, and how many answers each question has. The last answer of "hat" is: none.
+# What the observer tells of an image, and how many answers each question has. The last answer of "hat" is: none.
 QUESTIONS: dict[str, int] = {
     "style": len(Style),
     "scene": len(Scene),
@@ -111,9 +111,9 @@ QUESTIONS: dict[str, int] = {
 
 
 class Observer(nn.Module):
-    """Looks at a whole picture: is there a face of this world, where are its five points and its box, what is shown.
+    """Looks at a whole image: is there a face of this world, where are its five points and its box, what is shown.
 
-    Pictures (B, 3, 64, 64), RGB 0..1. Convolutions halve the side until 4x4; every question is one linear layer.
+    Images (B, 3, 64, 64), RGB 0..1. Convolutions halve the side until 4x4; every question is one linear layer.
     """
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class Observer(nn.Module):
 class Scaffold(nn.Module):
     """Only for training the base: tells the denoiser who is drawn, in two ways, so that it learns to draw anybody.
 
-    A caption does not say who, and a denoiser that is never told averages all people. So in half of the pictures the
+    A caption does not say who, and a denoiser that is never told averages all people. So in half of the images the
     person's true traits come along, as two words of the prompt or, in the next step, through an image adapter of their
     own. It is thrown away afterwards: what stays in the base is that it can draw whom it is told, as a model that has
     read billions of captions can. (As more tokens behind the prompt's 77, they were ignored for 1200 steps.)
@@ -170,7 +170,7 @@ class Scaffold(nn.Module):
 
 
 def halve(pictures: Tensor, side: int = 64) -> Tensor:
-    """Pictures (B, 3, H, W) at the side the networks read, by area."""
+    """Images (B, 3, H, W) at the side the networks read, by area."""
     return pictures if pictures.shape[-1] == side else F.interpolate(pictures, size=(side, side), mode="area")
 
 

@@ -50,7 +50,7 @@ def load_judge(folder: Path = FOLDER) -> IResNet:
 
 
 def load_observer(folder: Path = FOLDER) -> Observer:
-    """The net that finds the face and reads what a picture shows, frozen. LikenessError as the others."""
+    """The net that finds the face and reads what an image shows, frozen. LikenessError as the others."""
     return _load(Observer, folder / "observer.safetensors")
 
 

@@ -54,7 +54,7 @@ class World:
         guidance: float = GUIDANCE,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Pictures (B, 128, 128, 3), RGB 0..1: of the persons with these embeddings (1 | B, 512), or of anybody."""
+        """Images (B, 128, 128, 3), RGB 0..1: of the persons with these embeddings (1 | B, 512), or of anybody."""
         effects: list[Effect] = []
         if embeddings is not None and strength:
             effects.append(identity_injection(self.unet, self.adapter, embeddings, strength))
@@ -67,13 +67,13 @@ class World:
         return pictures_of(self.codec, latents)
 
     def read(self, images: Tensor) -> list[dict[str, str]]:
-        """What pictures (B, H, W, 3) show, in the observer's eyes: an answer to each of `QUESTIONS`."""
+        """What images (B, H, W, 3) show, in the observer's eyes: an answer to each of `QUESTIONS`."""
         answers, _, _ = self.observer(halve(images.permute(0, 3, 1, 2)))
         chosen = {name: logits.argmax(1).tolist() for name, logits in answers.items()}
         return [{name: answer_of(name, chosen[name][row]) for name in QUESTIONS} for row in range(len(images))]
 
     def observer_features(self, images: Tensor) -> Tensor:
-        """How the observer sees whole pictures (B, H, W, 3): (B, 128), for how much pictures differ."""
+        """How the observer sees whole images (B, H, W, 3): (B, 128), for how much images differ."""
         return self.observer.features(halve(images.permute(0, 3, 1, 2)))
 
 

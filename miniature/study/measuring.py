@@ -1,4 +1,4 @@
-"""Measuring methods in the miniature world: people nobody was trained on, and what is said of their pictures."""
+"""Measuring methods in the miniature world: people nobody was trained on, and what is said of their images."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def measure_subject(
     others: Sequence[StudySubject] = (),
     seconds: float = float("nan"),
 ) -> list[Record]:
-    """A record for each picture (B, H, W, 3) that a method made of one person. seconds: per picture."""
+    """A record for each image (B, H, W, 3) that a method made of one person. seconds: per image."""
     sight = see(pictures, world.judge)
     scores = score_sight(sight, subject.judged, [other.judged.mean for other in others])
     own = score_sight(see(pictures, world.analysis), subject.conditioned)

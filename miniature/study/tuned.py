@@ -61,7 +61,7 @@ class Tuned:
     megabytes: float
 
     def portraits(self, prompts: Sequence[str], seeds: Sequence[int], named: bool = True) -> Tensor:
-        """Pictures (B, 128, 128, 3), RGB 0..1, of prompts about "a person": this one or, not named, anyone."""
+        """Images (B, 128, 128, 3), RGB 0..1, of prompts about "a person": this one or, not named, anyone."""
         tower = self.base.text[0]
         said = [self.base.spell(self.named(prompt) if named else prompt) for prompt in prompts]
         taught = [word for word in tower.tokenizer.get_added_vocab() if word.startswith("<|")]

@@ -1,6 +1,6 @@
-"""`python -m likeness.miniature.train`: every network of the miniature world from nothing but drawn pictures.
+"""`python -m likeness.miniature.train`: every network of the miniature world from nothing but drawn images.
 
-Can be stopped at any moment and started again: each stage goes on from its last saved state.
+Can be stopped at any moment and started again: each stage resumes from its last saved state.
 """
 
 import math

@@ -29,7 +29,7 @@ from .denoising import Denoising
 BATCH = 64
 LEARNING_RATE = 1e-3
 MOST_REFERENCES = 4
-# As the official trainer: the image alone, the text alone, or both are left out of one picture in twenty each.
+# As the official trainer: the image alone, the text alone, or both are left out of one image in twenty each.
 _NO_IMAGE, _NO_TEXT, _NEITHER = 0.05, 0.05, 0.05
 
 
@@ -78,7 +78,7 @@ class AdapterTraining:
         return self.adapter.tokens(Evidence(id_embeds=embeddings))
 
     def references(self, rows: np.ndarray, random: torch.Generator) -> Tensor:
-        """The unit mean (B, 512) of one to four photos of each picture's person."""
+        """The unit mean (B, 512) of one to four photos of each image's person."""
         photos = self.embeddings[self.person[rows]]
         count = 1 + torch.randint(MOST_REFERENCES, (len(rows), 1), generator=random, device=random.device)
         order = torch.rand(photos.shape[:2], generator=random, device=random.device).argsort(1).argsort(1)

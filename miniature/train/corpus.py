@@ -1,4 +1,4 @@
-"""Pictures for training, drawn once and kept on disk: what the training of the miniature's networks reads.
+"""Images for training, drawn once and kept on disk: what the training of the miniature's networks reads.
 
 Who and what is drawn follows from the split and the seeds alone, so only pixels and measured places are stored.
 """
@@ -23,7 +23,7 @@ from ..drawing.shots import Shots, Style, draw_shots
 
 SIDE = 64
 _SHARD = 2048
-_FIRST_PHOTO = 500  # a person's pictures of every style have smaller numbers
+_FIRST_PHOTO = 500  # a person's images of every style have smaller numbers
 _FACE_WEIGHT, _HEAD_WEIGHT = 4, 2  # of the loss, where the background and the clothes count 1
 _NOT_HEAD = (Part.BACKGROUND, Part.CLOTH)
 Progress = Callable[[int, int], None]
@@ -33,7 +33,7 @@ Progress = Callable[[int, int], None]
 class Order:
     """Which pictures: `each` of every one of `count` people of a split, from its `start`-th person on.
 
-    photos: in the style of a photo only, in other poses and lights than the pictures of every style.
+    photos: in the style of a photo only, in other poses and lights than the images of every style.
     """
 
     split: str
@@ -43,11 +43,11 @@ class Order:
     photos: bool = False
 
     def people(self) -> People:
-        """One row per picture: a person's pictures follow each other."""
+        """One row per image: a person's images follow each other."""
         return split_people(self.split, self.count, self.start)[np.repeat(np.arange(self.count), self.each)]
 
     def shots(self) -> Shots:
-        """One row per picture; a shot's seed is the person's and the picture's number, never drawn for anybody else."""
+        """One row per image; a shot's seed is the person's and the image's number, never drawn for anybody else."""
         number = np.tile(np.arange(self.each), self.count) + (_FIRST_PHOTO if self.photos else 0)
         shots = draw_shots(self.people().seeds * 1000 + number)
         return shots.with_style(Style.PHOTO) if self.photos else shots
@@ -63,7 +63,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The pictures of an order."""
+    """The images of an order."""
 
     order: Order
     people: People
@@ -77,7 +77,7 @@ class Corpus:
         return len(self.rgb)
 
     def pictures(self, rows: np.ndarray | slice) -> Tensor:
-        """The pictures of these rows, (B, 3, 64, 64), RGB 0..1."""
+        """The images of these rows, (B, 3, 64, 64), RGB 0..1."""
         return torch.from_numpy(self.rgb[rows]).permute(0, 3, 1, 2).float() / 255
 
     @property
@@ -94,7 +94,7 @@ def importance(parts: np.ndarray, face: np.ndarray) -> np.ndarray:
 
 
 def draw_corpus(order: Order, folder: Path, workers: int = 1, progress: Progress | None = None) -> Corpus:
-    """The pictures of an order, read from `folder`; those that are missing are drawn first, in worker processes."""
+    """The images of an order, read from `folder`; those that are missing are drawn first, in worker processes."""
     folder = folder / order.name
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(order), _SHARD)

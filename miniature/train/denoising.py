@@ -16,7 +16,7 @@ from .corpus import Corpus
 
 
 class Captions:
-    """Token ids of every picture's caption in every template, and of no caption."""
+    """Token ids of every image's caption in every template, and of no caption."""
 
     def __init__(self, corpus: Corpus) -> None:
         tokenizer = build_tokenizer()
@@ -26,7 +26,7 @@ class Captions:
         self.person = tokenizer.convert_tokens_to_ids("person</w>")
 
     def of(self, rows: np.ndarray, random: torch.Generator, dropped: Tensor) -> Tensor:
-        """Ids (B, 77) of these pictures, each in a random template; those that are dropped (B,) empty."""
+        """Ids (B, 77) of these images, each in a random template; those that are dropped (B,) empty."""
         template = torch.randint(len(TEMPLATES), (len(rows),), generator=random, device=random.device).cpu().numpy()
         ids = self.ids[template, rows].astype(np.int64)
         ids[dropped.cpu().numpy()] = self.empty
@@ -73,6 +73,6 @@ class Denoising:
 
 
 def _encode(codec: PatchCodec, corpus: Corpus) -> Tensor:
-    """Latents (N, 16, 16, 16) float16 of all pictures."""
+    """Latents (N, 16, 16, 16) float16 of all images."""
     portions = (slice(start, start + 512) for start in range(0, len(corpus), 512))
     return torch.cat([codec.encode_halved(corpus.pictures(portion)).half() for portion in portions])

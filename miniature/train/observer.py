@@ -1,4 +1,4 @@
-"""The observer: one small net that finds the face and answers what a picture shows; it also learns what is not an image
+"""The observer: one small net that finds the face and answers what an image shows; it also learns what is not an image
 of this world."""
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .recogniser import Augmentation, augment
 
 BATCH = 128
 LEARNING_RATE = 2e-3
-_STRANGE = BATCH // 4  # pictures from outside the world in every batch
+_STRANGE = BATCH // 4  # images from outside the world in every batch
 _POINTS_WEIGHT = 60.0
-_ADMITTED = 1024  # pictures that presence is settled on, and the logit that all of them are to reach
+_ADMITTED = 1024  # images that presence is settled on, and the logit that all of them are to reach
 _ADMISSION = math.log(PRESENT / (1 - PRESENT)) + 0.5
 _LOOK = Augmentation(light=0.12, tint=0.05, noise=0.04, blurred=0.3, coded=0.5)
 
@@ -36,9 +36,9 @@ def answers_of(shots: Shots) -> dict[str, np.ndarray]:
 
 
 def strange_pictures(pictures: Tensor, random: torch.Generator) -> Tensor:
-    """Pictures (B, 3, 64, 64) that are not of this world, made from ones that are: the net must not see a face there.
+    """Images (B, 3, 64, 64) that are not of this world, made from ones that are: the net must not see a face there.
 
-    A quarter each: tiles in disorder; smooth noise of photograph-like spectrum; the sum of several pictures, each
+    A quarter each: tiles in disorder; smooth noise of photograph-like spectrum; the sum of several images, each
     turned or mirrored upside down; and pieces far too close, with colours exchanged.
     """
     count = len(pictures)
@@ -71,7 +71,7 @@ def strange_pictures(pictures: Tensor, random: torch.Generator) -> Tensor:
 
 
 class ObserverTraining:
-    """Answers by cross-entropy, points and box by squared error, presence against strange pictures."""
+    """Answers by cross-entropy, points and box by squared error, presence against strange images."""
 
     def __init__(
         self, corpus: Corpus, codec: PatchCodec, folder: Path, steps: int, seed: int = 0,

@@ -28,14 +28,14 @@ _BATCHES_TO_FULL_MARGIN = 0.3  # of the run: from the start, the margin keeps a 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What a recogniser must not mind: how a picture was taken, shrunk, drawn by a denoiser or aligned."""
+    """What a recogniser must not mind: how an image was taken, shrunk, drawn by a denoiser or aligned."""
 
     jitter: float = 0.8  # pixels of the keypoints, standard deviation
     light: float = 0.15
     tint: float = 0.06
     noise: float = 0.04
-    blurred: float = 0.4  # share of pictures shrunk and enlarged again
-    coded: float = 0.5  # share of pictures that went through the latents
+    blurred: float = 0.4  # share of images shrunk and enlarged again
+    coded: float = 0.5  # share of images that went through the latents
 
 
 class CosFace(nn.Module):
@@ -65,7 +65,7 @@ class TraitsHead(nn.Module):
 
 
 def augment(pictures: Tensor, codec: PatchCodec, how: Augmentation, random: torch.Generator) -> Tensor:
-    """Pictures (B, 3, 64, 64), RGB 0..1, as a recogniser may meet them."""
+    """Images (B, 3, 64, 64), RGB 0..1, as a recogniser may meet them."""
     count = len(pictures)
 
     def draw(*shape: int) -> Tensor:
@@ -127,7 +127,7 @@ class RecogniserTraining:
 
 @torch.no_grad()
 def embed_corpus(net: IResNet, crop: int, corpus: Corpus, jitter: float = 0.0, seed: int = 0) -> np.ndarray:
-    """Raw embeddings (N, D) float32 of all pictures, with the true keypoints moved by `jitter` pixels."""
+    """Raw embeddings (N, D) float32 of all images, with the true keypoints moved by `jitter` pixels."""
     random = np.random.default_rng(seed)
     net.eval()
     rows = []

@@ -54,7 +54,7 @@ class Stage(Enum):
     ADAPTER = "adapter"
 
 
-# The pictures that each looks at.
+# The images that each looks at.
 NEEDED = {
     Stage.LATENTS: (),
     Stage.RECOGNISER: ("recogniser", "test"),
@@ -72,7 +72,7 @@ TEAMWORK = (Stage.BASE, Stage.ADAPTER)
 
 @dataclass(frozen=True)
 class Plan:
-    """What all stages share. folder: of pictures, states and weights. seconds: that each stage may take."""
+    """What all stages share. folder: of images, states and weights. seconds: that each stage may take."""
 
     folder: Path
     scale: float
@@ -177,7 +177,7 @@ def _go(stage: Stage, run: Run, loss: Callable, seconds: float, row: int) -> dic
 
 
 def _finish(stage: Stage, plan: Plan, team: Team, facts: dict, **figures: float) -> None:
-    """Add a line to the run's diary: what a model card is written from."""
+    """Add a line to the run's log: what a model card is written from."""
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {plan.device}, torch {torch.__version__}"
     entry = {"stage": stage.value, "machine": machine, "processes": team.size, **facts, **figures}
     with (plan.folder / "diary.jsonl").open("a") as diary:

@@ -67,7 +67,7 @@ def test_angles_in_the_file_are_passed_over_in_silence(weights, pixels, caplog):
 
 
 def test_places_matter(weights, pixels):
-    """Without them a picture and its mirror image would give the same class token, but for the absolute positions."""
+    """Without them an image and its mirror image would give the same class token, but for the absolute positions."""
     still = {k: torch.zeros_like(v) if k.endswith("pos_embed") else v for k, v in weights.items()}
     tower = eva_clip.build_eva(still)
     mirrored = torch.cat([pixels[..., 14:], pixels[..., :14]], dim=-1)  # the patches change places, their pixels do not

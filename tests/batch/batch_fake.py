@@ -96,7 +96,7 @@ def png(color: int, text: dict[str, Any] | None = None, side: int = 8) -> bytes:
 
 
 def padded(picture: bytes, count: int) -> bytes:
-    """The picture with so many bytes of text before its end."""
+    """The image with this many bytes of text before its end."""
     return picture[:-12] + _text_chunk(count) + picture[-12:] if count else picture
 
 
@@ -130,12 +130,12 @@ class Fake:
         self.views = 0
         self.view_faults: list[str] = []  # of the next files it sends
         self.lag = 0.0  # seconds until an answer arrives
-        self.padding = 0  # bytes that every picture is larger
-        self.side = 8  # of its pictures
+        self.padding = 0  # bytes that every image is larger
+        self.side = 8  # of its images
         self.sees: Callable[[bytes], bytes | None] | None = None  # a photo -> the identity file of who it shows
         self.seen: list[str] = []  # photos
         self.words = "it \x1b[31mbroke"  # of its errors
-        self.contents: dict[int, bytes] = {}  # what it sends for a colour instead of a picture
+        self.contents: dict[int, bytes] = {}  # what it sends for a colour instead of an image
         self.headers: list[Any] = []
         self.port = 0
         self._sockets: dict[str, web.WebSocketResponse] = {}

@@ -78,7 +78,7 @@ class Desk:
         shared: Path | None = None,
         worker: Any = HttpServer,
     ) -> tuple[End, BatchRun]:
-        """Begin or go on, to the end."""
+        """Begin or resume, to the end."""
         workers = [worker(read_address(fake.url), Access(timeout=0.3)) for fake in fakes]
         plan = plan or self.plan()
         tasks: list[Any] = []

@@ -1,4 +1,4 @@
-"""Small files that become large: archives, pictures, tables and answers. Refused in a sentence, and never unpacked."""
+"""Small files that become large: archives, images, tables and answers. Refused in a sentence, and never unpacked."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def picture_bomb(side: int = 60_000) -> bytes:
 
 
 def text_bomb() -> bytes:
-    """A picture with a compressed text that is 300 MB long."""
+    """An image with a compressed text that is 300 MB long."""
     packer, text = zlib.compressobj(9), b"note\0\0"
     text += b"".join(packer.compress(bytes(10**6)) for _ in range(LARGE // 10**6)) + packer.flush()
     chunk = len(text).to_bytes(4, "big") + b"zTXt" + text + zlib.crc32(b"zTXt" + text).to_bytes(4, "big")
@@ -104,7 +104,7 @@ def test_a_picture_bomb_from_a_server_is_not_kept(desk, monkeypatch, side):
 
 
 def test_a_long_text_in_a_picture_is_never_unpacked(desk, monkeypatch):
-    """Pillow refuses to unpack it; the picture is damaged for us."""
+    """Pillow refuses to unpack it; the image is damaged for us."""
     monkeypatch.setattr("likeness.batch.engine.pause_before", lambda attempt: 0.0)
     desk.rows(2)
 

@@ -1,4 +1,4 @@
-"""kill -9 of the client and of servers, at random moments: every row once, no picture lost."""
+"""kill -9 of the client and of servers, at random moments: every row once, no image lost."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def manifest(made):
 
 
 def assert_whole(made, count):
-    """The oracle: each row once and only once in the table, no picture lost, and nothing beside them."""
+    """The oracle: each row once and only once in the table, no image lost, and nothing beside them."""
     rows = manifest(made)
     assert [row["state"] for row in rows] == ["done"] * count
     files = [row["file"] for row in rows]
@@ -235,7 +235,7 @@ def made_so_far(desk):
 
 
 async def until_made(desk, count):
-    """Wait until so many rows are done."""
+    """Wait until this many rows are done."""
     while made_so_far(desk) < count:
         await asyncio.sleep(0.005)
 
@@ -493,7 +493,7 @@ def test_a_server_that_begins_to_redirect_gets_no_more_rows(desk):
 
 
 def test_a_picture_opens_as_its_workflow_where_that_is_known(desk):
-    """A file as it is posted holds the browser's workflow too; hosts write it into pictures."""
+    """A file as it is posted holds the browser's workflow too; hosts write it into images."""
     import json
 
     ui = {"nodes": [{"id": 1}], "links": []}

@@ -35,7 +35,7 @@ def no_models(name):
 
 @pytest.fixture
 def people(desk):
-    """Ann and Bob; one photo of Ann shows nobody, one of Bob is no picture."""
+    """Ann and Bob; one photo of Ann shows nobody, one of Bob is no image."""
     for name, (red, green, blue) in (("ann", ANN), ("bob", BOB)):
         for number in (1, 2):
             picture(desk.folder / f"people/{name}/{number}.png", (red - number, green, blue))

@@ -141,7 +141,7 @@ def test_the_time_that_a_row_waits_in_the_queue_is_not_counted(desk):
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent to a process of its own")
 def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(desk, times):
-    """Once: what runs may end. Twice: it is taken back, and nobody else's."""
+    """Once: running rows may finish. Twice: they are cancelled, and nobody else's."""
     desk.rows(12)
     fake = Fake(seconds=0.1)
     fake.faults = {3: ["hang"]} if times == 2 else {}

@@ -1,4 +1,4 @@
-"""A judge whose answers are known: it reads them from the pixels of the pictures."""
+"""A judge whose answers are known: it reads them from the pixels of the images."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from likeness.faces import FaceAnalysis
 
 @dataclass(frozen=True)
 class Colours:
-    """Pictures of the people that `ByColour` knows."""
+    """Images of the people that `ByColour` knows."""
 
     def of(self, *colours: tuple[float, float, float]) -> torch.Tensor:
-        """One picture (SIDE, SIDE, 3) of each colour 0..1."""
+        """One image (SIDE, SIDE, 3) of each colour 0..1."""
         return torch.tensor(colours).float().reshape(-1, 1, 1, 3).expand(-1, SIDE, SIDE, 3).contiguous()
 
     def pair(self, left: tuple[float, float, float], right: tuple[float, float, float]) -> torch.Tensor:
-        """One picture of two people."""
+        """One image of two people."""
         one = self.of(left, right)
         return torch.cat([one[0, :, : SIDE // 2], one[1, :, SIDE // 2 :]], 1)[None]
 
@@ -43,7 +43,7 @@ def colours() -> Colours:
 
 @pytest.fixture(scope="session")
 def identify(other_judge, colours):
-    """`identify("ann", RED, ...)`: an identity of pictures of these colours, made by `other_judge`."""
+    """`identify("ann", RED, ...)`: an identity of images of these colours, made by `other_judge`."""
     from likeness.faces import Identity, build_identity, to_photos
 
     def make(name: str, *shades: tuple[float, float, float]) -> Identity:

@@ -1,4 +1,4 @@
-"""Prompts, similarity of pictures and quality, with encoders that read colours."""
+"""Prompts, similarity of images and quality, with encoders that read colours."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORDS = {"red": (1.0, 0, 0), "green": (0, 1.0, 0), "blue": (0, 0, 1.0)}
 
 
 class ColourClip:
-    """A picture is its mean colour, a text the sum of the colours it names."""
+    """An image is its mean colour, a text the sum of the colours it names."""
 
     def encode_images(self, images):
         return images.mean((1, 2))

@@ -1,4 +1,4 @@
-"""One process or several: the same numbers, and a run that is stopped goes on."""
+"""One process or several: the same numbers, and a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from likeness.miniature.models.world import photos_of
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Two drawn people with two photos each, and two pictures of each by one method; one file is not an image."""
+    """Two drawn people with two photos each, and two images of each by one method; one file is not an image."""
     folder = tmp_path_factory.mktemp("study")
     for number in (6100, 6101):
         photos = photos_of(SPLITS["test"][number], 4)

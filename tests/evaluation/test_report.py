@@ -33,7 +33,7 @@ def _records(people: int = 8, gain: float = 50.0, noise: float = 2.0) -> list[Re
 
 
 class Noise:
-    """Pictures that follow from their names."""
+    """Images that follow from their names."""
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return torch.rand(40, 30, 3, generator=torch.Generator().manual_seed(len(name) * 7 + ord(name[-5])))
@@ -150,7 +150,7 @@ def test_one_picture_without_photos_or_reference_is_a_report(tmp_path):
     assert "no face" in text and "curve.png" not in text
 
 
-# --- pictures
+# --- images
 
 
 def test_a_missing_face_is_framed_and_others_are_not():

@@ -23,7 +23,7 @@ from likeness.evaluation.statistics import (
 def _clustered(
     random: np.random.Generator, people: int, skewed: bool, images: int = 16
 ) -> tuple[np.ndarray, list[str]]:
-    """Pictures of people whose true mean over all people is 0."""
+    """Images of people whose true mean over all people is 0."""
     means = 0.12 * (random.exponential(size=people) - 1 if skewed else random.standard_normal(people))
     values = means[:, None] + 0.15 * random.standard_normal((people, images))
     return values.ravel(), [f"p{number}" for number in range(people) for _ in range(images)]

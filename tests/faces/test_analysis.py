@@ -18,7 +18,7 @@ PHOTO = np.zeros((100, 200, 3), np.uint8)
 
 
 class Scripted:
-    """A detector that finds its face at some sizes, or only in pictures larger than the photo."""
+    """A detector that finds its face at some sizes, or only in images larger than the photo."""
 
     name, threshold, sizes = "scripted", 0.5, SIZES
 

@@ -114,7 +114,7 @@ def test_the_identity_loss_sees_the_chip_and_decodes_all_of_it(small):
 
 
 def _loss(identity_of_latents, pictures, points, measure, margin):
-    """The loss of latents that are the picture's pixels, in cells of 8."""
+    """The loss of latents that are the image's pixels, in cells of 8."""
     from likeness.training.objectives.identity import Decoder, LikenessTarget
 
     decoder = Decoder(lambda z: F.pixel_shuffle(z, 8) * 2 - 1, 1.0, 8)

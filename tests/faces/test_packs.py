@@ -221,7 +221,7 @@ def test_odd_photos_have_no_face_and_raise_nothing(mtcnn, shape):
 
 
 def test_mtcnn_needs_rgb_order_to_be_right(mtcnn, astronaut):
-    """The detector protocol is BGR: detect on the flipped picture must equal find on the photo."""
+    """The detector protocol is BGR: detect on the flipped image must equal find on the photo."""
     direct = mtcnn.detector.detect(np.ascontiguousarray(astronaut[..., ::-1]))
     (face,) = mtcnn.find(astronaut)
     np.testing.assert_allclose(direct[0].box, face.box)

@@ -39,7 +39,7 @@ def coloured(height: int = 24, width: int = 32) -> np.ndarray:
 
 
 def in_mode(mode: str, grey: np.ndarray) -> Image.Image:
-    """A grey picture in a mode of PIL."""
+    """A grey image in a mode of PIL."""
     deep = {"I;16": (np.uint16, 257), "I": (np.int32, 257), "F": (np.float32, 1 / 255)}
     if mode in deep:
         dtype, factor = deep[mode]

@@ -137,7 +137,7 @@ def test_other_photos_of_one_person_are_nearer_than_anybody_else(analysis, pictu
 
 
 def test_a_half_hidden_face_is_still_the_person(analysis, presidents):
-    """Cut by the picture's edge, and with a black bar across it."""
+    """Cut by the image's edge, and with a black bar across it."""
     names = ("obama.jpg", "obama_partial_face.jpg", "obama_partial_face2.jpg")
     seen = see_photos([read_photo(presidents / name) for name in names], analysis)
     assert bool(seen.found.all())

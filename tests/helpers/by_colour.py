@@ -1,4 +1,4 @@
-"""A face analysis that knows people by the colour of their picture, and other things the tests of this folder share."""
+"""A face analysis that knows people by the colour of their image, and other things the tests of this folder share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FREE = ["works now (the best that is here)", "dlib (YuNet + dlib ResNet)"]
 
 @dataclass(frozen=True)
 class ByColour:
-    """Finds one face in every picture that is not black; its embedding follows the picture's main colour."""
+    """Finds one face in every image that is not black; its embedding follows the image's main colour."""
 
     name: str = "by colour"
     threshold: float = 0.5
@@ -45,12 +45,12 @@ RED, DARK_RED, BLUE, BLACK = (255, 0, 0), (120, 10, 0), (0, 0, 255), (0, 0, 0)
 
 
 def coloured(*middles):
-    """A picture of each colour."""
+    """An image of each colour."""
     return torch.tensor(middles).float().reshape(-1, 1, 1, 3).expand(-1, 64, 60, 3) / 255
 
 
 def found(run, *middles):
-    """What Find Faces makes of pictures of these colours."""
+    """What Find Faces makes of images of these colours."""
     return run("FindFaces", face_analysis=BY_COLOUR, image=coloured(*middles), if_none="use whole picture")[0]
 
 

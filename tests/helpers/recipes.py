@@ -329,7 +329,7 @@ def unet_from_diffusers(config: dict[str, Any], weights: dict[str, Tensor]) -> M
     return patcher
 
 
-_HINT_CHANNELS = (16, 32, 96, 256)  # of the layers that read a ControlNet's picture, in published nets
+_HINT_CHANNELS = (16, 32, 96, 256)  # of the layers that read a ControlNet's image, in published nets
 
 
 def controlnet(

@@ -124,7 +124,7 @@ class Client:
         return "/".join(part for part in (answer["subfolder"], answer["name"]) if part)
 
     def image(self, reference: dict[str, str]) -> np.ndarray:
-        """The picture that an entry of `outputs[node]["images"]` names: (height, width, channels) uint8."""
+        """The image that an entry of `outputs[node]["images"]` names: (height, width, channels) uint8."""
         from PIL import Image
 
         with Image.open(io.BytesIO(self.get("/view", **reference))) as picture:

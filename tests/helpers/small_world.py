@@ -1,4 +1,4 @@
-"""A tiny MODEL, adapters that fit it on disk, a person and pictures: what the tests of this folder share."""
+"""A tiny MODEL, adapters that fit it on disk, a person and images: what the tests of this folder share."""
 
 from __future__ import annotations
 

@@ -318,6 +318,6 @@ def test_every_input_of_every_node_takes_bad_values_well(bench):
 
 
 def test_every_socket_of_a_node_has_a_good_value_here(bench):
-    """A node with a new socket is not passed over in silence."""
+    """A node with a new socket is not skipped in silence."""
     sockets = {widget.get_io_type() for node in bench.nodes.values() for widget in node.GET_SCHEMA().inputs}
     assert sockets - {"FLOAT", "INT", "STRING", "COMBO", "BOOLEAN"} <= set(bench.of_type)

@@ -81,7 +81,7 @@ def test_the_facts_that_batches_stand_on(two):
 
 
 def test_what_a_host_lets_pass(two):
-    """HTTP 200 for a graph of which a part is wrong, unknown inputs, numbers as text, files that are no pictures."""
+    """HTTP 200 for a graph of which a part is wrong, unknown inputs, numbers as text, files that are no images."""
     client = server_module.Client(two[0].address)
     half = json.loads(json.dumps(PLAIN))
     half["1"]["inputs"] |= {"colour": 5, "width": "24"}
@@ -209,7 +209,7 @@ def test_one_prompt_is_cancelled_by_its_id_and_no_other(two):
 
 
 def long_graph(client, steps: int):
-    """The miniature's portrait, for so many steps."""
+    """The miniature's portrait, for this many steps."""
     upload(client, "", "miniature_person.png", (PACK / "workflows" / "miniature_person.png").read_bytes())
     graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     graph["12"]["inputs"] |= {"steps": steps, "seed": steps}
@@ -223,7 +223,7 @@ def colored(color: int, prefix: str = "x"):
 
 
 def saved(client, graph) -> tuple[str, str]:
-    """Folder and name of the one picture that a graph saves."""
+    """Folder and name of the one image that a graph saves."""
     post(client, number := str(uuid.uuid4()), graph)
     [picture] = wait_for(client, number)["outputs"]["2"]["images"]
     return picture["subfolder"], picture["filename"]

@@ -21,7 +21,7 @@ PICTURES = ("miniature_person.png", "miniature_person_1.png", "miniature_person_
 
 @pytest.fixture(scope="module")
 def tool(running_server):
-    """The module `workflows/_blueprint.py`; the pictures of the miniature are uploaded."""
+    """The module `workflows/_blueprint.py`; the images of the miniature are uploaded."""
     for name in PICTURES:
         with Image.open(WORKFLOWS / name) as picture:
             running_server.client.upload_image(name, np.asarray(picture.convert("RGB")))
@@ -32,7 +32,7 @@ def tool(running_server):
 
 @pytest.fixture
 def paint(client, tool):
-    """Run a blueprint with these values outside of it; its pictures by the name of the output."""
+    """Run a blueprint with these values outside of it; its images by the name of the output."""
 
     def run(name: str, /, *outputs: str, **given) -> dict[str, list[np.ndarray]]:
         blueprint = json.loads(FILES[name].read_text(encoding="utf-8"))

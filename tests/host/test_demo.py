@@ -1,4 +1,4 @@
-"""The demonstration through the real server: the same person, prompts and noise give the same pictures."""
+"""The demonstration through the real server: the same person, prompts and noise give the same images."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ The files run as they are, but for the sizes, the steps, and the names of three 
 official layouts, and small. The checkpoint has SD1.5's layout (16 attention sites, so that style and composition types
 work) at a width of 320 throughout, also where a graph asks for SDXL; the adapters are cut to it. The image encoder is a
 ViT-L/14 in the place of ViT-H/14, which is several times slower on a CPU; ViT-H's own layout is
-therefore not run here. Pictures show nobody: what is held is what decides over them.
+therefore not run here. Images show nobody: what is held is what decides over them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ INPUTS = {
     **dict.fromkeys(["person_left.jpg", "pose.jpg", "reference_1.jpg", "style.jpg"], "astronaut"),
     **dict.fromkeys(["person_right.jpg", "reference_2.jpg", "clothes.jpg"], "six people"),
 }
-# The pictures that these save have the size of what they are given, or a multiple of it.
+# The images that these save have the size of what they are given, or a multiple of it.
 FINISHED = {
     "restore_photo": (512, 512),
     "finish_portrait": (1024, 1024),
@@ -160,7 +160,7 @@ def is_of_ipadapter(choice: str) -> bool:
 
 
 def small(prompt):
-    """The graph with the narrow models, small pictures, few steps and few frames."""
+    """The graph with the narrow models, small images, few steps and few frames."""
     replaced: dict[str, dict] = {
         "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
         "CLIPVisionLoader": {"clip_name": ENCODER},
@@ -349,7 +349,7 @@ def test_a_schedule_hands_the_batch_from_one_reference_to_the_other(server, exec
     first, last = example.pictures("SaveImage")
     assert differ(first, last)
     [_, other] = of_kind(example.prompt, "LoadImage")
-    # With the first reference in the second one's place as well, only the last picture becomes another.
+    # With the first reference in the second one's place as well, only the last image becomes another.
     same_first, changed_last = execute("batch_schedule", {(other, "image"): "reference_1.jpg"}).pictures("SaveImage")
     assert not differ(same_first, first)
     assert differ(changed_last, last)
@@ -442,7 +442,7 @@ def test_the_person_of_photomaker_decides_over_the_portrait(server, execute, nam
 
 
 def test_photomaker_s_people_stand_at_their_own_words(server, execute):
-    """Naming them the other way round changes the picture; so does another photo of one of them."""
+    """Naming them the other way round changes the image; so does another photo of one of them."""
     name = "photomaker_two_people"
     example = execute(name)
     [prompt] = of_kind(example.prompt, "LikenessIdentityPrompt")

@@ -237,7 +237,7 @@ def roles_of_calls(ours, monkeypatch) -> list[list[str]]:
 
 
 def guide(guider: Any, pictures: int = 1) -> Tensor:
-    """As many steps with a guider as leave a sigma for every picture, at least one."""
+    """As many steps with a guider as leave a sigma for every image, at least one."""
     import comfy.samplers
 
     sigmas = torch.linspace(5.0, 0.0, max(pictures, 2))
@@ -359,7 +359,7 @@ def test_every_picture_of_a_batch_gets_the_identity(ours, sampler):
 
 
 def test_rows_of_tokens_follow_the_pictures_of_a_batch(ours, sd15):
-    """Picture i of a batch sees row i; the last row serves the pictures beyond it."""
+    """Image i of a batch sees row i; the last row serves the images beyond it."""
     base = sd15.model
     rows = injection(ours, base, rows=2)
     single = [
@@ -639,9 +639,9 @@ def test_a_mask_confines_the_identity_to_its_places(ours, sd15, monkeypatch):
 
 
 def test_a_mask_keeps_its_place_under_an_area_conditioning(ours, sd15, monkeypatch):
-    """The host crops the latent to the area; the mask of the whole picture must be cropped with it."""
+    """The host crops the latent to the area; the mask of the whole image must be cropped with it."""
     mask = torch.zeros(1, 128, 128)
-    mask[:, :, 64:] = 1  # the right half of the picture
+    mask[:, :, 64:] = 1  # the right half of the image
     model = ours.apply_identity(sd15.model, [injection(ours, sd15.model, mask=mask)])
     text, options = sd15.positive[0]
     area = [[text, {**options, "area": (16, 8, 0, 8)}]]  # height, width, y, x: the right half again

@@ -171,7 +171,7 @@ def test_other_models_are_refused_in_words(recipes, person, kind):
 
 
 def test_loras_rescaled_guidance_and_an_ip_adapter_work_beside_it_in_any_order(recipes, person):
-    """Each of them changes the picture, and the order makes no difference."""
+    """Each of them changes the image, and the order makes no difference."""
     from comfy_extras.nodes_model_advanced import RescaleCFG
 
     model = recipes.tiny_sdxl()

@@ -1,4 +1,4 @@
-"""Every node's edge: pictures and masks come as float32 on the CPU, and full memory is said in a sentence."""
+"""Every node's edge: images and masks come as float32 on the CPU, and full memory is said in a sentence."""
 
 from __future__ import annotations
 

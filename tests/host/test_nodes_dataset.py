@@ -81,7 +81,7 @@ class Sees:
 
 
 class Middle:
-    """Finds one face in the middle of every picture that is not black there."""
+    """Finds one face in the middle of every image that is not black there."""
 
     name, threshold, sizes = "middle", 0.5, (64,)
 

@@ -19,7 +19,7 @@ RED, GREEN, BLUE, BLACK = (1.0, 0.25, 0.25), (0.25, 1.0, 0.25), (0.25, 0.25, 1.0
 
 @dataclass(frozen=True)
 class ByColour:
-    """One face in every picture whose middle is not black; its embedding is the colour there, minus mid grey."""
+    """One face in every image whose middle is not black; its embedding is the colour there, minus mid grey."""
 
     name: str = "by colour"
     threshold: float = 0.5

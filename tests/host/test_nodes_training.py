@@ -334,7 +334,7 @@ def test_a_finished_training_is_not_repeated_and_nothing_is_overwritten(nodes, s
 
 
 def test_lost_products_of_a_training_are_made_again_from_its_state(nodes, sockets, places, monkeypatch):
-    """A moved or renamed file, other sample prompts, pictures that are gone or damaged, another name."""
+    """A moved or renamed file, other sample prompts, images that are gone or damaged, another name."""
     inputs = {"dataset": dataset(), **sockets, "steps": 2, "rank": 2, "class_pictures": 1, "name": "anna"}
     _, _, _, losses, samples = run(nodes["DreamBooth"], **inputs)
     loras, folder = places / "loras", places / "output" / "likeness" / "runs" / "anna"

@@ -1,7 +1,7 @@
 """The main job through the real server: photo -> face -> identity -> adapter -> a portrait at SD1.5's full size.
 
-The committed API file runs as it is; only the photo's name, the picture's size and the steps are changed. The weights
-are random, so a picture shows nobody; what is held is that the right face decides over it, and nothing else does.
+The committed API file runs as it is; only the photo's name, the image's size and the steps are changed. The weights
+are random, so an image shows nobody; what is held is that the right face decides over it, and nothing else does.
 """
 
 from __future__ import annotations

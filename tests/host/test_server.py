@@ -23,7 +23,7 @@ def ours(object_info) -> set[str]:
 
 def test_pack_is_loaded_without_an_error(server):
     log = server.log().partition("got prompt")[0]  # later lines belong to other tests, which make mistakes on purpose
-    # The host's own example pictures are not installed for tests (430 MB), which it regrets in a framed notice.
+    # The host's own example images are not installed for tests (430 MB), which it regrets in a framed notice.
     frame = r"[^\n]*\*+ ERROR \*+"
     log = re.sub(rf"{frame}\s+comfyui-workflow-templates is not installed.*?{frame}", "", log, flags=re.DOTALL)
     assert re.search(rf"[\d.]+ seconds: .*{PACK}", log)

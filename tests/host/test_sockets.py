@@ -24,7 +24,7 @@ def sockets(host_nodes):
 
 
 def denoised(model, z, sigma, conditioning, **extra):
-    """The host's picture of the clean latents at a noise level."""
+    """The host's image of the clean latents at a noise level."""
     return model.model.apply_model(z, torch.full((len(z),), sigma), c_crossattn=conditioning, **extra)
 
 

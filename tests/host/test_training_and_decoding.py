@@ -13,7 +13,7 @@ SIDE = 128
 
 
 def _painted(model: list, clip: list, first: int, prompt: str) -> dict:
-    """Nodes from number `first` on: a picture by Load Miniature's VAE, which is node 1."""
+    """Nodes from number `first` on: an image by Load Miniature's VAE, which is node 1."""
     n = [str(first + number) for number in range(6)]
     return {
         n[0]: {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": prompt}},

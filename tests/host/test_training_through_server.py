@@ -23,7 +23,7 @@ def shown_from(folder: Path) -> dict:
 
 
 def painting(tuned: str, vae: list, prompt: str) -> dict:
-    """Nodes 4 to 9: a picture by node `tuned`, whose first outputs are MODEL and CLIP."""
+    """Nodes 4 to 9: an image by node `tuned`, whose first outputs are MODEL and CLIP."""
     return {
         "4": {
             "class_type": "CLIPTextEncode",

@@ -1,7 +1,7 @@
-"""Workflows that people saved with version 0.1.0, as files in `data/0.1.0`: they open, and make the same picture.
+"""Workflows that people saved with version 0.1.0, as files in `data/0.1.0`: they open, and make the same image.
 
 `frozen_schema.json` is what 0.1.0 promised of all its nodes, the graphs are its examples in both formats, and the
-picture is what it painted on a CPU. Nothing of it is ever made anew.
+image is what it painted on a CPU. Nothing of it is ever made anew.
 """
 
 from __future__ import annotations

@@ -232,7 +232,7 @@ def test_a_longer_text_and_a_single_row_fit_the_batch(unet):
 
 
 def steps_of(unet: Any, net: ControlNet, effects: list[Effect], run: SamplingRun) -> list[int]:
-    """The steps in which the picture is another than without the effects; in every other it is so bit by bit."""
+    """The steps in which the image is another than without the effects; in every other it is so bit by bit."""
     plain, changed = paint(unet), []
     with apply_effects(unet, effects, run=run, controls=controls_of(effects, net)) as applied:
         for step in range(len(run.evaluations)):

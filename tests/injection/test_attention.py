@@ -1,4 +1,4 @@
-"""The attention mathematics against its own definition, written out picture by picture."""
+"""The attention mathematics against its own definition, written out image by image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def naive(q: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
-    """softmax(q Kᵀ/√d) V for each picture and each head on its own."""
+    """softmax(q Kᵀ/√d) V for each image and each head on its own."""
     batch, _, width = q.shape
     d = width // heads
     out = torch.empty_like(q)

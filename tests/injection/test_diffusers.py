@@ -117,7 +117,7 @@ def test_two_identities_add_up_in_any_order(tiny, unet):
     assert close(*outputs)
 
 
-# Halves, pictures, masks ----------------------------------------------------------------------------------------------
+# Halves, images, masks ----------------------------------------------------------------------------------------------
 
 
 def test_each_half_hears_its_own_tokens(tiny, unet):
@@ -155,7 +155,7 @@ def run_part(unet: Any, row: int, batch: int = 2, size: tuple[int, int] = (16, 1
 def test_a_row_per_picture_goes_with_its_picture(tiny, unet):
     one = injection(tiny, unet, rows=2)
     injected = inject(unet, [one])
-    together = run(unet, batch=4)  # two halves of two pictures
+    together = run(unet, batch=4)  # two halves of two images
     injected.eject()
     for row in range(4):
         half, picture = divmod(row, 2)

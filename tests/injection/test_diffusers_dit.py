@@ -39,7 +39,7 @@ def term(toy: Any, seed: int = 0, strength: float = 1.0, **scope: Any) -> BlockT
 
 
 def run(flux: Any, rows: int = 2, extra: int = 0) -> Tensor:
-    """The same picture and text in every row; `extra` tokens of a reference picture behind the picture's own."""
+    """The same image and text in every row; `extra` tokens of a reference image behind the image's own."""
     generator = torch.Generator().manual_seed(1)
     count = GRID[0] * GRID[1] + extra
     given = [torch.randn(1, *shape, generator=generator) for shape in ((count, 16), (TEXT, 20), (12,))]

@@ -21,7 +21,7 @@ SIDE = 128
 
 
 def smooth(height: int, width: int, seed: int = 0, cell: int = 16) -> torch.Tensor:
-    """A picture without detail finer than ``cell`` pixels."""
+    """An image without detail finer than ``cell`` pixels."""
     grid = max(height // cell, 2), max(width // cell, 2)
     small = torch.rand(1, 3, *grid, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(small, (height, width), mode="bicubic", align_corners=False).clamp(0, 1)[0].permute(1, 2, 0)
@@ -55,7 +55,7 @@ def test_a_crop_that_was_not_changed_changes_nothing(face, shape):
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.3, 0.7), st.floats(-60, 60))
 def test_a_crop_that_replaces_all_lands_where_it_was_cut(scale, angle):
-    """The plain paste, of a picture that holds nothing finer than the crop: half a pixel off would show."""
+    """The plain paste, of an image that holds nothing finer than the crop: half a pixel off would show."""
     picture, matrix = smooth(400, 500, cell=20), placed(scale, angle, 250, 200)
     target = smooth(400, 500, seed=2, cell=20)
     canvas = picture.clone()
@@ -73,7 +73,7 @@ def test_a_crop_that_replaces_all_lands_where_it_was_cut(scale, angle):
 
 @pytest.mark.parametrize("scale", [1.0, 1.3, 2.0, 3.5, 0.5])
 def test_at_another_size_it_lands_on_the_same_place(scale):
-    """x' = s (x + 1/2) - 1/2, whatever the factor: a gradient through the crop stays on the picture's own."""
+    """x' = s (x + 1/2) - 1/2, whatever the factor: a gradient through the crop stays on the image's own."""
     height, width = 200, 300
     ys, xs = torch.meshgrid(torch.arange(200.0), torch.arange(300.0), indexing="ij")
     picture = torch.stack([xs / 300, ys / 200, (xs + ys) / 500], -1)

@@ -199,7 +199,7 @@ class Nobody:
 
 def tinted(red: float, green: float, blue: float) -> torch.Tensor:
     noise = torch.rand(160, 200, 3, generator=torch.Generator().manual_seed(0)) - 0.5
-    return torch.tensor([red, green, blue]) + 0.1 * noise  # all of one colour would be a grey picture
+    return torch.tensor([red, green, blue]) + 0.1 * noise  # all of one colour would be a grey image
 
 
 STRANGER = torch.tensor([0.1, 0.9, 0.9]).reshape(3, 1, 1)
@@ -276,7 +276,7 @@ ANN, BOB = (0.9, 0.3, 0.2), (0.2, 0.3, 0.9)
 
 @pytest.mark.parametrize("who", ["Ann", "Ann and Cleo"])
 def test_a_stranger_in_the_picture_stays_themselves(who):
-    """In a picture of two people the identity is another, or is of several people."""
+    """In an image of two people the identity is another, or is of several people."""
     from likeness.faces.identity import combine_identities
 
     identity = person(*ANN) if who == "Ann" else combine_identities([person(*ANN), person(0.2, 0.9, 0.3)])

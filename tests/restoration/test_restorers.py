@@ -27,7 +27,7 @@ def faces(seed: int = 0, count: int = 2) -> torch.Tensor:
 
 
 class Echo(torch.nn.Module):
-    """Gives back what it was given, as each network gives its picture."""
+    """Gives back what it was given, as each network gives its image."""
 
     def __init__(self, kind: str):
         super().__init__()
@@ -47,7 +47,7 @@ def restorers_result(kind, x):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_ramp_goes_in_as_minus_one_to_one_and_comes_back_as_it_was(kind):
-    """GFPGAN and CodeFormer by spandrel's own call would see 0..1, and give a washed-out picture."""
+    """GFPGAN and CodeFormer by spandrel's own call would see 0..1, and give a washed-out image."""
     made = restorer(kind)
     echo = Echo(kind)
     ramp = torch.linspace(0, 1, SIDE).expand(1, 3, SIDE, SIDE) * torch.tensor([1.0, 0.5, 0.25]).reshape(1, 3, 1, 1)

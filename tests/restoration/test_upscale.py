@@ -1,4 +1,4 @@
-"""Super-resolution: tiles that show no seam and halve when memory is full, and pictures of every size."""
+"""Super-resolution: tiles that show no seam and halve when memory is full, and images of every size."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_away_from_the_seams_a_real_network_gives_the_same_as_untiled():
 @pytest.mark.parametrize("scale", [1, 2, 4])
 @pytest.mark.parametrize("size", [(300, 410), (211, 333)])
 def test_seams_do_not_show(scale, size):
-    """Networks that fold 2 x 2 or 4 x 4 pixels see another picture in a tile that begins between their places."""
+    """Networks that fold 2 x 2 or 4 x 4 pixels see another image in a tile that begins between their places."""
     made, picture = network(scale), torch.rand(1, 3, *size)
     with torch.no_grad():
         whole = made.descriptor(picture)
@@ -110,7 +110,7 @@ def test_full_memory_halves_the_tile_down_to_the_smallest():
 
 @pytest.mark.parametrize("size", [(7, 900), (33, 500), (40, 700), (64, 600), (20, 700), (500, 60)])
 def test_full_memory_on_a_narrow_picture_halves_its_length_alone(size):
-    """A tile that is no longer than the overlap would never come to the end of the picture."""
+    """A tile that is no longer than the overlap would never come to the end of the image."""
 
     def narrow(window: torch.Tensor) -> torch.Tensor:
         if max(window.shape[-2:]) > 250:

@@ -68,7 +68,7 @@ def small_tokenizer() -> Any:
 
 
 def small_vae(seed: int = 0) -> Any:
-    """A VAE of two levels: a latent is half as large as its picture."""
+    """A VAE of two levels: a latent is half as large as its image."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What every trained method keeps to: it trains, goes on bit for bit after a crash, and what it saved loads back."""
+"""What every trained method keeps to: it trains, resumes bit for bit after a crash, and what it saved loads back."""
 
 from __future__ import annotations
 

@@ -541,7 +541,7 @@ def test_a_run_goes_on_with_its_own_settings_only(make_base, photos, tmp_path):
 
 
 def test_what_has_no_effect_on_the_weights_may_change(make_base, photos, tmp_path):
-    """Other class pictures where the prior weighs nothing, another rate of a text encoder that is not trained."""
+    """Other class images where the prior weighs nothing, another rate of a text encoder that is not trained."""
 
     def recipe(base: Any, **options: Any) -> Recipe:
         return dreambooth(base, photos, DreamBoothSettings(steps=2, prior_weight=0, **options))

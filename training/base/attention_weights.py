@@ -28,7 +28,7 @@ def free_attention(unet: nn.Module, queries: bool) -> dict[str, nn.Parameter]:
 @contextmanager
 def no_gradient_at_start(unet: nn.Module) -> Iterator[None]:
     """Within it, keys and values of position 0 count as constants in every cross-attention: all prompts share the
-    start token, and what is learned there would change every picture. What is computed stays the same."""
+    start token, and what is learned there would change every image. What is computed stays the same."""
     hooks = []
     for path, module in unet.named_modules():
         if path.endswith("attn2"):

@@ -25,7 +25,7 @@ from .prompt_tokens import chunks_of, groups_of
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """The latents of pictures, (batch, channels, h, w), as the denoiser sees them: a normal distribution, or, with
+    """The latents of images, (batch, channels, h, w), as the denoiser sees them: a normal distribution, or, with
     std None, just these."""
 
     mean: Tensor
@@ -40,7 +40,7 @@ class Posterior:
 
 @dataclass(frozen=True, eq=False)
 class Codec:
-    """Pictures to latents and back. encode: (batch, 3, H, W), -1..1, to their posterior. module: what holds weights.
+    """Images to latents and back. encode: (batch, 3, H, W), -1..1, to their posterior. module: what holds weights.
 
     in_checkpoints: these under the names of a checkpoint's VAE, without prefix; None: no checkpoint could hold it.
     """
@@ -63,7 +63,7 @@ class Codec:
 
     @classmethod
     def exact(cls, module: Any, pixels_per_cell: int = 8) -> Codec:
-        """That of a module whose `encode` and `decode` map pictures 0..1 to latents and back, without chance."""
+        """That of a module whose `encode` and `decode` map images 0..1 to latents and back, without chance."""
 
         def encode(pictures: Tensor) -> Posterior:
             return Posterior(module.encode((pictures + 1) / 2))
@@ -118,7 +118,7 @@ class Conditioning:
 @dataclass(eq=False)
 class TextTower:
     """One text encoder with its tokenizer. kind: clip_l, clip_g or clip_h, as embedding files call it. words: the ids
-    of each word that was taught to it."""
+    of each word that was added to it."""
 
     tokenizer: Any
     encoder: Any

@@ -1,6 +1,6 @@
-"""What training pictures are called: templates around a trigger word, written for portraits.
+"""What training images are called: templates around a trigger word, written for portraits.
 
-The idea is that of Textual Inversion (arXiv 2208.01618): neutral sentences, a different one for every picture, so that
+The idea is that of Textual Inversion (arXiv 2208.01618): neutral sentences, a different one for every image, so that
 the trigger word is what they have in common. `{}` stands for it.
 """
 
@@ -87,7 +87,7 @@ def check_trigger(trigger: str) -> str:
 
 
 def check_captions(captions: Sequence[tuple[str, str]], trigger: str) -> None:
-    """captions: (name of the picture, caption). LikenessError naming those that lack the trigger word."""
+    """captions: (name of the image, caption). LikenessError naming those that lack the trigger word."""
     lacking = [name for name, caption in captions if not names(caption, trigger)]
     if lacking:
         shown = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")

@@ -1,4 +1,4 @@
-"""Pictures of a class from a folder: what a training keeps as it was, each with its caption where it has one."""
+"""Images of a class from a folder: what a training keeps as it was, each with its caption where it has one."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PATHS, CAPTIONS = "images.txt", "caption.txt"  # as the official downloader writ
 
 
 def class_examples(folder: Path, side: int, caption: str) -> list[Example]:
-    """The pictures of a folder with `side` pixels on their shorter side. caption: of those without one beside them.
+    """The images of a folder with `side` pixels on their shorter side. caption: of those without one beside them.
 
-    Raises LikenessError when the folder is not there or holds no picture.
+    Raises LikenessError when the folder is not there or holds no image.
     """
     if not folder.is_dir():
         raise LikenessError(
@@ -46,7 +46,7 @@ def _shorter_side(pixels: Tensor, side: int) -> Tensor:
 
 
 def _listed(folder: Path) -> dict[str, str]:
-    """Captions by the name of the picture, from the official pair of lists."""
+    """Captions by the name of the image, from the official pair of lists."""
     for place in (folder, folder.parent):
         paths, captions = place / PATHS, place / CAPTIONS
         if paths.is_file() and captions.is_file():

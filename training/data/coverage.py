@@ -26,7 +26,7 @@ def turn(keypoints: NDArray[np.floating]) -> float:
 
 
 def clothes(picture: NDArray[np.uint8], keypoints: NDArray[np.floating]) -> NDArray[np.float64] | None:
-    """The mean colour (3,) below the chin, 1.5 to 2.5 times the way from eyes to mouth; None where the picture ends."""
+    """The mean colour (3,) below the chin, 1.5 to 2.5 times the way from eyes to mouth; None where the image ends."""
     points = np.asarray(keypoints, np.float64)
     eyes, mouth = points[:2].mean(0), points[3:].mean(0)
     down = mouth - eyes

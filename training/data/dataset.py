@@ -39,22 +39,22 @@ from .photo_quality import Looks, sharpness
 SMALLEST_FACE = 64  # pixels of the photo; a smaller face teaches mostly interpolation
 LEAST_SHARPNESS = 15.0  # a face of 120 pixels, in focus 150 to 800, blurred by 2 pixels 5 to 9
 ENLARGED = 1.5  # times, from which it is worth a remark
-SMALL_SHARE = 0.15  # of the picture's side, below which a face teaches little
-LEARNED = 1 / 1024  # the smallest face of a photo, in shares of the picture that is trained on; 32 pixels of 512
-BYSTANDER = 0.25  # of the face's side, from which somebody else in the picture counts
+SMALL_SHARE = 0.15  # of the image's side, below which a face teaches little
+LEARNED = 1 / 1024  # the smallest face of a photo, in shares of the image that is trained on; 32 pixels of 512
+BYSTANDER = 0.25  # of the face's side, from which somebody else in the image counts
 
 
 LARGEST_RESOLUTION = 2048
 
 
 class DatasetKind(Enum):
-    """What the pictures have in common."""
+    """What the images have in common."""
 
     PERSON = "person"
     STYLE = "style"  # portraits of anybody; the mask tells the face from the style
 
     def templates(self, class_word: str) -> tuple[str, ...]:
-        """The built-in sentences about such pictures."""
+        """The built-in sentences about such images."""
         return person_templates(class_word) if self is DatasetKind.PERSON else style_templates(class_word)
 
 
@@ -103,7 +103,7 @@ class DatasetSettings:
             )
 
     def template(self, number: int) -> str:
-        """The template of the picture with this number."""
+        """The template of the image with this number."""
         templates = self.templates or self.kind.templates(self.class_word)
         return templates[number % len(templates)]
 
@@ -113,7 +113,7 @@ class DatasetSettings:
 
 @dataclass(frozen=True, eq=False)
 class DatasetPicture:
-    """One picture to train on. Coordinates are its own pixels."""
+    """One image to train on. Coordinates are its own pixels."""
 
     name: str
     pixels: np.ndarray  # (H, W, 3) uint8 RGB; sides are multiples of 8
@@ -149,7 +149,7 @@ class LeftOut:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Pictures of one person, or in one style, that share a trigger word."""
+    """Images of one person, or in one style, that share a trigger word."""
 
     kind: DatasetKind
     trigger: str
@@ -163,18 +163,18 @@ class Dataset:
         return len(self.pictures)
 
     def examples(self) -> list[Example]:
-        """Every picture as the engine takes it, once for each of its repeats."""
+        """Every image as the engine takes it, once for each of its repeats."""
         return [example for picture in self.pictures for example in [picture.example()] * picture.repeats]
 
     def called(self, word: str) -> Dataset:
-        """The same pictures with another word in the trigger's place."""
+        """The same images with another word in the trigger's place."""
         if word == self.trigger:
             return self
         pictures = (replace(picture, caption=renamed(picture.caption, self.trigger, word)) for picture in self.pictures)
         return replace(self, trigger=word, pictures=tuple(pictures))
 
     def digest(self) -> str:
-        """Tells datasets apart by what a training sees of them: pictures, masks, captions, words."""
+        """Tells datasets apart by what a training sees of them: images, masks, captions, words."""
         digest = hashlib.sha256(repr((self.kind, self.trigger, self.class_word)).encode())
         for picture in self.pictures:
             digest.update(repr((picture.caption, picture.original_size, picture.crop, picture.pixels.shape)).encode())
@@ -186,7 +186,7 @@ class Dataset:
         return digest.hexdigest()
 
     def require_masks(self) -> None:
-        """LikenessError naming the pictures without a mask (for a person: without a white pixel in it)."""
+        """LikenessError naming the images without a mask (for a person: without a white pixel in it)."""
         person = self.kind is DatasetKind.PERSON
         lacking = [s.name for s in self.pictures if s.mask is None or (person and not s.shows_face)]
         if lacking:
@@ -303,7 +303,7 @@ def _in_order(faces: list[Face], reference: Tensor | None) -> list[Face]:
 
 
 def _cut(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The part of a picture in a box; all of it when the box lies outside."""
+    """The part of an image in a box; all of it when the box lies outside."""
     x1, y1, x2, y2 = (int(value) for value in clip_box(box, (picture.shape[0], picture.shape[1])))
     part = picture[y1:y2, x1:x2]
     return part if part.size else picture
@@ -397,7 +397,7 @@ class Frame:
         return self.size[0] / self.height, self.size[1] / self.width
 
     def cut(self, picture: np.ndarray) -> np.ndarray:
-        """A picture (H, W, 3) or mask (H, W), uint8, at the frame's size, with anti-aliasing."""
+        """An image (H, W, 3) or mask (H, W), uint8, at the frame's size, with anti-aliasing."""
         from PIL import Image
 
         part = np.ascontiguousarray(picture[self.top : self.top + self.height, self.left : self.left + self.width])
@@ -489,7 +489,7 @@ def build_dataset(
 ) -> Dataset:
     """The dataset of these photos. identity: the person meant, where photos show several people.
 
-    unreadable: sentences about pictures that could not be opened; notes: about other files. second: an analysis with
+    unreadable: sentences about images that could not be opened; notes: about other files. second: an analysis with
     another recogniser, to which, too, every photo of a person must show that person. `after_each` is called twice for
     every photo, for progress and cancelling. Raises LikenessError when nothing is left, when a caption lacks the
     trigger word, when people are mixed beyond telling, or, with `Unfit.STOP`, when any photo is unfit; all photos are

@@ -1,4 +1,4 @@
-"""One training picture, as the data side hands it to the engine."""
+"""One training image, as the data side hands it to the engine."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A picture with what training needs to know about it."""
+    """An image with what training needs to know about it."""
 
     pixels: Tensor  # (3, height, width) float32 in -1..1; height and width are multiples of 8
     caption: str
     face_mask: Tensor | None = None  # (1, height, width) float32 in 0..1, one where the face is; None: unknown
     original_size: tuple[int, int] | None = None  # (height, width) before resizing, for SDXL; None: that of `pixels`
-    crop: tuple[int, int] = (0, 0)  # (top, left) of the crop in the resized picture, for SDXL
+    crop: tuple[int, int] = (0, 0)  # (top, left) of the crop in the resized image, for SDXL
     name: str = ""  # as messages call it
 
     @property

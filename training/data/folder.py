@@ -1,11 +1,11 @@
 """A dataset on disk, for its user to look at and to edit:
 
-    anna/dataset.json        what the pictures are; written by us, read back by us
-    anna/001_photo.png       the picture
+    anna/dataset.json        what the images are; written by us, read back by us
+    anna/001_photo.png       the image
     anna/001_photo.txt       its caption: edit it
     anna/001_photo.mask.png  white on the face: paint it
 
-A folder is written once and never again: what is in it belongs to the user. Deleting a picture takes it out.
+A folder is written once and never again: what is in it belongs to the user. Deleting an image takes it out.
 """
 
 from __future__ import annotations
@@ -146,9 +146,9 @@ def _record(stem: str, picture: DatasetPicture) -> dict[str, Any]:
 def load_dataset(folder: Path) -> Dataset:
     """Read a folder back with all that its user has edited.
 
-    Pictures that were deleted are left out, captions that were deleted are as they were at first, masks that were
+    Images that were deleted are left out, captions that were deleted are as they were at first, masks that were
     deleted are missing. What is damaged in the index and decides nothing is set aside with a remark. Raises
-    LikenessError for a folder that is not a dataset, damaged, empty, of a newer version, or whose pictures and masks do
+    LikenessError for a folder that is not a dataset, damaged, empty, of a newer version, or whose images and masks do
     not fit each other.
     """
     index = _read_index(folder)
@@ -180,7 +180,7 @@ def load_dataset(folder: Path) -> Dataset:
 
 @dataclass(frozen=True)
 class _Record:
-    """What the index says of a picture."""
+    """What the index says of an image."""
 
     name: str
     caption: str
@@ -270,7 +270,7 @@ def _or_nothing(record: Mapping[str, Any], key: str, kind: type, remarks: list[s
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(value)
-    value.encode()  # JSON may hold letters that are none
+    value.encode()  # JSON may hold characters that are not text
     return value
 
 

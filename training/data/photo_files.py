@@ -1,11 +1,11 @@
-"""Photos for training as they lie in a folder: pictures of any form, with captions and masks beside them.
+"""Photos for training as they lie in a folder: images of any form, with captions and masks beside them.
 
     anna.jpg   anna.txt   anna.mask.png
 
-A caption says what its picture shows, `{}` standing for the trigger word; `anna.caption` will do as well, and
+A caption says what its image shows, `{}` standing for the trigger word; `anna.caption` will do as well, and
 `anna.jpg.txt` where there is an `anna.png` too. A mask is white on the face, or opaque on the face and transparent
 elsewhere. Folders called `10_anna`, as kohya's trainers have them, are read with their repeats. Whatever else lies
-there and looks like a picture or a caption is named, with the reason why it is not used.
+there and looks like an image or a caption is named, with the reason why it is not used.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _kept(values: np.ndarray | Pixels) -> Pixels:
 
 @dataclass(frozen=True, eq=False)
 class PhotoFolder:
-    """What a folder holds: its photos by name, a sentence for every picture that cannot be read, and sentences about
+    """What a folder holds: its photos by name, a sentence for every image that cannot be read, and sentences about
     other files that are not used."""
 
     photos: list[Photo]
@@ -105,9 +105,9 @@ class PhotoFolder:
 
 
 def read_folder(folder: Path, captions: bool = True) -> PhotoFolder:
-    """The photos of a folder, turned as the camera was held. captions: whether those beside the pictures are wanted.
+    """The photos of a folder, turned as the camera was held. captions: whether those beside the images are wanted.
 
-    Raises LikenessError when it holds no picture. A mask of another size than its picture, or a caption that is no
+    Raises LikenessError when it holds no image. A mask of another size than its image, or a caption that is no
     text, raises too: both are the user's own work.
     """
     top = list_photos(folder)
@@ -186,16 +186,16 @@ def _about_folders(folder: Path, found: PhotoList) -> Iterator[str]:
         )
 
 
-# --- what lies beside a picture
+# --- what lies beside an image
 
 
 class _Beside:
-    """Which caption, or which mask, is whose among the pictures of one folder."""
+    """Which caption, or which mask, is whose among the images of one folder."""
 
     def __init__(
         self, photos: Sequence[Path], files: Sequence[Path], calls: Callable[[Path], list[str]], own: str
     ) -> None:
-        """calls: what a picture's files may be called, best first. own: how one of a single picture ends."""
+        """calls: what an image's files may be called, best first. own: how one of a single image ends."""
         self._photos, self._files, self._calls, self._own = photos, files, calls, own
         there = {path.name.lower(): path for path in files} | {path.name: path for path in files}
         self.of = {path: self._first(there, calls(path)) for path in photos}
@@ -205,7 +205,7 @@ class _Beside:
         return next((found for name in names if (found := there.get(name) or there.get(name.lower()))), None)
 
     def not_used(self, wanted: bool = True) -> Iterator[str]:
-        """Sentences about files that are nobody's, or that several pictures share."""
+        """Sentences about files that are nobody's, or that several images share."""
         taken = sorted({path for path in self.of.values() if path is not None})
         if not wanted:
             if taken:
@@ -249,7 +249,7 @@ def _tables_in(found: PhotoList) -> Iterator[str]:
 
 
 def _photo(path: Path, inside: str, picture: PhotoFile, text: Path | None, mask: Path | None, repeats: int) -> Photo:
-    """A picture that has been read once, with what belongs to it. An error now is better than one after an hour."""
+    """An image that has been read once, with what belongs to it. An error now is better than one after an hour."""
     remarks, size = [], (picture.rgb.shape[0], picture.rgb.shape[1])
     if picture.alpha is not None:
         remarks.append("its transparent parts were put on grey")

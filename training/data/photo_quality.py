@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SHARPNESS_SIDE = 256  # pixels; larger pictures are shrunk to it, so that sharpness is that of what training sees
+SHARPNESS_SIDE = 256  # pixels; larger images are shrunk to it, so that sharpness is that of what training sees
 HASH_SIDE = 8
 SAME_BITS, SAME_COLOUR = 4, 16.0  # of 64 bits; mean difference in grey levels of 255
 ALIKE_BITS, ALIKE_COSINE = 12, 0.98  # of a retouched copy, whose face is the same
@@ -18,7 +18,7 @@ def luma(picture: np.ndarray) -> np.ndarray:
 
 
 def sharpness(picture: np.ndarray) -> float:
-    """Variance of the Laplacian, in grey levels squared, of a picture (H, W, 3) uint8 shrunk to at most 256 pixels.
+    """Variance of the Laplacian, in grey levels squared, of an image (H, W, 3) uint8 shrunk to at most 256 pixels.
 
     Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", 2000. It grows with contrast too: compare it
     with a low threshold only.
@@ -34,7 +34,7 @@ def sharpness(picture: np.ndarray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Looks:
-    """What is left of a picture when its details are ignored, and the same of its mirror image."""
+    """What is left of an image when its details are ignored, and the same of its mirror image."""
 
     bits: np.ndarray  # (64,) bool: is a pixel brighter than its left neighbour
     mirrored_bits: np.ndarray
@@ -42,7 +42,7 @@ class Looks:
 
     @classmethod
     def of(cls, picture: np.ndarray) -> Looks:
-        """Of a picture (H, W, 3) uint8."""
+        """Of an image (H, W, 3) uint8."""
         thumbnail = _resized(picture, HASH_SIDE, HASH_SIDE + 1)
         return cls(
             _gradient_bits(thumbnail),
@@ -51,7 +51,7 @@ class Looks:
         )
 
     def is_copy_of(self, other: Looks, cosine: float | None = None) -> bool:
-        """Whether two pictures are (mirrored) copies; `cosine` is that of their faces, if known."""
+        """Whether two images are (mirrored) copies; `cosine` is that of their faces, if known."""
         for bits, colours in ((self.bits, self.colours), (self.mirrored_bits, self.colours[:, ::-1])):
             distance = int((bits != other.bits).sum())
             if distance <= SAME_BITS and float(np.abs(colours - other.colours).mean()) <= SAME_COLOUR:

@@ -36,7 +36,7 @@ class Portrait:
 
 
 def portraits(dataset: Dataset, measure: Measure | None = None, device: torch.device | str = "cpu") -> list[Portrait]:
-    """A dataset's pictures, their faces measured (on `device`) as the identity loss will. Once, before a training."""
+    """A dataset's images, their faces measured (on `device`) as the identity loss will. Once, before a training."""
     return [p for sample in dataset.pictures for p in [_portrait(sample, measure, device)] * sample.repeats]
 
 

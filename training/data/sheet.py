@@ -1,4 +1,4 @@
-"""One picture of a whole dataset: each photo with its mask, its caption and what was thought of it."""
+"""One image of a whole dataset: each photo with its mask, its caption and what was thought of it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .dataset import Dataset, DatasetPicture, LeftOut
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CELL, TEXT, MARGIN = 192, 400, 8  # pixels: side of a picture, width of the text beside it, space around
-MOST_ROWS = 60  # of a sheet; the report names all pictures
+CELL, TEXT, MARGIN = 192, 400, 8  # pixels: side of an image, width of the text beside it, space around
+MOST_ROWS = 60  # of a sheet; the report names all images
 INK, USED, WARNED, REFUSED = (30, 30, 30), (20, 120, 40), (170, 100, 0), (190, 30, 30)
 TINT = np.array([255, 196, 0], np.float32)
 
@@ -62,7 +62,7 @@ def _fitted(pixels: np.ndarray) -> Image:
 
 
 def _masked(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The picture in a warm tint where the mask is white, dimmed elsewhere."""
+    """The image in a warm tint where the mask is white, dimmed elsewhere."""
     m = mask[..., None].astype(np.float32) / 255
     inside, outside = 0.75 * pixels + 0.25 * TINT, 0.3 * pixels
     return (m * inside + (1 - m) * outside).astype(np.uint8)

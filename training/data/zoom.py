@@ -1,7 +1,7 @@
-"""Custom Diffusion's augmentation: a picture far away, as it is, or close up, and what the caption says of it.
+"""Custom Diffusion's augmentation: an image far away, as it is, or close up, and what the caption says of it.
 
-r < 0.6 s          the picture r wide on a grey canvas    "a far away ", "very small "    the loss sees the picture
-r > s              s wide out of a picture r wide         "zoomed in ", "close up "       the loss sees all
+r < 0.6 s          the image r wide on a grey canvas    "a far away ", "very small "    the loss sees the image
+r > s              s wide out of an image r wide         "zoomed in ", "close up "       the loss sees all
 between            adobe: as it is, all of it; huggingface: on the canvas as far away, without a prefix
 """
 
@@ -28,7 +28,7 @@ class Zoom(Enum):
 
 @dataclass(frozen=True)
 class Draw:
-    """What chance decided. scale: r. top, left: of the small picture on the canvas, or of the crop. prefix: which."""
+    """What chance decided. scale: r. top, left: of the small image on the canvas, or of the crop. prefix: which."""
 
     scale: int
     top: int = 0
@@ -73,7 +73,7 @@ class Zoomed:
 
 
 def zoomed(pixels: Tensor, draw: Draw, zoom: Zoom, face: Tensor | None = None, cell: int = CELL) -> Zoomed:
-    """A square picture (3, s, s), -1..1, as one draw shows it. cell: pixels of a latent."""
+    """A square image (3, s, s), -1..1, as one draw shows it. cell: pixels of a latent."""
     size, r = pixels.shape[-1], draw.scale
     mask = torch.ones(1, size // cell, size // cell)
     if r > size:

@@ -116,7 +116,7 @@ METHOD = Method(
     ),
     search_aliases=("multi-concept", "cross-attention training", "delta.bin"),
     # Rate and layers were chosen on a tuning person: 1e-3 and queries are closer to it and obey prompts less. Its own
-    # vocabulary has neither the rare words nor those that say how far away a picture is.
+    # vocabulary has neither the rare words nor those that say how far away an image is.
     miniature={
         "layers": LAYERS[0],
         "learning_rate": 5e-4,

@@ -92,7 +92,7 @@ METHOD = Method(
     identity_knob="identity_weight",
     search_aliases=("style and person", "portrait style"),
     is_experimental=True,  # proven on the miniature; nobody has published a model of it to compare with
-    # The codec decodes little pictures as a whole, and the attention maps are those of the 8x8 sites. The LoRAs' rates
+    # The codec decodes little images as a whole, and the attention maps are those of the 8x8 sites. The LoRAs' rates
     # were chosen on the tuning people, out of two to four.
     miniature={
         "inversion_rate": 5e-3,

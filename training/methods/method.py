@@ -35,7 +35,7 @@ class ConceptInput:
 class Knob:
     """A choice in a method's node. setting: the field of the settings that it is, with a dot for a field within one;
     empty: the method's `choose` reads it. The widget follows from the default, from options, or from lines.
-    folder: it names one with pictures, below the host's own, or none."""
+    folder: it names one with images, below the host's own, or none."""
 
     name: str
     default: bool | int | float | str
@@ -57,7 +57,7 @@ class Method:
 
     kind: its name in configurations and run folders. clip: tooltip of the node's text encoder. first, last: choices
     before and after those that all trainings have. load: what its recipe's module offers. usage: how a prompt speaks of
-    what was learned, from the datasets and the names of the embeddings. sample: the prompt of a sample picture.
+    what was learned, from the datasets and the names of the embeddings. sample: the prompt of a sample image.
 
     learns_words: whether a word of its own is made for each concept, instead of giving one that is there a meaning.
     identity_knob: the choice that is 0 where no face analysis is needed; empty: none ever is. continues_lora: whether a

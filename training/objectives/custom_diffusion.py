@@ -2,7 +2,7 @@
 
     L_t = mean_b Σ_chw e_b m_b / Σ_hw m_b     L_p = mean (ε' − ε_θ(z'_t, c_pr))²     e = (ε − ε_θ(z_t, c))²
 
-The mask has one channel and the error four, so that a target weighs four times as much as a class picture.
+The mask has one channel and the error four, so that a target weighs four times as much as a class image.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Identity loss: the face in the picture a denoiser is heading for should be the person's (MagiCapture).
+"""Identity loss: the face in the image a denoiser is heading for should be the person's (MagiCapture).
 
     L_id = 1 − cos(R(crop(x̂_0)), e),   x̂_0 = decode(ẑ_0)
 
 with R a frozen recogniser and e the recogniser's embedding of the person. Gradients flow through the recogniser, the
-crop and the decoder into ẑ_0. Pictures are (batch, 3, H, W), RGB 0..1; keypoints are (batch, 5, 2) in their pixels.
+crop and the decoder into ẑ_0. Images are (batch, 3, H, W), RGB 0..1; keypoints are (batch, 5, 2) in their pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...faces.align import ARCFACE, Template, invert, transform_points
 
-# Pictures and the keypoints of the face that counts in each -> embeddings (batch, d), with gradient to the pictures.
+# Images and the keypoints of the face that counts in each -> embeddings (batch, d), with gradient to the images.
 Measure = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -46,7 +46,7 @@ def _template(measure: Measure) -> Template:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A VAE's way back to pictures: `decode` takes latents without the scaling factor to (batch, 3, H, W), -1..1."""
+    """A VAE's way back to images: `decode` takes latents without the scaling factor to (batch, 3, H, W), -1..1."""
 
     decode: Callable[[Tensor], Tensor]
     scaling_factor: float
@@ -59,7 +59,7 @@ class Decoder:
         return cls(lambda z: vae.decode(z).sample, config.scaling_factor, 2 ** (len(config.block_out_channels) - 1))
 
     def picture(self, latents: Tensor) -> Tensor:
-        """Pictures 0..1 of latents as a denoiser sees them. Pixels beyond 0..1 are clamped and get no gradient."""
+        """Images 0..1 of latents as a denoiser sees them. Pixels beyond 0..1 are clamped and get no gradient."""
         return (self.decode(latents / self.scaling_factor) / 2 + 0.5).clamp(0, 1)
 
 
@@ -67,7 +67,7 @@ class Decoder:
 class LikenessTarget:
     """Who a sample should look like, and where.
 
-    keypoints: (5, 2) in pixels of the picture. embedding: (d,), as the recogniser gives it; its length does not matter.
+    keypoints: (5, 2) in pixels of the image. embedding: (d,), as the recogniser gives it; its length does not matter.
     """
 
     keypoints: Tensor
@@ -98,8 +98,8 @@ def face_window(
 ) -> FaceWindow:
     """The latent cells that the recogniser's crop of this face is decoded from, and `margin` more on every side.
 
-    scale: pixels per latent cell. What a decoder computes from the whole picture (its norms, its middle attention)
-    differs inside a window, so the loss is close to that of the whole picture and not equal to it.
+    scale: pixels per latent cell. What a decoder computes from the whole image (its norms, its middle attention)
+    differs inside a window, so the loss is close to that of the whole image and not equal to it.
     """
     matrix, last = template.matrix(keypoints.detach().double().cpu().numpy()), template.size - 1
     corners = np.array([(0, 0), (last, 0), (0, last), (last, last)], np.float64)
@@ -120,7 +120,7 @@ def identity_of_latents(
     """L_id of estimated clean latents (batch, c, h, w): (batch,).
 
     likenesses: one per sample; None (no face was found, or its timestep is too noisy to tell) gives 0 and is not
-    decoded. margin: None decodes whole pictures; a number decodes only the face's window and that many cells around
+    decoded. margin: None decodes whole images; a number decodes only the face's window and that many cells around
     it, which is cheaper by the area left out.
     """
     losses = []

@@ -21,10 +21,10 @@ class PriorPreservation(NamedTuple):
 def prior_preservation(
     losses: Tensor, prior_weight: float, instance_weights: Tensor | None = None
 ) -> PriorPreservation:
-    """The loss of a batch that holds the person's photos in its first half and class pictures in its second.
+    """The loss of a batch that holds the person's photos in its first half and class images in its second.
 
     losses: (2 n,), the reconstruction loss of each sample. prior_weight: λ. instance_weights: (n,), for example
-    min-SNR weights of the first half's timesteps; class pictures are never reweighted (diffusers).
+    min-SNR weights of the first half's timesteps; class images are never reweighted (diffusers).
     """
     mine, others = losses.chunk(2)
     instance = (mine if instance_weights is None else mine * instance_weights).mean()

@@ -1,4 +1,4 @@
-"""How well the network's prediction meets its target, over the whole picture or inside a mask.
+"""How well the network's prediction meets its target, over the whole image or inside a mask.
 
 Predictions and targets are (batch, channels, h, w); masks are (batch, 1, H, W) at any size, 0..1.
 """

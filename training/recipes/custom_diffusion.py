@@ -3,8 +3,8 @@
 
     min_{W_k, W_v, v*} Σ m ‖ε − ε_θ(z_t, t, c(y(v*)))‖² / Σ m  +  λ E‖ε' − ε_θ(z'_t', c_pr)‖²
 
-y says "photo of a <new1> cat", v* is the word's row in the text encoder's table, m where an augmented picture lies on
-its canvas. c_pr is what ordinary pictures of the class are called, each by its own caption. Everything else is frozen,
+y says "photo of a <new1> cat", v* is the word's row in the text encoder's table, m where an augmented image lies on
+its canvas. c_pr is what ordinary images of the class are called, each by its own caption. Everything else is frozen,
 and so are keys and values of a prompt's first token.
 """
 
@@ -73,7 +73,7 @@ _FACE: dict[str, Any] = {
 
 
 class CustomDiffusionSettings(MethodSettings):
-    """Defaults: 1e-5 times 2 for the class pictures of every batch, 500 steps, as adobe's trainer on one GPU."""
+    """Defaults: 1e-5 times 2 for the class images of every batch, 500 steps, as adobe's trainer on one GPU."""
 
     title: ClassVar[str] = "Custom Diffusion"
     words: ClassVar[tuple[str, ...]] = ("modifier", "modifier_2", "modifier_3")
@@ -145,7 +145,7 @@ class CustomDiffusionSettings(MethodSettings):
         return f"{word} {self.class_word(concept)}".strip()
 
     def class_prompt(self, concept: int) -> str:
-        """What the pictures of its class are called that the model generates."""
+        """What the images of its class are called that the model generates."""
         return fill_template(self.prompt, self.class_word(concept)) if self.class_word(concept) else "a painting"
 
 
@@ -159,7 +159,7 @@ def custom_diffusion(
 ) -> Recipe:
     """The recipe, on SD1.x, SD2 and SDXL (both encoders), of one concept or of several together.
 
-    photos, class_photos: of each concept; without class pictures λ is 0, and that is warned of. starts: vectors of
+    photos, class_photos: of each concept; without class images λ is 0, and that is warned of. starts: vectors of
     earlier trainings that the words start from instead.
     """
     words = settings.learned_words[: len(photos)]
@@ -246,7 +246,7 @@ def custom_diffusion(
 def require_trainable(
     base: BaseModel, photos: Sequence[Example], settings: CustomDiffusionSettings, concept: int
 ) -> list[Example]:
-    """The photos, square. Raises LikenessError for whatever cannot be trained: to be asked before class pictures are
+    """The photos, square. Raises LikenessError for whatever cannot be trained: to be asked before class images are
     generated."""
     prompts.require_photos(photos, "photo")
     prompts.from_templates(settings.templates_of(concept), settings.learned_words[concept])
@@ -353,7 +353,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class ClassPictures:
-    """The stream of class pictures, cut to the photos' size (height, width) where they are larger."""
+    """The stream of class images, cut to the photos' size (height, width) where they are larger."""
 
     photos: prompts.Photos
     size: tuple[int, int]
@@ -389,7 +389,7 @@ def choose(values: Mapping[str, Any], datasets: Sequence[Dataset]) -> dict[str, 
 
 
 def make(base: BaseModel, materials: Materials, settings: CustomDiffusionSettings, seed: int) -> Recipe:
-    """Whatever cannot be trained is refused before the class pictures are generated."""
+    """Whatever cannot be trained is refused before the class images are generated."""
     photos = [concept.dataset.called(concept.word).examples() for concept in materials.concepts]
     square = [require_trainable(base, found, settings, number) for number, found in enumerate(photos)]
     others = [_class_photos(base, materials, settings, number, square[number]) for number in range(len(photos))]

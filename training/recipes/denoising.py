@@ -59,7 +59,7 @@ def require_masks(photos: Sequence[Example], mask: Mask, cell: int, of_style: bo
 
 
 def face_mask_of(sample: Sample) -> Tensor:
-    """The face mask as the sample shows it, (1, 1, H, W); one everywhere for a picture without."""
+    """The face mask as the sample shows it, (1, 1, H, W); one everywhere for an image without."""
     mask = sample.example.face_mask
     if mask is None:
         mask = torch.ones(1, *sample.example.size)

@@ -2,7 +2,7 @@
 
     L = E‖ε − ε_θ(z_t, c)‖² + λ E‖ε' − ε_θ(z'_t', c_pr)‖²
 
-c says "a [identifier] [class]"; c_pr says "a [class]", and its pictures z' are the frozen model's own. Trained are the
+c says "a [identifier] [class]"; c_pr says "a [class]", and its images z' are the frozen model's own. Trained are the
 whole denoiser and, if wanted, the text encoders; or a LoRA in them.
 """
 
@@ -139,7 +139,7 @@ def start_of(base: BaseModel, settings: DreamBoothSettings, file: Path | None) -
 
 def require_trainable(base: BaseModel, photos: Sequence[Example], settings: DreamBoothSettings) -> prompts.Prompts:
     """What is said of the photos. Raises LikenessError for whatever cannot be trained: to be asked before the class
-    pictures are generated, which takes longest."""
+    images are generated, which takes longest."""
     prompts.require_photos(photos, "photo")
     require_masks(photos, settings.mask, base.codec.decoder.pixels_per_cell)
     if settings.full:
@@ -149,7 +149,7 @@ def require_trainable(base: BaseModel, photos: Sequence[Example], settings: Drea
 
 
 def preserved(found: Pass, mask: Mask = Mask.NONE, gamma: float | None = None) -> PriorPreservation:
-    """Both terms, of a batch with the person's photos in its first half. Class pictures get no min-SNR weight."""
+    """Both terms, of a batch with the person's photos in its first half. Class images get no min-SNR weight."""
     losses = denoising_losses(found, mask)
     if gamma is None:
         return prior_preservation(losses, 1.0)
@@ -206,7 +206,7 @@ def choose(values: Mapping[str, Any], datasets: Sequence[Dataset]) -> dict[str, 
 
 
 def make(base: BaseModel, materials: Materials, settings: DreamBoothSettings, seed: int) -> Recipe:
-    """Whatever cannot be trained is refused before the class pictures are generated."""
+    """Whatever cannot be trained is refused before the class images are generated."""
     (person,) = materials.concepts
     photos = person.dataset.called(person.word).examples()
     start = start_of(base, settings, materials.start_lora)

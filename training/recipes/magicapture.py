@@ -68,7 +68,7 @@ class FaceLayout(Enum):
     """Where L_id takes the face to be."""
 
     REFERENCE = "reference"  # where it is in the training photo
-    DETECTED = "detected"  # where a detector finds it in the picture that the latents stand for
+    DETECTED = "detected"  # where a detector finds it in the image that the latents stand for
 
 
 class MagiCaptureSettings(MethodSettings):

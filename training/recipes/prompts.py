@@ -71,7 +71,7 @@ class TaughtConcept:
 
 def joint(concepts: Sequence[TaughtConcept], seed: int = 0, flip: float = 0.0) -> list[Photos]:
     """The streams of a joint training (Custom Diffusion, arXiv 2212.04488, section 3.2): all concepts' photos in one
-    shuffled list, all class pictures, where there are any, in another."""
+    shuffled list, all class images, where there are any, in another."""
     streams = [_together([(concept.photos, concept.said) for concept in concepts], seed, flip)]
     classes = [(concept.class_photos, concept.class_said) for concept in concepts if concept.class_said is not None]
     if classes:

@@ -1,4 +1,4 @@
-"""From one reference to another over a batch: a weight for every picture, and the opposite for the other one."""
+"""From one reference to another over a batch: a weight for every image, and the opposite for the other one."""
 
 from __future__ import annotations
 

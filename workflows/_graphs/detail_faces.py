@@ -1,4 +1,4 @@
-"""One face of a group picture sampled anew at a higher resolution, with the identity of the person it should be."""
+"""One face of a group image sampled anew at a higher resolution, with the identity of the person it should be."""
 
 from __future__ import annotations
 

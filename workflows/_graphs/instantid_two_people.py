@@ -1,4 +1,4 @@
-"""InstantID: two people in one picture, each with adapter, IdentityNet, keypoints and mask."""
+"""InstantID: two people in one image, each with adapter, IdentityNet, keypoints and mask."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from _pieces import (
 )
 from _pieces_instantid import STRENGTH, control_each, keypoints, load_net
 
-PLACES = (-0.25, 0.25)  # of the faces, from the middle, in widths of the picture
+PLACES = (-0.25, 0.25)  # of the faces, from the middle, in widths of the image
 
 
 def describe(graph: Graph) -> None:

@@ -1,4 +1,4 @@
-"""PhotoMaker v1 for the person and IP-Adapter Plus for the style of a picture."""
+"""PhotoMaker v1 for the person and IP-Adapter Plus for the style of an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two reference pictures encoded once, joined and saved."""
+"""Two reference images encoded once, joined and saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A portrait after saved encodings: no reference picture and no encoder is needed."""
+"""A portrait after saved encodings: no reference image and no encoder is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A drawn person whom SeFi-IDE has learned from one picture, named in a prompt."""
+"""A drawn person whom SeFi-IDE has learned from one image, named in a prompt."""
 
 from __future__ import annotations
 

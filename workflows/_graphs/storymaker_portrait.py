@@ -1,4 +1,4 @@
-"""StoryMaker: a person of one photo in the clothes of another picture."""
+"""StoryMaker: a person of one photo in the clothes of another image."""
 
 from __future__ import annotations
 

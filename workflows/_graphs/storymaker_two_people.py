@@ -1,4 +1,4 @@
-"""StoryMaker: two people in one picture, face, hair and clothes of both."""
+"""StoryMaker: two people in one image, face, hair and clothes of both."""
 
 from __future__ import annotations
 

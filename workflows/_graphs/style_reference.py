@@ -1,4 +1,4 @@
-"""The style of a reference picture, without its content: IP-Adapter Plus with options."""
+"""The style of a reference image, without its content: IP-Adapter Plus with options."""
 
 from __future__ import annotations
 

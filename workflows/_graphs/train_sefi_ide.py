@@ -1,4 +1,4 @@
-"""A drawn person learned from one picture as tokens of every stage of denoising."""
+"""A drawn person learned from one image as tokens of every stage of denoising."""
 
 from __future__ import annotations
 

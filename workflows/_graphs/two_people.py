@@ -1,4 +1,4 @@
-"""Two identities in one picture, each in its own half: Apply Identity twice, with a mask each."""
+"""Two identities in one image, each in its own half: Apply Identity twice, with a mask each."""
 
 from __future__ import annotations
 

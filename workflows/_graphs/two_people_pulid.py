@@ -1,4 +1,4 @@
-"""Two people in one picture with PuLID, each in its own half."""
+"""Two people in one image with PuLID, each in its own half."""
 
 from __future__ import annotations
 

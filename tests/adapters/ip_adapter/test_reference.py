@@ -21,7 +21,7 @@ from likeness.errors import LikenessError
 from likeness.faces import Identity
 from likeness.faces.similarity import unit
 
-VIT_H_SMALL = EncoderSize(1280, 1024, 32)  # ViT-H's widths, but small pictures
+VIT_H_SMALL = EncoderSize(1280, 1024, 32)  # ViT-H's widths, but small images
 
 
 class StandInEncoder:
@@ -399,7 +399,7 @@ def test_the_reference_mask_is_for_the_reference_and_not_for_the_composition(sho
     mask[:, :, :20] = 1
     shown(images=pictures(1), composition_images=pictures(1, seed=2), reference_mask=mask)
     expected = [pixel_values(pictures(1), 32, mask=mask), pixel_values(pictures(1, seed=2), 32)]
-    pixels = [p for p in shown.encoder.shown if p.count_nonzero()]  # without those that stand for no picture
+    pixels = [p for p in shown.encoder.shown if p.count_nonzero()]  # without those that stand for no image
     torch.testing.assert_close(torch.cat(pixels), torch.cat(expected))
 
 
@@ -590,7 +590,7 @@ def test_a_mask_of_which_the_crop_leaves_nothing_is_told(show, options):
 
 @pytest.mark.parametrize("name", ["faceid", "faceid-plus"])
 def test_photos_that_were_left_out_do_not_move_the_next_face_up(show, name):
-    """unfold_batch gives picture i photo i."""
+    """unfold_batch gives image i photo i."""
     whole = replace(person(3), kept=(True, True, True))
     assert len(show(name, whole)(one_picture_each=True)[0].tokens.cond) == 3
     moved = replace(whole, kept=(True, False, True, True))

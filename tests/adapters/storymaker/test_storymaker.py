@@ -30,7 +30,7 @@ ATTENTION = {slot: f"path.{slot}" for slot in range(2 * len(SHAPES))}
 
 
 class Encoder:
-    """Stands in for CLIP: a few numbers of every picture, as hidden states of the given width."""
+    """Stands in for CLIP: a few numbers of every image, as hidden states of the given width."""
 
     def __init__(self, hidden: int = 1280) -> None:
         self.size = EncoderSize(hidden, 1024, 32)

@@ -170,7 +170,7 @@ def augmentation(case: Any) -> dict[str, Tensor]:
 
 
 def draw_of(drawn: dict[str, Any], size: int, zoom: Zoom) -> Draw:
-    """The adobe code draws the middle of the picture or of the crop, huggingface's its corner."""
+    """The adobe code draws the middle of the image or of the crop, huggingface's its corner."""
     if zoom is Zoom.HUGGINGFACE:
         return Draw(drawn["scale"], drawn["top"], drawn["left"])
     scale = even(drawn["scale"])

@@ -1,4 +1,4 @@
-"""InstantID: the Resampler, one attention layer, the keypoint picture and its canvas, whole UNets with IdentityNet."""
+"""InstantID: the Resampler, one attention layer, the keypoint image and its canvas, whole UNets with IdentityNet."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def resampler(case: Any) -> dict[str, Tensor]:
 
 
 def region_of(case: Any) -> Tensor | None:
-    """(1, H, W) in 0..1: the case's mask, which may be a picture."""
+    """(1, H, W) in 0..1: the case's mask, which may be an image."""
     mask = next((value for name, value in case.inputs.items() if name.endswith("mask")), None)
     if mask is None:
         return None

@@ -1,4 +1,4 @@
-"""IP-Adapter's options: weight types, scaling of keys and values, several pictures."""
+"""IP-Adapter's options: weight types, scaling of keys and values, several images."""
 
 from __future__ import annotations
 

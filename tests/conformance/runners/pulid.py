@@ -55,7 +55,7 @@ def weights_of_encoder(case: Any) -> dict[str, Tensor]:
 
 @harness.runs("pulid", r"(v1|v11|flux) front end.*", tolerances={"face_features_u8": 1.1})
 def front_end(case: Any) -> dict[str, Tensor]:
-    """From the aligned photo to tokens. A grey level may be lost in the rounding of the picture kept for looking at."""
+    """From the aligned photo to tokens. A grey level may be lost in the rounding of the image kept for looking at."""
     config, given = case.config, case.inputs
     eva = config["eva"]
     tower = eva_clip.build_eva(case.weights_below("eva."), head_width=eva["embed_dim"] // eva["num_heads"])

@@ -73,7 +73,7 @@ def gray_adain(case: Any) -> dict[str, torch.Tensor]:
 
 
 def face_mask(case: Any, number: int, inverse: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """One face's soft mask in the picture, and what its pixels are multiplied by."""
+    """One face's soft mask in the image, and what its pixels are multiplied by."""
     config = case.config
     side, scale = config["face_size"], config["upscale_factor"]
     parsed = None

@@ -1,4 +1,4 @@
-"""StoryMaker: resampler, attention layers, reference pictures, whole UNets through diffusers, and the mask loss."""
+"""StoryMaker: resampler, attention layers, reference images, whole UNets through diffusers, and the mask loss."""
 
 from __future__ import annotations
 

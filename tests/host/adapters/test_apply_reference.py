@@ -16,7 +16,7 @@ AS_THAT_PACK = {"unconditional": "black image", "mask_resize": "bilinear", "comb
 
 
 class Middle:
-    """Finds a sure face in the middle of every picture, and an unsure, larger one around it."""
+    """Finds a sure face in the middle of every image, and an unsure, larger one around it."""
 
     name, threshold, sizes = "middle", 0.5, (64,)
 

@@ -1,6 +1,6 @@
 """Every pair of what an artist puts onto one MODEL, in the real host.
 
-Both decide over the picture; the order of chaining makes no difference where mathematics says so; one at strength 0
+Both decide over the image; the order of chaining makes no difference where mathematics says so; one at strength 0
 leaves the other bit-identical; nothing raises. A new system is in here by being in the registry.
 """
 

@@ -209,7 +209,7 @@ def test_what_is_missing_is_asked_for_in_one_sentence(load, paint, title):
 
 
 def test_a_photo_without_a_face_takes_no_part_and_is_nobody_alone(load, paint, title):
-    """Find Faces has passed over the second of three photos; or it has shown the whole picture in place of a face."""
+    """Find Faces has skipped the second of three photos; or it has shown the whole image in place of a face."""
     adapter, three = load(), person(photos=3)
     two = three.take([0, 2])
     assert torch.equal(
@@ -329,7 +329,7 @@ def test_weights_that_stay_in_main_memory_make_no_difference(load, paint, monkey
 
 
 def test_a_batch_is_its_pictures(load, paint):
-    """Two pictures of one noise are the same picture, and the one that is painted alone."""
+    """Two images of one noise are the same image, and the one that is painted alone."""
     model, positive, _ = paint.apply(load(), person())
     plain, negative = paint.text
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)).repeat(2, 1, 1, 1)
@@ -346,7 +346,7 @@ def test_a_batch_is_its_pictures(load, paint):
 
 
 def test_prompts_for_areas_beside_it(load, paint, recipes):
-    """The host calls the MODEL once for the whole picture and once for a part of it."""
+    """The host calls the MODEL once for the whole image and once for a part of it."""
     model, positive, _ = paint.apply(load(), person())
     plain, _ = paint.text
     for where in ({"area": (8, 4, 0, 4)}, {"mask": torch.ones(1, 8, 8), "set_area_to_bounds": True}):

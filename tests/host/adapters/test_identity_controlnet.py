@@ -119,7 +119,7 @@ def test_two_nets_read_their_own_persons(world, control, net, adapter):
 
 
 def test_one_net_serves_two_people(world, control, net):
-    """The same file for both: neither its tokens nor its picture are those of the last one."""
+    """The same file for both: neither its tokens nor its image are those of the last one."""
     own = net()
     paint(world, control(own, control(own, identity=who(1)), identity=who(2)), steps=1)
     first, second = own.contexts

@@ -98,7 +98,7 @@ def test_options_that_are_no_numbers_are_refused(world, name):
 
 @pytest.mark.parametrize("how", ["area", "bilinear", "bicubic"])
 def test_the_way_a_mask_is_resized_reaches_the_injection(world, how):
-    """Through the options node, Apply Identity and a sampling run: bicubic leaves another picture than area."""
+    """Through the options node, Apply Identity and a sampling run: bicubic leaves another image than area."""
     from likeness.injection.comfy import stack_of
 
     mask = torch.zeros(1, 64, 64)

@@ -1,4 +1,4 @@
-"""StoryMaker in a MODEL: characters, body pictures and masks, places, and what stands beside them."""
+"""StoryMaker in a MODEL: characters, body images and masks, places, and what stands beside them."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_options_of_the_wrong_system_are_refused_both_ways(world, adapter):
     assert "StoryMaker Character before" in sentence(character, world, options=world.options())
 
 
-# --- body pictures and masks
+# --- body images and masks
 
 
 def bodies(world: Any, **inputs: Any) -> Tensor:

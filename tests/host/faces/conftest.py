@@ -18,7 +18,7 @@ from likeness.faces.detection import Detection, Detector
 
 @dataclass
 class Remembering:
-    """A detector that answers from memory when it is shown the same picture again."""
+    """A detector that answers from memory when it is shown the same image again."""
 
     detector: Detector
     answers: dict = field(default_factory=dict)
@@ -72,7 +72,7 @@ def places(host_nodes, tmp_path, monkeypatch, without_face_packages):
 
 @pytest.fixture(scope="session")
 def mtcnn(photos, known_faces):
-    """MTCNN, which looks at each picture only once, and has seen the two photographs already."""
+    """MTCNN, which looks at each image only once, and has seen the two photographs already."""
     analysis = load_mtcnn()
     detector = Remembering(analysis.detector)
     for name, faces in known_faces.items():

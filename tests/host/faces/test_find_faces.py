@@ -1,4 +1,4 @@
-"""Find Faces on real photographs and on pictures that are none."""
+"""Find Faces on real photographs and on images that are none."""
 
 from __future__ import annotations
 

@@ -270,10 +270,10 @@ def test_a_window_is_the_jobs_square():
     cut = window.cut(picture.permute(2, 0, 1)[None], 64)[0]
     assert (cut - job.crop).abs()[:, 2:-2, 2:-2].max() < 0.01
     small = upright(64, 2.0)(picture[:40, :60], 0, 0, replace(face, box=np.array([10, 0, 50, 40], np.float32)))
-    assert isinstance(small, FaceJob) and small.crop.isfinite().all()  # larger than the picture: its edge is repeated
+    assert isinstance(small, FaceJob) and small.crop.isfinite().all()  # larger than the image: its edge is repeated
 
 
-# --- what else is laid over the picture
+# --- what else is laid over the image
 
 
 def test_prompts_whose_mask_leaves_out_the_face_are_left_out():
@@ -317,7 +317,7 @@ def test_what_inpainting_models_read_beside_their_latent_is_cut():
 
 
 def test_an_identity_within_a_mask_acts_on_the_faces_that_lie_in_it(detail, photo, recipes, places):
-    """Two people of a group picture, each within a mask of the whole picture."""
+    """Two people of a group image, each within a mask of the whole image."""
     from helpers import small_world as small
 
     world = small.World(recipes, places.models)

@@ -84,7 +84,7 @@ BEYOND = {"0..1": lambda image: image, "above 1": lambda image: image * 3, "belo
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("values", BEYOND)
 def test_what_is_not_changed_comes_out_to_the_bit(run, restorer, channels, values):
-    """Whatever the picture: grey, transparent, darker than black or brighter than white."""
+    """Whatever the image: grey, transparent, darker than black or brighter than white."""
     image = BEYOND[values](torch.rand(2, 64, 60, channels))
     image[:, 32, 30] = 0.5  # where the analysis looks for a face
     kept, *_, mask, report = run("RestoreFaces", **inputs(restorer, image, strength=0.0))

@@ -1,4 +1,4 @@
-"""The miniature portrait world: people who are themselves in every picture, and pictures about which all is known."""
+"""The miniature portrait world: people who are themselves in every image, and images about which all is known."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_other_sizes_are_refused_in_words(size):
 
 
 def test_a_larger_picture_shows_the_same(pictures):
-    """Shrunk to half, a picture twice as large is the same but for its edges."""
+    """Shrunk to half, an image twice as large is the same but for its edges."""
     large = renderer.render(pictures.people, pictures.shots, 2 * SIZE).rgb.movedim(-1, 1)
     shrunk = torch.nn.functional.avg_pool2d(large, 2).movedim(1, -1)
     plain = torch.as_tensor(pictures.shots.style == Style.PHOTO)

@@ -29,7 +29,7 @@ from likeness.miniature.models.weights import load_observer
 
 
 class Spotter(nn.Module):
-    """In place of the observer: the face is where the picture is red, and certain when all of the disc is seen."""
+    """In place of the observer: the face is where the image is red, and certain when all of the disc is seen."""
 
     def forward(self, pictures):
         red = (pictures[:, 0] - pictures[:, 1]).clamp(0, 1)

@@ -66,7 +66,7 @@ def test_the_noise_is_that_of_a_seeded_host():
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_a_denoiser_that_knows_the_answer_is_obeyed(nets, guidance):
-    """v of a world with one picture in it."""
+    """v of a world with one image in it."""
     answer = torch.randn(1, 16, 16, 16)
     rates = noise_schedule().alphas_cumprod
 

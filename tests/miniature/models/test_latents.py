@@ -19,7 +19,7 @@ def test_people_never_fitted_come_back_recognisable():
     assert latents.shape == (32, 16, 16, 16)
     assert 0.5 < float(latents.std()) < 2
     error = (codec.decode(latents) - pictures).square().mean((1, 2, 3))
-    assert float((-10 * error.log10()).mean()) > 27  # decibels; 28.8 over 256 pictures of every style
+    assert float((-10 * error.log10()).mean()) > 27  # decibels; 28.8 over 256 images of every style
 
 
 def test_sides_that_eight_does_not_divide_are_refused():

@@ -19,7 +19,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def study(world):
-    """Everybody without and with the adapter, from the same noise: method -> records, and the pictures."""
+    """Everybody without and with the adapter, from the same noise: method -> records, and the images."""
     everybody = subjects(world, PEOPLE)
     prompts = [PROMPTS[0], PROMPTS[2], PROMPTS[6]]
     records = {"without": [], "with": []}

@@ -1,4 +1,4 @@
-"""A stage that is told to stop: its state is saved, the caller knows, and started again it goes on."""
+"""A stage that is told to stop: its state is saved, the caller knows, and started again it resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainings of the miniature on a handful of pictures: stopped at any moment, they go on bit for bit."""
+"""The trainings of the miniature on a handful of images: stopped at any moment, they resume bit for bit."""
 
 from __future__ import annotations
 

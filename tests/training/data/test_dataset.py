@@ -422,7 +422,7 @@ def test_templates_need_a_place_for_the_trigger_and_resolutions_the_grid():
             person(resolution=resolution)
 
 
-# --- judging pictures
+# --- judging images
 
 
 def test_sharpness_falls_with_blur_and_not_with_size():

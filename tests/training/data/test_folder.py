@@ -119,7 +119,7 @@ def test_any_bytes_are_a_caption_or_one_sentence(tmp_path_factory, content):
         assert text is None or (text.encode() and "\n" not in text)
 
 
-# --- what lies beside pictures
+# --- what lies beside images
 
 
 def put(folder, *names):

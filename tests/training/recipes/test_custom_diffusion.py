@@ -1,4 +1,4 @@
-"""Custom Diffusion: what it trains and leaves alone, its augmentation and class pictures, what comes out, bad input."""
+"""Custom Diffusion: what it trains and leaves alone, its augmentation and class images, what comes out, bad input."""
 
 from __future__ import annotations
 
