@@ -30,7 +30,7 @@ from ...faces.identity import HEAD_FACTOR, Identity
 from ...weights import families
 from ...weights.families import Family
 from ..clip_vision import ClipEncoder
-from ..effects import AttentionTerm, Effect, MaskResize, PromptEdit, PromptStates, WeightDelta
+from ..effects import AttentionTerm, Effect, PromptEdit, PromptStates, WeightDelta
 from ..image_prep import pixel_values
 from ..networks import KeyValueSites, build_key_values
 from ..slot_lora import digest
@@ -76,7 +76,6 @@ class PhotoVerseOptions:
     unconditioned: Unconditioned = Unconditioned.NOTHING
     class_word: str = "person"
     region: Tensor | None = None
-    region_resize: MaskResize = MaskResize.AREA
 
     def __post_init__(self) -> None:
         for name, value in (("gamma", self.gamma), ("sigma", self.sigma)):
@@ -181,7 +180,7 @@ class PhotoVerse(KeyValueSites):
         gamma, sigma = 1 + request.strength * (options.gamma - 1), request.strength * options.sigma
         merge = None if gamma == 1 else Fusion(gamma, sigma)
         weight = SiteWeight(sigma if merge is None else 1.0)
-        scope = replace(request.scope, mask=options.region, mask_resize=options.region_resize)
+        scope = replace(request.scope, mask=options.region)
         return [AttentionTerm(self, image, (weight,) * len(request.layout), scope=scope, merge=merge)]
 
     def change(self, request: Request, options: PhotoVerseOptions, strength: float) -> list[WeightDelta]:

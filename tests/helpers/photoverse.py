@@ -32,13 +32,20 @@ def adapter(make: official.Maker, prefix: str, width: int, dim: int, maps: int) 
 
 
 def unofficial(
-    shapes: Shapes, seed: int = 0, maps: int = 5, width: int = official.VIT_H[0], lora: bool = True, copies: bool = True
+    shapes: Shapes,
+    seed: int = 0,
+    maps: int = 5,
+    width: int = official.VIT_H[0],
+    lora: bool = True,
+    copies: bool = True,
+    paths: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
-    """As idonahum/photoVerse saves it, with flat keys."""
+    """As idonahum/photoVerse saves it, with flat keys. paths: diffusers' of the transformer blocks."""
     make, dim = official.Maker(seed), shapes[0][1]
     for part in ("text", "image"):
         adapter(make, f"{part}_adapter.", width, dim, maps)
-    for path, (site, text) in zip(attention(shapes), shapes, strict=True):
+    names = attention(shapes) if paths is None else [f"{path}.attn2" for path in paths]
+    for path, (site, text) in zip(names, shapes, strict=True):
         layer = f"cross_attention_adapter.{path}"
         for name in ("to_k", "to_v"):
             make.linear(f"{layer}.processor.{name}_ip.0", site, text, bias=False)
