@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -157,11 +158,10 @@ class IdentityPrompt(Node):
                 "prompt to CLIP Text Encode."
             )
         encoder = binding.ComfyTextEncoder(clip)
-        layout, attention, of_model = layout_of(()), {}, {}
+        layout, attention = layout_of(()), {}
         if model is not None:
             check_fit(adapter, binding.sites_of(model), binding.model_name(model), adapter.needs.base)
             layout, attention = binding.request_layout(model)
-            of_model = {"base_weights": partial(binding.base_weights, model)}
         people = [person for person in (identity, identity_2, identity_3, identity_4) if person is not None]
         request = Request(
             layout=layout,
@@ -178,8 +178,9 @@ class IdentityPrompt(Node):
             text_encoder=encoder,
             trigger_words=words_in(trigger_word),
             others=tuple(people[1:]),
-            **of_model,
         )
+        if model is not None:
+            request = replace(request, base_weights=partial(binding.base_weights, model))
         effects = adapter.effects(request)
         plain = encode_tokens(encoder, encoder.tokenize(text))
         conditioning = binding.edited(encoder.conditioning(plain), effects)
