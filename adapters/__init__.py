@@ -18,6 +18,7 @@ from .instantid import SYSTEM as INSTANTID
 from .ip_adapter import SYSTEM as IP_ADAPTER
 from .ip_adapter import Evidence, IPAdapter, Variant
 from .photomaker import SYSTEM as PHOTOMAKER
+from .photoverse import SYSTEM as PHOTOVERSE
 from .pulid import SYSTEM as PULID
 from .storymaker import SYSTEM as STORYMAKER
 from .system import Adapter, Kind, Sureness, WeightFile, kind_of
@@ -39,6 +40,7 @@ SYSTEMS: tuple[Kind, ...] = (
     IP_ADAPTER,
     INSTANTID,
     PHOTOMAKER,
+    PHOTOVERSE,
     PULID,
     STORYMAKER,
 )

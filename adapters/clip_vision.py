@@ -6,7 +6,7 @@ of the last layer but one, every token, without the final LayerNorm (official IP
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -67,6 +67,13 @@ class ClipEncoder(Protocol):
         """Normalised pixel values (B, 3, S, S) -> features, float32."""
         ...
 
+    def hidden_states(self, pixels: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """The states behind these layers, each (B, 1 + patches, hidden), float32, without the final LayerNorm.
+
+        layers: 1 is the first layer, -1 the last. LikenessError when the encoder has fewer.
+        """
+        ...
+
 
 class Unconditional(Enum):
     """What the encoder is shown in place of an image; the value is the name a user chooses."""
@@ -118,6 +125,13 @@ class TransformersClipEncoder:
         out = self._model(pixels.to(weight), output_hidden_states=True)
         return ClipFeatures(out.image_embeds.float(), out.hidden_states[-2].float())
 
+    @torch.no_grad()
+    def hidden_states(self, pixels: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """See `ClipEncoder`; on the model's device."""
+        found = self._model.vision_model(pixels.to(self._model.visual_projection.weight), output_hidden_states=True)
+        check_depth(len(found.hidden_states) - 1, layers)
+        return [found.hidden_states[layer].float() for layer in layers]
+
 
 def config_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """The transformers configuration of a published encoder, read from its weights.
@@ -160,6 +174,15 @@ def check_encoder(expected_hidden: int | None, expected_embed: int | None, actua
                 f"this adapter needs {wanted}, got {actual.name} ({expected} ≠ {found}): "
                 f"load {wanted} with Load CLIP Vision, or choose an adapter made for {actual.name}."
             )
+
+
+def check_depth(depth: int, layers: Sequence[int]) -> None:
+    """Raise LikenessError unless an encoder of so many layers has all of these."""
+    if (deepest := max(layers)) > depth:
+        raise LikenessError(
+            f"this adapter reads layer {deepest} of the CLIP vision model, which has {depth}: load ViT-L/14 with Load "
+            "CLIP Vision."
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

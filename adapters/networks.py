@@ -6,7 +6,7 @@ IP-Adapter (arXiv 2308.06721) and its FaceID variants use four of them; the Perc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -250,6 +250,29 @@ def build_projection(weights: dict[str, Tensor], head_width: int) -> nn.Module:
             raise KeyError("no known image projection")
     network.load_state_dict(weights, strict=True, assign=True)
     return network.requires_grad_(False).eval()
+
+
+def mapping(widths: Sequence[int]) -> nn.Sequential:
+    """Linear, LayerNorm and LeakyReLU, twice, and a Linear where a fourth width says so (ELITE, PuLID, PhotoVerse).
+
+    The layers have the numbers of the official keys: 0, 1, 3, 4 and 6.
+    """
+    first, second, third, *last = widths
+    layers: list[nn.Module] = []
+    for before, after in ((first, second), (second, third)):
+        layers += [nn.Linear(before, after), nn.LayerNorm(after), nn.LeakyReLU()]
+    return nn.Sequential(*layers, *(nn.Linear(third, width) for width in last))
+
+
+def mapping_widths(weights: Mapping[str, Tensor], prefix: str) -> tuple[int, ...]:
+    """The widths of the `mapping` whose official keys start like this."""
+    layers = [weights[f"{prefix}{i}.weight"] for i in (0, 3, 6) if i < 6 or f"{prefix}6.weight" in weights]
+    return (layers[0].shape[1], *(layer.shape[0] for layer in layers))
+
+
+def count_mappings(weights: Mapping[str, Tensor], prefix: str = "mapping_") -> int:
+    """How many hidden states have a mapping of this name: mapping_0, mapping_1, ..."""
+    return len({key.split(".")[0] for key in weights if key.startswith(prefix) and key[len(prefix)].isdigit()})
 
 
 class FuseMlp(nn.Module):

@@ -30,6 +30,7 @@ from ..checks import check_number
 from ..errors import LikenessError
 from ..faces.identity import Identity
 from ..weights import families
+from ..weights.checkpoint_layout import registration_order
 from ..weights.families import Family
 from ..weights.lora_files import read_attention_lora
 from .clip_tower import HEAD_WIDTH, ClipTower, TowerSizes
@@ -313,7 +314,7 @@ class PhotoMaker(nn.Module):
     @property
     def site_shapes(self) -> dict[int, tuple[int, int]]:
         """See `system.Adapter`; told by the LoRA, which changes every attention layer."""
-        places = sorted((_registered(path), path) for path in self._lora if path.endswith(".attn2.to_k"))
+        places = sorted((registration_order(path), path) for path in self._lora if path.endswith(".attn2.to_k"))
         pairs = [self._lora[path] for _, path in places]
         return {2 * i + 1: (pair.up.shape[0], pair.down.shape[1]) for i, pair in enumerate(pairs)}
 
@@ -507,15 +508,6 @@ def _fault(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     text = text.removeprefix("Error(s) in loading state_dict for IdEncoder: ")
     return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-_PARTS = ("down_blocks", "up_blocks", "mid_block")
-
-
-def _registered(path: str) -> tuple[int, ...]:
-    """Where diffusers registers a layer: down, up, middle, and by number in each."""
-    part, *rest = path.split(".")
-    return (_PARTS.index(part) if part in _PARTS else len(_PARTS), *(int(word) for word in rest if word.isdigit()))
 
 
 # --- the registry's entry

@@ -85,6 +85,10 @@ def _no_parser(crops: Tensor) -> Tensor:
     raise LikenessError("This adapter needs a face parsing network: give one.")
 
 
+def _no_model(wanted: Callable[[str], bool]) -> Mapping[str, Tensor]:
+    raise LikenessError("This adapter puts weights of its own in place of the MODEL's: connect the MODEL as well.")
+
+
 @dataclass(frozen=True, eq=False)
 class Request:
     """What a user asks of an adapter for one person in one model.
@@ -93,7 +97,8 @@ class Request:
     the blocks of a model that is a DiT. options: what the system's own options node made, None for its defaults.
     weight_strength: of the change of the model's own weights, where the file brings one. seen_by: adds the embeddings
     of a recogniser to an identity, where that recogniser is at hand. find_eva: the EVA02-CLIP image encoder. parse: the
-    parts of aligned faces, see `faces.parsing`. Both raise LikenessError that says how to get them.
+    parts of aligned faces, see `faces.parsing`. base_weights: the model's own weights that are wanted, by diffusers'
+    name, float32. All three raise LikenessError that says how to get them.
 
     Through the prompt: text is what the user wrote, text_encoder reads it, and trigger_words stand in it for the
     identity and the others, in this order; empty for the adapter's own.
@@ -111,6 +116,7 @@ class Request:
     dit: DitLayout | None = None
     find_eva: Callable[[], EvaTower] = _no_eva
     parse: Callable[[Tensor], Tensor] = _no_parser
+    base_weights: Callable[[Callable[[str], bool]], Mapping[str, Tensor]] = _no_model
     text: str = ""
     text_encoder: TextEncoder | None = None
     trigger_words: tuple[str, ...] = ()

@@ -15,6 +15,9 @@ from torch import Tensor
 from ..errors import LikenessError
 from .text_encoder import TextEncoder, Token, Tokens
 
+# Words of one token that prompts rarely hold: they keep a name's place while the text is cut into tokens.
+_STAND_INS = ("sks", "img", "olis", "shs", "ktn", "ohwx", "wbo")
+
 
 @dataclass(frozen=True)
 class Mention:
@@ -159,6 +162,48 @@ def repeated(tokens: Sequence[Token], found: Iterable[Mention], times: Callable[
         number, count = at.get(place, (-1, 1))
         result += [replace(token, run=number + 1)] * count
     return result
+
+
+def with_stand_ins(encoder: TextEncoder, text: str, names: Sequence[str]) -> tuple[str, list[Mapping[str, int]]]:
+    """The text with a word of one token for each of these names, and that token's id by tower.
+
+    A name keeps its place so, however the tokenizer would cut it and whatever punctuation stands behind it. Raises
+    LikenessError when the text holds all of the words that could stand in.
+    """
+    says = pattern_of(names)
+    bare = says.sub(" ", text)
+    present = {
+        name: {token.id for token in row if isinstance(token.id, int)} for name, row in _safe(encoder, bare).items()
+    }
+    found: list[Mapping[str, int]] = []
+    places: dict[str, str] = {}
+    words = iter(_STAND_INS)
+    for own in names:
+        for word in words:
+            cut = _one_token(encoder, word)
+            if cut and not any(cut[name] in present[name] for name in cut):
+                places[own.lower()] = f" {word} "
+                found.append(cut)
+                break
+        else:
+            raise LikenessError(
+                f"There is no place for {own!r} in this prompt: use fewer subjects, or leave out words such as "
+                f"{', '.join(_STAND_INS[:2])}."
+            )
+    return says.sub(lambda match: places[match[0].lower()], text), found
+
+
+def _safe(encoder: TextEncoder, text: str) -> Tokens:
+    return encoder.tokenize(text if text.strip() else "a")
+
+
+def _one_token(encoder: TextEncoder, word: str) -> dict[str, int] | None:
+    try:
+        cut = encoder.tokenize(word)
+    except LikenessError:  # a vocabulary of whole words, without this one
+        return None
+    ids = {name: row[0].id for name, row in cut.items() if len(row) == 1}
+    return {name: i for name, i in ids.items() if isinstance(i, int)} if len(ids) == len(cut) else None
 
 
 def replaced(tokens: Sequence[Token], spans: Iterable[range], vectors: Tensor) -> list[Token]:

@@ -17,6 +17,7 @@ OUR_KINDS = (
     "instantid",
     "pulid",
     "photomaker",
+    "photoverse",
     "storymaker",
     "fastcomposer",
     "blip_diffusion",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,8 +49,8 @@ class IdentityPrompt(Node):
             display_name="Identity Prompt",
             category=CATEGORY,
             description="Encodes a prompt in which a word stands for a person, for adapters that work through the "
-            "prompt (PhotoMaker). Takes the place of CLIP Text Encode.",
-            search_aliases=["PhotoMaker Encode", "trigger word", "PhotoMaker"],
+            "prompt (PhotoMaker, PhotoVerse). Takes the place of CLIP Text Encode.",
+            search_aliases=["PhotoMaker Encode", "trigger word", "PhotoMaker", "PhotoVerse", "ELITE", "pseudo-word"],
             inputs=[
                 io.Clip.Input("clip", tooltip="From the checkpoint the adapter was made for; LoRAs on it count."),
                 AdapterSocket.Input("adapter", tooltip="From Load Identity Adapter."),
@@ -57,31 +59,34 @@ class IdentityPrompt(Node):
                     default="portrait photo of a woman img, soft light",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="The prompt. Write the trigger word right behind the word for the person, as in 'a woman "
-                    "img'. Weights such as (woman img:1.2), embeddings and long prompts are understood.",
+                    tooltip="The prompt. PhotoMaker: write the trigger word right behind the word for the person, as "
+                    "in 'a woman img'. PhotoVerse: in its place, as in 'a photo of S*'. Weights such as (woman "
+                    "img:1.2), embeddings and long prompts are understood.",
                 ),
                 strength_input(
-                    "Strength of the person in the word's embedding. 1 is official, 0 leaves the person out.", most=3.0
+                    "Strength of the person in the word's embedding, and in PhotoVerse's image branch. 1 is official, "
+                    "0 leaves the person out.",
+                    most=3.0,
                 ),
                 *window_inputs(
                     "Fraction of the steps that use the plain prompt before the person is added: PhotoMaker's style "
                     "strength. Lower values give more likeness, higher values more of the prompt's style. 0: from "
-                    "the first step.",
+                    "the first step, as PhotoVerse was trained.",
                     "Fraction of the sampling after which the plain prompt is used again.",
                     start=0.2,
                     step=0.01,
                 ),
                 lora_strength_input(
                     1.0,
-                    "PhotoMaker files bring a LoRA that changes the MODEL itself, in all steps. 1 is official; "
-                    "below 0.5 little of the likeness is left.",
+                    "PhotoMaker and PhotoVerse files bring a LoRA that changes the MODEL itself, in all steps. 1 is "
+                    "official; below 0.5 little of PhotoMaker's likeness is left.",
                 ),
                 io.String.Input(
                     "trigger_word",
                     default="img",
-                    tooltip="The word that follows the person in the prompt. Where it stands several times, the first "
-                    "is the first identity, and so on. Several words, separated by commas, each stand for one "
-                    "identity in that order, however often they are written.",
+                    tooltip="The word that follows the person in the prompt, or with PhotoVerse is the person. Where "
+                    "it stands several times, the first is the first identity, and so on. Several words, separated by "
+                    "commas, each stand for one identity in that order, however often they are written.",
                 ),
                 io.Model.Input(
                     "model", optional=True, tooltip="The MODEL to sample with. Adapters that bring a LoRA need it."
@@ -95,7 +100,12 @@ class IdentityPrompt(Node):
                     )
                     for number in range(2, MOST_PEOPLE + 1)
                 ),
-                options_input("From PhotoMaker Options."),
+                options_input("From PhotoMaker Options or PhotoVerse Options."),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Needed by PhotoVerse: CLIP ViT-L/14. PhotoMaker files bring their own.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -126,6 +136,7 @@ class IdentityPrompt(Node):
         identity_3: Any = None,
         identity_4: Any = None,
         options: Any = None,
+        clip_vision: Any = None,
     ) -> io.NodeOutput:
         """Check, encode once, and hand over to the injection."""
         from ..adapters.effects import Scope
@@ -135,6 +146,7 @@ class IdentityPrompt(Node):
         from ..injection import comfy as binding
         from ..injection.plan import check_fit, layout_of
         from .adapters import embedded_by
+        from .companions import parse_aligned
 
         finite(strength=strength, start_at=start_at, end_at=end_at, lora_strength=lora_strength)
         in_order(start_at, end_at)
@@ -157,14 +169,18 @@ class IdentityPrompt(Node):
             strength=strength,
             scope=Scope(start_at, end_at),
             identity=people[0] if people else None,
+            encoder=None if clip_vision is None else binding.ComfyClipEncoder(clip_vision),
             options=None if options is None else options.reference,
             weight_strength=lora_strength,
             seen_by=embedded_by,
+            parse=parse_aligned,
             text=text,
             text_encoder=encoder,
             trigger_words=words_in(trigger_word),
             others=tuple(people[1:]),
         )
+        if model is not None:
+            request = replace(request, base_weights=partial(binding.base_weights, model))
         effects = adapter.effects(request)
         plain = encode_tokens(encoder, encoder.tokenize(text))
         conditioning = binding.edited(encoder.conditioning(plain), effects)

@@ -268,3 +268,21 @@ def _all_layers_of_sd2(state: Weights) -> Weights:
 def below(weights: Weights, prefix: str) -> dict[str, Tensor]:
     """The weights of one part of a checkpoint, without its prefix."""
     return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+
+
+_REGISTERED, _EXECUTED = ("down_blocks", "up_blocks", "mid_block"), ("down_blocks", "mid_block", "up_blocks")
+
+
+def registration_order(path: str) -> tuple[int, ...]:
+    """Sorts diffusers' paths of a UNet's layers as diffusers registers them: down, up, middle, by number in each."""
+    return _order(path, _REGISTERED)
+
+
+def execution_order(path: str) -> tuple[int, ...]:
+    """Sorts diffusers' paths of a UNet's layers as they run: down, middle, up, by number in each."""
+    return _order(path, _EXECUTED)
+
+
+def _order(path: str, parts: Sequence[str]) -> tuple[int, ...]:
+    part, *rest = path.split(".")
+    return (parts.index(part) if part in parts else len(parts), *(int(word) for word in rest if word.isdigit()))

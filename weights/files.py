@@ -6,6 +6,7 @@ import json
 import pickle
 import struct
 import zipfile
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ _SMALLEST = 1024  # no weight file is smaller; a Git LFS pointer or an error pag
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a weight file under flat, dot-joined keys, and its metadata (empty for pickles).
+    """All tensors of a weight file under flat, dot-joined keys, and its metadata.
 
-    `.bin` files nest dictionaries; they are flattened. Raises LikenessError naming the file when it cannot be read.
+    `.bin` files nest dictionaries; they are flattened, and the numbers in them are their metadata, under such keys as
+    well. Raises LikenessError naming the file when it cannot be read.
     """
     content, metadata = read_content(path)
     try:
-        return flatten(content), metadata
+        return flatten(content), metadata or _numbers(content)
     except ValueError as error:
         raise _unreadable(path, error) from error
 
@@ -63,7 +65,8 @@ def read_content(path: Path) -> tuple[Any, dict[str, str]]:
             raise ValueError("neither safetensors nor a pickle")
         check_pickle(path)
         mapped = path.stat().st_size > _MAPPED and zipfile.is_zipfile(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with _words_allowed():
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         if isinstance(content, Tensor):
             _plain(content)
         elif isinstance(content, dict):
@@ -77,6 +80,30 @@ def read_content(path: Path) -> tuple[Any, dict[str, str]]:
         ) from error
     except Exception as error:  # every reader has its own, and a damaged file reaches many; for the user they are one
         raise _unreadable(path, error) from error
+
+
+class _Word(str):
+    """A member of an enumeration in the settings that peft saves beside weights; its value is all that is read."""
+
+
+_ENUMERATIONS = ("peft.utils.peft_types.PeftType", "peft.utils.peft_types.TaskType")
+
+
+def _words_allowed() -> AbstractContextManager[Any]:
+    """Within it, a pickle may hold words of these enumerations."""
+    allow = getattr(torch.serialization, "safe_globals", None)  # since torch 2.5
+    return nullcontext() if allow is None else allow([(_Word, name) for name in _ENUMERATIONS])
+
+
+def _numbers(tree: dict[Any, Any], prefix: str = "") -> dict[str, str]:
+    """The numbers of nested dictionaries that `flatten` has taken, as metadata are written."""
+    found = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found[f"{prefix}{key}"] = str(value)
+    return found
 
 
 def _unreadable(path: Path, error: Exception) -> LikenessError:

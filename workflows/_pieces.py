@@ -117,6 +117,20 @@ def load_pulid(graph: Graph) -> Node:
     return graph.node("LikenessLoadIdentityAdapter", adapter_file=f"pulid/{needed[0].name}", models=(*needed, *beside))
 
 
+def load_photoverse(graph: Graph) -> Node:
+    """PhotoVerse, and the face parsing network that it finds beside its own file."""
+    needed = files("photoverse-unofficial")
+    beside = files("facexlib/parsing_bisenet")
+    choice = f"{needed[0].directory}/{needed[0].name}"
+    return graph.node("LikenessLoadIdentityAdapter", adapter_file=choice, models=(*needed, *beside))
+
+
+def load_vit_l(graph: Graph) -> Node:
+    """The encoder that PhotoVerse was trained with."""
+    needed = files("clip-vit-l")
+    return graph.node("CLIPVisionLoader", clip_name=needed[0].name, models=needed)
+
+
 def load_encoder(graph: Graph) -> Node:
     """The encoder that IP-Adapter Plus and StoryMaker were trained with."""
     needed = files("clip-vit-h")
@@ -216,7 +230,7 @@ def files(pattern: str) -> tuple[ModelFile, ...]:
     """The registry's entries for a name or a group; of a face pack only the files that are read."""
     records = import_module("likeness.models_download").select(pattern)
     read = [record for record in records if len(records) == 1 or "required" in record.notes]
-    return tuple(ModelFile(record.filename, record.url, record.folder) for record in read)
+    return tuple(ModelFile(record.filename, record.url or record.page, record.folder) for record in read)
 
 
 def files_note(graph: Graph, *remarks: str) -> None:

@@ -1,4 +1,5 @@
-"""What PhotoMaker's graphs share: the prompt in which words stand for people, in place of CLIP Text Encode."""
+"""What PhotoMaker's and PhotoVerse's graphs share: the prompt in which words stand for people, in place of CLIP Text
+Encode."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from _graph import Graph, Node, Output
-from _pieces import SDXL, Start
+from _pieces import SDXL, Base, Start
 
 
 def identity_prompt(
@@ -17,6 +18,7 @@ def identity_prompt(
     people: Sequence[Node],
     text: str,
     *,
+    base: Base = SDXL,
     model: Output | None = None,
     size: tuple[int, int] | None = None,
     **settings: Any,
@@ -25,7 +27,7 @@ def identity_prompt(
     with. people: their identities, in the order of the trigger words."""
     names = ["identity", *(f"identity_{number}" for number in range(2, len(people) + 1))]
     inputs: dict[str, Any] = {name: person["identity"] for name, person in zip(names, people, strict=True)}
-    width, height = size or (SDXL.side, SDXL.side)
+    width, height = size or (base.side, base.side)
     with graph.group(f"{number}. Prompt"):
         positive = graph.node(
             "LikenessIdentityPrompt",
@@ -39,7 +41,7 @@ def identity_prompt(
         )
         graph.next_column()
         negative = graph.node(
-            "CLIPTextEncode", title="Negative prompt", text=SDXL.negative, clip=checkpoint["CLIP"], room=360
+            "CLIPTextEncode", title="Negative prompt", text=base.negative, clip=checkpoint["CLIP"], room=360
         )
         latent = graph.node("EmptyLatentImage", width=width, height=height, batch_size=1)
     return Start(positive, negative, latent)

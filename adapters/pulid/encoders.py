@@ -13,29 +13,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..networks import PerceiverAttention, feed_forward
+from ..networks import PerceiverAttention, count_mappings, feed_forward, mapping, mapping_widths
 
 HEAD_WIDTH = 64
 ID_TOKENS = 5  # that one embedding becomes
 
 
 def _mapping(weights: Mapping[str, Tensor], prefix: str) -> nn.Sequential:
-    """Linear, LayerNorm, LeakyReLU, twice, and a Linear; the layers have the numbers of the official keys."""
-    first, second, third = (weights[f"{prefix}{i}.weight"].shape for i in (0, 3, 6))
-    return nn.Sequential(
-        nn.Linear(first[1], first[0]),
-        nn.LayerNorm(first[0]),
-        nn.LeakyReLU(),
-        nn.Linear(second[1], second[0]),
-        nn.LayerNorm(second[0]),
-        nn.LeakyReLU(),
-        nn.Linear(third[1], third[0]),
-    )
-
-
-def _layers(weights: Mapping[str, Tensor], prefix: str) -> int:
-    """How many hidden states have a mapping of this name: mapping_0, mapping_1, ..."""
-    return len({key.split(".")[0] for key in weights if key.startswith(prefix) and key[len(prefix)].isdigit()})
+    return mapping(mapping_widths(weights, prefix))
 
 
 class IDEncoder(nn.Module):
@@ -47,7 +32,7 @@ class IDEncoder(nn.Module):
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.layers = _layers(weights, "mapping_")
+        self.layers = count_mappings(weights)
         self.body = _mapping(weights, "body.")
         for i in range(self.layers):
             self.add_module(f"mapping_{i}", _mapping(weights, f"mapping_{i}."))
@@ -93,7 +78,7 @@ class IDFormer(nn.Module):
         if inner % head_width:
             raise ValueError(f"attention of width {inner} has no heads of width {head_width}")
         depth = len({key.split(".")[1] for key in weights if key.startswith("layers.")})
-        self.scales = _layers(weights, "mapping_")
+        self.scales = count_mappings(weights)
         self.latents = nn.Parameter(torch.empty(1, queries, width))
         self.proj_out = nn.Parameter(torch.empty(width, weights["proj_out"].shape[1]))
         self.id_embedding_mapping = _mapping(weights, "id_embedding_mapping.")

@@ -18,12 +18,9 @@ from torch import Tensor
 from ...errors import LikenessError
 from ..effects import PromptEdit, PromptStates, Scope
 from ..text_encoder import TextEncoder, Token, Tokens, encode_tokens
-from ..trigger_words import pattern_of
+from ..trigger_words import pattern_of, with_stand_ins
 from .file import Subject
 from .networks import TIMESTEPS, stage_of
-
-# Words of one token that prompts rarely hold: they keep the subject's place while the text is cut into tokens.
-_STAND_INS = ("sks", "img", "olis", "shs", "ktn", "ohwx", "wbo")
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def subject_prompt(
     used = [subject for subject in subjects if pattern_of([subject.placeholder]).search(text)]
     missing = tuple(subject.placeholder for subject in subjects if subject not in used)
     _must_be_one_or_all(shares, used)
-    text, stand_ins = _with_stand_ins(encoder, text, used)
+    text, stand_ins = with_stand_ins(encoder, text, [subject.placeholder for subject in used])
     tokens = encoder.tokenize(text)
     plain = encode_tokens(encoder, _replaced(tokens, stand_ins, lambda i, name: _class_token(encoder, used[i], name)))
     edits, stages = [], []
@@ -116,46 +113,6 @@ def _vectors(subject: Subject, timestep: int, kind: int) -> dict[str, Tensor]:
 
 
 # --- tokens
-
-
-def _with_stand_ins(
-    encoder: TextEncoder, text: str, subjects: Sequence[Subject]
-) -> tuple[str, list[Mapping[str, int]]]:
-    """The text with a word of one token for each subject, and that token's id by tower."""
-    says = pattern_of(subject.placeholder for subject in subjects)
-    bare = says.sub(" ", text)
-    present = {
-        name: {token.id for token in row if isinstance(token.id, int)} for name, row in _safe(encoder, bare).items()
-    }
-    found: list[Mapping[str, int]] = []
-    places: dict[str, str] = {}
-    words = iter(_STAND_INS)
-    for subject in subjects:
-        for word in words:
-            cut = _one_token(encoder, word)
-            if cut and not any(cut[name] in present[name] for name in cut):
-                places[subject.placeholder.lower()] = f" {word} "
-                found.append(cut)
-                break
-        else:
-            raise LikenessError(
-                f"There is no place for {subject.placeholder!r} in this prompt: use fewer subjects, or leave out "
-                f"words such as {', '.join(_STAND_INS[:2])}."
-            )
-    return says.sub(lambda match: places[match[0].lower()], text), found
-
-
-def _safe(encoder: TextEncoder, text: str) -> Tokens:
-    return encoder.tokenize(text if text.strip() else "a")
-
-
-def _one_token(encoder: TextEncoder, word: str) -> dict[str, int] | None:
-    try:
-        cut = encoder.tokenize(word)
-    except LikenessError:  # a vocabulary of whole words, without this one
-        return None
-    ids = {name: row[0].id for name, row in cut.items() if len(row) == 1}
-    return {name: i for name, i in ids.items() if isinstance(i, int)} if len(ids) == len(cut) else None
 
 
 def _class_token(encoder: TextEncoder, subject: Subject, tower: str) -> int | Tensor:

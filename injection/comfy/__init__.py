@@ -27,6 +27,7 @@ from .apply import (
 from .encoders import ComfyClipEncoder, ComfyTextEncoder
 from .managed import Managed, ManagedAdapter, ManagedEvaTower
 from .text import edited, needs_rider
+from .weights import base_weights
 
 __all__ = [
     "Applied",
@@ -37,6 +38,7 @@ __all__ = [
     "ManagedEvaTower",
     "apply_effects",
     "apply_identity",
+    "base_weights",
     "dit_of",
     "edited",
     "model_name",

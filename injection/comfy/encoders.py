@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...adapters.clip_vision import ClipFeatures, EncoderSize
+from ...adapters.clip_vision import ClipFeatures, EncoderSize, check_depth
 from ...adapters.effects import PromptStates
 from ...adapters.text_encoder import Token, Tokens, Tower, Windows
 from ...errors import LikenessError
@@ -45,6 +46,20 @@ class ComfyClipEncoder:
         _, penultimate, embeds, _ = self._clip_vision.model(pixel_values=pixels, intermediate_output=-2)
         device = mm.intermediate_device()
         return ClipFeatures(embeds.to(device, torch.float32), penultimate.to(device, torch.float32))
+
+    @torch.no_grad()
+    def hidden_states(self, pixels: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """See `ClipEncoder`; on ComfyUI's intermediate device."""
+        import comfy.model_management as mm
+
+        model = self._clip_vision.model
+        check_depth(len(model.vision_model.encoder.layers), layers)
+        mm.load_model_gpu(self._clip_vision.patcher)
+        pixels = pixels.to(self._clip_vision.load_device, torch.float32)
+        wanted = "all" if any(layer > 0 for layer in layers) else None
+        last, every, *_ = model(pixel_values=pixels, intermediate_output=wanted)
+        device = mm.intermediate_device()
+        return [(last if layer == -1 else every[:, layer - (layer > 0)]).to(device, torch.float32) for layer in layers]
 
 
 class ComfyTextEncoder:

@@ -18,7 +18,7 @@ import comfyui
 import numpy as np
 import pytest
 import torch
-from helpers import mask_rcnn, official, photomaker, pulid, restorers, storymaker
+from helpers import mask_rcnn, official, photomaker, photoverse, pulid, restorers, storymaker
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -31,7 +31,7 @@ CHECKPOINT = "narrow_sd15.safetensors"
 FACEID, PLUS = "narrow_faceid.bin", "narrow_plus.safetensors"
 INSTANTID, IDENTITYNET = "ip-adapter.bin", "instantid_controlnet.safetensors"  # under their own names
 STORYMAKER, SEGMENTER = "mask.bin", "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth"  # under their own names
-PULID = "pulid_v1.bin"  # as well
+PULID, PHOTOVERSE = "pulid_v1.bin", "photoverse.pt"  # as well
 RESTORER, UPSCALER = "GFPGANv1.4.pth", "RealESRGAN_x4plus.pth"  # under their own names
 ENCODER = "vit_l.safetensors"
 ENCODER_WIDTH = 1024
@@ -129,6 +129,9 @@ def narrow_models(models: Path, known_faces, files):
     for version in (1, 2):
         path = models / "photomaker" / f"photomaker-v{version}.bin"
         written.append(photomaker.write(path, photomaker.groups(shapes, version, paths=blocks)))
+    written.append(models / "photoverse" / PHOTOVERSE)
+    written[-1].parent.mkdir(exist_ok=True)
+    torch.save(photoverse.nested(photoverse.unofficial(shapes, width=ENCODER_WIDTH, paths=blocks)), written[-1])
     for path, weights in (
         (models / "facerestore_models" / RESTORER, restorers.gfpgan()),
         (models / "upscale_models" / UPSCALER, restorers.esrgan()),
@@ -428,6 +431,15 @@ def test_the_four_panels_of_a_story_know_the_characters(server, execute):
     [apply] = of_kind(example.prompt, "LikenessApplyIdentity")
     alone = execute("storymaker_story", {(apply, "weight"): 0.0}).pictures("SaveImage")
     assert all(differ(*pair) for pair in zip(panels, alone, strict=True))
+
+
+def test_the_words_and_the_image_of_photoverse_decide_over_the_portrait(server, execute):
+    [portrait] = execute("photoverse").pictures("SaveImage")
+    [prompt] = of_kind(execute("photoverse").prompt, "LikenessIdentityPrompt")
+    [options] = of_kind(execute("photoverse").prompt, "LikenessPhotoVerseOptions")
+    [nobody] = execute("photoverse", {(prompt, "strength"): 0.0}).pictures("SaveImage")
+    [words] = execute("photoverse", {(options, "sigma"): 0.0}).pictures("SaveImage")
+    assert differ(portrait, nobody) and differ(portrait, words) and differ(words, nobody)
 
 
 @pytest.mark.parametrize("name", ["photomaker", "photomaker_two_people", "photomaker_style"])

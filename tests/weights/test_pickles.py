@@ -119,6 +119,17 @@ def saved(path: Path, content: Any) -> Path:
     return path
 
 
+def test_settings_of_peft_beside_weights_are_read_as_words_and_numbers(tmp_path: Path):
+    """Its enumerations are program code to the reader, and stand there for a word alone."""
+    from peft import LoraConfig
+
+    settings = LoraConfig(r=8, lora_alpha=3, target_modules=["to_k"], task_type="CAUSAL_LM").to_dict()
+    torch.save({"a": torch.ones(2), "lora_config": settings}, tmp_path / "x.pt")
+    weights, metadata = read_weights(tmp_path / "x.pt")
+    assert list(weights) == ["a"]
+    assert metadata["lora_config.r"] == "8" and metadata["lora_config.lora_alpha"] == "3"
+
+
 def test_dictionaries_inside_themselves_and_each_other_end(tmp_path: Path):
     loop: dict[str, Any] = {}
     loop["a"] = loop

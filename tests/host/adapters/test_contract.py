@@ -70,7 +70,8 @@ def load(world, title, monkeypatch) -> Callable[..., Any]:
     It is applied with what the system needs beside the identity.
     """
     if CASES[title].reads_clip:
-        monkeypatch.setattr(world, "apply", partial(world.apply, clip_vision=world.clip_vision))
+        for use in ("apply", "prompt"):
+            monkeypatch.setattr(world, use, partial(getattr(world, use), clip_vision=world.clip_vision))
 
     def make(seed: int = 0, shapes: Any = None) -> Any:
         name = f"{seed} {len(shapes or world.shapes)} {title} {CASES[title].file_name}"
@@ -135,7 +136,7 @@ class Painter:
         request = Request(layout, attention, strength, Scope(start_at, end_at), who, encoder, **beside)
         if self.case.prompt:
             reader = comfy.ComfyTextEncoder(self.world.text_clip)
-            request = replace(request, text=self.case.prompt, text_encoder=reader)
+            request = replace(request, text=self.case.prompt, text_encoder=reader, trigger_words=("img",))
         return adapter.effects(request)
 
 
