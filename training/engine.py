@@ -391,6 +391,9 @@ class _Worker:
         z0 = self._stack([self._posterior(s).sample(g) for s, g in zip(samples, chances, strict=True)])
         noise = self._stack([torch.randn(z0.shape[1:], generator=g)[None] for g in chances])
         t = self._timesteps(chances, numbers)
+        if phase.show is not None:
+            with accelerator.autocast():
+                phase.show(samples)
         conditioning, time_ids = self._encode(samples, t), self._time_ids(samples)
         progress = number // settings.accumulation / phase.steps
 

@@ -97,7 +97,7 @@ class FewStep:
 
 def _ddim(of: FewStep, x: Tensor, prediction: Tensor, step: int, noise: Tensor | None) -> Tensor:
     x0, eps = of.clean(x, prediction, step)
-    # As published: a whole number of timesteps earlier, which is the next one where their number divides the schedule's.
+    # As published: a whole number of timesteps earlier, the next one where the number of steps divides the schedule's.
     earlier = of.timesteps[step] - len(of.schedule) // len(of.timesteps)
     last = step + 1 == len(of.timesteps)
     after = 1.0 if last or earlier < 0 else float(of.schedule.alphas_cumprod[earlier])

@@ -97,7 +97,8 @@ class Phase:
     begin: prepares the networks and names what is trained; called once, with the modules on their device. A batch is
     `batch` samples of every stream, in their order. factor: of the learning rate, by step. timestep: drawn for the n-th
     sample of a stream. after_step: called after each optimiser step with every group's learning rate. hooks: what is
-    attached to the networks while the phase is at work; entered after `begin`, left however the phase ends.
+    attached to the networks while the phase is at work; entered after `begin`, left however the phase ends. show: told
+    the samples of a batch before prompts are read and the denoiser predicts.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Phase:
     recording: Recording | None = None
     after_step: Callable[[Mapping[str, float]], None] | None = None
     hooks: Callable[[], AbstractContextManager[Any]] | None = None
+    show: Callable[[Sequence[Sample]], None] | None = None
 
 
 @dataclass(frozen=True)

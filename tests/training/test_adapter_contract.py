@@ -1,0 +1,120 @@
+"""What every adapter's training keeps to: it trains nothing but its own, goes on bit for bit after a crash, and its
+file, in the official layout, is loaded by the same loader as any other and gives what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.people import people_materials
+from safetensors.torch import load_file
+
+from likeness import adapters
+from likeness.training import methods
+from likeness.training.config import RunSettings
+from likeness.training.engine import Callbacks, train
+from likeness.training.export import Saved, SavedKind, TrainingRecord
+from likeness.training.loss_log import read_losses
+from likeness.training.recipe import Recipe, generator
+
+STEPS = 3
+# What is trained in tests, by the kind of its method: settings, and what base model and materials it needs.
+CASES: dict[str, list[dict[str, Any]]] = {
+    "ip_adapter": [{"layout": "faceid", "rank": 2}, {"layout": "base"}, {"layout": "plus"}],
+}
+EACH = pytest.mark.parametrize(
+    ("method", "values"),
+    [(method, values) for method in methods.ADAPTERS for values in CASES[method.kind]],
+    ids=lambda value: getattr(value, "kind", None) or "-".join(map(str, value.values())),
+)
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def recipe_of(method: Any, values: dict[str, Any], base: Any, **given: Any) -> Recipe:
+    kind = method.trainable.settings
+    # Rates at which a few steps are seen, and every condition is left out now and then.
+    usual = {"learning_rate": 1e-2, "drop": {"person": 0.2, "text": 0.2, "both": 0.2}}
+    settings = kind(**usual, **dict.fromkeys(kind.phases, STEPS), **values)
+    return method.trainable.make(base, people_materials(**given), settings, 0)
+
+
+def saved_by(recipe: Recipe, base: Any, folder: Path) -> list[Saved]:
+    return recipe.save(folder, "result", TrainingRecord(recipe.name, base.family, STEPS))
+
+
+def answer(base: Any, recipe: Recipe) -> torch.Tensor:
+    """The denoiser's, to samples of the last phase."""
+    phase = recipe.phases[-1]
+    phase.begin()
+    samples = [phase.streams[0](n, generator(n)) for n in range(3)]
+    z, t = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(3)), torch.tensor([400, 10, 900])
+    with torch.no_grad(), phase.hooks():  # type: ignore[misc]
+        assert phase.show is not None
+        phase.show(samples)
+        said = [sample.prompt for sample in samples]
+        conditioning = base.encode(said) if base.staged is None else base.staged(said, t)
+        ids = torch.zeros(3, 6) if base.is_sdxl else None
+        return base.predict(z, t, conditioning, ids)
+
+
+@EACH
+def test_a_killed_training_goes_on_bit_for_bit_and_its_file_loads_back(method, values, make_base, tmp_path):
+    settings = RunSettings(save_every=1, batch=2)
+    base = make_base()
+    before = {name: value.clone() for name, value in base.unet.state_dict().items()}
+    recipe = recipe_of(method, values, base)
+    whole = train(base, recipe, settings, tmp_path / "whole")
+    assert whole.complete and base.staged is None
+    saved = saved_by(recipe, base, tmp_path / "whole results")
+    after = {name.replace(".base_layer", ""): value for name, value in base.unet.state_dict().items()}
+    assert all(torch.equal(value, after[name]) for name, value in before.items()), "the base model is not trained"
+
+    def die(done: int, total: int, losses: Any) -> None:
+        if done == total - 2:
+            raise Killed
+
+    killed = make_base()
+    with pytest.raises(Killed):
+        train(killed, recipe_of(method, values, killed), settings, tmp_path / "cut", Callbacks(progress=die))
+    again = make_base()
+    resumed = recipe_of(method, values, again)
+    assert train(again, resumed, settings, tmp_path / "cut").complete
+    found = [load_file(result.path) for result in saved_by(resumed, again, tmp_path / "cut results")]
+    wanted = [load_file(result.path) for result in saved]
+    assert [one.keys() for one in found] == [one.keys() for one in wanted]
+    assert all(torch.equal(one[key], other[key]) for one, other in zip(found, wanted, strict=True) for key in one)
+    assert read_losses(whole.losses) == read_losses(tmp_path / "cut" / "losses.csv")
+
+    files = {result.kind: result.path for result in saved}
+    control = files.pop(SavedKind.CONTROLNET, None)
+    (file,) = files.values()
+    assert adapters.load(file, folder=next(iter(files)).value).title
+    untrained = make_base()
+    first = answer(untrained, recipe_of(method, values, untrained))
+    fresh = make_base()
+    loaded = recipe_of(method, values, fresh, start=file, control=control)
+    learned = answer(base, recipe)
+    torch.testing.assert_close(answer(fresh, loaded), learned, atol=5e-3, rtol=2e-2)
+    assert not torch.allclose(first, learned, atol=2e-2), "the training changed nothing that could be lost"
+
+
+@EACH
+def test_gradient_checkpointing_changes_nothing(method, values, make_base, tmp_path):
+    losses = []
+    for checkpointing in (False, True):
+        base = make_base()
+        settings = RunSettings(gradient_checkpointing=checkpointing)
+        result = train(base, recipe_of(method, values, base), settings, tmp_path / str(checkpointing))
+        losses.append(torch.tensor([float(row["total"]) for row in read_losses(result.losses)]))
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+
+
+@EACH
+def test_its_settings_lead_back_to_the_method(method, values):
+    settings = method.trainable.settings(**values)
+    assert methods.adapter_method_of(settings) is method and settings.title == method.title
