@@ -395,7 +395,8 @@ class _Worker:
             with accelerator.autocast():
                 phase.show(samples)
         conditioning, time_ids = self._encode(samples, t), self._time_ids(samples)
-        progress = number // settings.accumulation / phase.steps
+        step = number // settings.accumulation
+        progress = step / phase.steps
 
         def look(t: Tensor, conditioning: Conditioning, recording: Recording | None = None) -> Pass:
             z_t = self.base.schedule.add_noise(z0, noise, t)
@@ -407,7 +408,15 @@ class _Worker:
                 prediction = self.base.predict(z_t, t, conditioning, time_ids)
             noised = z0, noise, t, z_t
             return Pass(
-                samples, self.base.schedule, progress, *noised, prediction, maps.of_prompt, again, maps.of_reference
+                samples,
+                self.base.schedule,
+                progress,
+                *noised,
+                prediction,
+                maps.of_prompt,
+                again,
+                maps.of_reference,
+                step,
             )
 
         def again() -> Pass:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..adapters.clip_vision import ClipEncoder
+from ..adapters.eva_clip import FILE as EVA_FILE
 from ..adapters.eva_clip import EvaTower
 from ..errors import LikenessError
 from ..weights.embedding_files import TokenEmbedding
@@ -84,6 +85,12 @@ class PeopleMaterials:
         if self.clip is None:
             raise LikenessError(f"{what} reads images through CLIP: write the image encoder's file into data.encoder.")
         return self.clip
+
+    def require_eva(self) -> EvaTower:
+        """LikenessError where there is no EVA02-CLIP."""
+        if self.eva is None:
+            raise LikenessError(f"PuLID reads faces through EVA02-CLIP: write {EVA_FILE} into data.eva.")
+        return self.eva
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from ..adapters.clip_vision import ClipEncoder, TransformersClipEncoder
 from ..adapters.eva_clip import EvaTower, build_eva
 from ..errors import LikenessError
-from ..faces import FaceAnalysis, load_parser, load_recogniser_module
+from ..faces import Choice, FaceAnalysis, load_parser, load_recogniser_module, order_faces
 from ..weights.files import read_weights
 from .config import MethodSettings
 from .data.people import read_people
@@ -60,7 +60,7 @@ def people_materials(
         eva=None if data.eva is None else _eva(data.eva, device),
         parse=None if parser is None else parser.parse_crops,
         measure=measure_of(data, analysis, device) if settings.measures_identity else None,
-        detect=partial(keypoints_of, analysis),
+        detect=partial(largest_face, analysis),
         start=data.start_from,
         control=data.control,
         few_step=data.few_step,
@@ -95,6 +95,12 @@ def measure_of(data: DataSettings, analysis: FaceAnalysis, device: torch.device)
 def keypoints_of(analysis: FaceAnalysis, photo: Any) -> Any:
     """Those (5, 2) of the likeliest face in a photo (H, W, 3) uint8; None where there is none."""
     faces = analysis.find(photo, embed=False)
+    return faces[0].keypoints if faces else None
+
+
+def largest_face(analysis: FaceAnalysis, photo: Any) -> Any:
+    """The same of the largest face."""
+    faces = order_faces(analysis.find(photo, embed=False), Choice.LARGEST)
     return faces[0].keypoints if faces else None
 
 

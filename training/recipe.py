@@ -46,8 +46,9 @@ Stream = Callable[[int, torch.Generator], Sample]  # the n-th sample of a phase,
 class Pass:
     """What one pass of the denoiser over a batch found. Latents are (batch, channels, h, w), t is (batch,).
 
-    maps: per probed site (batch, heads, tokens, L). progress: of the phase, 0..1. again: another pass over the same
-    samples and noise at timesteps of its own. reference_maps: those with the keys of the conditioning's reference.
+    maps: per probed site (batch, heads, tokens, L). step: of the phase; progress: of it, 0..1. again: another pass over
+    the same samples and noise at timesteps of its own. reference_maps: those with the keys of the conditioning's
+    reference.
     """
 
     samples: Sequence[Sample]
@@ -61,6 +62,7 @@ class Pass:
     maps: Sequence[Tensor]
     again: Callable[[], Pass]
     reference_maps: Sequence[Tensor] = ()
+    step: int = 0
 
     @property
     def target(self) -> Tensor:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
+from helpers import pulid as helper
 from likeness.adapters.clip_vision import ClipFeatures, EncoderSize
+from likeness.adapters.eva_clip import EvaEncoder, build_eva
 from likeness.faces import Face, FaceAnalysis
+from likeness.faces.align import ARCFACE
 from likeness.faces.detection import Detection
+from likeness.training.base.lora import Reach, lora_targets
 from likeness.training.data.dataset import Frame
 from likeness.training.data.people import FramedPhoto, People, PersonPhoto
 from likeness.training.data.photo_files import Photo
 from likeness.training.materials import PeopleMaterials
+from likeness.weights.lora import LoraPair
+from likeness.weights.lora_files import kohya_unet_names, kohya_weights
 
 SIDE = 32
 KEYPOINTS = np.array([(11, 12), (20, 12), (16, 17), (12, 21), (19, 21)], np.float32)
@@ -59,9 +67,41 @@ class ToyClip:
         return ClipFeatures(hidden.mean(1) @ torch.randn(self.size.hidden, self.size.embed, generator=random), hidden)
 
 
+def mean_colours(pictures: Tensor, keypoints: Tensor) -> Tensor:
+    """Stands in for a recogniser with gradient: the colours around each keypoint, (batch, 15)."""
+    crops = ARCFACE.crops(pictures, keypoints)
+    places = [(int(y) // 16 * 16, int(x) // 16 * 16) for x, y in ARCFACE.points]
+    return torch.cat([crops[:, :, y : y + 16, x : x + 16].mean((2, 3)) for y, x in places], 1) - 0.5
+
+
+@functools.cache
+def toy_eva() -> EvaEncoder:
+    return build_eva(helper.eva())
+
+
 def people_materials(people: People | None = None, **given: Any) -> PeopleMaterials:
     """What every adapter's training could ask for."""
-    return PeopleMaterials(people or some_people(), **{"clip": ToyClip(), **given})
+    usual: dict[str, Any] = {
+        "clip": ToyClip(),
+        "eva": toy_eva(),
+        "parse": lambda crops: torch.ones(crops.shape[:3], dtype=torch.uint8),
+        "measure": mean_colours,
+        "detect": lambda picture: KEYPOINTS,
+    }
+    return PeopleMaterials(people or some_people(), **{**usual, **given})
+
+
+def few_step_lora(unet: Any, file: Path, rank: int = 2) -> Path:
+    """A LoRA with kohya's keys that changes the whole UNet a little."""
+    torch.manual_seed(7)
+    pairs = {}
+    for path in lora_targets(unet, Reach.EVERYTHING):
+        weight = unet.get_submodule(path).weight
+        shape = (rank, *weight.shape[1:])
+        up = (len(weight), rank, *[1] * (weight.ndim - 2))
+        pairs[path] = LoraPair(0.1 * torch.randn(shape), 0.1 * torch.randn(up))
+    save_file(kohya_weights(pairs, kohya_unet_names(unet)), file)
+    return file
 
 
 # Folders of people ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.people import people_materials
+from helpers.people import few_step_lora, people_materials
 from safetensors.torch import load_file
 
 from likeness import adapters
@@ -18,17 +18,38 @@ from likeness.training.engine import Callbacks, train
 from likeness.training.export import Saved, SavedKind, TrainingRecord
 from likeness.training.loss_log import read_losses
 from likeness.training.recipe import Recipe, generator
+from likeness.training.recipes.pulid import PuLIDSettings
 
 STEPS = 3
-# What is trained in tests, by the kind of its method: settings, and what base model and materials it needs.
+# What is trained in tests, by the kind of its method: settings.
+PULID = {"width": 64, "fast_steps": 2, "warm_up": 0, "sampler": "lcm"}
 CASES: dict[str, list[dict[str, Any]]] = {
     "ip_adapter": [{"layout": "faceid", "rank": 2}, {"layout": "base"}, {"layout": "plus"}],
+    "pulid": [
+        {"stage": 1, "version": "v1", **PULID},
+        {"stage": 1, **PULID},
+        {"stage": 2, **PULID},
+        {"stage": 3, **PULID},
+    ],
 }
 EACH = pytest.mark.parametrize(
     ("method", "values"),
     [(method, values) for method in methods.ADAPTERS for values in CASES[method.kind]],
     ids=lambda value: getattr(value, "kind", None) or "-".join(map(str, value.values())),
 )
+
+
+@pytest.fixture
+def extra(values, make_base, tmp_path) -> dict[str, Any]:
+    """Files that a case starts from."""
+    if values.get("stage", 1) == 1:
+        return {}
+    base = make_base()
+    start = methods.adapter_method_of(PuLIDSettings()).trainable.make(  # type: ignore[union-attr]
+        base, people_materials(), PuLIDSettings(width=64), 0
+    )
+    (saved,) = saved_by(start, base, tmp_path / "start")
+    return {"start": saved.path, "few_step": few_step_lora(base.unet, tmp_path / "few.safetensors")}
 
 
 class Killed(BaseException):
@@ -63,11 +84,11 @@ def answer(base: Any, recipe: Recipe) -> torch.Tensor:
 
 
 @EACH
-def test_a_killed_training_goes_on_bit_for_bit_and_its_file_loads_back(method, values, make_base, tmp_path):
+def test_a_killed_training_goes_on_bit_for_bit_and_its_file_loads_back(method, values, extra, make_base, tmp_path):
     settings = RunSettings(save_every=1, batch=2)
     base = make_base()
     before = {name: value.clone() for name, value in base.unet.state_dict().items()}
-    recipe = recipe_of(method, values, base)
+    recipe = recipe_of(method, values, base, **extra)
     whole = train(base, recipe, settings, tmp_path / "whole")
     assert whole.complete and base.staged is None
     saved = saved_by(recipe, base, tmp_path / "whole results")
@@ -80,9 +101,9 @@ def test_a_killed_training_goes_on_bit_for_bit_and_its_file_loads_back(method, v
 
     killed = make_base()
     with pytest.raises(Killed):
-        train(killed, recipe_of(method, values, killed), settings, tmp_path / "cut", Callbacks(progress=die))
+        train(killed, recipe_of(method, values, killed, **extra), settings, tmp_path / "cut", Callbacks(progress=die))
     again = make_base()
-    resumed = recipe_of(method, values, again)
+    resumed = recipe_of(method, values, again, **extra)
     assert train(again, resumed, settings, tmp_path / "cut").complete
     found = [load_file(result.path) for result in saved_by(resumed, again, tmp_path / "cut results")]
     wanted = [load_file(result.path) for result in saved]
@@ -95,21 +116,21 @@ def test_a_killed_training_goes_on_bit_for_bit_and_its_file_loads_back(method, v
     (file,) = files.values()
     assert adapters.load(file, folder=next(iter(files)).value).title
     untrained = make_base()
-    first = answer(untrained, recipe_of(method, values, untrained))
+    first = answer(untrained, recipe_of(method, values, untrained, **extra))
     fresh = make_base()
-    loaded = recipe_of(method, values, fresh, start=file, control=control)
+    loaded = recipe_of(method, values, fresh, **{**extra, "start": file, "control": control})
     learned = answer(base, recipe)
     torch.testing.assert_close(answer(fresh, loaded), learned, atol=5e-3, rtol=2e-2)
     assert not torch.allclose(first, learned, atol=2e-2), "the training changed nothing that could be lost"
 
 
 @EACH
-def test_gradient_checkpointing_changes_nothing(method, values, make_base, tmp_path):
+def test_gradient_checkpointing_changes_nothing(method, values, extra, make_base, tmp_path):
     losses = []
     for checkpointing in (False, True):
         base = make_base()
         settings = RunSettings(gradient_checkpointing=checkpointing)
-        result = train(base, recipe_of(method, values, base), settings, tmp_path / str(checkpointing))
+        result = train(base, recipe_of(method, values, base, **extra), settings, tmp_path / str(checkpointing))
         losses.append(torch.tensor([float(row["total"]) for row in read_losses(result.losses)]))
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
 

@@ -30,6 +30,7 @@ class AdapterMethod:
 
 ADAPTERS: list[AdapterMethod] = [
     AdapterMethod("ip_adapter", "IP-Adapter"),
+    AdapterMethod("pulid", "PuLID"),
 ]
 
 
