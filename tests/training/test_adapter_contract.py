@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.people import few_step_lora, people_materials
+from helpers.people import few_step_lora, people_materials, some_people
 from safetensors.torch import load_file
 
 from likeness import adapters
@@ -31,11 +31,12 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"stage": 2, **PULID},
         {"stage": 3, **PULID},
     ],
+    "instantid": [{}],
 }
 EACH = pytest.mark.parametrize(
     ("method", "values"),
     [(method, values) for method in methods.ADAPTERS for values in CASES[method.kind]],
-    ids=lambda value: getattr(value, "kind", None) or "-".join(map(str, value.values())),
+    ids=lambda value: getattr(value, "kind", None) or "-".join(map(str, value.values())) or "usual",
 )
 
 
@@ -61,7 +62,8 @@ def recipe_of(method: Any, values: dict[str, Any], base: Any, **given: Any) -> R
     # Rates at which a few steps are seen, and every condition is left out now and then.
     usual = {"learning_rate": 1e-2, "drop": {"person": 0.2, "text": 0.2, "both": 0.2}}
     settings = kind(**usual, **dict.fromkeys(kind.phases, STEPS), **values)
-    return method.trainable.make(base, people_materials(**given), settings, 0)
+    width = 512 if method.kind == "instantid" else 16  # of the recogniser
+    return method.trainable.make(base, people_materials(some_people(width=width), **given), settings, 0)
 
 
 def saved_by(recipe: Recipe, base: Any, folder: Path) -> list[Saved]:

@@ -31,6 +31,7 @@ class AdapterMethod:
 ADAPTERS: list[AdapterMethod] = [
     AdapterMethod("ip_adapter", "IP-Adapter"),
     AdapterMethod("pulid", "PuLID"),
+    AdapterMethod("instantid", "InstantID"),
 ]
 
 
