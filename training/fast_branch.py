@@ -75,7 +75,7 @@ class QueryProbe:
     """
 
     def __init__(self, unet: nn.Module) -> None:
-        self._sites = sites_of_diffusers_unet(unet)
+        self.sites = sites_of_diffusers_unet(unet)
         self._unet = unet
         self._seen: dict[tuple[int, str], Tensor] | None = None
 
@@ -83,7 +83,7 @@ class QueryProbe:
     def attached(self) -> Iterator[None]:
         """Hooks in the UNet until this is left."""
         with ExitStack() as hooks:
-            for site in self._sites:
+            for site in self.sites:
                 attention: Any = self._unet.get_submodule(f"{site.diffusers_path}.attn2")
                 for half in ("to_q", "to_k"):
                     hook = getattr(attention, half).register_forward_hook(self._keep((site.slot, half)))
@@ -94,14 +94,22 @@ class QueryProbe:
     def recording(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """After one pass and the block's end: (queries, keys) of every layer, (batch, heads, tokens, d)."""
         found: list[tuple[Tensor, Tensor]] = []
+        self.start()
+        yield found
+        found += self.take()
+
+    def start(self) -> None:
+        """Record the next pass."""
         self._seen = {}
-        try:
-            yield found
-            for site in self._sites:
-                queries, keys = (self._seen[site.slot, half] for half in ("to_q", "to_k"))
-                found.append((_heads(queries, site.heads), _heads(keys, site.heads)))
-        finally:
-            self._seen = None
+
+    def take(self) -> list[tuple[Tensor, Tensor]]:
+        """What was recorded of it, by layer in slot order."""
+        seen, self._seen = self._seen, None
+        assert seen is not None
+        return [
+            (_heads(seen[site.slot, "to_q"], site.heads), _heads(seen[site.slot, "to_k"], site.heads))
+            for site in self.sites
+        ]
 
     def _keep(self, key: tuple[int, str]) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:

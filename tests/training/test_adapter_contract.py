@@ -32,12 +32,28 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"stage": 3, **PULID},
     ],
     "instantid": [{}],
+    "storymaker": [{"rank": 2, "drop_face": 0.0, "drop_body": 0.0}],
 }
 EACH = pytest.mark.parametrize(
     ("method", "values"),
     [(method, values) for method in methods.ADAPTERS for values in CASES[method.kind]],
     ids=lambda value: getattr(value, "kind", None) or "-".join(map(str, value.values())) or "usual",
 )
+
+
+@pytest.fixture
+def make_base(make_base, make_unet, method) -> Any:
+    """A base model that a method can be trained on."""
+
+    def make() -> Any:
+        base = make_base()
+        if method.kind == "storymaker":  # looks at a quarter of the latent's sides
+            levels = ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
+            ups = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+            base.unet = make_unet(down_block_types=levels, up_block_types=ups, block_out_channels=(16, 32, 32)).eval()
+        return base
+
+    return make
 
 
 @pytest.fixture

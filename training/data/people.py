@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -200,19 +200,34 @@ def read_people(
                 left_out.append(f"{_named(person, finding.photo)}: {'; '.join(finding.problems)}")
             else:
                 photos.append(_photo(person, finding))
-    total = len(photos) + len(left_out)
-    if not total:
+    if not photos and not left_out:
         raise LikenessError(f"The folder '{folder}' holds no images: put a folder with photos for each person into it.")
-    if not photos or len(left_out) > MOST_FAILING * total:
-        listed = ". ".join(left_out[:LISTED]) + (
-            f" and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
-        )
-        raise LikenessError(
-            f"{len(left_out)} of {total} images in '{folder}' cannot be trained on, more than a fifth: correct or "
-            f"remove them. {listed}."
-        )
+    _require_most(photos, left_out)
     recogniser = analysis.recogniser.name if analysis.recogniser else None
     return People(tuple(photos), tuple(left_out), tuple(notes), recogniser)
+
+
+def only_fit(people: People, why_not: Callable[[PersonPhoto], str]) -> People:
+    """The people without the photos that a method cannot use. why_not: '' for one that it can.
+
+    Raises LikenessError when more than a fifth of all photos is left out then.
+    """
+    found = {photo: why_not(photo) for photo in people.photos}
+    photos = tuple(photo for photo, why in found.items() if not why)
+    left_out = (*people.left_out, *(f"{photo.name}: {why}" for photo, why in found.items() if why))
+    _require_most(photos, left_out)
+    return replace(people, photos=photos, left_out=left_out)
+
+
+def _require_most(photos: Sequence[PersonPhoto], left_out: Sequence[str]) -> None:
+    total = len(photos) + len(left_out)
+    if photos and len(left_out) <= MOST_FAILING * total:
+        return
+    more = f" and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
+    raise LikenessError(
+        f"{len(left_out)} of {total} images cannot be trained on, more than a fifth: correct or remove them. "
+        f"{'. '.join(left_out[:LISTED])}{more}."
+    )
 
 
 def _by_person(folder: Path, notes: list[str], left_out: list[str]) -> Iterator[tuple[str, Sequence[Photo]]]:

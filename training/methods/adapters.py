@@ -32,6 +32,7 @@ ADAPTERS: list[AdapterMethod] = [
     AdapterMethod("ip_adapter", "IP-Adapter"),
     AdapterMethod("pulid", "PuLID"),
     AdapterMethod("instantid", "InstantID"),
+    AdapterMethod("storymaker", "StoryMaker"),
 ]
 
 

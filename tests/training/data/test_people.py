@@ -51,7 +51,7 @@ def test_more_than_a_fifth_of_unfit_photos_is_an_error_that_lists_them(tmp_path)
         put(tmp_path / "anna" / f"{number}.png", RED)
     put(tmp_path / "anna" / "empty.png", NOBODY)
     (tmp_path / "anna" / "broken.png").write_bytes(b"\x89PNG\r\n nothing")
-    with pytest.raises(LikenessError, match=r"2 of 5 images .*broken.png.*anna/empty.png"):
+    with pytest.raises(LikenessError, match=r"2 of 5 images.*broken.png.*anna/empty.png"):
         read(tmp_path)
 
 
