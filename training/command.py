@@ -56,6 +56,7 @@ from .methods import ADAPTERS, METHODS, adapter_method_of, method_of
 from .methods.method import ConceptInput, Method
 from .people_command import digest_of_people, keypoints_of, measure_of, people_materials
 from .recipe import Recipe
+from .recipes.adapter_training import AdapterSettings
 from .run_record import digest_of, digest_of_file, is_complete
 
 
@@ -73,6 +74,7 @@ class DataSettings(Settings):
     encoder: Path | None = Field(default=None, description="A CLIP image encoder, for adapters that read images.")
     eva: Path | None = Field(default=None, description="EVA02-CLIP, for PuLID.")
     control: Path | None = Field(default=None, description="A ControlNet in diffusers' layout, for InstantID.")
+    segmenter: Path | None = Field(default=None, description="Mask R-CNN, for people's figures without masks.")
     few_step: Path | None = Field(default=None, description="A LoRA for sampling in a few steps, for PuLID.")
     resolution: int = Field(default=512, ge=64, le=LARGEST_RESOLUTION, multiple_of=8)
     faces: str = Field(default="auto", description="A face pack such as buffalo_l, mtcnn or miniature.")
@@ -190,11 +192,12 @@ def recipe_of(
 
     go_on()
     chosen, data, seed = configuration.recipe, configuration.data, configuration.run.seed
-    if (adapter := adapter_method_of(chosen)) is not None:
+    if isinstance(chosen, AdapterSettings):
         if configuration.run.preview_every:
             raise LikenessError("The training of an adapter shows no previews: set run.preview_every to 0.")
         made = people_materials(data, chosen, openers.faces(data.faces), device, go_on)
-        return adapter.trainable.make(base, made, chosen, seed), digest_of_people(made, data)
+        recipe = adapter_method_of(chosen).trainable.make(base, made, chosen, seed)
+        return recipe, digest_of_people(made, data)
     method = method_of(chosen)
     words = [_start_word(method, data, concept.entry) for concept in method.concepts]
     also = [digest_of_file(_there(file)) for file in (*words, data.start_from) if file]

@@ -63,10 +63,10 @@ class Materials:
 class PeopleMaterials:
     """What the training of an adapter is made from, beside base model and settings.
 
-    clip, eva: image encoders; parse: labels of aligned faces, see `faces.parsing`. measure, detect: a recogniser with
-    gradient and a detector, for an identity loss. start: the adapter's file that is trained further; control: the
-    folder or file of a ControlNet; few_step: a LoRA with which the base model samples in a few steps. None where the
-    user gave none.
+    clip, eva: image encoders; encoder: the file of the first, for an adapter that trains it too. parse: labels of
+    aligned faces, see `faces.parsing`. measure, detect: a recogniser with gradient and a detector, for an identity
+    loss. start: the adapter's file that is trained further; control: the folder or file of a ControlNet; few_step: a
+    LoRA with which the base model samples in a few steps. None where the user gave none.
     """
 
     people: People
@@ -79,6 +79,7 @@ class PeopleMaterials:
     start: Path | None = None
     control: Path | None = None
     few_step: Path | None = None
+    encoder: Path | None = None
 
     def require_clip(self, what: str) -> ClipEncoder:
         """LikenessError where there is no CLIP image encoder."""

@@ -20,22 +20,23 @@ from ..adapters.clip_vision import ClipEncoder, TransformersClipEncoder
 from ..adapters.eva_clip import EvaTower, build_eva
 from ..errors import LikenessError
 from ..faces import Choice, FaceAnalysis, load_parser, load_recogniser_module, order_faces
+from ..faces.people import PeopleInPhoto, load_segmenter
 from ..weights.files import read_weights
-from .config import MethodSettings
 from .data.people import read_people
 from .materials import PeopleMaterials
 from .objectives.identity import Measure, arcface_measure
+from .recipes.adapter_training import AdapterSettings
 from .run_record import digest_of_file
 
 if TYPE_CHECKING:
     from .command import DataSettings
 
-_FILES = ("start_from", "control", "few_step", "encoder", "eva", "parser", "recogniser")
+_FILES = ("start_from", "control", "few_step", "encoder", "eva", "parser", "recogniser", "segmenter")
 
 
 def people_materials(
     data: DataSettings,
-    settings: MethodSettings,
+    settings: AdapterSettings,
     analysis: FaceAnalysis,
     device: torch.device,
     after_each: Callable[[], Any] = lambda: None,
@@ -50,13 +51,15 @@ def people_materials(
         file = getattr(data, name)
         if file is not None and not (file.is_file() or (name == "control" and file.is_dir())):
             raise LikenessError(f"There is no file '{file}': correct data.{name}.")
-    people = read_people(data.people, analysis, data.resolution, after_each=after_each)
+    segment = None if data.segmenter is None else _segmenter(data.segmenter, device)
+    people = read_people(data.people, analysis, data.resolution, after_each=after_each, segment=segment)
     print(people.report())
     parser = None if data.parser is None else load_parser(data.parser, device)
     return PeopleMaterials(
         people,
         device,
-        clip=None if data.encoder is None else _clip(data.encoder, device),
+        clip=None if data.encoder is None or settings.trains_encoder else _clip(data.encoder, device),
+        encoder=data.encoder,
         eva=None if data.eva is None else _eva(data.eva, device),
         parse=None if parser is None else parser.parse_crops,
         measure=measure_of(data, analysis, device) if settings.measures_identity else None,
@@ -102,6 +105,12 @@ def largest_face(analysis: FaceAnalysis, photo: Any) -> Any:
     """The same of the largest face."""
     faces = order_faces(analysis.find(photo, embed=False), Choice.LARGEST)
     return faces[0].keypoints if faces else None
+
+
+def _segmenter(file: Path, device: torch.device) -> Callable[[Any], PeopleInPhoto]:
+    segmenter = load_segmenter(file)
+    segmenter.network.to(device)
+    return segmenter.people
 
 
 def _clip(file: Path, device: torch.device) -> ClipEncoder:

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from helpers import official, photomaker
 from helpers import pulid as helper
 from likeness.adapters.clip_vision import ClipFeatures, EncoderSize
 from likeness.adapters.eva_clip import EvaEncoder, build_eva
@@ -77,6 +78,15 @@ def mean_colours(pictures: Tensor, keypoints: Tensor) -> Tensor:
 @functools.cache
 def toy_eva() -> EvaEncoder:
     return build_eva(helper.eva())
+
+
+def toy_clip_file(file: Path) -> Path:
+    """A CLIP image encoder of two layers, as transformers writes it."""
+    make = official.Maker(3)
+    photomaker.tower(make, photomaker.TOWER)
+    make.linear("visual_projection", 9, photomaker.TOWER["width"], bias=False)
+    save_file(make.weights, file)
+    return file
 
 
 def people_materials(people: People | None = None, **given: Any) -> PeopleMaterials:

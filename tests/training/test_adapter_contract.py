@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.people import few_step_lora, people_materials, some_people
+from helpers.people import few_step_lora, people_materials, some_people, toy_clip_file
 from safetensors.torch import load_file
 
 from likeness import adapters
@@ -32,6 +32,10 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"stage": 3, **PULID},
     ],
     "instantid": [{}],
+    "photomaker": [
+        {"rank": 2, "encoder_rate": 1e-2, "encoder_layers": 1, "smallest_face": 0, "masked_share": share}
+        for share in (0.0, 1.0)
+    ],
     "storymaker": [{"rank": 2, "drop_face": 0.0, "drop_body": 0.0}],
 }
 EACH = pytest.mark.parametrize(
@@ -59,6 +63,8 @@ def make_base(make_base, make_unet, method) -> Any:
 @pytest.fixture
 def extra(values, make_base, tmp_path) -> dict[str, Any]:
     """Files that a case starts from."""
+    if "encoder_layers" in values:
+        return {"encoder": toy_clip_file(tmp_path / "clip.safetensors")}
     if values.get("stage", 1) == 1:
         return {}
     base = make_base()

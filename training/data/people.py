@@ -27,6 +27,7 @@ from torch import Tensor
 from ...errors import LikenessError
 from ...faces import Face, FaceAnalysis
 from ...faces.align import arcface_crop, ffhq_crop, head_crop
+from ...faces.people import PeopleInPhoto
 from ...faces.photo_list import list_photos
 from .dataset import DatasetKind, DatasetSettings, Finding, Frame, Framing, Unfit, judge_people, look_at
 from .examples import Example
@@ -174,8 +175,10 @@ def read_people(
     framing: Framing = Framing.HEAD,
     embed: bool = True,
     after_each: Callable[[], Any] = lambda: None,
+    segment: Callable[[np.ndarray], PeopleInPhoto] | None = None,
 ) -> People:
-    """The people of a folder, every photo looked at once. embed: whether a recogniser's embedding is needed.
+    """The people of a folder, every photo looked at once. embed: whether a recogniser's embedding is needed. segment:
+    finds the figures in photos without a mask beside them.
 
     Raises LikenessError when the folder holds no photos, when there is no recogniser, and, listing them, when more than
     a fifth of the photos cannot be used.
@@ -199,7 +202,7 @@ def read_people(
             if finding.problems:
                 left_out.append(f"{_named(person, finding.photo)}: {'; '.join(finding.problems)}")
             else:
-                photos.append(_photo(person, finding))
+                photos.append(_photo(person, finding, segment))
     if not photos and not left_out:
         raise LikenessError(f"The folder '{folder}' holds no images: put a folder with photos for each person into it.")
     _require_most(photos, left_out)
@@ -274,15 +277,30 @@ def _judge(findings: Sequence[Finding], settings: DatasetSettings, embed: bool) 
                 finding.problems.append("the photos of its folder show different people")
 
 
-def _photo(person: str, finding: Finding) -> PersonPhoto:
-    pixels = finding.photo.pixels
+def _photo(person: str, finding: Finding, segment: Callable[[np.ndarray], PeopleInPhoto] | None = None) -> PersonPhoto:
+    photo = finding.photo
+    pixels = photo.pixels
     assert finding.face is not None
-    example = FramedPhoto(finding.photo, finding.frame, finding.size, finding.photo.caption or "")
+    if segment is not None and not photo.has_mask:
+        photo = _with_figure(photo, segment(pixels).of_face(finding.face.box))
+    example = FramedPhoto(photo, finding.frame, finding.size, photo.caption or "")
     digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
-    mask = finding.photo.mask
+    mask = photo.mask
     if mask is not None:
         digest.update(np.ascontiguousarray(mask).data)
     return PersonPhoto(person, example, finding.face, digest.hexdigest())
+
+
+def _with_figure(photo: Photo, figure: np.ndarray | None) -> Photo:
+    """The photo with this mask (H, W), which is kept as bits; as it is where nobody was found."""
+    if figure is None:
+        return photo
+    bits, shape = np.packbits(figure), figure.shape
+
+    def mask() -> np.ndarray:
+        return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape) * np.uint8(255)
+
+    return Photo(photo.name, lambda: photo.pixels, photo.caption, mask)
 
 
 def _named(person: str, photo: Photo) -> str:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..config import MethodSettings
     from ..materials import AdapterTrainable
+    from ..recipes.adapter_training import AdapterSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +33,10 @@ ADAPTERS: list[AdapterMethod] = [
     AdapterMethod("pulid", "PuLID"),
     AdapterMethod("instantid", "InstantID"),
     AdapterMethod("storymaker", "StoryMaker"),
+    AdapterMethod("photomaker", "PhotoMaker"),
 ]
 
 
-def adapter_method_of(settings: MethodSettings) -> AdapterMethod | None:
-    """The adapter whose settings these are; None for a method that learns one person."""
-    kind = type(settings).model_fields["kind"].default
-    return next((method for method in ADAPTERS if method.kind == kind), None)
+def adapter_method_of(settings: AdapterSettings) -> AdapterMethod:
+    """The adapter whose settings these are."""
+    return next(method for method in ADAPTERS if isinstance(settings, method.trainable.settings))

@@ -69,6 +69,11 @@ class AdapterSettings(MethodSettings):
     )
 
     @property
+    def trains_encoder(self) -> bool:
+        """Whether the image encoder is part of the adapter."""
+        return False
+
+    @property
     def largest_norm(self) -> float:
         """Of the gradients."""
         return self.clip or float("inf")
