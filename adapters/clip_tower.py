@@ -11,7 +11,7 @@ All sizes are read from the weights; that of a head is not in them and is stated
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,10 +64,20 @@ class ClipTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixel values (B, 3, S, S) -> the last layer's states (B, 1 + patches, width), without a norm."""
-        x = self.pre_layrnorm(self.embeddings(pixels))
-        for layer in self.encoder.layers:  # type: ignore[union-attr]
+        return self.rest(self.first(pixels, 0), 0)
+
+    def first(self, pixels: Tensor, layers: int) -> Tensor:
+        """The states after so many layers."""
+        x, every = self.pre_layrnorm(self.embeddings(pixels)), cast(nn.ModuleList, self.encoder.layers)
+        for layer in every[:layers]:
             x = layer(x)
         return x
+
+    def rest(self, states: Tensor, layers: int) -> Tensor:
+        """The last layer's states, of those after so many layers."""
+        for layer in cast(nn.ModuleList, self.encoder.layers)[layers:]:
+            states = layer(states)
+        return states
 
     def pooled(self, last: Tensor) -> Tensor:
         """The last layer's states -> (B, width): the class token, normed."""

@@ -95,7 +95,9 @@ class TransformersClipEncoder:
         self._size = EncoderSize(config.hidden_size, config.projection_dim, config.image_size)
 
     @classmethod
-    def from_weights(cls, weights: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> ClipEncoder:
+    def from_weights(
+        cls, weights: Mapping[str, Tensor], config: Mapping[str, Any] | None = None
+    ) -> TransformersClipEncoder:
         """Build it from a state dict and, for unpublished sizes, a `config.json`.
 
         Raises LikenessError when the weights are not a CLIP image encoder or not complete.
@@ -117,6 +119,11 @@ class TransformersClipEncoder:
     def size(self) -> EncoderSize:
         """Its widths and image size."""
         return self._size
+
+    def to(self, device: torch.device | str) -> TransformersClipEncoder:
+        """The same on that device."""
+        self._model.to(device)
+        return self
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> ClipFeatures:

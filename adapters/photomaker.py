@@ -32,6 +32,7 @@ from ..faces.identity import Identity
 from ..weights import families
 from ..weights.checkpoint_layout import registration_order
 from ..weights.families import Family
+from ..weights.lora import LoraPair
 from ..weights.lora_files import read_attention_lora
 from .clip_tower import HEAD_WIDTH, ClipTower, TowerSizes
 from .effects import Effect, PromptEdit, PromptStates, Scope, WeightDelta
@@ -149,7 +150,10 @@ class IdEncoder(nn.Module):
 
     def id_tokens(self, pixels: Tensor, embeddings: Tensor | None = None) -> Tensor:
         """pixels: (photos, 3, S, S); embeddings: (photos, id_dim), raw, v2 alone -> (photos, tokens, dim)"""
-        states = self.vision_model(pixels)
+        return self.tokens_of(self.vision_model(pixels), embeddings)
+
+    def tokens_of(self, states: Tensor, embeddings: Tensor | None = None) -> Tensor:
+        """The same of the tower's last states, (photos, 1 + patches, width)."""
         if self.qformer_perceiver is not None:
             assert embeddings is not None
             return self.qformer_perceiver(embeddings, states)
@@ -323,6 +327,10 @@ class PhotoMaker(nn.Module):
         """Tells this LoRA from others, whatever the files are called."""
         first = self._lora[min(self._lora)].down.detach().cpu().contiguous()
         return hashlib.sha256(first.view(torch.uint8).numpy().tobytes()).hexdigest()
+
+    def lora_pairs(self) -> Mapping[str, LoraPair]:
+        """The LoRA by diffusers' path of the layer."""
+        return self._lora
 
     def lora(self, strength: float = 1.0) -> WeightDelta:
         """The LoRA as a change of the denoiser's weights, the same in all of the run."""

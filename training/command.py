@@ -35,7 +35,7 @@ import torch
 from pydantic import Field, ValidationError, create_model
 
 from ..errors import LikenessError
-from ..faces import FaceAnalysis, load_parser, load_recogniser_module
+from ..faces import FaceAnalysis, load_parser
 from ..faces.photo_list import names_of
 from ..locks import locked
 from ..storage import check_folder, check_name
@@ -52,23 +52,30 @@ from .data.photo_files import read_folder
 from .engine import RUN_IN, Callbacks, make_accelerator, train
 from .export import TrainingRecord
 from .materials import ConceptPhotos, Materials
-from .methods import METHODS, method_of
+from .methods import ADAPTERS, METHODS, adapter_method_of, method_of
 from .methods.method import ConceptInput, Method
-from .objectives.identity import Measure, arcface_measure
+from .people_command import digest_of_people, keypoints_of, measure_of, people_materials
 from .recipe import Recipe
+from .recipes.adapter_training import AdapterSettings
 from .run_record import digest_of, digest_of_file, is_complete
 
 
 class DataSettings(Settings):
     """Where the photos are, and what finds the faces in them."""
 
-    person: Path
+    person: Path | None = None
     style: Path | None = None
     person_word: Path | None = Field(default=None, description="An embedding file that the person's word starts from.")
     style_word: Path | None = Field(default=None, description="The same of the style's word.")
     start_from: Path | None = Field(
-        default=None, description="A LoRA file to train further, with its own rank and layers."
+        default=None, description="A LoRA or adapter file to train further, with its own rank and layers."
     )
+    people: Path | None = Field(default=None, description="For adapters: a folder with a folder for each person.")
+    encoder: Path | None = Field(default=None, description="A CLIP image encoder, for adapters that read images.")
+    eva: Path | None = Field(default=None, description="EVA02-CLIP, for PuLID.")
+    control: Path | None = Field(default=None, description="A ControlNet in diffusers' layout, for InstantID.")
+    segmenter: Path | None = Field(default=None, description="Mask R-CNN, for people's figures without masks.")
+    few_step: Path | None = Field(default=None, description="A LoRA for sampling in a few steps, for PuLID.")
     resolution: int = Field(default=512, ge=64, le=LARGEST_RESOLUTION, multiple_of=8)
     faces: str = Field(default="auto", description="A face pack such as buffalo_l, mtcnn or miniature.")
     parser: Path | None = Field(default=None, description="Face parsing weights; none: masks are ellipses.")
@@ -88,7 +95,7 @@ class Configuration(Settings):
 
 def _configuration() -> type[Configuration]:
     """`Configuration` with the settings of the registered methods, and an entry for every concept that one learns."""
-    recipes = reduce(or_, (method.trainable.settings for method in METHODS))
+    recipes = reduce(or_, (method.trainable.settings for method in (*METHODS, *ADAPTERS)))
     entries = {concept.entry: concept for method in METHODS for concept in method.concepts}
     further = {name: (Path | None, None) for entry in entries for name in (entry, f"{entry}_word")}
     new: Any = {name: field for name, field in further.items() if name not in DataSettings.model_fields}
@@ -185,6 +192,12 @@ def recipe_of(
 
     go_on()
     chosen, data, seed = configuration.recipe, configuration.data, configuration.run.seed
+    if isinstance(chosen, AdapterSettings):
+        if configuration.run.preview_every:
+            raise LikenessError("The training of an adapter shows no previews: set run.preview_every to 0.")
+        made = people_materials(data, chosen, openers.faces(data.faces), device, go_on)
+        recipe = adapter_method_of(chosen).trainable.make(base, made, chosen, seed)
+        return recipe, digest_of_people(made, data)
     method = method_of(chosen)
     words = [_start_word(method, data, concept.entry) for concept in method.concepts]
     also = [digest_of_file(_there(file)) for file in (*words, data.start_from) if file]
@@ -197,7 +210,7 @@ def recipe_of(
         base.require_vae()
     folders = [_folder_of(method, data, concept) for concept in method.concepts]
     analysis = openers.faces(data.faces)
-    measure = _measure(data, analysis, device) if chosen.measures_identity else None
+    measure = measure_of(data, analysis, device) if chosen.measures_identity else None
     concepts, asked = [], zip(method.concepts, folders, words, chosen.learned_words, strict=True)
     for number, (concept, folder, word, trigger) in enumerate(asked):
         if folder is not None:
@@ -213,7 +226,7 @@ def recipe_of(
             folder = folder / hashlib.sha256(prompt.encode()).hexdigest()[:16]
         return class_pictures(base, prompt, count, folder, size, after_each=go_on)
 
-    detect, complete = partial(_keypoints, analysis), is_complete(configuration.output, chosen)
+    detect, complete = partial(keypoints_of, analysis), is_complete(configuration.output, chosen)
     materials = Materials(concepts, generate, device, measure, detect, data.start_from, complete)
     recipe = method.trainable.make(base, materials, chosen, seed)
     return recipe, digest_of([concept.dataset for concept in concepts], chosen, *also)
@@ -221,6 +234,8 @@ def recipe_of(
 
 def _folder_of(method: Method, data: DataSettings, concept: ConceptInput) -> Path | None:
     """Where a concept's photos are; None for one that may be left out."""
+    if data.people is not None:
+        raise LikenessError(f"{method.title} learns no folder of people: write data.{concept.entry} instead.")
     folder = getattr(data, concept.entry)
     if folder is None and not concept.optional:
         raise LikenessError(
@@ -274,25 +289,6 @@ def _dataset(
         )
     print(dataset.report())
     return dataset
-
-
-def _measure(data: DataSettings, analysis: FaceAnalysis, device: torch.device) -> Measure:
-    """The recogniser of the identity loss: the named file, else the face analysis's own where it has gradients."""
-    if data.recogniser is not None:
-        return arcface_measure(load_recogniser_module(data.recogniser).to(device))
-    own: Any = analysis.recogniser
-    if not hasattr(own, "measure"):
-        raise LikenessError(
-            "The identity loss needs a recogniser it can backpropagate through: write an iresnet's .onnx or "
-            ".safetensors file, or dlib's .dat, into data.recogniser, or set recipe.lambda_id to 0."
-        )
-    own.module.to(device)
-    return own.measure
-
-
-def _keypoints(analysis: FaceAnalysis, photo: Any) -> Any:
-    faces = analysis.find(photo, embed=False)
-    return faces[0].keypoints if faces else None
 
 
 class _Stopped(Exception):

@@ -391,8 +391,12 @@ class _Worker:
         z0 = self._stack([self._posterior(s).sample(g) for s, g in zip(samples, chances, strict=True)])
         noise = self._stack([torch.randn(z0.shape[1:], generator=g)[None] for g in chances])
         t = self._timesteps(chances, numbers)
+        if phase.show is not None:
+            with accelerator.autocast():
+                phase.show(samples)
         conditioning, time_ids = self._encode(samples, t), self._time_ids(samples)
-        progress = number // settings.accumulation / phase.steps
+        step = number // settings.accumulation
+        progress = step / phase.steps
 
         def look(t: Tensor, conditioning: Conditioning, recording: Recording | None = None) -> Pass:
             z_t = self.base.schedule.add_noise(z0, noise, t)
@@ -404,7 +408,15 @@ class _Worker:
                 prediction = self.base.predict(z_t, t, conditioning, time_ids)
             noised = z0, noise, t, z_t
             return Pass(
-                samples, self.base.schedule, progress, *noised, prediction, maps.of_prompt, again, maps.of_reference
+                samples,
+                self.base.schedule,
+                progress,
+                *noised,
+                prediction,
+                maps.of_prompt,
+                again,
+                maps.of_reference,
+                step,
             )
 
         def again() -> Pass:

@@ -41,12 +41,27 @@ class SavedKind(Enum):
     CHECKPOINT = "checkpoints"
     CONCEPT = "custom_diffusion"
     SUBJECT = "sefi_ide"
+    IP_ADAPTER = "ipadapter"
+    INSTANTID = "instantid"
+    CONTROLNET = "controlnet"
+    PHOTOMAKER = "photomaker"
+    PULID = "pulid"
+    STORYMAKER = "storymaker"
 
     @property
     def label(self) -> str:
         """As users read it."""
-        own = {"loras": "LoRA", "custom_diffusion": "concept", "sefi_ide": "subject"}
-        return own.get(self.value, self.value.removesuffix("s"))
+        return _LABELS.get(self, "adapter")
+
+
+_LABELS = {
+    SavedKind.LORA: "LoRA",
+    SavedKind.EMBEDDING: "embedding",
+    SavedKind.CHECKPOINT: "checkpoint",
+    SavedKind.CONCEPT: "concept",
+    SavedKind.SUBJECT: "subject",
+    SavedKind.CONTROLNET: "ControlNet",
+}
 
 
 @dataclass(frozen=True)
@@ -235,6 +250,19 @@ def save_subject(subject: Subject, folder: Path, name: str, record: TrainingReco
     """A SeFi-IDE subject, float32; returns its path."""
     metadata = _common_metadata(record, name, "/sefi-ide") | subject_metadata(subject)
     return write_safetensors(_as(torch.float32, subject_tensors(subject)), folder, name, metadata)
+
+
+def save_adapter(
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    name: str,
+    record: TrainingRecord,
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> Path:
+    """An adapter, or another network, in its official layout; returns its path."""
+    entries = _common_metadata(record, name, "/adapter") | dict(metadata or {})
+    return write_safetensors(_as(dtype, weights), folder, name, entries)
 
 
 def save_checkpoint(

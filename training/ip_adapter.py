@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.ip_adapter.adapter import IPAdapter
+from ..adapters.ip_adapter.adapter import HEAD_WIDTH, IPAdapter
 from ..adapters.ip_adapter.evidence import Evidence
+from ..adapters.networks import IdProjection, ImageProjection, PerceiverSizes, Resampler
 from ..injection.plan import check_fit
-from ..injection.sites import diffusers_layers, sites_of_diffusers_unet
-from ..weights.lora_files import slot_name
-from .base.lora import ADAPTER, add_lora, fill_lora, trained_pairs
+from ..injection.sites import AttentionSite, sites_of_diffusers_unet
+from .slot_lora import fresh_slot_lora, train_slot_lora, trained_slot_lora
 
 
 def fresh_faceid(
@@ -25,28 +25,55 @@ def fresh_faceid(
 ) -> dict[str, Tensor]:
     """Weights of an untrained FaceID adapter for this UNet under the official keys, as the official trainer starts.
 
-    The projections of the image tokens are those of the text, so that they are understood from the first step; the
-    LoRA changes nothing yet. hidden: of the image projection, default twice `id_dim`.
+    The LoRA changes nothing yet. hidden: of the image projection, default twice `id_dim`.
     """
-    sites = sites_of_diffusers_unet(unet)
-    weights: dict[str, Tensor] = {}
-    for site in sites:
-        attention: Any = unet.get_submodule(f"{site.diffusers_path}.attn2")
-        for name in ("to_k", "to_v"):
-            weights[f"ip_adapter.{site.slot}.{name}_ip.weight"] = getattr(attention, name).weight.detach().clone()
-        for slot, path in ((site.slot - 1, "attn1"), (site.slot, "attn2")):
-            block: Any = unet.get_submodule(f"{site.diffusers_path}.{path}")
-            layers = {"to_q": block.to_q, "to_k": block.to_k, "to_v": block.to_v, "to_out": block.to_out[0]}
-            for name, layer in layers.items():
-                key = f"ip_adapter.{slot}.{name}_lora"
-                weights[f"{key}.down.weight"] = torch.randn(rank, layer.in_features) / rank
-                weights[f"{key}.up.weight"] = torch.zeros(layer.out_features, rank)
-    dim = next(value.shape[1] for key, value in weights.items() if key.endswith("to_k_ip.weight"))
-    hidden = hidden or 2 * id_dim
-    projection = nn.Sequential(nn.Linear(id_dim, hidden), nn.GELU(), nn.Linear(hidden, tokens * dim))
-    norm = nn.LayerNorm(dim)
-    weights |= {f"image_proj.proj.{key}": value.detach() for key, value in projection.state_dict().items()}
-    return weights | {f"image_proj.norm.{key}": value.detach() for key, value in norm.state_dict().items()}
+    lora = {f"ip_adapter.{key}": value for key, value in fresh_slot_lora(unet, rank).items()}
+    weights = fresh_key_values(unet) | lora
+    network = IdProjection(id_dim, hidden or 2 * id_dim, tokens, text_width(unet))
+    return weights | image_projection(network)
+
+
+def fresh_base(unet: nn.Module, embed_dim: int, tokens: int = 4) -> dict[str, Tensor]:
+    """Those of an untrained adapter that reads the pooled embedding of an image."""
+    return fresh_key_values(unet) | image_projection(ImageProjection(embed_dim, tokens, text_width(unet)))
+
+
+def fresh_plus(unet: nn.Module, hidden_dim: int, tokens: int = 16) -> dict[str, Tensor]:
+    """Those of an untrained Plus adapter, which reads the image encoder's last but one layer."""
+    return fresh_key_values(unet) | image_projection(fresh_resampler(hidden_dim, text_width(unet), tokens))
+
+
+def fresh_resampler(feature_dim: int, out_dim: int, queries: int, depth: int = 4) -> Resampler:
+    """A resampler of the published sizes: as wide as the text of SD1.5, 1280 for SDXL."""
+    dim = min(out_dim, 1280)
+    heads = max(1, dim // HEAD_WIDTH)
+    network = Resampler(PerceiverSizes(feature_dim, dim, depth, heads, HEAD_WIDTH, 4 * dim, out_dim), queries)
+    nn.init.normal_(network.latents, std=dim**-0.5)
+    return network
+
+
+def fresh_key_values(unet: nn.Module) -> dict[str, Tensor]:
+    """The projections of the image tokens begin as those of the text, so that they are understood from the first step:
+    under the official keys of all sites."""
+    return {
+        f"ip_adapter.{site.slot}.{name}_ip.weight": getattr(_attention(unet, site), name).weight.detach().clone()
+        for site in sites_of_diffusers_unet(unet)
+        for name in ("to_k", "to_v")
+    }
+
+
+def text_width(unet: nn.Module) -> int:
+    """Width of the tokens that the UNet's cross-attention reads."""
+    return sites_of_diffusers_unet(unet)[0].context_dim
+
+
+def image_projection(network: nn.Module) -> dict[str, Tensor]:
+    """A network's weights as those of an adapter's image projection."""
+    return {f"image_proj.{key}": value.detach() for key, value in network.state_dict().items()}
+
+
+def _attention(unet: nn.Module, site: AttentionSite) -> Any:
+    return unet.get_submodule(f"{site.diffusers_path}.attn2")
 
 
 def make_trainable(adapter: IPAdapter, unet: nn.Module) -> dict[str, nn.Parameter]:
@@ -58,29 +85,16 @@ def make_trainable(adapter: IPAdapter, unet: nn.Module) -> dict[str, nn.Paramete
     check_fit(adapter, sites_of_diffusers_unet(unet), type(unet).__name__)
     unet.requires_grad_(False)
     trained = dict(adapter.float().requires_grad_(True).named_parameters())
-    layers = _lora_layers(adapter, unet)
-    if not layers:
-        return trained
-    pairs = {layers[place]: pair for place, pair in adapter.lora_pairs().items()}
-    add_lora(unet, pairs, rank=next(iter(pairs.values())).rank)
-    fill_lora(unet, pairs)
-    for place, path in layers.items():
-        layer: Any = unet.get_submodule(path)
-        for half, matrices in (("down", layer.lora_A), ("up", layer.lora_B)):
-            trained[f"ip_adapter.{slot_name(*place)}.{half}.weight"] = matrices[ADAPTER].weight
-    return trained
+    pairs = adapter.lora_pairs()
+    lora = train_slot_lora(unet, pairs) if pairs else {}
+    return trained | {f"ip_adapter.{key}": parameter for key, parameter in lora.items()}
 
 
 def official_weights(adapter: IPAdapter, unet: nn.Module) -> dict[str, Tensor]:
     """The adapter as it is now, with the official keys: what to write into a file that any IP-Adapter node loads."""
     weights = {key: value.detach().clone() for key, value in adapter.state_dict().items()}
-    layers = _lora_layers(adapter, unet)
-    if layers:
-        pairs = trained_pairs(unet)
-        for place, path in layers.items():
-            name = f"ip_adapter.{slot_name(*place)}"
-            weights[f"{name}.down.weight"], weights[f"{name}.up.weight"] = pairs[path].down, pairs[path].up
-    return weights
+    lora = trained_slot_lora(unet, adapter.lora_pairs()) if adapter.lora_pairs() else {}
+    return weights | {f"ip_adapter.{key}": value for key, value in lora.items()}
 
 
 def drop_images(evidence: Evidence, dropped: Tensor) -> Evidence:
@@ -98,9 +112,3 @@ def drop_images(evidence: Evidence, dropped: Tensor) -> Evidence:
 
     features = without(evidence.features, evidence.uncond_features)
     return Evidence(without(evidence.id_embeds, None), features, evidence.uncond_features)
-
-
-def _lora_layers(adapter: IPAdapter, unet: nn.Module) -> dict[tuple[int, str], str]:
-    """(slot, layer) -> path in the UNet of every layer that the adapter's LoRA changes, in its own order."""
-    paths = diffusers_layers(sites_of_diffusers_unet(unet))
-    return {(slot, layer): f"{paths[slot]}.{layer}" for slot, layer in adapter.lora_pairs()}

@@ -9,12 +9,17 @@ from typing import Any
 
 import torch
 
+from ..adapters.clip_vision import ClipEncoder
+from ..adapters.eva_clip import FILE as EVA_FILE
+from ..adapters.eva_clip import EvaTower
+from ..errors import LikenessError
 from ..weights.embedding_files import TokenEmbedding
 from .base.lora import StartLora, load_lora
 from .base.model import BaseModel
 from .config import MethodSettings
 from .data.dataset import Dataset
 from .data.examples import Example
+from .data.people import People
 from .data.portraits import Detect
 from .objectives.identity import Measure
 from .recipe import Recipe
@@ -52,6 +57,49 @@ class Materials:
     def lora_for(self, base: BaseModel) -> StartLora | None:
         """The LoRA that is trained further, for the networks of this base model."""
         return None if self.start_lora is None else load_lora(self.start_lora, base.unet, base.encoders)
+
+
+@dataclass(frozen=True, eq=False)
+class PeopleMaterials:
+    """What the training of an adapter is made from, beside base model and settings.
+
+    clip, eva: image encoders; encoder: the file of the first, for an adapter that trains it too. parse: labels of
+    aligned faces, see `faces.parsing`. measure, detect: a recogniser with gradient and a detector, for an identity
+    loss. start: the adapter's file that is trained further; control: the folder or file of a ControlNet; few_step: a
+    LoRA with which the base model samples in a few steps. None where the user gave none.
+    """
+
+    people: People
+    device: torch.device | str = "cpu"
+    clip: ClipEncoder | None = None
+    eva: EvaTower | None = None
+    parse: Callable[[torch.Tensor], torch.Tensor] | None = None
+    measure: Measure | None = None
+    detect: Detect | None = None
+    start: Path | None = None
+    control: Path | None = None
+    few_step: Path | None = None
+    encoder: Path | None = None
+
+    def require_clip(self, what: str) -> ClipEncoder:
+        """LikenessError where there is no CLIP image encoder."""
+        if self.clip is None:
+            raise LikenessError(f"{what} reads images through CLIP: write the image encoder's file into data.encoder.")
+        return self.clip
+
+    def require_eva(self) -> EvaTower:
+        """LikenessError where there is no EVA02-CLIP."""
+        if self.eva is None:
+            raise LikenessError(f"PuLID reads faces through EVA02-CLIP: write {EVA_FILE} into data.eva.")
+        return self.eva
+
+
+@dataclass(frozen=True)
+class AdapterTrainable:
+    """What the recipe of an adapter offers to the registry of methods."""
+
+    settings: type[MethodSettings]
+    make: Callable[[BaseModel, PeopleMaterials, Any, int], Recipe]
 
 
 @dataclass(frozen=True)

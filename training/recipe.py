@@ -46,8 +46,9 @@ Stream = Callable[[int, torch.Generator], Sample]  # the n-th sample of a phase,
 class Pass:
     """What one pass of the denoiser over a batch found. Latents are (batch, channels, h, w), t is (batch,).
 
-    maps: per probed site (batch, heads, tokens, L). progress: of the phase, 0..1. again: another pass over the same
-    samples and noise at timesteps of its own. reference_maps: those with the keys of the conditioning's reference.
+    maps: per probed site (batch, heads, tokens, L). step: of the phase; progress: of it, 0..1. again: another pass over
+    the same samples and noise at timesteps of its own. reference_maps: those with the keys of the conditioning's
+    reference.
     """
 
     samples: Sequence[Sample]
@@ -61,6 +62,7 @@ class Pass:
     maps: Sequence[Tensor]
     again: Callable[[], Pass]
     reference_maps: Sequence[Tensor] = ()
+    step: int = 0
 
     @property
     def target(self) -> Tensor:
@@ -97,7 +99,8 @@ class Phase:
     begin: prepares the networks and names what is trained; called once, with the modules on their device. A batch is
     `batch` samples of every stream, in their order. factor: of the learning rate, by step. timestep: drawn for the n-th
     sample of a stream. after_step: called after each optimiser step with every group's learning rate. hooks: what is
-    attached to the networks while the phase is at work; entered after `begin`, left however the phase ends.
+    attached to the networks while the phase is at work; entered after `begin`, left however the phase ends. show: told
+    the samples of a batch before prompts are read and the denoiser predicts.
     """
 
     name: str
@@ -111,6 +114,7 @@ class Phase:
     recording: Recording | None = None
     after_step: Callable[[Mapping[str, float]], None] | None = None
     hooks: Callable[[], AbstractContextManager[Any]] | None = None
+    show: Callable[[Sequence[Sample]], None] | None = None
 
 
 @dataclass(frozen=True)

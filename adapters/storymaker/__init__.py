@@ -31,6 +31,8 @@ from ...checks import all_finite
 from ...errors import LikenessError
 from ...weights import families
 from ...weights.checkpoint_layout import below
+from ...weights.lora import LoraPair
+from ...weights.lora_files import read_slots
 from ..clip_vision import ClipEncoder, check_encoder
 from ..effects import AttentionTerm, Effect, WeightDelta
 from ..image_prep import Crop, normalise, to_square
@@ -137,6 +139,10 @@ class StoryMaker(KeyValueSites):
             if one.faceless:
                 notes.append(f"{who} has no face, as seen from behind: the prompt should say so.")
         return notes
+
+    def lora_pairs(self) -> dict[tuple[int, str], LoraPair]:
+        """(slot, layer) -> the LoRA. Even slots are self-attention, odd slots cross-attention."""
+        return read_slots(self._lora)
 
     def lora(self, attention: Mapping[int, str], strength: float = 1.0) -> WeightDelta:
         """The LoRA as a change of the denoiser's weights. attention: slot -> diffusers' path of the layer."""
