@@ -24,7 +24,7 @@ from torch import Tensor
 
 IN_FACE = 0.5  # of a token's area that must be face
 
-# queries, keys, values (batch, heads, n, d), and what is added to the logits, None for nothing -> (batch, n, heads·d)
+# queries, keys, values (batch, heads, n, d), and what is added to their logits, None for nothing -> (batch, n, heads·d)
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -94,46 +94,92 @@ def target_bias(parts: Sequences, weights: Sequence[Weight]) -> Tensor | None:
     return bias
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, parts: Sequences, bias: Tensor | None, sight: Sight, attention: Attention
-) -> Tensor:
-    """(batch, n, heads·d) of queries (batch, heads, n, d), which may lack those of the references.
+class Rows(NamedTuple):
+    """Queries that see the same. keys: of those, None for all of them. bias: added to their logits."""
 
-    bias: of the target's rows, see `target_bias`. Rows that see the same are computed together, and only those that
-    need a mask get one, so that a kernel without masks still computes the rest.
+    rows: slice
+    keys: slice | tuple[slice, slice] | None = None
+    bias: Tensor | None = None
+
+
+def rows_of(parts: Sequences, bias: Tensor | None, sight: Sight, queries: int) -> list[Rows]:
+    """All queries, of which there are as many as keys, or only the sequence's own where references have none.
+
+    bias: of the target's rows, see `target_bias`. Rows that see the same are one, and only those that need a mask get
+    one, so that a kernel without masks still computes the rest.
     """
     own, total = parts.own, parts.total
-    with_references = q.shape[2] > own
-    apart = with_references and bool(parts.references) and (sight.isolated or sight.separate)
-    unmasked = total if with_references and not apart else own  # rows that see everything, but for the target's
-    pieces: list[Tensor] = []
+    with_references = queries > own
+    apart = with_references and (sight.isolated or sight.separate)
+    unmasked = total if with_references and not apart else own  # they see everything
     if bias is None:
-        pieces.append(attention(q[:, :, :unmasked], k, v, None))
+        found = [Rows(slice(0, unmasked))]
     else:
-        bias = bias.to(q)
-        if parts.text:
-            pieces.append(attention(q[:, :, : parts.text], k, v, None))
-        pieces.append(attention(q[:, :, parts.text : own], k, v, bias))
-        if unmasked > own:
-            pieces.append(attention(q[:, :, own:unmasked], k, v, None))
-    if apart:
-        pieces += _references_apart(q, k, v, parts, sight, attention)
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+        found = [Rows(slice(0, parts.text)), Rows(slice(parts.text, own), None, bias), Rows(slice(own, unmasked))]
+    if apart and sight.separate:
+        found += [Rows(span, span if sight.isolated else (slice(0, own), span)) for span in parts.spans]
+    elif apart:
+        found.append(Rows(slice(own, total), slice(own, total)))
+    return [piece for piece in found if piece.rows.start < piece.rows.stop]
 
 
-def _references_apart(
-    q: Tensor, k: Tensor, v: Tensor, parts: Sequences, sight: Sight, attention: Attention
-) -> list[Tensor]:
-    own = parts.own
-    if sight.isolated and not sight.separate:
-        return [attention(q[:, :, own:], k[:, :, own:], v[:, :, own:], None)]
-    pieces = []
-    for span in parts.spans:
-        keys, values = k[:, :, span], v[:, :, span]
-        if not sight.isolated:
-            keys, values = torch.cat([k[:, :, :own], keys], 2), torch.cat([v[:, :, :own], values], 2)
-        pieces.append(attention(q[:, :, span], keys, values, None))
-    return pieces
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    parts: Sequences,
+    bias: Tensor | None,
+    sight: Sight,
+    attention: Attention,
+    mask: Tensor | None = None,
+    axes: tuple[int, int] = (2, 1),
+) -> Tensor:
+    """What `attention` makes of queries, keys and values, joined; queries may lack those of the references.
+
+    bias: of the target's rows. mask: what the network itself adds to all logits, or bool, (…, 1 | n, L + T + R). axes:
+    where the tokens are in q, k, v, and in what `attention` returns.
+    """
+    mask = _as_bias(mask, q)
+    axis, out_axis = axes
+    pieces = [
+        attention(
+            _taken(q, piece.rows, axis),
+            _taken(k, piece.keys, axis),
+            _taken(v, piece.keys, axis),
+            _sum(piece.bias, _cut(mask, piece)),
+        )
+        for piece in rows_of(parts, bias, sight, q.shape[axis])
+    ]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=out_axis)
+
+
+def _taken(t: Tensor, which: slice | tuple[slice, slice] | None, axis: int) -> Tensor:
+    if which is None:
+        return t
+    spans = which if isinstance(which, tuple) else (which,)
+    cut = [t.narrow(axis, span.start, span.stop - span.start) for span in spans]
+    return cut[0] if len(cut) == 1 else torch.cat(cut, dim=axis)
+
+
+def _as_bias(mask: Tensor | None, q: Tensor) -> Tensor | None:
+    """A mask of any form as (1 | batch, 1 | heads, 1 | n, keys), to be added."""
+    if mask is None:
+        return None
+    mask = mask[None, None] if mask.ndim == 2 else mask.unsqueeze(1) if mask.ndim == 3 else mask
+    if mask.dtype is torch.bool:
+        return torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
+    return mask
+
+
+def _cut(mask: Tensor | None, piece: Rows) -> Tensor | None:
+    if mask is None:
+        return None
+    rows = mask if mask.shape[-2] == 1 else mask[..., piece.rows, :]
+    return _taken(rows, piece.keys, rows.ndim - 1)
+
+
+def _sum(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    return mask if bias is None else bias if mask is None else bias + mask
 
 
 def whole_bias(parts: Sequences, bias: Tensor | None, sight: Sight) -> Tensor | None:

@@ -15,13 +15,13 @@ with s the greatest of ⌊h/2⌋, ⌊w/2⌋ over target and references. FLUX.1 h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Cells = tuple[int, int]  # height, width in latent cells
+from ..effects import Cells
 
 FLUX2_STEP = 10  # frames between references
 
@@ -36,9 +36,6 @@ class Ids(NamedTuple):
     def all(self) -> Tensor:
         """(L + T + R, axes)"""
         return torch.cat([self.text, self.image])
-
-
-Placement = Callable[[int, Cells, Sequence[Cells]], Ids]  # tokens of text, the target's cells, each reference's
 
 
 def tokens_of(cells: Cells, patch: int) -> tuple[int, int]:

@@ -16,11 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...adapters.effects import Placement
 from ...errors import LikenessError
 from ..references import Sequences, Sight, Weight, target_bias, whole_bias
-
-# tokens of text, the target's cells, each reference's -> (ids of the text, ids of target and references)
-Placement = Callable[[int, tuple[int, int], Sequence[tuple[int, int]]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
