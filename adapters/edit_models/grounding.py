@@ -30,13 +30,15 @@ class TextForm:
     """How a base was trained to read text and pictures.
 
     system: the sentence before the user's turn. labelled: pictures have numbers ("Picture 1: "). seen: size of a
-    picture for the encoder, of the photo's size and the longest side a user allows. cell: see `KREA2_CELL`.
+    picture for the encoder, of the photo's size and the longest side a user allows. cell: see `KREA2_CELL`. encoder:
+    what ComfyUI calls the text encoder.
     """
 
     system: str
     labelled: bool
     seen: Callable[[Size, int], Size]
     cell: int
+    encoder: str
 
     @property
     def template(self) -> str:
@@ -55,9 +57,10 @@ class TextForm:
         return max(1, round(h / self.cell)) * max(1, round(w / self.cell))
 
 
-IDENTITY_EDIT = TextForm(KREA2_SYSTEM, False, seen_whole, KREA2_CELL)
-KREA2_LABELS = TextForm(KREA2_SYSTEM, True, seen_small, KREA2_CELL)
-QWEN_LABELS = TextForm(QWEN_SYSTEM, True, seen_by_qwen, QWEN_CELL)
+KREA2_ENCODER, QWEN_ENCODER = "qwen3vl_4b", "qwen25_7b"
+IDENTITY_EDIT = TextForm(KREA2_SYSTEM, False, seen_whole, KREA2_CELL, KREA2_ENCODER)
+KREA2_LABELS = TextForm(KREA2_SYSTEM, True, seen_small, KREA2_CELL, KREA2_ENCODER)
+QWEN_LABELS = TextForm(QWEN_SYSTEM, True, seen_by_qwen, QWEN_CELL, QWEN_ENCODER)
 
 _TURN, _USER, _NEWLINE = 151644, 872, 198  # "<|im_start|>", "user", "\n" of Qwen's tokenizer
 

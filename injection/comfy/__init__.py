@@ -17,7 +17,9 @@ from .apply import (
     Applied,
     apply_effects,
     apply_identity,
+    count_references,
     dit_of,
+    has_timestep_zero,
     model_name,
     request_layout,
     rescale,
@@ -25,11 +27,12 @@ from .apply import (
     stack_of,
 )
 from .encoders import ComfyClipEncoder, ComfyTextEncoder
-from .managed import Managed, ManagedAdapter, ManagedEvaTower
+from .managed import BareAdapter, Managed, ManagedAdapter, ManagedEvaTower
 from .text import edited, needs_rider
 
 __all__ = [
     "Applied",
+    "BareAdapter",
     "ComfyClipEncoder",
     "ComfyTextEncoder",
     "Managed",
@@ -37,8 +40,10 @@ __all__ = [
     "ManagedEvaTower",
     "apply_effects",
     "apply_identity",
+    "count_references",
     "dit_of",
     "edited",
+    "has_timestep_zero",
     "model_name",
     "needs_rider",
     "request_layout",

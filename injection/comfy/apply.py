@@ -130,6 +130,18 @@ def with_scopes(model: Any, place: Callable[[Scope], Scope]) -> Any:
     return patched
 
 
+def count_references(model: Any) -> int:
+    """How many reference images the people of a MODEL have in all."""
+    stack = stack_of(model)
+    return sum(len(one.photos) for one in stack.injections if isinstance(one, ReferenceTerm)) if stack else 0
+
+
+def has_timestep_zero(model: Any) -> bool | None:
+    """Whether a MODEL's own references have the timestep 0, as far as its file says; None where it cannot."""
+    method = getattr(model.model.diffusion_model, "default_ref_method", None)
+    return None if method is None else method == "index_timestep_zero"
+
+
 def check_references(model: Any, term: ReferenceTerm) -> None:
     """Raise LikenessError when a MODEL cannot have these references, or has some of another scheme."""
     check_host(model, term)

@@ -155,7 +155,7 @@ class _Run:
         ]
         self.merges = [i.merge if isinstance(i, AttentionTerm) else None for i in injections]
         self.patch_size = getattr(model.diffusion_model, "patch_size", 1)  # latent pixels on a side of a DiT's token
-        terms = {i: injection for i, injection in enumerate(injections) if isinstance(injection, ReferenceTerm)}
+        terms = {i: t for i, t in enumerate(injections) if isinstance(t, ReferenceTerm) and t.why_never is None}
         self.references = ReferencesOfRun(terms, model, _factors) if terms else None
         self._devices: dict[torch.device, _OnDevice] = {}
         self._lock = threading.Lock()

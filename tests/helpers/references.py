@@ -48,3 +48,45 @@ def velocity(model: Any, x: Tensor, t: Tensor, text: Tensor, guidance: Tensor | 
             [[text, told]], [[text, dict(told)]], torch.zeros_like(x), disable_pbar=True,
         )  # fmt: skip
     return found[0].clone()
+
+
+class FakeVae:
+    """A VAE of the host's shape whose latents are means of pixels, so that what was encoded can be told from them."""
+
+    def __init__(self, channels: int = 16, frames: bool = True, pixels: int = 8) -> None:
+        self.latent_channels, self.latent_dim, self.pixels = channels, 3 if frames else 2, pixels
+        self.encoded: list[tuple[int, int]] = []
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(1, h, w, 3) -> (1, C, (1,) h / pixels, w / pixels)"""
+        self.encoded.append((images.shape[1], images.shape[2]))
+        means = torch.nn.functional.avg_pool2d(images.movedim(-1, 1), self.pixels) * 4 - 2
+        latent = means.repeat(1, -(-self.latent_channels // 3), 1, 1)[:, : self.latent_channels]
+        return latent.unsqueeze(2) if self.latent_dim == 3 else latent
+
+
+class FakeClip:
+    """A CLIP with Krea 2's tokenizer, that keeps what it was given."""
+
+    def __init__(self, width: int, has_eyes: bool = True) -> None:
+        from types import SimpleNamespace
+
+        from comfy.text_encoders.krea2 import Krea2Tokenizer
+
+        network = SimpleNamespace(**({"visual": object()} if has_eyes else {}))
+        self.cond_stage_model = SimpleNamespace(qwen3vl_4b=SimpleNamespace(transformer=network))
+        self.width, self.tokenizer = width, Krea2Tokenizer()
+        self.given: list[tuple[str, list[Tensor], str]] = []
+        self.tokens: list[list[Any]] = []
+
+    def tokenize(self, text: str, images: Sequence[Tensor] = (), llama_template: str = "", **_: Any) -> Any:
+        """See the host's CLIP."""
+        self.given.append((text, list(images), llama_template))
+        return self.tokenizer.tokenize_with_weights(text, images=list(images), llama_template=llama_template or None)
+
+    def encode_from_tokens_scheduled(self, tokens: Any) -> Any:
+        """States that depend on the length alone."""
+        [row] = tokens["qwen3vl_4b"]
+        self.tokens.append([pair[0] if isinstance(pair[0], int) else "image" for pair in row])
+        generator = torch.Generator().manual_seed(len(row))
+        return [[torch.randn(1, 7, self.width, generator=generator), {}]]
