@@ -138,7 +138,7 @@ class ApplyIdentity(Node):
             search_aliases=["IPAdapter FaceID", "IPAdapter Advanced", "face reference", "consistent character"],
             inputs=[
                 io.Model.Input("model", tooltip="SD1.5 or SDXL, whichever the adapter was made for."),
-                AdapterSocket.Input("adapter", tooltip="From Load Identity Adapter."),
+                AdapterSocket.Input("adapter", tooltip="From Load Identity Adapter or Reference Adapter."),
                 strength_input(
                     "1 is the official default (StoryMaker: 0.8); 0.5 to 0.8 leaves more to the prompt; 0 is "
                     "exactly off.",
