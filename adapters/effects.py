@@ -5,13 +5,14 @@
     WeightDelta     a low-rank or full change of the denoiser's own weights
     ControlContext  tokens that one ControlNet reads in place of the text
     PromptEdit      a change of the text's states, which rides on the conditioning it was made for
+    ReferenceTerm   photos whose clean latents a DiT attends to behind its own tokens
 
 Every effect has a `Scope`: when, where and in which images of a batch it acts. Nothing here knows a host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -234,4 +235,56 @@ class PromptEdit:
         return self.scope.why_never
 
 
-Effect = AttentionTerm | BlockTerm | WeightDelta | ControlContext | PromptEdit
+Cells = tuple[int, int]  # height, width in latent cells
+
+# Tokens of text, the target's cells and each reference's -> position ids of the text (L, axes), and of the image
+# (T + R, axes), the target's first. A tuple of them in this order.
+Placement = Callable[[int, Cells, Sequence[Cells]], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class ReferencePhoto:
+    """A photo as a model attends to it. latent: (1, C, h, w), as the VAE returns it. face: (1, H, W), 0..1, over all of
+    it; where there is one, the strength counts in the face alone."""
+
+    latent: Tensor
+    face: Tensor | None = None
+
+
+class Photos(Protocol):
+    """The photos of one person, which have to wait for the size of the target."""
+
+    def __len__(self) -> int: ...
+
+    def encoded(self, target: Cells, references: int) -> Sequence[ReferencePhoto]:
+        """One for each, for a target of this size in latent cells beside `references` in all. Loads the VAE."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceTerm:
+    """Photos of one person that a DiT attends to as clean latents, in the order in which people are applied.
+
+    name: of the adapter, for messages. scheme: what the model was trained on, in a user's words; a MODEL has one.
+    placement: of all references of a call. method: ComfyUI's name of it, with the timestep of references in it.
+    isolated: references do not see text and target; separate: nor each other. strength: the factor on the weight of
+    their tokens for the target's, 1 is official; 0 leaves them out. The scope's mask is where the person may appear.
+    """
+
+    name: str
+    scheme: str
+    photos: Photos
+    placement: Placement
+    method: str = "index"
+    isolated: bool = False
+    separate: bool = False
+    strength: float = 1.0
+    scope: Scope = field(default_factory=Scope)
+
+    @property
+    def why_never(self) -> str | None:
+        """Why it can never change the picture, in words; None when it can."""
+        return "the strength is 0" if self.strength == 0 else self.scope.why_never
+
+
+Effect = AttentionTerm | BlockTerm | WeightDelta | ControlContext | PromptEdit | ReferenceTerm

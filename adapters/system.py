@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from torch import Tensor
 
 from ..errors import LikenessError
-from ..weights.families import DitLayout, Family, TransformerLayout
+from ..weights.families import OTHER, DitLayout, Family, TransformerLayout
 from .effects import Effect, Scope
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class Needs:
     network returns it, not as a unit vector; every_photo: photo by photo, not their mean. encoder_width: of the image
     encoding it reads, None for none; hidden: the tokens of the last layer but one, not the pooled embedding. keypoints:
     it has a ControlNet of its own, whose hint is an image of the face's keypoints. trigger_word: the usual one, where
-    it works through the prompt; None where it works on the model alone.
+    it works through the prompt; None where it works on the model alone. grounded: Identity Prompt reads its people from
+    the MODEL, and shows them to the text encoder where that was trained on it; base is OTHER where the MODEL decides.
     """
 
     base: Family
@@ -75,6 +76,7 @@ class Needs:
     hidden: bool = False
     keypoints: bool = False
     trigger_word: str | None = None
+    grounded: bool = False
 
 
 def _no_eva() -> EvaTower:
@@ -100,6 +102,9 @@ class Request:
     parts of aligned faces, see `faces.parsing`. base_weights: the model's own weights that are wanted, by diffusers'
     name, float32. All three raise LikenessError that says how to get them.
 
+    family: of the MODEL. timestep_zero: whether its file says that references have the timestep 0, None where it can
+    say nothing of it. references: how many it has already.
+
     Through the prompt: text is what the user wrote, text_encoder reads it, and trigger_words stand in it for the
     identity and the others, in this order; empty for the adapter's own.
     """
@@ -121,6 +126,9 @@ class Request:
     text_encoder: TextEncoder | None = None
     trigger_words: tuple[str, ...] = ()
     others: tuple[Identity, ...] = ()
+    family: Family = OTHER
+    timestep_zero: bool | None = None
+    references: int = 0
 
     @property
     def people(self) -> tuple[Identity, ...]:

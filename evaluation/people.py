@@ -88,6 +88,54 @@ def blend(faces: torch.Tensor, references: torch.Tensor, matching: Matching | No
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """A picture of several people as UMO (arXiv 2509.06818) counts it; larger is better for all but `unmatched`.
+
+    id_sim: for each person the best cosine over all faces, 0 without a face. id_conf: for each person how far the best
+    face is ahead of the second best, as a share of it, empty with fewer than two faces: larger is less mixing, but two
+    strangers score like two right people, so it is read beside the others. reward: `training.objectives.matching`.
+    matched, unmatched: means of the assigned cosines and of the others. found: people who have a face; extra: faces
+    beyond the people, below 0 where some are missing.
+    """
+
+    id_sim: tuple[float, ...]
+    id_conf: tuple[float, ...]
+    reward: float
+    matched: float
+    unmatched: float
+    found: int
+    extra: int
+
+
+def wanted(faces: torch.Tensor, references: torch.Tensor) -> Wanted:
+    """UMO's figures of one picture: faces (n, D), references (m, D)."""
+    return wanted_of(_cosines(faces, references).T)
+
+
+def wanted_of(alike: np.ndarray) -> Wanted:
+    """The same from cosines (people, faces)."""
+    from scipy.optimize import linear_sum_assignment
+
+    people, faces = alike.shape
+    assigned = np.zeros(alike.shape, bool)
+    assigned[linear_sum_assignment(alike, maximize=True)] = True
+    best = np.sort(alike, axis=1)[:, ::-1]
+    return Wanted(
+        id_sim=tuple(float(row[0]) if faces else 0.0 for row in best),
+        id_conf=tuple(_ahead(row[0], row[1]) for row in best) if faces > 1 else (),
+        reward=float(np.where(assigned, alike, -alike).mean()) if alike.size else 0.0,
+        matched=_mean(alike[assigned].tolist()),
+        unmatched=_mean(alike[~assigned].tolist()),
+        found=int(assigned.sum()),
+        extra=faces - people,
+    )
+
+
+def _ahead(best: float, second: float) -> float:
+    return float(min(1.0, (best - second) / best)) if best > 0 else 0.0
+
+
+@dataclass(frozen=True)
 class MultiId:
     """An image of several people as MultiID-Bench (arXiv 2510.14975) counts it, the mean over people.
 

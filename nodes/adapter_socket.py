@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import LikenessError
-from ..injection.comfy import ManagedAdapter
+from ..injection.comfy import BareAdapter, ManagedAdapter
 
 
-def as_managed(value: Any) -> ManagedAdapter:
+def as_managed(value: Any) -> ManagedAdapter | BareAdapter:
     """Our own adapter, or what the IPADAPTER socket of the leading pack carries: weights in groups, in two forms.
 
     Raises LikenessError for anything else.
     """
     from ..adapters import build
 
-    if isinstance(value, ManagedAdapter):
+    if isinstance(value, ManagedAdapter | BareAdapter):
         return value
     groups = value if isinstance(value, dict) else {}
     if "ipadapter" in groups:

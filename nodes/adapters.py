@@ -138,7 +138,7 @@ class ApplyIdentity(Node):
             search_aliases=["IPAdapter FaceID", "IPAdapter Advanced", "face reference", "consistent character"],
             inputs=[
                 io.Model.Input("model", tooltip="SD1.5 or SDXL, whichever the adapter was made for."),
-                AdapterSocket.Input("adapter", tooltip="From Load Identity Adapter."),
+                AdapterSocket.Input("adapter", tooltip="From Load Identity Adapter or Reference Adapter."),
                 strength_input(
                     "1 is the official default (StoryMaker: 0.8); 0.5 to 0.8 leaves more to the prompt; 0 is "
                     "exactly off.",
@@ -199,6 +199,7 @@ class ApplyIdentity(Node):
         from ..checks import as_mask
         from ..injection import comfy as binding
         from ..injection.plan import check_fit
+        from ..weights.families import OTHER, of_host
         from .adapter_socket import as_managed
         from .references import Options
 
@@ -210,7 +211,8 @@ class ApplyIdentity(Node):
                 f"The adapter {adapter.name!r} works through the prompt: connect it to Identity Prompt, not to Apply "
                 "Identity."
             )
-        check_fit(adapter, binding.sites_of(model), binding.model_name(model), adapter.needs.base)
+        if not (adapter.needs.grounded and adapter.needs.base is OTHER):  # or the MODEL decides
+            check_fit(adapter, binding.sites_of(model), binding.model_name(model), adapter.needs.base)
         layout, attention = binding.request_layout(model)
         mask = None if attn_mask is None else as_mask(attn_mask, "The mask 'attn_mask'")
         request = Request(
@@ -226,6 +228,9 @@ class ApplyIdentity(Node):
             dit=binding.dit_of(model),
             find_eva=partial(find_eva, adapter),
             parse=parse_aligned,
+            family=of_host(binding.model_name(model)),
+            timestep_zero=binding.has_timestep_zero(model),
+            references=binding.count_references(model),
         )
         effects = adapter.effects(request)
         applied = binding.apply_effects(model, effects)
@@ -261,12 +266,20 @@ def embedded_by(identity: Identity, recogniser: str) -> Identity:
 
 def _report(adapter: Any, request: Request, effects: Sequence[Effect], applied: Applied, sites: Any) -> str:
     """One line that answers 'why does it have no effect?'."""
-    from ..adapters.effects import AttentionTerm, BlockTerm, WeightDelta
+    from ..adapters.effects import AttentionTerm, BlockTerm, ReferenceTerm, WeightDelta
 
     who = repr(request.identity.name) if request.identity is not None else "the reference"
-    reasons = [effect.why_never for effect in effects if isinstance(effect, AttentionTerm | BlockTerm | WeightDelta)]
+    acting_kinds = AttentionTerm | BlockTerm | ReferenceTerm | WeightDelta
+    reasons = [effect.why_never for effect in effects if isinstance(effect, acting_kinds)]
     if all(reasons):
         return f"{adapter.name}: {who} has no effect, because {reasons[0]}."
+    window = f"from {request.scope.start:g} to {request.scope.end:g} of the sampling"
+    if references := [effect for effect in effects if isinstance(effect, ReferenceTerm)]:
+        first, count = request.references + 1, sum(len(term.photos) for term in references)
+        numbers = f"reference {first}" if count == 1 else f"references {first} to {first + count - 1}"
+        changes = "The MODEL carries LoRA weights." if applied.model.patches else "The MODEL carries no LoRA."
+        scheme = references[0].scheme
+        return f"{scheme}: {who} as {numbers}, strength {request.strength:g}, {window}. {changes}"
     terms = [effect for effect in effects if isinstance(effect, AttentionTerm)]
     acting = [term for term in terms if term.why_never is None]
     reached = {site.slot for term in acting for site in sites if term.weight_at(site.transformer).strength != 0}
@@ -276,7 +289,6 @@ def _report(adapter: Any, request: Request, effects: Sequence[Effect], applied: 
     where = f"at {len(reached)} of {len(sites)} sites" if terms else ""
     if blocks:
         where = f"behind {len({block for term in blocks for block in term.numbers})} blocks"
-    window = f"from {request.scope.start:g} to {request.scope.end:g} of the sampling"
     lora = f", LoRA {request.weight_strength:g} on {applied.changed} weights" if applied.changed else ""
     text = f"{adapter.adapter.title} ({adapter.name}): {who} as {tokens} tokens {where}, {window}{lora}."
     if applied.present:

@@ -49,11 +49,25 @@ class IdentityPrompt(Node):
             display_name="Identity Prompt",
             category=CATEGORY,
             description="Encodes a prompt in which a word stands for a person, for adapters that work through the "
-            "prompt (PhotoMaker, PhotoVerse). Takes the place of CLIP Text Encode.",
-            search_aliases=["PhotoMaker Encode", "trigger word", "PhotoMaker", "PhotoVerse", "ELITE", "pseudo-word"],
+            "prompt (PhotoMaker, FastComposer, BLIP-Diffusion, PhotoVerse), or one that the text encoder reads "
+            "together with the people's photos (Reference Adapter). Takes the place of CLIP Text Encode.",
+            search_aliases=[
+                "PhotoMaker Encode",
+                "trigger word",
+                "PhotoMaker",
+                "PhotoVerse",
+                "ELITE",
+                "pseudo-word",
+                "TextEncodeQwenImageEditPlus",
+                "Krea 2",
+            ],
             inputs=[
-                io.Clip.Input("clip", tooltip="From the checkpoint the adapter was made for; LoRAs on it count."),
-                AdapterSocket.Input("adapter", tooltip="From Load Identity Adapter."),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="From the checkpoint the adapter was made for; LoRAs on it count. For edit models: the "
+                    "text encoder with its vision part.",
+                ),
+                AdapterSocket.Input("adapter", tooltip="From Load Identity Adapter or Reference Adapter."),
                 io.String.Input(
                     "text",
                     default="portrait photo of a woman img, soft light",
@@ -89,7 +103,10 @@ class IdentityPrompt(Node):
                     "commas, each stand for one identity in that order, however often they are written.",
                 ),
                 io.Model.Input(
-                    "model", optional=True, tooltip="The MODEL to sample with. Adapters that bring a LoRA need it."
+                    "model",
+                    optional=True,
+                    tooltip="The MODEL to sample with. Adapters that bring a LoRA need it. With Reference Adapter: the "
+                    "MODEL of the last Apply Identity, whose people are shown in its order.",
                 ),
                 IdentitySocket.Input("identity", optional=True, tooltip="The person, or the first of several."),
                 *(
@@ -100,11 +117,30 @@ class IdentityPrompt(Node):
                     )
                     for number in range(2, MOST_PEOPLE + 1)
                 ),
-                options_input("From PhotoMaker Options or PhotoVerse Options."),
+                options_input("From the adapter's own options node, such as PhotoMaker Options."),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
                     tooltip="Needed by PhotoVerse: CLIP ViT-L/14. PhotoMaker files bring their own.",
+                ),
+                advanced(
+                    io.Int.Input(
+                        "grounding_size",
+                        default=768,
+                        min=0,
+                        max=2048,
+                        step=32,
+                        optional=True,
+                        tooltip="Only for Krea 2 Identity Edit: longest side at which the text encoder sees the "
+                        "photos, 0 for as they are. Lower follows the prompt more, higher keeps likeness more; 1024 "
+                        "is good for people.",
+                    )
+                ),
+                io.Image.Input(
+                    "scene",
+                    optional=True,
+                    tooltip="Only with Reference Adapter: the image of a Reference Latent before the people, such as "
+                    "the scene they are put into. The text encoder sees it first.",
                 ),
             ],
             outputs=[
@@ -115,6 +151,11 @@ class IdentityPrompt(Node):
                 io.Model.Output(display_name="model", tooltip="The MODEL that goes with it; sample with this one."),
                 io.String.Output(
                     display_name="report", tooltip="Which person stands at which word, and from which step."
+                ),
+                io.Conditioning.Output(
+                    display_name="negative",
+                    tooltip="An empty prompt that goes with it; with Reference Adapter it shows the same photos, as a "
+                    "CFG above 1 needs.",
                 ),
             ],
         )
@@ -137,6 +178,8 @@ class IdentityPrompt(Node):
         identity_4: Any = None,
         options: Any = None,
         clip_vision: Any = None,
+        grounding_size: int = 768,
+        scene: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         """Check, encode once, and hand over to the injection."""
         from ..adapters.effects import Scope
@@ -152,6 +195,8 @@ class IdentityPrompt(Node):
         in_order(start_at, end_at)
         readable(text=text, trigger_word=trigger_word)
         adapter = as_managed(adapter)
+        if adapter.needs.grounded:
+            return cls._grounded(clip, model, text, grounding_size, scene)
         if adapter.needs.trigger_word is None:
             raise LikenessError(
                 f"The adapter {adapter.name!r} does not work through the prompt: connect it to Apply Identity, and the "
@@ -189,9 +234,27 @@ class IdentityPrompt(Node):
             raise LikenessError("This adapter acts in the MODEL as well: connect the MODEL to Identity Prompt.")
         report = " ".join([_report(adapter, request, effects, applied), *adapter.adapter.notes(request)])
         log.info("[likeness] %s", report)
+        negative = encoder.conditioning(encode_tokens(encoder, encoder.tokenize("")))
         return io.NodeOutput(
-            [[states, told] for states, told in conditioning], None if applied is None else applied.model, report
+            [[states, told] for states, told in conditioning],
+            None if applied is None else applied.model,
+            report,
+            [[states, told] for states, told in negative],
         )
+
+    @classmethod
+    def _grounded(cls, clip: Any, model: Any, text: str, longest: int, scene: Any) -> io.NodeOutput:
+        """The prompt with the people that the MODEL has already."""
+        from .edit_models import grounded
+
+        if model is None:
+            raise LikenessError(
+                "Identity Prompt shows the people of a MODEL to the text encoder, and the input 'model' is empty: "
+                "connect the MODEL of Apply Identity."
+            )
+        found = grounded(clip, model, text, longest, scene)
+        log.info("[likeness] %s", found.report)
+        return io.NodeOutput(found.positive, model, found.report, found.negative)
 
 
 def _report(adapter: Any, request: Request, effects: Sequence[Effect], applied: Applied | None) -> str:

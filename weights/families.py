@@ -97,11 +97,14 @@ SDXL = Family(
     modelspec="stable-diffusion-xl-v1-base",
 )
 FLUX = Family("FLUX", host=("Flux", "FluxInpaint", "FluxSchnell"), text_width=4096)
+KREA2 = Family("Krea 2", host=("Krea2",))
+FLUX2 = Family("FLUX.2", host=("Flux2",))
+QWEN_IMAGE = Family("Qwen-Image", host=("QwenImage",))
 MINIATURE = Family("the miniature", text_width=128, sites=7, site_width=128)
 OTHER = Family("another model")
 
 TRAINABLE = (SD15, SD2, SDXL)
-FAMILIES = (*TRAINABLE, FLUX, MINIATURE)
+FAMILIES = (*TRAINABLE, FLUX, KREA2, FLUX2, QWEN_IMAGE, MINIATURE)
 
 
 def of_text_width(width: int) -> Family:

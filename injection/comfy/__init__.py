@@ -17,7 +17,9 @@ from .apply import (
     Applied,
     apply_effects,
     apply_identity,
+    count_references,
     dit_of,
+    has_timestep_zero,
     model_name,
     request_layout,
     rescale,
@@ -25,12 +27,13 @@ from .apply import (
     stack_of,
 )
 from .encoders import ComfyClipEncoder, ComfyTextEncoder
-from .managed import Managed, ManagedAdapter, ManagedEvaTower
+from .managed import BareAdapter, Managed, ManagedAdapter, ManagedEvaTower
 from .text import edited, needs_rider
 from .weights import base_weights
 
 __all__ = [
     "Applied",
+    "BareAdapter",
     "ComfyClipEncoder",
     "ComfyTextEncoder",
     "Managed",
@@ -39,8 +42,10 @@ __all__ = [
     "apply_effects",
     "apply_identity",
     "base_weights",
+    "count_references",
     "dit_of",
     "edited",
+    "has_timestep_zero",
     "model_name",
     "needs_rider",
     "request_layout",

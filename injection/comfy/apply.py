@@ -6,12 +6,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ...adapters.effects import AttentionTerm, BlockTerm, ControlContext, Effect, PromptEdit, Scope, WeightDelta
+from ...adapters.effects import (
+    AttentionTerm,
+    BlockTerm,
+    ControlContext,
+    Effect,
+    PromptEdit,
+    ReferenceTerm,
+    Scope,
+    WeightDelta,
+)
 from ...adapters.types import scale
+from ...errors import LikenessError
 from ...weights.families import FLUX, DitLayout, TransformerLayout, of_host
 from ..plan import check_blocks, check_fit, layout_of, placed
 from ..sites import AttentionSite, diffusers_layers, sites_of_comfy_unet
 from .managed import ManagedAdapter
+from .references import check_host
 from .run import IdentityStack, Injection, with_scope
 from .text import carry
 from .unet import KEY
@@ -59,6 +70,9 @@ def apply_effects(model: Any, effects: Iterable[Effect]) -> Applied:
                 terms.append(placed(effect))
             case BlockTerm():
                 check_blocks(effect, dit_of(model), model_name(model))
+                terms.append(effect)
+            case ReferenceTerm():
+                check_references(model, effect)
                 terms.append(effect)
             case WeightDelta() if effect.why_never is not None:
                 pass
@@ -116,8 +130,32 @@ def with_scopes(model: Any, place: Callable[[Scope], Scope]) -> Any:
     return patched
 
 
+def count_references(model: Any) -> int:
+    """How many reference images the people of a MODEL have in all."""
+    stack = stack_of(model)
+    return sum(len(one.photos) for one in stack.injections if isinstance(one, ReferenceTerm)) if stack else 0
+
+
+def has_timestep_zero(model: Any) -> bool | None:
+    """Whether a MODEL's own references have the timestep 0, as far as its file says; None where it cannot."""
+    method = getattr(model.model.diffusion_model, "default_ref_method", None)
+    return None if method is None else method == "index_timestep_zero"
+
+
+def check_references(model: Any, term: ReferenceTerm) -> None:
+    """Raise LikenessError when a MODEL cannot have these references, or has some of another scheme."""
+    check_host(model, term)
+    stack = stack_of(model)
+    for other in stack.injections if stack else ():
+        if isinstance(other, ReferenceTerm) and other.scheme != term.scheme:
+            raise LikenessError(
+                f"The MODEL has references of the scheme {other.scheme!r}, and {term.name!r} has {term.scheme!r}: give "
+                "every person of one MODEL the same scheme."
+            )
+
+
 def _scaled(injection: Injection, factor: float) -> Injection:
-    if isinstance(injection, BlockTerm):
+    if isinstance(injection, BlockTerm | ReferenceTerm):
         return replace(injection, strength=injection.strength * factor)
     return replace(injection, site_weights=scale(injection.site_weights, factor))
 

@@ -38,13 +38,13 @@ class Managed:
         return weight.device, weight.dtype
 
 
-class ManagedAdapter(Managed):
-    """An adapter in the memory manager's care."""
+class AdapterFront:
+    """What every adapter says of itself, through whatever holds it."""
 
     @property
     def adapter(self) -> Any:
-        """The `system.Adapter`, which is a torch module as well."""
-        return self.module
+        """The `system.Adapter`."""
+        raise NotImplementedError
 
     @property
     def name(self) -> str:
@@ -60,6 +60,32 @@ class ManagedAdapter(Managed):
     def site_shapes(self) -> Mapping[int, tuple[int, int]]:
         """slot -> (width of the site, width of the text)"""
         return self.adapter.site_shapes
+
+
+class BareAdapter(AdapterFront):
+    """An adapter without weights of its own."""
+
+    def __init__(self, adapter: Any) -> None:
+        self._adapter = adapter
+
+    @property
+    def adapter(self) -> Any:
+        """The `system.Adapter`."""
+        return self._adapter
+
+    def effects(self, request: Request) -> tuple[Effect, ...]:
+        """The adapter's effects."""
+        with torch.no_grad():
+            return self._adapter.effects(request)
+
+
+class ManagedAdapter(Managed, AdapterFront):
+    """An adapter in the memory manager's care."""
+
+    @property
+    def adapter(self) -> Any:
+        """The `system.Adapter`, which is a torch module as well."""
+        return self.module
 
     def project(self, slot: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a site; see `effects.Projector`."""

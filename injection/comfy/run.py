@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ...adapters.effects import AttentionTerm, BlockTerm, Scope
+from ...adapters.effects import AttentionTerm, BlockTerm, ReferenceTerm, Scope
 from ...weights.families import BlockKind, DitBlock
 from ..attention import SiteTerm
 from ..masks import crop_to_area, crop_to_lines, resize_mask, warn_aspect, warn_larger, warn_tile
@@ -20,12 +20,13 @@ from ..sites import AttentionSite, sites_of_comfy_unet
 from ..windows import term_sigmas
 from .dit import PLACES, BlockFunction, BlockPatch, ImagePlaces
 from .managed import ManagedAdapter
+from .references import ReferencesOfRun
 from .unet import KEY, SitePatch
 
 # Names under which the host's guiders keep their conditionings; every other name is an unconditioned half.
 _CONDITIONED = {"positive", "middle"}
 
-Injection = AttentionTerm | BlockTerm
+Injection = AttentionTerm | BlockTerm | ReferenceTerm
 Area = tuple[int, int, int, int]  # height, width, y, x in latent pixels
 Size = tuple[int, int]  # height, width in latent pixels
 
@@ -52,6 +53,8 @@ class IdentityStack:
             guider,
             sigmas_of_run(args) if any(i.scope.first_step is not None for i in self.injections) else (),
         )
+        if self._run.references is not None:
+            self._run.references.add_to(guider.conds, _size(noise))
         try:
             return executor(*args, **keywords)
         finally:
@@ -88,8 +91,11 @@ class IdentityStack:
             model = executor.class_obj
             run = _Run(self.injections, model, model.model_sampling, _size(x))
         evaluation = run.evaluation or _Evaluation(run.open_at(t), {}, {}, _size(x))
-        if evaluation.open:
-            options = run.compose(options, evaluation, x)
+        batch = run.batch_of(options, evaluation, x) if evaluation.open or run.references is not None else None
+        if batch is not None and evaluation.open:
+            options = run.compose(options, batch, x)
+        if batch is not None and run.references is not None:
+            options, keywords = run.references.in_call(batch, options, keywords, x)
         return executor(x, t, c_concat, c_crossattn, control, options, **keywords)
 
 
@@ -149,6 +155,8 @@ class _Run:
         ]
         self.merges = [i.merge if isinstance(i, AttentionTerm) else None for i in injections]
         self.patch_size = getattr(model.diffusion_model, "patch_size", 1)  # latent pixels on a side of a DiT's token
+        terms = {i: t for i, t in enumerate(injections) if isinstance(t, ReferenceTerm) and t.why_never is None}
+        self.references = ReferencesOfRun(terms, model, _factors) if terms else None
         self._devices: dict[torch.device, _OnDevice] = {}
         self._lock = threading.Lock()
 
@@ -186,8 +194,8 @@ class _Run:
                     areas[index, entry.get("uuid")] = tuple(entry["area"])
         return roles, areas
 
-    def compose(self, options: dict, evaluation: _Evaluation, x: Tensor) -> dict:
-        """Transformer options in which every site with an identity term has our function, around the one found."""
+    def batch_of(self, options: dict, evaluation: _Evaluation, x: Tensor) -> _Batch:
+        """What the chunks of one call are."""
         numbers = options.get("cond_or_uncond") or [0]
         uuids = options.get("uuids") or [None] * len(numbers)
         pictures = len(x) // len(numbers)
@@ -202,6 +210,10 @@ class _Run:
             open=evaluation.open,
         )
         self._warn_of_tiles(batch, _size(x))
+        return batch
+
+    def compose(self, options: dict, batch: _Batch, x: Tensor) -> dict:
+        """Transformer options in which every site with an identity term has our function, around the one found."""
         patches = options.get("patches_replace", {})
         here = self.on(x.device)
         replaced = {"attn2": here.patched(batch.open, patches.get("attn2", {}))}

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ...adapters.effects import AttentionTerm, BlockTerm, ControlContext, Effect, PromptEdit, WeightDelta
+from ...adapters.effects import AttentionTerm, BlockTerm, ControlContext, Effect, PromptEdit, ReferenceTerm, WeightDelta
 from ...errors import LikenessError
 from ..plan import Role
 from .control import Controlled, ControlNet
@@ -91,6 +91,10 @@ def apply_effects(
                 contexts.append(effect)
             case PromptEdit():
                 edits.append(effect)
+            case ReferenceTerm():
+                raise LikenessError(
+                    "Reference images are part of each call in diffusers: give them to `references.velocity`."
+                )
     if controls and len(controls) != len(contexts):
         raise LikenessError(
             f"There are {len(contexts)} contexts of ControlNets among the effects and {len(controls)} nets: give one "

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from likeness.evaluation.people import NOBODY, blend, confusion, leak_attention, leak_pixels, match
+from likeness.evaluation.people import (
+    NOBODY,
+    blend,
+    confusion,
+    leak_attention,
+    leak_pixels,
+    match,
+    wanted,
+    wanted_of,
+)
 
 EYE = torch.eye(4)
 
@@ -86,3 +95,23 @@ def test_attention_leaks_by_its_mass_outside():
     np.testing.assert_allclose(leak_attention([heat], regions), [0, 1])
     np.testing.assert_allclose(leak_attention([heat, torch.ones(2, 2, 2)], regions, [1, 3]), [0.375, 0.625])
     assert torch.isnan(leak_attention([torch.zeros(2, 4, 4)], regions)).all()
+
+
+def test_how_far_the_right_face_is_ahead_tells_mixing_from_likeness():
+    right = wanted(EYE[:2], EYE[:2])
+    assert right.id_sim == (1, 1) and right.id_conf == (1, 1) and right.found == 2 and right.extra == 0
+    assert right.reward == pytest.approx(0.5) and right.matched == 1 and right.unmatched == 0
+    both_the_first = wanted(EYE[[0, 0]], EYE[:2])
+    assert both_the_first.id_conf == (0, 0) and both_the_first.reward == 0
+
+
+def test_one_face_has_no_confusion_and_nobody_has_no_likeness():
+    alone = wanted(EYE[:1], EYE[:2])
+    assert alone.id_conf == () and alone.found == 1 and alone.extra == -1 and alone.reward == pytest.approx(0.5)
+    nobody = wanted(torch.zeros(0, 4), EYE[:2])
+    assert nobody.id_sim == (0, 0) and nobody.id_conf == () and nobody.reward == 0 and nobody.found == 0
+
+
+def test_a_face_that_is_unlike_everybody_is_no_lead():
+    assert wanted_of(np.array([[-0.1, -0.5]])).id_conf == (0.0,)
+    assert wanted_of(np.array([[0.5, -0.5]])).id_conf == (1.0,)

@@ -14,6 +14,7 @@ from typing import Any
 
 import comfy.cldm.cldm
 import comfy.controlnet
+import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.sample
@@ -94,6 +95,23 @@ FLUX_TINY: dict[str, Any] = {
     "qkv_bias": True,
     "guidance_embed": True,
 }
+KREA2_TINY: dict[str, Any] = {
+    "image_model": "krea2", "features": 32, "tdim": 32, "txtdim": 16, "heads": 2, "kvheads": 1, "multiplier": 2,
+    "layers": 2, "patch": 2, "channels": 16, "txtlayers": 3, "txtheads": 2, "txtkvheads": 2,
+}  # fmt: skip
+FLUX2_TINY: dict[str, Any] = {
+    "image_model": "flux2", "in_channels": 128, "context_in_dim": 12, "hidden_size": 32, "num_heads": 2, "depth": 1,
+    "depth_single_blocks": 2, "axes_dim": [4, 4, 4, 4], "theta": 2000, "mlp_ratio": 2.0, "guidance_embed": True,
+}  # fmt: skip
+QWEN_TINY: dict[str, Any] = {
+    "image_model": "qwen_image", "patch_size": 2, "in_channels": 64, "out_channels": 16, "num_layers": 2,
+    "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 12, "axes_dims_rope": [4, 6, 6],
+}  # fmt: skip
+_FLUX2_FIXED: dict[str, Any] = {
+    "out_channels": None, "vec_in_dim": None, "patch_size": 1, "qkv_bias": False, "txt_ids_dims": [3],
+    "global_modulation": True, "mlp_silu_act": True, "ops_bias": False, "default_ref_method": "index",
+    "ref_index_scale": 10.0,
+}  # fmt: skip
 _CLIP_TINY = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -128,6 +146,32 @@ def _patcher(model: nn.Module) -> ModelPatcher:
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
+
+
+def dit(name: str, config: dict[str, Any], weights: dict[str, Tensor] | None = None, seed: int = 0) -> ModelPatcher:
+    """A MODEL of one of the host's classes that attend to references, "Krea2", "Flux2" or "QwenImage".
+
+    config: the network's arguments. weights: under official keys, None for random ones. Latents of other widths than
+    the published ones have no format of their own.
+    """
+    layout = {**(_FLUX2_FIXED if name == "Flux2" else {}), **config, "dtype": torch.float32}
+    if name == "Flux2":
+        layout["out_channels"] = layout["out_channels"] or layout["in_channels"]
+    settings = getattr(comfy.supported_models, name)(layout)
+    settings.set_inference_dtype(torch.float32, None)
+    model = getattr(comfy.model_base, name)(settings, device=torch.device("cpu"))
+    if weights is None:
+        init_randomly(model.diffusion_model, seed)
+    else:
+        names = {key: key for key in weights}
+        if name == "Flux2":
+            names = {key: key.replace("_norm.scale", "_norm.weight") for key in weights}
+        model.diffusion_model.load_state_dict({names[key]: value for key, value in weights.items()}, strict=True)
+    channels = config.get("channels") or config.get("out_channels") or config["in_channels"]
+    if channels != model.latent_format.latent_channels:
+        model.latent_format = comfy.latent_formats.LatentFormat()
+        model.latent_format.latent_channels = channels
+    return _patcher(model)
 
 
 def unet(

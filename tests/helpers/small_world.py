@@ -96,7 +96,7 @@ class World:
         given = {"clip": self.text_clip, "model": self.model, "adapter": adapter, **inputs}
         if identity is not None:
             given["identity"] = identity
-        conditioning, model, report = self.run("LikenessIdentityPrompt", every=True, **given)
+        conditioning, model, report, _ = self.run("LikenessIdentityPrompt", every=True, **given)
         return model, conditioning, report
 
     def encoded(self, text: str) -> list[Any]:

@@ -39,7 +39,7 @@ class Studio:
         names = ["identity", *(f"identity_{number}" for number in range(2, 5))]
         given = {"clip": self.clip, "model": self.model, "text": text, **dict(zip(names, people, strict=False))}
         adapter = inputs.pop("adapter", None) or self.adapter(version)
-        return self.world.run("LikenessIdentityPrompt", every=True, adapter=adapter, **{**given, **inputs})
+        return self.world.run("LikenessIdentityPrompt", every=True, adapter=adapter, **{**given, **inputs})[:3]
 
     def options(self, **inputs: Any) -> Any:
         return self.world.run("LikenessPhotoMakerOptions", **inputs)

@@ -1,0 +1,92 @@
+"""Photos that are latents already, and one call of a host's DiT that attends to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from likeness.adapters.effects import Cells, ReferencePhoto
+
+
+class Latents:
+    """Photos of one person that need no VAE."""
+
+    def __init__(self, *latents: Tensor, faces: Sequence[Tensor | None] = ()) -> None:
+        faces = [*faces, *[None] * (len(latents) - len(faces))]
+        self.photos = [ReferencePhoto(latent, face) for latent, face in zip(latents, faces, strict=True)]
+        self.asked: list[tuple[Cells, int]] = []
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def encoded(self, target: Cells, references: int) -> list[ReferencePhoto]:
+        self.asked.append((target, references))
+        return self.photos
+
+
+def velocity(model: Any, x: Tensor, t: Tensor, text: Tensor, guidance: Tensor | None = None, **options: Any) -> Tensor:
+    """What the denoiser predicts for noisy latents at flow time t, in a whole sampling run of the host.
+
+    options: of the positive conditioning.
+    """
+    import comfy.sample
+    import comfy.samplers
+
+    found = []
+
+    def once(denoiser: Any, noise: Tensor, sigmas: Tensor, extra_args: Any = None, **_: Any) -> Tensor:
+        found.append((x - denoiser(x, t.to(x), **(extra_args or {}))) / t.to(x).view(-1, *[1] * (x.ndim - 1)))
+        return noise
+
+    told = {**options, **({} if guidance is None else {"guidance": float(guidance[0])})}
+    with torch.inference_mode():
+        comfy.sample.sample_custom(
+            model, torch.zeros_like(x), 1.0, comfy.samplers.KSAMPLER(once), torch.tensor([1.0, 0.0]),
+            [[text, told]], [[text, dict(told)]], torch.zeros_like(x), disable_pbar=True,
+        )  # fmt: skip
+    return found[0].clone()
+
+
+class FakeVae:
+    """A VAE of the host's shape whose latents are means of pixels, so that what was encoded can be told from them."""
+
+    def __init__(self, channels: int = 16, frames: bool = True, pixels: int = 8) -> None:
+        self.latent_channels, self.latent_dim, self.pixels = channels, 3 if frames else 2, pixels
+        self.encoded: list[tuple[int, int]] = []
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(1, h, w, 3) -> (1, C, (1,) h / pixels, w / pixels)"""
+        self.encoded.append((images.shape[1], images.shape[2]))
+        means = torch.nn.functional.avg_pool2d(images.movedim(-1, 1), self.pixels) * 4 - 2
+        latent = means.repeat(1, -(-self.latent_channels // 3), 1, 1)[:, : self.latent_channels]
+        return latent.unsqueeze(2) if self.latent_dim == 3 else latent
+
+
+class FakeClip:
+    """A CLIP with Krea 2's tokenizer, that keeps what it was given."""
+
+    def __init__(self, width: int, has_eyes: bool = True) -> None:
+        from types import SimpleNamespace
+
+        from comfy.text_encoders.krea2 import Krea2Tokenizer
+
+        network = SimpleNamespace(**({"visual": object()} if has_eyes else {}))
+        self.cond_stage_model = SimpleNamespace(qwen3vl_4b=SimpleNamespace(transformer=network))
+        self.width, self.tokenizer = width, Krea2Tokenizer()
+        self.given: list[tuple[str, list[Tensor], str]] = []
+        self.tokens: list[list[Any]] = []
+
+    def tokenize(self, text: str, images: Sequence[Tensor] = (), llama_template: str = "", **_: Any) -> Any:
+        """See the host's CLIP."""
+        self.given.append((text, list(images), llama_template))
+        return self.tokenizer.tokenize_with_weights(text, images=list(images), llama_template=llama_template or None)
+
+    def encode_from_tokens_scheduled(self, tokens: Any) -> Any:
+        """States that depend on the length alone."""
+        [row] = tokens["qwen3vl_4b"]
+        self.tokens.append([pair[0] if isinstance(pair[0], int) else "image" for pair in row])
+        generator = torch.Generator().manual_seed(len(row))
+        return [[torch.randn(1, 7, self.width, generator=generator), {}]]
