@@ -267,6 +267,38 @@ def test_a_prompt_for_an_area_leaves_the_negative_as_it_is(world, recipes, monke
     assert seen == {0: {False}, 1: {True}}
 
 
+@pytest.mark.parametrize("negative", ["blurred", "<ann>"])
+def test_rows_of_a_batch_may_be_at_different_stages(world, negative):
+    """As in ComfyUI's own training, and in samplers that give every frame a noise level of its own."""
+    import comfy.samplers
+
+    text, model, _ = world.prompt()
+    other, _, _ = world.prompt(negative)
+    sampling = model.get_model_object("model_sampling")
+    sigmas = sampling.sigma(torch.tensor([950.0, 450.0, 430.0, 20.0]))
+    noise = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+
+    def read(levels: Tensor) -> Tensor:
+        """What the MODEL predicts for all rows, each at its level."""
+        guider, found = comfy.samplers.CFGGuider(model), []
+
+        def once(denoise: Any, x: Tensor, _sigmas: Tensor, extra_args: Any, **_options: Any) -> Tensor:
+            found.append(denoise(x, levels, **extra_args))
+            return x
+
+        guider.set_conds(text, other)
+        guider.set_cfg(5.0)
+        with torch.inference_mode():
+            guider.sample(noise, 0 * noise, comfy.samplers.KSAMPLER(once), sampling.sigma(torch.tensor([999.0, 0.0])))
+        return found[0]
+
+    together = read(sigmas)
+    for row, sigma in enumerate(sigmas):
+        alone = read(sigma.expand(4))[row]
+        torch.testing.assert_close(together[row], alone, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(alone, read(sigmas[(row + 2) % 4].expand(4))[row], atol=1e-2)
+
+
 @pytest.mark.parametrize("word", ["sks", "SKS", "img"])
 def test_a_subject_may_have_any_word(world, word):
     other = subject(word, seed=1)
