@@ -10,6 +10,7 @@ import torch
 from conformance import harness
 from helpers.host_call import call
 from helpers.small_world import sentence
+from helpers.subjects import subject
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,12 +22,6 @@ CASES = [
     for path in harness.find_cases(harness.golden_folder())
     if path.parent.name == "sefi_ide" and "tiny UNet" in harness.read_metadata(path)["variant"]
 ]
-WIDTH = 64
-
-
-def subject(word: str = "<ann>", seed: int = 0, stages: int = 5, towers: tuple[str, ...] = ("clip_l",)) -> Subject:
-    generator = torch.Generator().manual_seed(seed)
-    return Subject(word, "person", {name: torch.randn(stages, 2, WIDTH, generator=generator) for name in towers})
 
 
 @pytest.fixture(scope="module")
