@@ -127,6 +127,31 @@ def test_the_word_may_stand_twice_in_a_prompt_and_in_none(make_base):
     assert not torch.allclose(twice.states[0, 1:], twice.reference[0, 1:]) and none.values is None
 
 
+@FAMILIES
+def test_of_a_long_prompt_only_the_chunks_with_the_word_are_read_again(make_base, sdxl):
+    base = make_base(sdxl)
+    tokens = StageTokens(base, "<anna>", "person", "photo", 5, False)
+    torch.nn.init.normal_(base.encoders[0].get_input_embeddings().rows)
+    long, rows = "forest " * 90 + "<anna> in the forest" + " forest" * 90, []
+    chunks = [tower.chunks(base.spell(long)) for tower in base.text]
+    first = base.text[0].words[0][0]
+    says = (chunks[0] == first).any(1)
+    assert len(says) > 2 and says.sum() == 1
+    whole = [[torch.where(ids == tower.words[0][0], tower.words[0][0] + 5, ids)] for ids, tower in zip(
+        chunks, base.text, strict=True)]  # fmt: skip
+    with torch.no_grad(), tokens.reading():
+        tokens.read([long], torch.tensor([500]))
+        hook = base.encoders[0].register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+        found = tokens.read([long, "a photo of <anna>"], torch.tensor([500, 999]))
+        hook.remove()
+        assert rows == [1, 4]  # the new prompt as its class, and both prompts' chunks for keys and for values
+        assert found.values is not None
+        torch.testing.assert_close(found.values[:1], base.encode_ids(whole).states, atol=1e-5, rtol=1e-5)
+        same = ~says.repeat_interleave(chunks[0].shape[1])
+        assert torch.equal(found.states[0, same], found.values[0, same])
+        assert not torch.allclose(found.states[0, ~same][1:], found.values[0, ~same][1:])
+
+
 def test_what_pools_the_text_is_the_class(make_base):
     base = make_base(True)
     plain = base.encode(["a photo of person"])
