@@ -124,8 +124,9 @@ def calc_cond_batch(
 ) -> Any:
     """CALC_COND_BATCH: values stay with their own text, and every row reads what belongs to its own noise level.
 
-    The host opens and closes entries for the whole batch, by its first row. Where rows differ in what is open to them,
-    the batch is run once for each of these sets of entries, and every row is taken from the run of its own.
+    The host opens and closes entries for the whole batch, by its first row, and waits for the GPU at every border.
+    Here the levels are read once. Where rows differ in what is open to them, the batch is run once for each of these
+    sets of entries, and every row is taken from the run of its own.
     """
     patches = model_options.get("transformer_options", {}).get("patches", {})
     for patch in patches.get("attn2_patch", ()):
@@ -136,11 +137,12 @@ def calc_cond_batch(
                 for entry in entries or ()
                 if entry.get("uuid") in patch.values and _reads_another(entry, entries)
             }
-    rows_by_conds = _rows_by_conds(conds, timestep) if 1 < len(timestep) == len(x) else []
-    if len(rows_by_conds) < 2:
-        return executor(model, conds, x, timestep, model_options)
+    # Some context windows of ComfyUI pass the levels of all frames beside some frames.
+    parts = _rows_by_conds(conds, timestep if len(timestep) == len(x) else timestep[:1])
+    if len(parts) == 1:
+        return executor(model, parts[0][0], x, timestep, model_options)
     outputs = [torch.empty_like(x) for _ in conds]
-    for open_conds, rows in rows_by_conds:
+    for open_conds, rows in parts:
         for output, found in zip(outputs, executor(model, open_conds, x, timestep, model_options), strict=True):
             output[rows] = found[rows]
     return outputs
@@ -153,7 +155,7 @@ def _rows_by_conds(conds: Sequence[Any], timestep: Tensor) -> list[tuple[list[An
     """
     windowed = [entry for entries in conds for entry in entries or () if _has_borders(entry)]
     if not windowed:
-        return []
+        return [(list(conds), [])]
     rows: dict[frozenset[int], list[int]] = {}
     for row, sigma in enumerate(timestep.tolist()):
         closed = frozenset(
