@@ -53,8 +53,8 @@ def generate_latents(
 
     prompts: one for all, or one per seed. effects: identities that take part in both halves of guidance (see
     `identity_injection`), whose tokens, masks and row weights have one row or one per image, and an adapter's LoRA.
-    placeholders: words of the prompts that were learned later. progress: gets the steps done and their number. read: how
-    prompts are read at a timestep, (B, 77, 128), or with values of their own side by side (see `key_values`), None:
+    placeholders: words of the prompts that were learned later. progress: gets the steps done and their number. read:
+    how prompts are read at a timestep, (B, 77, 128), or with values of their own side by side (see `key_values`); None:
     by the text encoder. LikenessError for a word that the world does not know.
     """
     seeds = [int(seed) for seed in seeds]
