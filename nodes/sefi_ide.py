@@ -168,7 +168,7 @@ class SubjectPromptNode(Node):
         finite(strength=strength)
         readable(text=text, keys=keys, values=values)
         if not binding.sites_of(model):
-            raise LikenessError("The MODEL has no cross-attention: SeFi-IDE works with SD1.5 and SDXL models.")
+            raise LikenessError("The MODEL has no cross-attention: SeFi-IDE works with SD1.5, SD2 and SDXL models.")
         given = {"subject": subject, "subject_2": subject_2, "subject_3": subject_3}
         subjects = [as_subject(value, name) for name, value in given.items() if value is not None or name == "subject"]
         encoder = binding.ComfyTextEncoder(clip)

@@ -189,6 +189,25 @@ def test_sdxl_reads_both_tables_and_the_class_word_s_pooled_text(recipes):
     assert drawn.isfinite().all()
 
 
+def test_sd2_reads_the_table_of_its_own_encoder(recipes):
+    """OpenCLIP-H: another padding, and the last layer but one."""
+    from likeness.nodes.sefi_ide import SubjectPromptNode
+
+    clip, model, one = recipes.tiny_clip(sd2=True), recipes.tiny_sd15(), subject(towers=("clip_h",))
+    with torch.inference_mode():
+        conditioning, patched, _ = SubjectPromptNode.execute(clip=clip, model=model, subject=one, text="<ann>").result
+    plain = clip.encode_from_tokens_scheduled(clip.tokenize("person"))
+    assert all(told["pooled_output"].equal(plain[0][1]["pooled_output"]) for _, told in conditioning)
+    drawn, without = (
+        recipes.sample(*each, plain, shape=(1, 4, 8, 8)) for each in ((patched, conditioning), (model, plain))
+    )
+    assert drawn.isfinite().all() and not torch.allclose(drawn, without, atol=1e-2)
+    foreign = {"clip": clip, "model": model, "subject": subject(), "text": "<ann>"}
+    assert "trained for clip_l (64 wide), and the connected CLIP is clip_h" in sentence(
+        SubjectPromptNode.execute, **foreign
+    )
+
+
 def test_it_goes_with_other_patches_and_a_control_net(world, recipes, host_nodes):
     conditioning, model, _ = world.prompt()
     doubled = model.clone()

@@ -10,6 +10,7 @@ import torch
 
 from likeness.adapters.sefi_ide.file import load_subject
 from likeness.errors import LikenessError
+from likeness.training.base.noise import Prediction
 from likeness.training.base.stage_tokens import StageTokens
 from likeness.training.config import Precision, RunSettings
 from likeness.training.engine import Callbacks, train
@@ -65,6 +66,17 @@ def test_the_tokens_are_all_that_moves_and_every_stage_does(make_base, photos, t
     for kind, table in after.items():
         assert table.shape == (5, 2, 32 if kind == "clip_g" else 24)
         assert bool(((table - start[kind]).abs().sum(-1) > 0).all())
+
+
+def test_sd2_is_trained_on_its_own_encoder_and_velocities(make_base, photos, tmp_path):
+    base = make_base(prediction=Prediction.VELOCITY)
+    base.text[0].kind, base.clip_skip = "clip_h", 1
+    recipe = sefi_ide(base, photos[:1], chosen(lambda_attention=0.5))
+    start = subject(recipe, base, tmp_path / "start").tables
+    train(base, recipe, RunSettings(), tmp_path / "run")
+    after = subject(recipe, base, tmp_path / "end").tables
+    assert after.keys() == {"clip_h"}
+    assert bool(((after["clip_h"] - start["clip_h"]).abs().sum(-1) > 0).all())
 
 
 @EACH
