@@ -22,7 +22,7 @@ from likeness.evaluation.identity import score_sight, see
 from likeness.miniature.models.base_model import base_of
 from likeness.miniature.models.world import World, load_world
 from likeness.miniature.study.measuring import PROMPTS, TUNING_PEOPLE, StudySubject, subjects
-from likeness.miniature.study.tuned import Tuned, learn, lesson_of, word_of
+from likeness.miniature.study.tuned import Tuned, learn, lesson_of, phrase_of
 from likeness.training.base.model import BaseModel
 from likeness.training.base.vocabulary import NewToken, Vocabulary
 from likeness.training.methods.custom_diffusion import LAYERS, METHOD
@@ -77,7 +77,7 @@ def painters(world: World, pair: list[StudySubject], steps: int) -> Mapping[str,
     # Started from one token, both words would stay the same to the text encoder, and no weights could tell them apart.
     chosen = [{"layers": LAYERS[0], "start": (start,), "text_learning_rate": 1e-2} for start in ("person", "photo")]
     alone = [
-        learn(lesson_of(METHOD, world, each.given, steps, **options), world, word_of(METHOD))
+        learn(lesson_of(METHOD, world, each.given, steps, **options), world, phrase_of(METHOD))
         for each, options in zip(pair, chosen, strict=True)
     ]
     concepts = [concept_of(tuned, word) for tuned, word in zip(alone, WORDS, strict=True)]
@@ -98,7 +98,7 @@ def painters(world: World, pair: list[StudySubject], steps: int) -> Mapping[str,
     for way, weights in (*merged.items(), (WAYS[3], added)):
         both = with_words(world, concepts)
         both.unet.load_state_dict(weights, strict=False)
-        ways[way] = (Tuned(both, WORDS[0], world, 0, 0), Tuned(both, WORDS[1], world, 0, 0))
+        ways[way] = tuple(Tuned(both, f"{word} person", world, 0, 0) for word in WORDS)
     return ways
 
 

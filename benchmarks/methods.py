@@ -54,8 +54,8 @@ from likeness.miniature.study.tuned import (
     in_style,
     learn,
     lesson_of,
+    phrase_of,
     portraits_of,
-    word_of,
 )
 from likeness.training.data.dataset import DatasetKind
 from likeness.training.methods import METHODS
@@ -122,7 +122,7 @@ def faceid(photos: int, strength: float = 1.0) -> Prepare:
 def taught(name: str, world: World, subject: StudySubject, **changes: Any) -> Tuned:
     """What a method has learned from a person's given photos: once, for the table and for the ablation."""
     method = TRAINED[name]
-    return learn(lesson_of(method, world, subject.given, STEPS, **changes), world, word_of(method))
+    return learn(lesson_of(method, world, subject.given, STEPS, **changes), world, phrase_of(method))
 
 
 def _seed_of(subject: StudySubject) -> int:

@@ -36,6 +36,7 @@ import torch
 from overhead import LAYOUTS, comfyui_of_the_tests, compared, measure, start_host
 from torch import Tensor, nn
 
+from likeness.adapters.sefi_ide.networks import TokenGenerator
 from likeness.miniature.models.networks import build_tokenizer
 from likeness.training.base.lora import Reach
 from likeness.training.base.model import BaseModel, Codec, TextTower
@@ -499,19 +500,23 @@ def map_bytes() -> str:
     return f"Attention maps: all {everything / 2**20:.0f} MiB, probed {probed / 2**20:.1f} MiB ({share:.2%})."
 
 
-def lora_bytes() -> str:
-    """Peak of SD1.5 LoRA training at 512, batch 1, bfloat16, checkpointing: counted on tensors without memory."""
+SD15_TEXT, SD15_VAE = 123_060_480, 83_653_863  # parameters
+
+
+def sd15_without_memory() -> Any:
+    """SD1.5's UNet in bfloat16."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel(
             sample_size=64, cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280)
         )
-    unet.to(torch.bfloat16)
-    with torch.device("meta"):
-        trained = LoraSettings(rank=RANK).add_to(unet)
-    for parameter in trained.values():
-        parameter.data = parameter.data.bfloat16()  # activations are bfloat16 under autocast; the weights count below
+    return unet.to(torch.bfloat16)
+
+
+def activation_bytes(unet: Any, learns_text: bool = False) -> dict[str, int]:
+    """What a step of batch 1 at 512 keeps for its backward pass, with checkpointing. learns_text: the gradient goes to
+    the text, not to weights."""
     inputs, segments = 0, [0]
 
     def checkpoint(module: nn.Module, *args: Any) -> Any:
@@ -532,16 +537,48 @@ def lora_bytes() -> str:
     unet.enable_gradient_checkpointing(checkpoint)
     unet.train()
     sample = torch.empty(1, 4, 64, 64, dtype=torch.bfloat16, device="meta")
-    text = torch.empty(1, 77, 768, dtype=torch.bfloat16, device="meta")
+    text = torch.empty(1, 77, 768, dtype=torch.bfloat16, device="meta", requires_grad=learns_text)
     unet(sample, torch.empty(1, device="meta"), text)
-    weights = 2 * sum(p.numel() for p in unet.parameters())
+    return {"checkpoints": inputs, "largest block": max(segments)}
+
+
+def listed_bytes(what: str, unet: Any, parts: Mapping[str, int]) -> str:
+    """The peak of a training at 512, batch 1, bfloat16, checkpointing: counted on tensors without memory."""
+    fixed = {
+        "UNet": 2 * sum(p.numel() for p in unet.parameters()),
+        "text encoder and VAE": 2 * SD15_TEXT + 4 * SD15_VAE,  # bfloat16 and float32
+    }
+    everything = fixed | dict(parts)
+    listed = ", ".join(f"{name} {count / 2**30:.2f}" for name, count in everything.items())
+    total = sum(everything.values())
+    return f"SD1.5 {what} training at 512, batch 1, bfloat16, checkpointing: {total / 2**30:.2f} GiB ({listed})."
+
+
+def lora_bytes() -> str:
+    """Peak of LoRA training."""
+    unet = sd15_without_memory()
+    with torch.device("meta"):
+        trained = LoraSettings(rank=RANK).add_to(unet)
+    for parameter in trained.values():
+        parameter.data = parameter.data.bfloat16()  # activations are bfloat16 under autocast; the weights count below
     adapters = 4 * 4 * sum(p.numel() for p in trained.values())  # values, gradients, two moments, float32
-    others = 2 * 123_060_480 + 4 * 83_653_863  # text encoder bfloat16, VAE float32
-    total = weights + adapters + others + inputs + max(segments)
-    parts = {"UNet": weights, "LoRA and optimiser": adapters, "text encoder and VAE": others}
-    parts |= {"checkpoints": inputs, "largest block": max(segments)}
-    listed = ", ".join(f"{name} {count / 2**30:.2f}" for name, count in parts.items())
-    return f"SD1.5 LoRA training at 512, batch 1, bfloat16, checkpointing: {total / 2**30:.2f} GiB ({listed})."
+    return listed_bytes("LoRA", unet, {"LoRA and optimiser": adapters, **activation_bytes(unet)})
+
+
+def subject_bytes() -> str:
+    """Peak of SeFi-IDE training with the network that makes the tokens."""
+    unet = sd15_without_memory().requires_grad_(False)
+    compared, maps = 16, 0  # tokens of a prompt
+    for (height, width), sites in sites_by_grid(unet, (64, 64)).items():
+        if height <= 32:
+            places = height * width
+            # The maps of both prompts, and what a layer computes them from: all scores.
+            maps += sum(4 * site.heads * places * (2 * compared + 2 * 77) for site in sites)
+    with torch.device("meta"):
+        tokens = 4 * 4 * sum(p.numel() for p in TokenGenerator(TEXT_WIDTH).parameters())
+    text = 2 * 2 * 12 * 77 * 768 * 2 * 14  # keys and values, bfloat16: about 14 widths of a token in each layer
+    parts = {"network and optimiser": tokens, "text": text, "attention maps": maps}
+    return listed_bytes("SeFi-IDE", unet, {**parts, **activation_bytes(unet, learns_text=True)})
 
 
 def main() -> None:
@@ -559,6 +596,7 @@ def main() -> None:
     before = earlier(arguments.before) if arguments.before else None
     print(map_bytes())
     print(lora_bytes())
+    print(subject_bytes())
 
     def compare(title: str, size: Size, first: str, other: Callable[[BaseModel], Variant], kind: str) -> None:
         """kind: the function of this module, or of the earlier one, that gives a base model's variants."""

@@ -142,9 +142,10 @@ class ApplyConcept(Node):
         finite(strength=strength)
         concept = as_concept(concept, "concept")
         applied = apply_concept(model, clip, concept, strength)
-        lines = [
-            f"{concept.name}: {applied.changed} weights changed at strength {strength:g}; words: {_words(concept)}"
-        ]
+        changed = f"{applied.changed} weights changed at strength {strength:g}"
+        if strength == 0:
+            changed = "the weights have no effect, because the strength is 0"
+        lines = [f"{concept.name}: {changed}; words: {_words(concept)}"]
         if applied.size:
             lines.append(f"K and V differ from the MODEL's own by {applied.size:.1%}")
         if concept.weights and applied.alone:

@@ -168,7 +168,7 @@ class SubjectPromptNode(Node):
         finite(strength=strength)
         readable(text=text, keys=keys, values=values)
         if not binding.sites_of(model):
-            raise LikenessError("The MODEL has no cross-attention: SeFi-IDE works with SD1.5 and SDXL models.")
+            raise LikenessError("The MODEL has no cross-attention: SeFi-IDE works with SD1.5, SD2 and SDXL models.")
         given = {"subject": subject, "subject_2": subject_2, "subject_3": subject_3}
         subjects = [as_subject(value, name) for name, value in given.items() if value is not None or name == "subject"]
         encoder = binding.ComfyTextEncoder(clip)
@@ -212,9 +212,13 @@ def _numbers(text: str, name: str) -> list[float]:
 def _report(subjects: list[Subject], made: SubjectPrompt) -> list[str]:
     found = [subject.placeholder for subject in subjects if subject.placeholder not in made.missing]
     said = []
-    if found:
-        parts = ", ".join(f"{high} to {low}" for low, high in made.stages) or "none"
-        said.append(f"{' and '.join(found)} in {len(made.stages)} parts of the sampling (timesteps {parts}).")
+    names = " and ".join(found)
+    if found and made.stages:
+        parts = ", ".join(f"{high} to {low}" for low, high in made.stages)
+        said.append(f"{names} in {len(made.stages)} parts of the sampling (timesteps {parts}).")
+    elif found:
+        verb = "have" if len(found) > 1 else "has"
+        said.append(f"{names} {verb} no effect, because strength, keys or values leave everything to the class word.")
     for name in made.missing:
         said.append(f"{name} has no effect, because the prompt does not name it: write {name} where the subject is.")
     return said

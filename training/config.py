@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, Flag, auto
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -205,11 +206,17 @@ class Group:
 
 
 def make_optimiser(kind: Optimiser, groups: Iterable[Group]) -> torch.optim.Optimizer:
-    """Betas .9/.999, eps 1e-8. Raises LikenessError when the optimiser's package is not installed."""
+    """Betas .9/.999, eps 1e-8. Raises LikenessError when the optimiser's package is not installed.
+
+    AdamW reads and writes what it holds once a step where the device has a kernel for it, else several times.
+    """
     settings: list[dict[str, Any]] = [
         {"params": list(group.parameters.values()), "lr": group.learning_rate, "weight_decay": group.weight_decay}
         for group in groups
     ]
+    if kind is Optimiser.ADAMW:
+        with suppress(RuntimeError):  # no such kernel
+            return torch.optim.AdamW(settings, fused=True)
     return optimiser_class(kind)(settings)
 
 

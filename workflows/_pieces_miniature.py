@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from _graph import Graph, Node
+from _graph import Graph, Node, Output
 from _pieces import (
     MINIATURE,
     find_person,
@@ -49,18 +49,31 @@ def drawn_person(graph: Graph, trigger: str = "ohwx") -> tuple[Node, Node]:
         graph.next_column()
         batch = join(graph, photos)
         analysis = load_miniature_analysis(graph)
-        person = graph.node(
-            "LikenessPortraitDataset",
-            trigger_word=trigger,
-            resolution=MINIATURE.side,
-            framing="largest square",
-            templates="a photo of a {} person",
-            smallest_face=32,
-            image=batch,
-            face_analysis=analysis[0],
-        )
-        show(graph, "Image, mask, caption, verdict", person["preview"])
+        person = _person_dataset(graph, batch, analysis, trigger)
     return person, analysis
+
+
+def another_drawn_person(graph: Graph, analysis: Node, number: int, trigger: str) -> Node:
+    """A dataset of the only picture of somebody else."""
+    with graph.group(f"{number}. One image of somebody else"):
+        photo = load_photo(graph, "Picture", "miniature_person.png")
+        graph.next_column()
+        return _person_dataset(graph, photo["IMAGE"], analysis, trigger)
+
+
+def _person_dataset(graph: Graph, images: Output, analysis: Node, trigger: str) -> Node:
+    person = graph.node(
+        "LikenessPortraitDataset",
+        trigger_word=trigger,
+        resolution=MINIATURE.side,
+        framing="largest square",
+        templates="a photo of a {} person",
+        smallest_face=32,
+        image=images,
+        face_analysis=analysis[0],
+    )
+    show(graph, "Image, mask, caption, verdict", person["preview"])
+    return person
 
 
 def drawn_style(graph: Graph, analysis: Node, group: str, shown: str) -> Node:

@@ -65,7 +65,7 @@ def subject_prompt(
     tokens = encoder.tokenize(text)
     plain = encode_tokens(encoder, _replaced(tokens, stand_ins, lambda i, name: _class_token(encoder, used[i], name)))
     edits, stages = [], []
-    for low, high in _intervals(used):
+    for low, high in parts_of([subject.stages for subject in used]):
 
         def encoded(kind: int, share: float, low: int = low) -> Tensor:
             """The states that keys (0) or values (1) are made of."""
@@ -77,13 +77,15 @@ def subject_prompt(
 
         keys, values = shares.at(_stage(used[0], low), used[0].stages)
         if keys or values:
-            edits.append(PromptEdit(_reads(encoded(0, keys), encoded(1, values)), Scope(_share(high + 1), _share(low))))
+            edits.append(reading(encoded(0, keys), encoded(1, values), low, high))
             stages.append((low, high))
     return SubjectPrompt(plain, tuple(edits), missing, tuple(stages))
 
 
-def _reads(keys: Tensor, values: Tensor) -> Callable[[PromptStates], PromptStates]:
-    return lambda text: PromptStates(keys, text.pooled, values)
+def reading(keys: Tensor, values: Tensor, low: int, high: int) -> PromptEdit:
+    """The edit by which a prompt has these states, for keys and for values, at timesteps low to high, both
+    inclusive."""
+    return PromptEdit(lambda text: PromptStates(keys, text.pooled, values), Scope(_share(high + 1), _share(low)))
 
 
 def _share(timestep: int) -> float:
@@ -92,14 +94,17 @@ def _share(timestep: int) -> float:
     return 1 - (timestep - 0.5) / (TIMESTEPS - 1)
 
 
-def _intervals(subjects: Sequence[Subject]) -> list[tuple[int, int]]:
-    """Timesteps (low, high), both inclusive, within which no subject changes its stage; high noise first."""
+def parts_of(stages: Sequence[int]) -> list[tuple[int, int]]:
+    """Timesteps (low, high), both inclusive, within which no subject changes its stage; high noise first.
+
+    stages: how many each subject has.
+    """
     borders = {0, TIMESTEPS}
-    for subject in subjects:
-        for stage in range(1, subject.stages):
-            borders.add(-(-stage * TIMESTEPS // subject.stages))
+    for count in stages:
+        for stage in range(1, count):
+            borders.add(-(-stage * TIMESTEPS // count))
     ordered = sorted(borders)
-    return [(low, high - 1) for low, high in pairwise(ordered)][::-1] if subjects else []
+    return [(low, high - 1) for low, high in pairwise(ordered)][::-1] if stages else []
 
 
 def _stage(subject: Subject, timestep: int) -> int:

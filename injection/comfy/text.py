@@ -122,7 +122,12 @@ def outer_sample(executor: Any, *args: Any, **keywords: Any) -> Any:
 def calc_cond_batch(
     executor: Any, model: Any, conds: Sequence[Any], x: Tensor, timestep: Tensor, model_options: dict
 ) -> Any:
-    """CALC_COND_BATCH: values stay with their own text."""
+    """CALC_COND_BATCH: values stay with their own text, and every row reads what belongs to its own noise level.
+
+    The host opens and closes entries for the whole batch, by its first row, and waits for the GPU at every border.
+    Here the levels are read once. Where rows differ in what is open to them, the batch is run once for each of these
+    sets of entries, and every row is taken from the run of its own.
+    """
     patches = model_options.get("transformer_options", {}).get("patches", {})
     for patch in patches.get("attn2_patch", ()):
         if isinstance(patch, ValuesPatch):
@@ -132,7 +137,49 @@ def calc_cond_batch(
                 for entry in entries or ()
                 if entry.get("uuid") in patch.values and _reads_another(entry, entries)
             }
-    return executor(model, conds, x, timestep, model_options)
+    # Some context windows of ComfyUI pass the levels of all frames beside some frames.
+    parts = _rows_by_conds(conds, timestep if len(timestep) == len(x) else timestep[:1])
+    if len(parts) == 1:
+        return executor(model, parts[0][0], x, timestep, model_options)
+    outputs = [torch.empty_like(x) for _ in conds]
+    for open_conds, rows in parts:
+        for output, found in zip(outputs, executor(model, open_conds, x, timestep, model_options), strict=True):
+            output[rows] = found[rows]
+    return outputs
+
+
+def _rows_by_conds(conds: Sequence[Any], timestep: Tensor) -> list[tuple[list[Any], list[int]]]:
+    """The conditionings with those of our windows alone that are open, without borders, and the rows they are open to.
+
+    timestep: the sigma of each row. Windows of other nodes are left to the host.
+    """
+    windowed = [entry for entries in conds for entry in entries or () if _has_borders(entry)]
+    if not windowed:
+        return [(list(conds), [])]
+    rows: dict[frozenset[int], list[int]] = {}
+    for row, sigma in enumerate(timestep.tolist()):
+        closed = frozenset(
+            id(entry)
+            for entry in windowed
+            if not entry.get("timestep_end", -math.inf) <= sigma <= entry.get("timestep_start", math.inf)
+        )
+        rows.setdefault(closed, []).append(row)
+    return [([_opened(entries, closed) for entries in conds], members) for closed, members in rows.items()]
+
+
+def _has_borders(entry: dict[str, Any]) -> bool:
+    return KEY in entry and ("timestep_start" in entry or "timestep_end" in entry)
+
+
+def _opened(entries: Any, closed: frozenset[int]) -> Any:
+    """A list of conditioning entries without the closed ones, by id; the host looks for no borders at what is left."""
+    return entries and [
+        {key: value for key, value in entry.items() if key not in ("timestep_start", "timestep_end")}
+        if _has_borders(entry)
+        else entry
+        for entry in entries
+        if id(entry) not in closed
+    ]
 
 
 def _reads_another(entry: dict[str, Any], entries: Sequence[dict[str, Any]]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from .networks import LATENT_CHANNELS, LATENT_SIZE, noise_schedule
 STEPS, GUIDANCE = 20, 4.0
 _BATCH = 32  # images per call of the denoiser: more do not fit the CPU's cache
 Progress = Callable[[int, int], None]
+Read = Callable[[Sequence[str], int], Tensor]
 
 
 @torch.no_grad()
@@ -45,13 +47,15 @@ def generate_latents(
     negative: str = "",
     placeholders: Iterable[str] = (),
     progress: Progress | None = None,
+    read: Read | None = None,
 ) -> Tensor:
     """Latents (B, 16, 16, 16), one per seed; `pictures_of` shows them.
 
     prompts: one for all, or one per seed. effects: identities that take part in both halves of guidance (see
     `identity_injection`), whose tokens, masks and row weights have one row or one per image, and an adapter's LoRA.
-    placeholders: words of the prompts that were learned later. progress: gets the steps done and their number.
-    LikenessError for a word that the world does not know.
+    placeholders: words of the prompts that were learned later. progress: gets the steps done and their number. read:
+    how prompts are read at a timestep, (B, 77, 128), or with values of their own side by side (see `key_values`); None:
+    by the text encoder. LikenessError for a word that the world does not know.
     """
     seeds = [int(seed) for seed in seeds]
     prompts = [prompts] * len(seeds) if isinstance(prompts, str) else list(prompts)
@@ -62,8 +66,7 @@ def generate_latents(
     placeholders = list(placeholders)
     for prompt in {*prompts, negative}:
         check_prompt(prompt, placeholders)
-    context = encode_prompts(text_encoder, tokenizer, prompts)
-    nothing = encode_prompts(text_encoder, tokenizer, [negative])
+    read = read or _read_once(text_encoder, tokenizer, prompts, negative)
     effects = list(effects)
     portions = [slice(start, start + _BATCH) for start in range(0, len(seeds), _BATCH)]
     made = []
@@ -75,7 +78,7 @@ def generate_latents(
 
         noise = draw_noise(seeds[rows])
         mine = [_rows_of(e, rows) if isinstance(e, AttentionTerm) else e for e in effects]
-        made.append(_sample(unet, noise, context[rows], nothing, steps, guidance, mine, count))
+        made.append(_sample(unet, noise, partial(_texts, read, prompts[rows], negative), steps, guidance, mine, count))
     return torch.cat(made)
 
 
@@ -104,6 +107,20 @@ def encode_prompts(text_encoder: Any, tokenizer: Any, prompts: Sequence[str]) ->
     return text_encoder(ids).last_hidden_state[[unique[prompt] for prompt in prompts]]
 
 
+def _read_once(text_encoder: Any, tokenizer: Any, prompts: Sequence[str], negative: str) -> Read:
+    """The same at every timestep."""
+    unique = list(dict.fromkeys(prompts))
+    states = dict(zip(unique, encode_prompts(text_encoder, tokenizer, unique), strict=True))
+    [nothing] = encode_prompts(text_encoder, tokenizer, [negative])
+    return lambda asked, _t: torch.stack([states.get(prompt, nothing) for prompt in asked])
+
+
+def _texts(read: Read, prompts: Sequence[str], negative: str, roles: Sequence[Role], t: int) -> Tensor:
+    """What a batch reads: the prompts in its conditioned chunks, the negative prompt in the others."""
+    asked = [prompts if role is Role.COND else [negative] * len(prompts) for role in roles]
+    return read([prompt for chunk in asked for prompt in chunk], t)
+
+
 def noise_levels(schedule: NoiseSchedule, steps: int) -> tuple[Tensor, Tensor]:
     """σ of every step and a last 0, (steps + 1,), and the trained timestep next to each but the last, (steps,)."""
     log_sigmas = _log_sigmas(schedule)
@@ -125,8 +142,7 @@ def _between(values: Tensor, places: Tensor) -> Tensor:
 def _sample(
     unet: Any,
     noise: Tensor,
-    context: Tensor,
-    nothing: Tensor,
+    texts: Callable[[Sequence[Role], int], Tensor],
     steps: int,
     guidance: float,
     effects: Sequence[Effect],
@@ -136,7 +152,6 @@ def _sample(
     schedule = noise_schedule()
     sigmas, timesteps = noise_levels(schedule, steps)
     roles = (Role.COND,) if guidance == 1 else (Role.UNCOND, Role.COND)
-    text = context if guidance == 1 else torch.cat([nothing.expand_as(context), context])
     run = SamplingRun.through(sigmas, DiscreteLevels(schedule.alphas_cumprod))
     x = noise * (1 + sigmas[0] ** 2).sqrt()
     with apply_effects(unet, effects, roles, run=run) as applied:
@@ -144,7 +159,7 @@ def _sample(
             applied.at_step(step)
             signal = (1 + sigma**2) ** -0.5  # √ᾱ
             z = x * signal
-            velocity = unet(z.repeat(len(roles), 1, 1, 1), t, encoder_hidden_states=text).sample
+            velocity = unet(z.repeat(len(roles), 1, 1, 1), t, encoder_hidden_states=texts(roles, int(t))).sample
             if guidance != 1:
                 without, with_text = velocity.chunk(2)
                 velocity = without + guidance * (with_text - without)

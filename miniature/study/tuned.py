@@ -1,6 +1,6 @@
 """Trained methods in the miniature world: a word for one person, learned from the photos that a method may see.
 
-tuned = learn(lesson_of(method, world, photos, steps=400), world, word_of(method))
+tuned = learn(lesson_of(method, world, photos, steps=400), world, phrase_of(method))
 tuned.portraits(["a photo of a person in the forest"], seeds=[1])
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -51,32 +52,45 @@ Lesson = Callable[[BaseModel], Recipe]
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """Networks that know a person. word: what stands before "person" in prompts. seconds: that the training took.
-    megabytes: of the files that it leaves."""
+    """Networks that know a person. phrase: what stands for "person" in prompts. seconds: that the training took.
+    megabytes: of the files that it leaves. reading: see `Recipe`."""
 
     base: BaseModel
-    word: str
+    phrase: str
     world: World
     seconds: float
     megabytes: float
+    reading: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def portraits(self, prompts: Sequence[str], seeds: Sequence[int], named: bool = True) -> Tensor:
         """Images (B, 128, 128, 3), RGB 0..1, of prompts about "a person": this one or, not named, anyone."""
         tower = self.base.text[0]
-        said = [self.base.spell(self.named(prompt) if named else prompt) for prompt in prompts]
+        asked = [self.named(prompt) if named else prompt for prompt in prompts]
+        spelled = {self.base.spell(prompt): prompt for prompt in ["", *asked]}
         taught = [word for word in tower.tokenizer.get_added_vocab() if word.startswith("<|")]
-        latents = generate_latents(
-            self.base.unet, tower.encoder, tower.tokenizer, said, seeds,
-            placeholders=[*taught, "style"],  # which composed prompts speak of
-        )  # fmt: skip
+
+        def read(said: Sequence[str], t: int) -> Tensor:
+            """By the stage of the timestep, every prompt once."""
+            assert self.base.staged is not None
+            unique = list(dict.fromkeys(said))
+            found = self.base.staged([spelled[prompt] for prompt in unique], torch.full((len(unique),), t))
+            states = found.states if found.values is None else torch.cat([found.states, found.values], -1)
+            return states[[unique.index(prompt) for prompt in said]]
+
+        with self.reading():
+            latents = generate_latents(
+                self.base.unet, tower.encoder, tower.tokenizer, [self.base.spell(prompt) for prompt in asked], seeds,
+                placeholders=[*taught, "style"],  # which composed prompts speak of
+                read=None if self.base.staged is None else read,
+            )  # fmt: skip
         return pictures_of(self.world.codec, latents)
 
     def named(self, prompt: str) -> str:
         """The prompt about this person."""
-        return prompt.replace("person", f"{self.word} person", 1)
+        return prompt.replace("person", self.phrase, 1)
 
 
-def learn(lesson: Lesson, world: World, word: str, seed: int = 0) -> Tuned:
+def learn(lesson: Lesson, world: World, phrase: str, seed: int = 0) -> Tuned:
     """Train one person into a copy of the world's networks."""
     base = base_of(copy.deepcopy(world.unet), copy.deepcopy(world.text_encoder), world.codec)
     began = time.monotonic()
@@ -86,7 +100,7 @@ def learn(lesson: Lesson, world: World, word: str, seed: int = 0) -> Tuned:
         seconds = time.monotonic() - began
         record = TrainingRecord(recipe.name, base.family, sum(phase.steps for phase in recipe.phases))
         megabytes = sum(saved.path.stat().st_size for saved in recipe.save(Path(folder), "person", record)) / 1e6
-    return Tuned(base, word, world, seconds, megabytes)
+    return Tuned(base, phrase, world, seconds, megabytes, recipe.reading)
 
 
 def dataset_of(world: World, photos: Sequence[np.ndarray], kind: DatasetKind, trigger: str) -> Dataset:
@@ -133,6 +147,11 @@ def word_of(method: Method) -> str:
     return SUBJECT if method.learns_words else RARE
 
 
+def phrase_of(method: Method) -> str:
+    """What stands for "person" in prompts of a method."""
+    return f"{word_of(method)} person" if method.with_class_word else word_of(method)
+
+
 def in_style(prompt: str) -> str:
     """The prompt with MagiCapture's style after it."""
     return composed(prompt, STYLE)
@@ -162,10 +181,12 @@ def attention_outside(tuned: Tuned, shown: Sequence[Portrait], timesteps: Sequen
     probe = AttentionProbe(base.unet, sites_at(base.unet, (side, side), grid))
     prompt = tuned.named("a photo of a person")
     ids = base.ids([prompt])[0]
-    word = base.text[0].tokenizer(base.spell(tuned.word), add_special_tokens=False).input_ids
+    word = base.text[0].tokenizer(base.spell(tuned.phrase), add_special_tokens=False).input_ids
     at = torch.tensor([[int((ids == word[0]).nonzero()[0])]])
-    states = base.encode([prompt])
-    try:
+    everything = base.encode([prompt])
+    with ExitStack() as stack:
+        stack.callback(probe.detach)
+        stack.enter_context(tuned.reading())
         for number, portrait in enumerate(shown):
             z0 = base.codec.encode(portrait.example.pixels[None]).mean
             noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(number))
@@ -173,10 +194,9 @@ def attention_outside(tuned: Tuned, shown: Sequence[Portrait], timesteps: Sequen
             assert region is not None
             for timestep in timesteps:
                 t = torch.tensor([timestep])
+                states = everything if base.staged is None else base.staged([prompt], t)
                 with probe.recording(at) as maps:
                     base.predict(base.schedule.add_noise(z0, noise, t), t, states)
                 heats = [m.mean(1).unflatten(-1, grid)[:, 0] for m in maps]
                 share.append(float(leak_attention(heats, region)))
-    finally:
-        probe.detach()
     return float(np.mean(share))

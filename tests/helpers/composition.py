@@ -1,7 +1,7 @@
 """What can be put together on one MODEL: a part each, which joins a graph's state at a strength.
 
 Every system of the registry is a part by its contract case: on the MODEL, or through the prompt where the case has one.
-`EXTRAS` is for what a system does beside them.
+`EXTRAS` is for what a system does beside them, `CONCEPTS` for trained ones that have nodes of their own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from .concepts import concept
 from .contract import Case, cases
+from .subjects import subject
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,33 @@ def _identitynet(world: Any, state: State, strength: float) -> State:
 EXTRAS: dict[str, Join] = {"InstantID": _identitynet}
 
 
+# Trained concepts -----------------------------------------------------------------------------------------------------
+
+
+def _concept(world: Any, state: State, strength: float) -> State:
+    """Apply Concept. Its words are the CLIP's, which prompts that name nobody read as before."""
+    given = {"model": state.model, "clip": world.text_clip, "concept": concept(world.model), "strength": strength}
+    return replace(state, model=world.run("LikenessApplyConcept", **given))
+
+
+def _subject() -> Part:
+    """Subject Prompt gives a prompt and a MODEL, and each goes its own way through the graph."""
+
+    def prompt(world: Any, state: State, strength: float) -> Any:
+        given = {"clip": world.text_clip, "model": state.model, "subject": subject(), "strength": strength}
+        return world.run("LikenessSubjectPrompt", every=True, text="a photo of <ann> in the rain", **given)
+
+    def begin(world: Any, state: State, strength: float) -> State:
+        return replace(state, positive=prompt(world, state, strength)[0])
+
+    def join(world: Any, state: State, strength: float) -> State:
+        return replace(state, model=prompt(world, state, strength)[1])
+
+    return Part("SeFi-IDE", join, begin, "a photo of person in the rain")
+
+
+CONCEPTS = (Part("Custom Diffusion", _concept), _subject())
+
 # What is the host's ---------------------------------------------------------------------------------------------------
 
 
@@ -158,9 +187,10 @@ HOSTS = (
 
 
 def parts(titles: tuple[str, ...]) -> dict[str, Part]:
-    """The parts of these systems, and the host's."""
+    """The parts of these systems, trained concepts, and the host's."""
     known = cases()
-    return {part.title: part for part in (*(_of_system(known[title]) for title in titles), *HOSTS)}
+    systems = [_of_system(known[title]) for title in titles]
+    return {part.title: part for part in (*systems, *CONCEPTS, *HOSTS)}
 
 
 def table(titles: tuple[str, ...]) -> str:

@@ -220,10 +220,17 @@ def tiny_flux(seed: int = 0, **changes: Any) -> ModelPatcher:
     return _patcher(model)
 
 
-def tiny_clip(seed: int = 0, *, sdxl: bool = False, dtype: torch.dtype = torch.float32) -> comfy.sd.CLIP:
+def tiny_clip(
+    seed: int = 0, *, sdxl: bool = False, sd2: bool = False, dtype: torch.dtype = torch.float32
+) -> comfy.sd.CLIP:
     """The real tokenizer with a text encoder of four layers; its width 64 (SDXL: 64 + 64) fits the tiny models."""
     sizes: dict[str, Any] = {"clip_l_model_config": _CLIP_TINY, "dtype": dtype}
-    if sdxl:
+    if sd2:
+        from comfy.text_encoders import sd2_clip
+
+        sizes["clip_h_model_config"] = _CLIP_TINY
+        target = supported_models_base.ClipTarget(sd2_clip.SD2Tokenizer, sd2_clip.SD2ClipModel)
+    elif sdxl:
         sizes["clip_g_model_config"] = _CLIP_TINY
         target = supported_models_base.ClipTarget(sdxl_clip.SDXLTokenizer, sdxl_clip.SDXLClipModel)
     else:

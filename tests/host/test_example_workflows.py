@@ -55,6 +55,7 @@ NEEDS = {
     "saved_embeds": ["save_embeds"],
     "merge_concepts": ["train_custom_diffusion"],
     "sefi_ide_prompt": ["train_sefi_ide"],
+    "sefi_ide_two_people": ["train_sefi_ide"],
 }
 
 pytestmark = pytest.mark.slow
@@ -488,3 +489,13 @@ def test_a_detailed_face_changes_alone_and_an_edited_one_comes_back(server, exec
     [edited] = execute("edit_face").pictures("SaveImage")
     changed = (edited != photos["astronaut"]).any(-1)
     assert changed[60:160, 180:270].mean() > 0.5 and not changed[400:].any()
+
+
+def test_each_of_sefi_ide_s_two_people_decides_over_the_picture(server, execute):
+    example = execute("sefi_ide_two_people")
+    [both] = example.pictures("SaveImage")
+    [prompt] = of_kind(example.prompt, "LikenessSubjectPrompt")
+    words = example.run.outputs[of_kind(example.prompt, "PreviewAny")[0]]["text"][0]
+    assert "<ohwx> and <sks> in 5 parts of the sampling" in words
+    for text in ("a photo of <ohwx> and person in the snow", "a photo of person and <sks> in the snow"):
+        assert differ(both, execute("sefi_ide_two_people", {(prompt, "text"): text}).pictures("SaveImage")[0])

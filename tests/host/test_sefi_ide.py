@@ -10,6 +10,7 @@ import torch
 from conformance import harness
 from helpers.host_call import call
 from helpers.small_world import sentence
+from helpers.subjects import subject
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,12 +22,6 @@ CASES = [
     for path in harness.find_cases(harness.golden_folder())
     if path.parent.name == "sefi_ide" and "tiny UNet" in harness.read_metadata(path)["variant"]
 ]
-WIDTH = 64
-
-
-def subject(word: str = "<ann>", seed: int = 0, stages: int = 5, towers: tuple[str, ...] = ("clip_l",)) -> Subject:
-    generator = torch.Generator().manual_seed(seed)
-    return Subject(word, "person", {name: torch.randn(stages, 2, WIDTH, generator=generator) for name in towers})
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +189,25 @@ def test_sdxl_reads_both_tables_and_the_class_word_s_pooled_text(recipes):
     assert drawn.isfinite().all()
 
 
+def test_sd2_reads_the_table_of_its_own_encoder(recipes):
+    """OpenCLIP-H: another padding, and the last layer but one."""
+    from likeness.nodes.sefi_ide import SubjectPromptNode
+
+    clip, model, one = recipes.tiny_clip(sd2=True), recipes.tiny_sd15(), subject(towers=("clip_h",))
+    with torch.inference_mode():
+        conditioning, patched, _ = SubjectPromptNode.execute(clip=clip, model=model, subject=one, text="<ann>").result
+    plain = clip.encode_from_tokens_scheduled(clip.tokenize("person"))
+    assert all(told["pooled_output"].equal(plain[0][1]["pooled_output"]) for _, told in conditioning)
+    drawn, without = (
+        recipes.sample(*each, plain, shape=(1, 4, 8, 8)) for each in ((patched, conditioning), (model, plain))
+    )
+    assert drawn.isfinite().all() and not torch.allclose(drawn, without, atol=1e-2)
+    foreign = {"clip": clip, "model": model, "subject": subject(), "text": "<ann>"}
+    assert "trained for clip_l (64 wide), and the connected CLIP is clip_h" in sentence(
+        SubjectPromptNode.execute, **foreign
+    )
+
+
 def test_it_goes_with_other_patches_and_a_control_net(world, recipes, host_nodes):
     conditioning, model, _ = world.prompt()
     doubled = model.clone()
@@ -265,6 +279,38 @@ def test_a_prompt_for_an_area_leaves_the_negative_as_it_is(world, recipes, monke
     there = [[text, {**told, "area": (8, 4, 0, 0), "strength": 1.0}] for text, told in conditioning]
     world.paint(there, model)
     assert seen == {0: {False}, 1: {True}}
+
+
+@pytest.mark.parametrize("negative", ["blurred", "<ann>"])
+def test_rows_of_a_batch_may_be_at_different_stages(world, negative):
+    """As in ComfyUI's own training, and in samplers that give every frame a noise level of its own."""
+    import comfy.samplers
+
+    text, model, _ = world.prompt()
+    other, _, _ = world.prompt(negative)
+    sampling = model.get_model_object("model_sampling")
+    sigmas = sampling.sigma(torch.tensor([950.0, 450.0, 430.0, 20.0]))
+    noise = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+
+    def read(levels: Tensor) -> Tensor:
+        """What the MODEL predicts for all rows, each at its level."""
+        guider, found = comfy.samplers.CFGGuider(model), []
+
+        def once(denoise: Any, x: Tensor, _sigmas: Tensor, extra_args: Any, **_options: Any) -> Tensor:
+            found.append(denoise(x, levels, **extra_args))
+            return x
+
+        guider.set_conds(text, other)
+        guider.set_cfg(5.0)
+        with torch.inference_mode():
+            guider.sample(noise, 0 * noise, comfy.samplers.KSAMPLER(once), sampling.sigma(torch.tensor([999.0, 0.0])))
+        return found[0]
+
+    together = read(sigmas)
+    for row, sigma in enumerate(sigmas):
+        alone = read(sigma.expand(4))[row]
+        torch.testing.assert_close(together[row], alone, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(alone, read(sigmas[(row + 2) % 4].expand(4))[row], atol=1e-2)
 
 
 @pytest.mark.parametrize("word", ["sks", "SKS", "img"])

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.shared_trainings import RECIPES
 
 from likeness.errors import LikenessError
 from likeness.training.base.noise import NoiseSchedule, Prediction
@@ -707,19 +708,26 @@ def test_losses_are_drawn_whatever_they_are():
     assert loss_picture(rows).size == loss_picture([]).size == (800, 420)
 
 
+SHARED = {"two_phases": two_phases, **RECIPES}
+
+
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(make_base, photos, tmp_path):
+@pytest.mark.parametrize("training", SHARED)
+def test_two_processes_train_what_one_does(make_base, photos, tmp_path, training):
     # accelerate launches several processes for GPUs alone; where there is none, they take CPUs.
     options = "--multi_gpu --num_machines 1 --num_processes 2 --mixed_precision no --dynamo_backend no"
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options.split()]
-    command += ["--main_process_port", "0", str(HERE / "two_processes.py"), str(tmp_path / "two")]
+    command += ["--main_process_port", "0", str(HERE / "two_processes.py"), str(tmp_path / "two"), training]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     base = make_base()
-    train(base, two_phases(base, photos), RunSettings(batch=2), tmp_path / "one")
-    shared = torch.load(tmp_path / "two" / "2-tuning" / "state.pt", weights_only=True)["modules"]["trained"]
-    alone = torch.load(tmp_path / "one" / "2-tuning" / "state.pt", weights_only=True)["modules"]["trained"]
+    recipe = SHARED[training](base, photos)
+    train(base, recipe, RunSettings(batch=2), tmp_path / "one")
+    last = f"{len(recipe.phases)}-{recipe.phases[-1].name}/state.pt"
+    shared, alone = (
+        torch.load(tmp_path / each / last, weights_only=True)["modules"]["trained"] for each in ("two", "one")
+    )
     assert shared.keys() == alone.keys()
     for name, value in alone.items():
         torch.testing.assert_close(shared[name], value, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,5 @@
-"""Half of a training: run by accelerate as two processes of one run (see test_engine.py)."""
+"""Half of a training: run by accelerate as two processes of one run (see test_engine.py): argv is its folder, and which
+one."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from accelerate import Accelerator
 
 from likeness.training.config import RunSettings
 from likeness.training.engine import train
+
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 def module(name: str) -> Any:
@@ -28,4 +31,5 @@ if __name__ == "__main__":
     photos = [models.small_photo(number) for number in range(3)]
     accelerator = Accelerator()
     assert accelerator.num_processes == 2
-    train(base, tests.two_phases(base, photos), RunSettings(batch=1), Path(sys.argv[1]), accelerator=accelerator)
+    recipe = tests.SHARED[sys.argv[2]](base, photos)
+    train(base, recipe, RunSettings(batch=1), Path(sys.argv[1]), accelerator=accelerator)

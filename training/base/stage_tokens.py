@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -64,7 +64,7 @@ class StageTokens:
             learned = PlaceholderEmbedding(table, range(first, first + 2 * stages), row.repeat(2 * stages, 1), made_by)
             tower.encoder.set_input_embeddings(learned.to(table.weight.device))
         self._class_ids = [tower.tokenizer(class_word, add_special_tokens=False).input_ids[0] for tower in base.text]
-        self._as_class = lru_cache(REMEMBERED)(self._read_as_class)
+        self._prompts = lru_cache(REMEMBERED)(self._look_at)
         base.spell = lambda prompt: self._mention.sub(self._entry, prompt)
 
     @property
@@ -92,37 +92,62 @@ class StageTokens:
                 yield
         finally:
             self._base.staged = before
-            self._as_class.cache_clear()
+            self._prompts.cache_clear()
 
     def read(self, prompts: Sequence[str], t: Tensor) -> Conditioning:
         """Prompts at timesteps (batch,): keys of one pass of the text encoders, values of another. What pools the text
-        is, as the reference of attention maps, the prompt of the class; prompts without the word are their own."""
-        parts = [self._as_class(prompt) for prompt in prompts]
-        named = [number for number, prompt in enumerate(prompts) if self._mention.search(prompt)]
+        is, as the reference of attention maps, the prompt of the class; prompts without the word are their own.
+
+        Of a long prompt only the chunks with the word go through the encoders again."""
+        known = [self._prompts(prompt) for prompt in prompts]
+        parts = [prompt.as_class for prompt in known]
+        named = [number for number, prompt in enumerate(known) if prompt.places]
         if named:
             stages = stage_of(t, self.stages, len(self._base.schedule))
             chunks = []
-            for tower in self._base.text:
+            for index, tower in enumerate(self._base.text):
                 first = _first(tower)
-                ids = [(tower.chunks(self._base.spell(prompts[n])), first + 2 * stages[n]) for n in named]
+                ids = [(known[n].ids[index], first + 2 * stages[n]) for n in named]
                 chunks.append([torch.where(each == first, at + part, each) for part in (0, 1) for each, at in ids])
             keys, values = self._base.encode_ids(chunks).states.chunk(2)
-            for number, key, value in zip(named, keys.unsqueeze(1), values.unsqueeze(1), strict=True):
-                plain = parts[number]
-                long = plain.states.shape[1]
-                parts[number] = replace(plain, states=key[:, :long], values=value[:, :long], reference=plain.states)
+            for number, key, value in zip(named, keys, values, strict=True):
+                prompt, plain = known[number], parts[number]
+                key, value = prompt.with_chunks(key), prompt.with_chunks(value)
+                parts[number] = replace(plain, states=key, values=value, reference=plain.states)
         return Conditioning.joined(parts)
 
-    def _read_as_class(self, prompt: str) -> Conditioning:
-        """The prompt with the class word in the subject's place, token by token."""
-        chunks = []
-        for tower, class_id in zip(self._base.text, self._class_ids, strict=True):
-            ids = tower.chunks(self._base.spell(prompt))
-            chunks.append([torch.where(ids == _first(tower), class_id, ids)])
+    def _look_at(self, prompt: str) -> _Prompt:
+        """What of a prompt is the same in every step."""
+        ids = [tower.chunks(self._base.spell(prompt)) for tower in self._base.text]
+        firsts = [_first(tower) for tower in self._base.text]
+        says = torch.stack([(each == first).any(1) for each, first in zip(ids, firsts, strict=True)]).any(0)
+        as_class = [
+            [torch.where(each == first, word, each)]
+            for each, first, word in zip(ids, firsts, self._class_ids, strict=True)
+        ]
         device = self._base.unet.device
         # What is read once and remembered must not take random numbers from the steps that read it.
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            return self._base.encode_ids(chunks)
+            plain = self._base.encode_ids(as_class)
+        return _Prompt([each[says] for each in ids], says.nonzero().flatten().tolist(), plain)
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompt:
+    """ids: of the chunks that say the word, (n, length), in every text encoder. places: the numbers of these chunks.
+    as_class: the prompt with the class word in the subject's place, token by token."""
+
+    ids: Sequence[Tensor]
+    places: list[int]
+    as_class: Conditioning
+
+    def with_chunks(self, states: Tensor) -> Tensor:
+        """(1, tokens, dim): the class prompt's with these chunks', (n · length or more, dim), in their places."""
+        length = self.ids[0].shape[1]
+        chunks = list(self.as_class.states[0].split(length))
+        for place, own in zip(self.places, states.split(length), strict=False):
+            chunks[place] = own
+        return torch.cat(chunks)[None]
 
 
 class _Generated(nn.Module):

@@ -91,6 +91,7 @@ METHOD = Method(
             advanced=True,
         ),
     ),
+    with_class_word=False,
     search_aliases=("semantic-fidelity", "one photo training", "ProSpect"),
     miniature={
         "tokens": TOKENS[1],

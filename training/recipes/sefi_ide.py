@@ -108,7 +108,7 @@ def sefi_ide(
     seed: int = 0,
     start: TokenEmbedding | None = None,
 ) -> Recipe:
-    """The recipe, on SD1.x and SDXL (both encoders). start: a vector to begin with instead of a word's."""
+    """The recipe, on SD1.x, SD2 and SDXL (both encoders). start: a vector to begin with instead of a word's."""
     prompts.require_photos(photos, "photo")
     require_masks(photos, settings.mask, base.codec.decoder.pixels_per_cell)
     word = settings.placeholder

@@ -21,22 +21,31 @@ class Case:
 
     missing: a word of the sentence that is said without an identity. file_name: one that tells the system, where its
     content alone does not. reads_clip: it needs a CLIP vision model. reads_faces: a photo without a face is not enough.
-    prompt, plain: of a system that works through the prompt, a text with its trigger word and the same without.
+    prompt, plain: of a system that works through the prompt, a text with its trigger word and the same without. use:
+    (world, seed, strength, model) -> MODEL, positive prompt and report, of what is no adapter and has nodes of its own.
     """
 
     title: str
-    weights: Callable[[Any, int], dict[str, Tensor]]
+    weights: Callable[[Any, int], dict[str, Tensor]] = lambda shapes, seed: {}
     missing: str = "Identity from Photos"
     file_name: str = UNTOLD
     reads_clip: bool = False
     reads_faces: bool = True
     prompt: str = ""
     plain: str = ""
+    use: Callable[[Any, int, float, Any], tuple[Any, Any, str]] | None = None
 
     @property
     def least(self) -> Sureness:
         """What no other system may be of its file: where the name has to tell, others may take it for possible."""
         return Sureness.POSSIBLE if self.file_name == UNTOLD else Sureness.YES
+
+
+def concepts() -> dict[str, Case]:
+    """What is trained and has nodes of its own, by title: it keeps to the part of the contract that is about a run."""
+    from ._concepts import CASES
+
+    return {case.title: case for case in CASES}
 
 
 def cases() -> dict[str, Case]:

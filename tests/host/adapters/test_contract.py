@@ -17,7 +17,7 @@ import pytest
 import torch
 from comfyui import REPOSITORY
 from helpers import toy
-from helpers.contract import cases
+from helpers.contract import cases, concepts
 from helpers.quantised import FLOAT8, FORMATS, quantised_model
 from helpers.small_world import official, same, sentence
 from helpers.small_world import person as one_person
@@ -31,13 +31,15 @@ from likeness.adapters.system import WeightFile
 from likeness.injection.comfy import edited
 
 SYSTEMS = {kind.title: kind for kind in (*adapters.SYSTEMS, toy.SYSTEM)}
-CASES = cases()
+CASES = {**cases(), **concepts()}
+# Trained concepts have files, nodes and bad input of their own, and keep to what is about a run.
+in_any_run = pytest.mark.parametrize("title", CASES, indirect=True)
 # Applied by Apply Identity; the others write the prompt, which the host's nodes put into areas.
 in_the_model = pytest.mark.parametrize("title", [kind for kind in SYSTEMS if not CASES[kind].prompt], indirect=True)
 
 
 def test_every_system_is_in_the_contract():
-    assert SYSTEMS.keys() == CASES.keys()
+    assert SYSTEMS.keys() == cases().keys()
 
 
 @pytest.mark.parametrize("kind", adapters.SYSTEMS, ids=lambda kind: kind.title)
@@ -74,6 +76,8 @@ def load(world, title, monkeypatch) -> Callable[..., Any]:
             monkeypatch.setattr(world, use, partial(getattr(world, use), clip_vision=world.clip_vision))
 
     def make(seed: int = 0, shapes: Any = None) -> Any:
+        if CASES[title].use:
+            return seed
         name = f"{seed} {len(shapes or world.shapes)} {title} {CASES[title].file_name}"
         weights = CASES[title].weights(shapes or world.shapes, seed)
         save_file({key: value.contiguous() for key, value in weights.items()}, world.folder / "ipadapter" / name)
@@ -105,6 +109,8 @@ class Painter:
 
     def apply(self, adapter: Any, who: Any = None, strength: float = 1.0, **inputs: Any) -> tuple[Any, Any, str]:
         """MODEL, positive prompt and report of the node that this system is for."""
+        if self.case.use:
+            return self.case.use(self.world, adapter, strength, inputs.get("model", self.world.model))
         if self.case.prompt:
             given = {"text": self.case.prompt, "start_at": 0.0, **inputs}
             return self.world.prompt(adapter, who, strength=strength, **given)
@@ -164,10 +170,12 @@ def test_a_foreign_file_is_refused_by_name(world, title):
     assert "foreign.safetensors" in text and "PuLID" in text
 
 
+@in_any_run
 def test_the_identity_changes_the_picture(load, paint, alone):
     assert not same(paint(load(), person()), alone)
 
 
+@in_any_run
 def test_strength_0_is_bit_identical(load, paint, alone):
     assert torch.equal(paint(load(), person(), strength=0.0), alone)
     assert "no effect" in paint.report
@@ -184,6 +192,7 @@ def test_two_people_commute(load, paint):
     assert not same(one, paint(adapter, ann)) and not same(one, paint.both(adapter, ann, ann))
 
 
+@in_any_run
 def test_the_given_model_is_untouched(load, paint, world, alone):
     before = (dict(world.model.patches), dict(world.model.attachments), dict(world.model.wrappers))
     paint(load(), person())
@@ -225,6 +234,7 @@ def test_a_photo_without_a_face_takes_no_part_and_is_nobody_alone(load, paint, t
         assert paint(adapter, nobody).isfinite().all()
 
 
+@in_any_run
 def test_nothing_is_kept_after_a_run(load, paint):
     from likeness.injection.comfy import stack_of
 
@@ -279,6 +289,7 @@ ODD_RUNS = {
 }
 
 
+@in_any_run
 def test_every_way_of_sampling_hears_the_person(load, paint):
     model, positive, _ = paint.apply(load(), person())
     for name, run in ODD_RUNS.items():
@@ -287,6 +298,7 @@ def test_every_way_of_sampling_hears_the_person(load, paint):
         assert not any(same(one, other) for one, other in zip(with_person, without, strict=True)), name
 
 
+@in_any_run
 def test_frames_in_windows_are_those_of_one_batch(load, paint, title):
     """An image model paints every frame by itself, so that it may be given some of them at a time."""
     masks = torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -309,6 +321,7 @@ def test_words_beyond_the_77th_are_read_as_text(load, paint):
     assert same(twice, short) and not same(long, short)
 
 
+@in_any_run
 def test_two_prompts_of_one_batch_are_both_about_the_person(load, paint):
     """The host runs both beside the negative and takes their mean: one prompt twice is that prompt."""
     model, positive, _ = paint.apply(load(), person())
@@ -316,6 +329,7 @@ def test_two_prompts_of_one_batch_are_both_about_the_person(load, paint):
     assert same(paint.sample(model, [*once, *once], steps=2), paint.sample(model, once, steps=2))
 
 
+@in_any_run
 def test_weights_that_stay_in_main_memory_make_no_difference(load, paint, monkeypatch):
     """Where memory is short the host brings every layer when its turn comes, with what patches make of it."""
     import comfy.model_management as management
@@ -329,6 +343,7 @@ def test_weights_that_stay_in_main_memory_make_no_difference(load, paint, monkey
     assert model.model.model_lowvram and same(found, expected)
 
 
+@in_any_run
 def test_a_batch_is_its_pictures(load, paint):
     """Two images of one noise are the same image, and the one that is painted alone."""
     model, positive, _ = paint.apply(load(), person())
@@ -346,6 +361,7 @@ def test_a_batch_is_its_pictures(load, paint):
     assert same(two[:1], one) and same(two[1:], one)
 
 
+@in_any_run
 def test_prompts_for_areas_beside_it(load, paint, recipes):
     """The host calls the MODEL once for the whole image and once for a part of it."""
     model, positive, _ = paint.apply(load(), person())
@@ -367,6 +383,7 @@ def test_masks_of_any_size_and_none_that_cannot_be_one(load, paint, alone):
         assert "attn_mask" in sentence(paint.apply, adapter, person(), attn_mask=wrong)
 
 
+@in_any_run
 def test_twenty_runs_in_a_row_keep_nothing(load, paint):
     model, positive, _ = paint.apply(load(), person())
 

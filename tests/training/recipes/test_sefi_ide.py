@@ -10,6 +10,7 @@ import torch
 
 from likeness.adapters.sefi_ide.file import load_subject
 from likeness.errors import LikenessError
+from likeness.training.base.noise import Prediction
 from likeness.training.base.stage_tokens import StageTokens
 from likeness.training.config import Precision, RunSettings
 from likeness.training.engine import Callbacks, train
@@ -65,6 +66,17 @@ def test_the_tokens_are_all_that_moves_and_every_stage_does(make_base, photos, t
     for kind, table in after.items():
         assert table.shape == (5, 2, 32 if kind == "clip_g" else 24)
         assert bool(((table - start[kind]).abs().sum(-1) > 0).all())
+
+
+def test_sd2_is_trained_on_its_own_encoder_and_velocities(make_base, photos, tmp_path):
+    base = make_base(prediction=Prediction.VELOCITY)
+    base.text[0].kind, base.clip_skip = "clip_h", 1
+    recipe = sefi_ide(base, photos[:1], chosen(lambda_attention=0.5))
+    start = subject(recipe, base, tmp_path / "start").tables
+    train(base, recipe, RunSettings(), tmp_path / "run")
+    after = subject(recipe, base, tmp_path / "end").tables
+    assert after.keys() == {"clip_h"}
+    assert bool(((after["clip_h"] - start["clip_h"]).abs().sum(-1) > 0).all())
 
 
 @EACH
@@ -125,6 +137,31 @@ def test_the_word_may_stand_twice_in_a_prompt_and_in_none(make_base):
         twice, none = (tokens.read([said], torch.tensor([0])) for said in ("<anna> and <ANNA>", "a photo"))
     assert twice.values is not None and twice.reference is not None
     assert not torch.allclose(twice.states[0, 1:], twice.reference[0, 1:]) and none.values is None
+
+
+@FAMILIES
+def test_of_a_long_prompt_only_the_chunks_with_the_word_are_read_again(make_base, sdxl):
+    base = make_base(sdxl)
+    tokens = StageTokens(base, "<anna>", "person", "photo", 5, False)
+    torch.nn.init.normal_(base.encoders[0].get_input_embeddings().rows)
+    long, rows = "forest " * 90 + "<anna> in the forest" + " forest" * 90, []
+    chunks = [tower.chunks(base.spell(long)) for tower in base.text]
+    first = base.text[0].words[0][0]
+    says = (chunks[0] == first).any(1)
+    assert len(says) > 2 and says.sum() == 1
+    whole = [[torch.where(ids == tower.words[0][0], tower.words[0][0] + 5, ids)] for ids, tower in zip(
+        chunks, base.text, strict=True)]  # fmt: skip
+    with torch.no_grad(), tokens.reading():
+        tokens.read([long], torch.tensor([500]))
+        hook = base.encoders[0].register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+        found = tokens.read([long, "a photo of <anna>"], torch.tensor([500, 999]))
+        hook.remove()
+        assert rows == [1, 4]  # the new prompt as its class, and both prompts' chunks for keys and for values
+        assert found.values is not None
+        torch.testing.assert_close(found.values[:1], base.encode_ids(whole).states, atol=1e-5, rtol=1e-5)
+        same = ~says.repeat_interleave(chunks[0].shape[1])
+        assert torch.equal(found.states[0, same], found.values[0, same])
+        assert not torch.allclose(found.states[0, ~same][1:], found.values[0, ~same][1:])
 
 
 def test_what_pools_the_text_is_the_class(make_base):
