@@ -21,7 +21,8 @@ class Case:
 
     missing: a word of the sentence that is said without an identity. file_name: one that tells the system, where its
     content alone does not. reads_clip: it needs a CLIP vision model. reads_faces: a photo without a face is not enough.
-    prompt, plain: of a system that works through the prompt, a text with its trigger word and the same without.
+    base: of the MODEL it is for, "sd15" standing for every UNet. prompt, plain: of a system that works through the
+    prompt, a text with its trigger word and the same without.
     """
 
     title: str
@@ -30,6 +31,7 @@ class Case:
     file_name: str = UNTOLD
     reads_clip: bool = False
     reads_faces: bool = True
+    base: str = "sd15"
     prompt: str = ""
     plain: str = ""
 

@@ -14,6 +14,7 @@ import comfyui
 import pytest
 import torch
 from helpers.composition import Part, State, commute, parts, table
+from helpers.contract import cases
 from helpers.small_world import person, same
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,7 +22,8 @@ from torch import Tensor
 from likeness import adapters
 
 REPOSITORY = comfyui.REPOSITORY
-TITLES = tuple(kind.title for kind in adapters.SYSTEMS)
+CASES = cases()
+TITLES = tuple(kind.title for kind in adapters.SYSTEMS if CASES[kind.title].base == "sd15")
 PARTS = parts(TITLES)
 PAIRS = list(combinations(PARTS, 2))
 
