@@ -58,6 +58,10 @@ class World:
         """A prompt for the MODEL."""
         return self.recipes.conditioning(self.dim, seed=seed, **extra)
 
+    def controlnet(self, seed: int) -> Any:
+        """A ControlNet for the MODEL."""
+        return self.recipes.controlnet(self.recipes.SD15_TINY, seed=seed)
+
     def latents(self, *shape: int) -> tuple[int, int, int, int]:
         """(batch, height, width) with the channels between."""
         return shape[0], self.channels, shape[1], shape[2]
@@ -148,6 +152,9 @@ class FluxWorld(World):
     def conditioning(self, seed: int, **extra: Any) -> Any:
         pooled = self.recipes.FLUX_TINY["vec_in_dim"]
         return self.recipes.conditioning(self.dim, pooled=pooled, tokens=7, seed=seed, guidance=3.5, **extra)
+
+    def controlnet(self, seed: int) -> Any:
+        return self.recipes.flux_controlnet(seed=seed)
 
     def sigmas(self, *of_sd15: float) -> Tensor:
         noise = torch.tensor(of_sd15)
