@@ -198,14 +198,17 @@ def tiny_clip(seed: int = 0, *, sdxl: bool = False, dtype: torch.dtype = torch.f
     return clip
 
 
-def tiny_vae(seed: int = 0) -> comfy.sd.VAE:
-    """TAESD with random weights: exactly a factor 8, and less saturated than a random KL autoencoder."""
-    return comfy.sd.VAE(sd=taesd_weights(seed))
+def tiny_vae(seed: int = 0, channels: int = 4) -> comfy.sd.VAE:
+    """TAESD with random weights: exactly a factor 8, and less saturated than a random KL autoencoder.
+
+    channels: of the latents, 16 for FLUX.
+    """
+    return comfy.sd.VAE(sd=taesd_weights(seed, channels))
 
 
-def taesd_weights(seed: int = 0) -> dict[str, Tensor]:
+def taesd_weights(seed: int = 0, channels: int = 4) -> dict[str, Tensor]:
     """A whole TAESD state dictionary."""
-    net = TAESD()
+    net = TAESD(latent_channels=channels)
     init_randomly(net, seed)
     return {**net.state_dict(), "vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
 
