@@ -19,6 +19,7 @@ from .ip_adapter import SYSTEM as IP_ADAPTER
 from .ip_adapter import Evidence, IPAdapter, Variant
 from .photomaker import SYSTEM as PHOTOMAKER
 from .photoverse import SYSTEM as PHOTOVERSE
+from .pulid import FLUX_SYSTEM as PULID_FLUX
 from .pulid import SYSTEM as PULID
 from .storymaker import SYSTEM as STORYMAKER
 from .system import Adapter, Kind, Sureness, WeightFile, kind_of
@@ -42,6 +43,7 @@ SYSTEMS: tuple[Kind, ...] = (
     PHOTOMAKER,
     PHOTOVERSE,
     PULID,
+    PULID_FLUX,
     STORYMAKER,
 )
 

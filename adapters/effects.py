@@ -125,6 +125,9 @@ class AttentionTerm:
         return self.scope.why_never
 
 
+Prepared = tuple[Tensor, ...]  # what a module makes of tokens; each has their rows in front
+
+
 class BlockModules(Protocol):
     """The part of an adapter that runs behind the transformer blocks of a DiT; its modules have numbers."""
 
@@ -138,12 +141,18 @@ class BlockModules(Protocol):
         """Of the image's tokens that they read."""
         ...
 
-    def prepare(self, number: int, tokens: Tensor) -> Tensor:
+    @property
+    def at_every_step(self) -> bool:
+        """Whether `residual` reads weights of its own; otherwise what was prepared is all that a step needs."""
+        ...
+
+    def prepare(self, number: int, tokens: Tensor) -> Prepared:
         """What a module makes of a person's tokens alone, such as keys and values: (rows, n, dim) -> (rows, ...)"""
         ...
 
-    def residual(self, number: int, images: Tensor, prepared: Tensor) -> Tensor:
-        """What a module adds to the image's tokens: (batch, L, width) and (batch, ...) -> (batch, L, width)"""
+    def residual(self, number: int, images: Tensor, prepared: Prepared) -> Tensor:
+        """What a module adds to the image's tokens: (batch, L, width) and (1 | batch, ...) -> (batch, L, width), which
+        is the caller's to change."""
         ...
 
 

@@ -46,7 +46,7 @@ def scale(weights: SiteWeights, factor: float) -> SiteWeights:
     return tuple(SiteWeight.of(site.strength * factor, site.swapped) for site in weights)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IdentityTokens:
     """Image tokens of one reference (or several that share one softmax).
 

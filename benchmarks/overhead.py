@@ -1,11 +1,12 @@
 """Sampling time with an identity over sampling time without, in one process, as ratios.
 
-    make bench                                      both layouts, about eight minutes
+    make bench                                      all layouts, about ten minutes
     python benchmarks/overhead.py --layout sdxl     one of them
     LIKENESS_PEERS=~/packs make bench               the leading pack beside ours, when that folder holds it
 
-UNets of the real topology at reduced width (text width and token counts are the real ones), random weights, CPU, one
-thread; each module of `variants/` applies the adapters of a system to them. All variants run once per round in random
+Networks of the real topology at reduced width, random weights, CPU, one thread; each module of `variants/` applies the
+adapters of a system to them. For UNets the text's width and the token counts are the real ones; FLUX has 256 tokens of
+an image and 32 of a text, in the proportion of 1024 x 1024 pixels. All variants run once per round in random
 order; reported are the ratio of medians of process time and the median and quartiles of the ratios paired by round.
 Beside them stand the tensor operations of a step over those without, which no other load on the machine can change.
 """
@@ -31,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
-CFG, SIDE = 5.0, 32  # guidance, side of the latent
+SIDE = 32  # of the latent
 
 
 class Layout(NamedTuple):
@@ -41,6 +42,46 @@ class Layout(NamedTuple):
     num_heads: int
     num_head_channels: int
     pooled: int | None
+
+    base, channels, cfg = "unet", 4, 5.0
+
+    def model(self, recipes: ModuleType) -> Any:
+        """It as a MODEL."""
+        return recipes.unet(self.config, num_heads=self.num_heads, num_head_channels=self.num_head_channels)
+
+    def prompt(self, recipes: ModuleType, seed: int) -> Any:
+        """Random states of a text."""
+        return recipes.conditioning(self.config["context_dim"], pooled=self.pooled, seed=seed)
+
+    def places(self, model: Any) -> str:
+        """Where identities can act, in words."""
+        from likeness.injection.comfy import sites_of
+
+        return f"{len(sites_of(model))} sites"
+
+
+class FluxLayout(NamedTuple):
+    """FLUX.1's blocks and heads, with tokens of this width. Its guidance is part of the prompt, so that cfg is 1."""
+
+    width: int
+
+    base, channels, cfg = "flux", 16, 1.0
+
+    def model(self, recipes: ModuleType) -> Any:
+        """It as a MODEL."""
+        return recipes.tiny_flux(
+            hidden_size=self.width, num_heads=self.width // 128, axes_dim=[16, 56, 56], mlp_ratio=4.0, depth=19,
+            depth_single_blocks=38, vec_in_dim=768, context_in_dim=4096,
+        )  # fmt: skip
+
+    def prompt(self, recipes: ModuleType, seed: int) -> Any:
+        """Random states of a text."""
+        return recipes.conditioning(4096, pooled=768, tokens=32, seed=seed, guidance=4.0)
+
+    def places(self, model: Any) -> str:
+        """Where identities can act, in words."""
+        net = model.model.diffusion_model
+        return f"{len(net.double_blocks)} + {len(net.single_blocks)} blocks"
 
 
 _COMMON = {
@@ -52,7 +93,7 @@ _COMMON = {
     "use_temporal_attention": False,
     "use_temporal_resblock": False,
 }
-LAYOUTS = {
+UNETS = {
     "sd15": Layout(
         {
             **_COMMON,
@@ -89,6 +130,7 @@ LAYOUTS = {
         pooled=1280,
     ),
 }
+LAYOUTS: dict[str, Layout | FluxLayout] = {**UNETS, "flux": FluxLayout(384)}
 
 
 def comfyui_of_the_tests() -> ModuleType:
@@ -110,12 +152,16 @@ def start_host() -> ModuleType:
 Variant = tuple[Any, Any, Any]  # MODEL, positive and negative prompt
 
 
-def variants(model: Any, positive: Any, negative: Any, recipes: ModuleType) -> tuple[dict[str, Variant], set[str]]:
+def variants(
+    base: str, model: Any, positive: Any, negative: Any, recipes: ModuleType
+) -> tuple[dict[str, Variant], set[str]]:
     """name -> MODEL and prompts, for every module of `variants/`; and the names of those that change nothing.
 
-    A module gives MODELs as `variants`; one that changes the prompts as well, gives all three as `on_prompts`.
+    A module gives MODELs as `variants`; one that changes the prompts as well, gives all three as `on_prompts`. Its
+    `BASE` says for which networks it is, "unet" unless it has one.
     """
     modules = [import_module(f"variants.{path.stem}") for path in sorted((HERE / "variants").glob("*.py"))]
+    modules = [module for module in modules if getattr(module, "BASE", "unet") == base]
     found: dict[str, Variant] = {"no adapter": (model, positive, negative)}
     for module in modules:
         found |= {name: (variant, positive, negative) for name, variant in module.variants(model).items()}
@@ -181,18 +227,15 @@ def operations(sampling: Callable[..., Any]) -> int:
 def run(layout_name: str, rounds: int, steps: int, recipes: ModuleType, only: str = "") -> str:
     """One layout's table, as Markdown. only: a regular expression for the variants' names."""
     layout = LAYOUTS[layout_name]
-    model = recipes.unet(layout.config, num_heads=layout.num_heads, num_head_channels=layout.num_head_channels)
-    width = layout.config["context_dim"]
-    positive = recipes.conditioning(width, pooled=layout.pooled, seed=1)
-    negative = recipes.conditioning(width, pooled=layout.pooled, seed=2)
+    model = layout.model(recipes)
+    positive, negative = (layout.prompt(recipes, seed) for seed in (1, 2))
+    shape = (1, layout.channels, SIDE, SIDE)
 
     def sampling(variant: Variant, n: int = steps + 1) -> Callable[..., torch.Tensor]:
-        return lambda **options: recipes.sample(*variant, shape=(1, 4, SIDE, SIDE), steps=n, cfg=CFG, **options)
-
-    from likeness.injection.comfy import sites_of
+        return lambda **options: recipes.sample(*variant, shape=shape, steps=n, cfg=layout.cfg, **options)
 
     with torch.inference_mode():
-        models, silent = variants(model, positive, negative, recipes)
+        models, silent = variants(layout.base, model, positive, negative, recipes)
     models = {name: made for name, made in models.items() if name == "no adapter" or re.search(only, name)}
     plain = sampling(models["no adapter"], 1)()
     for name, variant in models.items():
@@ -204,7 +247,7 @@ def run(layout_name: str, rounds: int, steps: int, recipes: ModuleType, only: st
     base = times["no adapter"]
     millions = sum(p.numel() for p in model.model.diffusion_model.parameters()) / 1e6
     lines = [
-        f"### {layout_name}: {millions:.1f} M parameters, {len(sites_of(model))} sites, "
+        f"### {layout_name}: {millions:.1f} M parameters, {layout.places(model)}, "
         f"{statistics.median(base):.2f} s per step, {rounds} rounds x {steps} steps",
         "",
         "| variant | ratio of medians | paired median | quartiles | tensor operations |",

@@ -33,7 +33,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from overhead import LAYOUTS, comfyui_of_the_tests, compared, measure, start_host
+from overhead import UNETS, comfyui_of_the_tests, compared, measure, start_host
 from torch import Tensor, nn
 
 from likeness.adapters.sefi_ide.networks import TokenGenerator
@@ -190,7 +190,7 @@ def host_trainer(size: Size, checkpointing: bool) -> Variant | None:
     recipes = start_host()
     from comfy_extras.nodes_train import TrainLoraNode
 
-    layout = LAYOUTS["sd15"]
+    layout = UNETS["sd15"]
     model = recipes.unet({**layout.config, "model_channels": size.width}, num_heads=8, num_head_channels=-1)
     positive = recipes.conditioning(TEXT_WIDTH, pooled=None, seed=1)
     latents = {"samples": torch.randn(1, 4, size.side, size.side)}

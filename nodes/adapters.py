@@ -66,7 +66,7 @@ class LoadIdentityAdapter(Node):
             description="Loads an identity adapter: any IP-Adapter file, FaceID variants included, or that of another "
             "system. What it is, and which base model it was made for, is read from the file itself, so it may have "
             "any name.",
-            search_aliases=["IPAdapter Model Loader", "FaceID", "IP-Adapter", "InstantID", "StoryMaker"],
+            search_aliases=["IPAdapter Model Loader", "FaceID", "IP-Adapter", "InstantID", "PuLID", "StoryMaker"],
             inputs=[
                 io.Combo.Input(
                     "adapter_file",
@@ -137,7 +137,9 @@ class ApplyIdentity(Node):
             "give each a mask; nodes of other packs may come before or after it.",
             search_aliases=["IPAdapter FaceID", "IPAdapter Advanced", "face reference", "consistent character"],
             inputs=[
-                io.Model.Input("model", tooltip="SD1.5 or SDXL, whichever the adapter was made for."),
+                io.Model.Input(
+                    "model", tooltip="The base model that the adapter was made for: SD1.5, SDXL, FLUX or an edit model."
+                ),
                 AdapterSocket.Input("adapter", tooltip="From Load Identity Adapter or Reference Adapter."),
                 strength_input(
                     "1 is the official default (StoryMaker: 0.8); 0.5 to 0.8 leaves more to the prompt; 0 is "

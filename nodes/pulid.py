@@ -24,7 +24,7 @@ from .node import Node
 from .references import Options
 from .schema import OptionsSocket, advanced, any_recogniser_input, schema
 
-MOST_ZEROS = 80
+MOST_ZEROS, MOST_STEPS = 80, 1000
 
 
 class Preset(Enum):
@@ -57,7 +57,7 @@ class PuLIDOptionsNode(Node):
             display_name="PuLID Options",
             category=CATEGORY,
             description="Options of PuLID, for Apply Identity. With its defaults it changes nothing.",
-            search_aliases=["PuLID", "Apply PuLID Advanced", "ortho_v2", "num_zero"],
+            search_aliases=["PuLID", "PuLID Flux", "Apply PuLID Advanced", "ortho_v2", "num_zero", "start_step"],
             inputs=[
                 io.Combo.Input(
                     "method",
@@ -65,7 +65,7 @@ class PuLIDOptionsNode(Node):
                     default=Preset.PUBLISHED.value,
                     tooltip="fidelity keeps more of the person, style more of the prompt; neutral adds the person "
                     "without orthogonal projection. As published: fidelity for v1, its own for v1.1. custom reads the "
-                    "two widgets below.",
+                    "two widgets below. SDXL only: on FLUX it has no effect.",
                 ),
                 io.Int.Input(
                     "num_zero",
@@ -87,7 +87,7 @@ class PuLIDOptionsNode(Node):
                     options=choices(TokenPooling),
                     default=TokenPooling.OFFICIAL.value,
                     tooltip="How several photos are combined. As published: v1 reads the first photo whole and the "
-                    "faces of the others, v1.1 all at once. Every token: v1's ID mix.",
+                    "faces of the others, v1.1 and FLUX all at once. Every token: v1's ID mix.",
                 ),
                 advanced(
                     io.Combo.Input(
@@ -107,6 +107,15 @@ class PuLIDOptionsNode(Node):
                     )
                 ),
                 any_recogniser_input("a recogniser other than antelopev2"),
+                io.Int.Input(
+                    "start_step",
+                    default=0,
+                    min=0,
+                    max=MOST_STEPS,
+                    optional=True,
+                    tooltip="First sampling step in which the person acts, in place of start_at; 0 leaves it to "
+                    "start_at. On FLUX 4 of 20 to 28 steps suits photos, 0 or 1 other styles.",
+                ),
             ],
             outputs=[OptionsSocket.Output(display_name="options", tooltip="For Apply Identity.")],
         )
@@ -121,11 +130,12 @@ class PuLIDOptionsNode(Node):
         background: str = Background.WHITE.value,
         antialias: bool = True,
         any_recogniser: bool = False,
+        start_step: int = 0,
     ) -> io.NodeOutput:
         """Turn words into choices."""
         chosen = member(Preset, method, "method")
-        if isinstance(num_zero, bool) or not isinstance(num_zero, int) or not 0 <= num_zero <= MOST_ZEROS:
-            raise LikenessError(f"The num_zero {num_zero!r} is not a whole number from 0 to {MOST_ZEROS}: enter one.")
+        _check_whole("num_zero", num_zero, MOST_ZEROS)
+        _check_whole("start_step", start_step, MOST_STEPS)
         custom = Mode(num_zero, member(Projection, ortho, "ortho"))
         options = PuLIDOptions(
             mode=custom if chosen is Preset.CUSTOM else _MODES[chosen],
@@ -133,8 +143,14 @@ class PuLIDOptionsNode(Node):
             background=member(Background, background, "background"),
             antialias=bool(antialias),
             any_recogniser=bool(any_recogniser),
+            start_step=start_step,
         )
         return io.NodeOutput(Options(reference=options))
+
+
+def _check_whole(name: str, value: object, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise LikenessError(f"The {name} {value!r} is not a whole number from 0 to {most}: enter one.")
 
 
 NODES = [PuLIDOptionsNode]

@@ -110,9 +110,9 @@ def load_adapter(graph: Graph, name: str, asked: Output | None = None) -> Node:
     return graph.node("LikenessLoadIdentityAdapter", adapter_file=asked or choice, models=needed)
 
 
-def load_pulid(graph: Graph) -> Node:
-    """PuLID v1, and what it finds beside its own file: EVA02-CLIP and a face parsing network."""
-    needed = files("pulid-v1")
+def load_pulid(graph: Graph, name: str = "pulid-v1") -> Node:
+    """A version of PuLID, and what it finds beside its own file: EVA02-CLIP and a face parsing network."""
+    needed = files(name)
     beside = (*files("eva02-clip-l-336"), *files("facexlib/parsing_bisenet"))
     return graph.node("LikenessLoadIdentityAdapter", adapter_file=f"pulid/{needed[0].name}", models=(*needed, *beside))
 

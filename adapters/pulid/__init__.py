@@ -1,4 +1,4 @@
-"""PuLID for SDXL: the adapter, its encoders, the image of a face that it reads, and how attentions are merged."""
+"""PuLID: adapters for SDXL and FLUX, their encoders, the image of a face that they read, merging."""
 
 from .adapter import (
     FIDELITY,
@@ -16,18 +16,23 @@ from .adapter import (
     encode,
     with_zeros,
 )
+from .flux import SYSTEM as FLUX_SYSTEM
+from .flux import CrossAttentions, PuLIDFlux
 
 __all__ = [
     "FIDELITY",
+    "FLUX_SYSTEM",
     "NEUTRAL",
     "STYLE",
     "SYSTEM",
     "VERSION_1_1",
     "Background",
+    "CrossAttentions",
     "Mode",
     "Projection",
     "Projections",
     "PuLID",
+    "PuLIDFlux",
     "PuLIDOptions",
     "TokenPooling",
     "encode",

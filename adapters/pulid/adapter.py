@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -28,7 +28,7 @@ from ...faces.identity import Identity
 from ...weights import families
 from ...weights.families import Family
 from .. import eva_clip
-from ..effects import AttentionTerm, Effect, Merge
+from ..effects import AttentionTerm, Effect, Merge, Scope
 from ..eva_clip import EvaFeatures
 from ..system import Kind, Needs, Request, Sureness, WeightFile
 from ..types import IdentityTokens, SiteWeight
@@ -89,7 +89,8 @@ class PuLIDOptions:
     """What can be set about PuLID beyond its strength; the defaults are those of the official code.
 
     mode: None for the one the version was published with. antialias: of the image that EVA02-CLIP sees.
-    any_recogniser: accept embeddings of another recogniser, which show another face.
+    any_recogniser: accept embeddings of another recogniser, which show another face. start_step: the first step in
+    which the person acts, counted from 0; 0 leaves it to the window.
     """
 
     mode: Mode | None = None
@@ -97,6 +98,12 @@ class PuLIDOptions:
     background: Background = Background.WHITE
     antialias: bool = True
     any_recogniser: bool = False
+    start_step: int = 0
+
+    def starting(self, scope: Scope) -> Scope:
+        """The scope, from the chosen step on."""
+        first = self.start_step
+        return replace(scope, first_step=lambda _steps: first) if first else scope
 
 
 class IdentityKeyValues(nn.Module):
@@ -183,12 +190,12 @@ class PuLID(Projections):
         options = request.options_of(PuLIDOptions, OPTIONS_NODE)
         person = request.person(self, ID_DIM, options.any_recogniser)
         mode = options.mode or self.default_mode
-        tokens = self.tokens(person, request, options)
+        tokens = person_tokens(self.id_adapter, self.name, person, request, options)
         term = AttentionTerm(
             self,
             IdentityTokens(with_zeros(tokens.cond, mode.zeros), with_zeros(tokens.uncond, mode.zeros)),
             (SiteWeight(request.strength),) * len(request.layout),
-            scope=request.scope,
+            scope=options.starting(request.scope),
             merge=mode.projection.merge,
         )
         return (term,)
@@ -198,27 +205,33 @@ class PuLID(Projections):
         mode = request.options_of(PuLIDOptions, OPTIONS_NODE).mode or self.default_mode
         return [f"Orthogonal mode {mode.projection.value}, {mode.zeros} zero tokens."]
 
-    @torch.no_grad()
-    def tokens(self, person: Identity, request: Request, options: PuLIDOptions) -> IdentityTokens:
-        """The tokens of a person, without zeros, on the CPU. LikenessError for one without aligned faces."""
-        if not len(person.portraits):
-            raise LikenessError(
-                f"The identity {person.name!r} has no aligned faces, because its detector gave no keypoints: make it "
-                f"again with {RECOGNISER}."
-            )
-        tower = request.find_eva()
-        wanted = self.id_adapter.hidden_dim, self.id_adapter.id_dim - ID_DIM
-        if tower.widths != wanted:
-            raise LikenessError(
-                f"The image encoder {tower.name!r} has the widths {tower.widths[0]} and {tower.widths[1]}, but "
-                f"{self.name!r} reads {wanted[0]} and {wanted[1]}: put {eva_clip.FILE} into models/clip_vision."
-            )
-        labels = request.parse(person.portraits) if options.background is Background.WHITE else None
-        pixels = pixels_of(face_features(person.portraits, labels), tower.image_size, options.antialias)
-        device = next(self.id_adapter.parameters()).device
-        seen = tower.encode_pixels(pixels).to(device, torch.float32)
-        tokens = encode(self.id_adapter, person.embeddings.to(device), seen, options.photos, person.weights.to(device))
-        return tokens.to("cpu", torch.float32)
+
+@torch.no_grad()
+def person_tokens(
+    encoder: IDEncoder | IDFormer, name: str, person: Identity, request: Request, options: PuLIDOptions
+) -> IdentityTokens:
+    """The tokens of a person, without zeros, on the CPU. LikenessError for one without aligned faces.
+
+    name: of the encoder's file, for messages.
+    """
+    if not len(person.portraits):
+        raise LikenessError(
+            f"The identity {person.name!r} has no aligned faces, because its detector gave no keypoints: make it "
+            f"again with {RECOGNISER}."
+        )
+    tower = request.find_eva()
+    wanted = encoder.hidden_dim, encoder.id_dim - ID_DIM
+    if tower.widths != wanted:
+        raise LikenessError(
+            f"The image encoder {tower.name!r} has the widths {tower.widths[0]} and {tower.widths[1]}, but "
+            f"{name!r} reads {wanted[0]} and {wanted[1]}: put {eva_clip.FILE} into models/clip_vision."
+        )
+    labels = request.parse(person.portraits) if options.background is Background.WHITE else None
+    pixels = pixels_of(face_features(person.portraits, labels), tower.image_size, options.antialias)
+    device = next(encoder.parameters()).device
+    seen = tower.encode_pixels(pixels).to(device, torch.float32)
+    tokens = encode(encoder, person.embeddings.to(device), seen, options.photos, person.weights.to(device))
+    return tokens.to("cpu", torch.float32)
 
 
 def encode(

@@ -21,9 +21,9 @@ from ...errors import LikenessError
 from ...weights.families import FLUX, DitLayout, TransformerLayout, of_host
 from ..plan import check_blocks, check_fit, layout_of, placed
 from ..sites import AttentionSite, diffusers_layers, sites_of_comfy_unet
-from .managed import ManagedAdapter
+from .managed import Managed, prepared_tokens
 from .references import check_host
-from .run import IdentityStack, Injection, with_scope
+from .run import IdentityStack, Injection, compute_dtype, with_scope
 from .text import carry
 from .unet import KEY
 from .weights import add_delta, add_windowed_delta, has_elsewhere
@@ -161,10 +161,14 @@ def _scaled(injection: Injection, factor: float) -> Injection:
 
 
 def _load_along(model: Any, injections: Iterable[Injection]) -> None:
-    """Have the host load the modules that run at every step whenever it loads the MODEL, and free them with it."""
-    modules = [i.modules for i in injections if isinstance(i, BlockTerm) and isinstance(i.modules, ManagedAdapter)]
+    """Have the host load what a step reads beside the MODEL whenever it loads that, and free both together."""
     known = model.get_additional_models_with_key(KEY)
-    new = {id(adapter): adapter.patcher for adapter in modules}
+    found: list[Managed] = []
+    for term in (injection for injection in injections if isinstance(injection, BlockTerm)):
+        found.append(prepared_tokens(term, compute_dtype(model.model)))
+        if isinstance(term.modules, Managed) and term.modules.at_every_step:
+            found.append(term.modules)
+    new = {id(managed.module): managed.patcher for managed in found}
     new = [p for p in new.values() if not any(p.model is other.model for other in known)]
     if new:
         model.set_additional_models(KEY, [*known, *new])

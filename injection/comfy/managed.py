@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...adapters.effects import AttentionTerm, BlockTerm, Effect
+from ...adapters.effects import AttentionTerm, BlockTerm, Effect, Prepared
 from ...adapters.eva_clip import EvaFeatures
 from ...adapters.system import Needs, Request
+from ...adapters.types import IdentityTokens
+from ..plan import Role
 
 
 class Managed:
@@ -96,11 +99,16 @@ class ManagedAdapter(Managed, AdapterFront):
         """Of the image's tokens that its modules read; see `effects.BlockModules`."""
         return self.adapter.width
 
-    def prepare(self, number: int, tokens: Tensor) -> Tensor:
+    @property
+    def at_every_step(self) -> bool:
+        """Whether its modules run at every step; see `effects.BlockModules`."""
+        return self.adapter.at_every_step
+
+    def prepare(self, number: int, tokens: Tensor) -> Prepared:
         """What a module makes of tokens alone; see `effects.BlockModules`."""
         return self.adapter.prepare(number, tokens)
 
-    def residual(self, number: int, images: Tensor, prepared: Tensor) -> Tensor:
+    def residual(self, number: int, images: Tensor, prepared: Prepared) -> Tensor:
         """What a module adds to the image's tokens; see `effects.BlockModules`."""
         return self.adapter.residual(number, images, prepared)
 
@@ -118,6 +126,53 @@ class ManagedAdapter(Managed, AdapterFront):
             case BlockTerm() if effect.modules is self.adapter:
                 return replace(effect, modules=self)
         return effect
+
+
+class PreparedTokens(nn.Module):
+    """What the modules behind a DiT's blocks have made of one person's tokens, each half for itself."""
+
+    def __init__(self, made: Mapping[tuple[int, Role], Prepared]) -> None:
+        super().__init__()
+        self._names: dict[tuple[int, Role], list[str]] = {}
+        for (number, role), tensors in made.items():
+            names = self._names[number, role] = [f"{role.name.lower()}_{number}_{i}" for i in range(len(tensors))]
+            for name, tensor in zip(names, tensors, strict=True):
+                self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+
+    def of(self, number: int, role: Role) -> Prepared:
+        """What a module made of a half, where the host keeps it now."""
+        return tuple(self.get_parameter(name) for name in self._names[number, role])
+
+
+class ManagedTokens(Managed):
+    """Prepared tokens in the memory manager's care, which come and go with the MODEL they are for."""
+
+    module: PreparedTokens
+
+
+# As long as a MODEL carries the person, whatever is changed about scope and strength.
+_prepared: WeakKeyDictionary[IdentityTokens, dict[Any, ManagedTokens]] = WeakKeyDictionary()
+
+
+def prepared_tokens(term: BlockTerm, dtype: torch.dtype) -> ManagedTokens:
+    """What the term's modules make of its tokens, made once, where the modules' weights are; kept in `dtype`, or in
+    theirs where they run at every step."""
+    numbers = tuple(sorted(set(term.numbers.values())))
+    known = _prepared.setdefault(term.tokens, {})
+    key = (term.modules, numbers, dtype)
+    if key not in known:
+        modules = term.modules
+        tokens = term.tokens.to(*modules.load()) if isinstance(modules, ManagedAdapter) else term.tokens
+        kept = tokens.cond.dtype if modules.at_every_step else dtype
+        halves = {Role.COND: tokens.cond, Role.UNCOND: tokens.uncond}
+        with torch.no_grad():
+            made = {
+                (number, role): tuple(t.to("cpu", kept) for t in modules.prepare(number, half))
+                for number in numbers
+                for role, half in halves.items()
+            }
+        known[key] = ManagedTokens(PreparedTokens(made))
+    return known[key]
 
 
 class ManagedEvaTower(Managed):

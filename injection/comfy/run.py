@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -11,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ...adapters.effects import AttentionTerm, BlockTerm, ReferenceTerm, Scope
+from ...adapters.effects import AttentionTerm, BlockTerm, Prepared, ReferenceTerm, Scope
 from ...weights.families import BlockKind, DitBlock
 from ..attention import SiteTerm
 from ..masks import crop_to_area, crop_to_lines, resize_mask, warn_aspect, warn_larger, warn_tile
@@ -19,7 +20,7 @@ from ..plan import KeysValues, Role, fit_rows, project, take_rows
 from ..sites import AttentionSite, sites_of_comfy_unet
 from ..windows import term_sigmas
 from .dit import PLACES, BlockFunction, BlockPatch, ImagePlaces
-from .managed import ManagedAdapter
+from .managed import ManagedAdapter, prepared_tokens
 from .references import ReferencesOfRun
 from .unet import KEY, SitePatch
 
@@ -148,9 +149,9 @@ class _Run:
         self.evaluation: _Evaluation | None = None
         self.sites = sites_of_comfy_unet(model.diffusion_model)
         self.windows = [term_sigmas(injection.scope, model_sampling, sigmas) for injection in injections]
-        dtype = model.manual_cast_dtype or model.get_dtype()
+        self.dtype = compute_dtype(model)
         self.projected = [
-            _project_once(injection, self.sites, dtype) if isinstance(injection, AttentionTerm) else []
+            _project_once(injection, self.sites, self.dtype) if isinstance(injection, AttentionTerm) else []
             for injection in injections
         ]
         self.merges = [i.merge if isinstance(i, AttentionTerm) else None for i in injections]
@@ -261,7 +262,7 @@ class _OnDevice:
         self._calls: dict[_Batch, _Call] = {}
         self._patches: dict[tuple[str, int, int], SitePatch] = {}
         self._block_patches: dict[DitBlock, BlockPatch] = {}
-        self._prepared: dict[tuple[int, int], dict[Role, Tensor]] = {}
+        self._prepared: dict[Any, Prepared] = {}
 
     def projected(self, i: int) -> list[KeysValues]:
         """Keys and values of an injection, on the device from its first open step on."""
@@ -296,16 +297,18 @@ class _OnDevice:
             patches[key] = patch
         return patches
 
-    def prepared(self, i: int, number: int) -> dict[Role, Tensor]:
-        """What a module makes of each half's tokens, once per run, where its weights are."""
-        if (i, number) not in self._prepared:
-            term = self.run.injections[i]
-            assert isinstance(term, BlockTerm)
-            where = term.modules.load() if isinstance(term.modules, ManagedAdapter) else (self.device, torch.float32)
-            tokens = term.tokens.to(*where)
-            halves = {Role.COND: tokens.cond, Role.UNCOND: tokens.uncond}
-            self._prepared[i, number] = {role: term.modules.prepare(number, half) for role, half in halves.items()}
-        return self._prepared[i, number]
+    def prepared(self, i: int, number: int, role: Role, dtype: torch.dtype) -> Prepared:
+        """What a module has made of one half's tokens: beside its weights where it reads those at every step, else
+        here, where the host has brought it unless this is a further device or a model of no known precision."""
+        term = self.run.injections[i]
+        assert isinstance(term, BlockTerm)
+        made = prepared_tokens(term, self.run.dtype).module.of(number, role)
+        if term.modules.at_every_step or all(t.device == self.device and t.dtype == dtype for t in made):
+            return made
+        key = (i, number, role, dtype)
+        if key not in self._prepared:
+            self._prepared[key] = tuple(t.to(self.device, dtype) for t in made)
+        return self._prepared[key]
 
     def _patch(self, site: AttentionSite, base: Callable[..., Tensor] | None) -> SitePatch:
         patch = self._patches.get(site.key)
@@ -323,7 +326,6 @@ class _Call:
         self._terms: dict[Any, tuple[SiteTerm, ...]] = {}
         self._keys_values: dict[torch.dtype, list[dict[int, tuple[Tensor, Tensor]]]] = {}
         self._masks: dict[Any, Tensor | None] = {}
-        self._prepared: dict[tuple[int, int], Tensor] = {}
 
     def terms(self, site: AttentionSite, q: Tensor, grid: tuple[int, int]) -> tuple[SiteTerm, ...]:
         """The terms of a site, for queries (batch, L, width) on a grid of L = h·w places."""
@@ -340,26 +342,32 @@ class _Call:
 
     def residual(self, block: DitBlock, images: Tensor, grid: tuple[int, int]) -> Tensor | None:
         """What all open terms add behind a block; see `dit.Residuals`. Each of them reads the block's own output."""
+        if images.device != self.here.device:
+            return self.here.run.on(images.device).call(self.batch).residual(block, images, grid)
         total = None
         for i in self.batch.open:
             term = self.here.run.injections[i]
             if not isinstance(term, BlockTerm) or block not in term.numbers:
                 continue
-            number = term.numbers[block]
-            prepared = self._prepared_of(i, number)
-            added = term.strength * term.modules.residual(number, images.to(prepared), prepared).to(images)
+            number, parts = term.numbers[block], []
+            for role, chunk in _runs(self.batch.roles, images, self.batch.pictures):
+                prepared = self._rows(self.here.prepared(i, number, role, images.dtype), len(chunk))
+                parts.append(term.modules.residual(number, chunk.to(prepared[0]), prepared).to(images))
+            added = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if term.strength != 1:
+                added *= term.strength
             mask = self._mask(i, grid, images.dtype)
-            added = added if mask is None else added * mask.to(images.device)
+            if mask is not None:
+                added *= mask
             total = added if total is None else total + added
         return total
 
-    def _prepared_of(self, i: int, number: int) -> Tensor:
-        """What a module has made of the tokens, one row per image of the batch."""
-        if (i, number) not in self._prepared:
-            batch, halves = self.batch, self.here.prepared(i, number)
-            rows = [take_rows(halves[role], batch.rows) if batch.rows else halves[role] for role in batch.roles]
-            self._prepared[i, number] = torch.cat([fit_rows(row, batch.pictures) for row in rows])
-        return self._prepared[i, number]
+    def _rows(self, prepared: Prepared, images: int) -> Prepared:
+        """One row for all images, or one for each of them."""
+        if len(prepared[0]) == 1:
+            return prepared
+        rows = (fit_rows(take_rows(t, self.batch.rows), self.batch.pictures) for t in prepared)
+        return tuple(t.repeat(images // self.batch.pictures, *[1] * (t.ndim - 1)) for t in rows)
 
     def _of_batch(self, dtype: torch.dtype) -> list[dict[int, tuple[Tensor, Tensor]]]:
         """For every open injection: slot -> keys and values."""
@@ -386,6 +394,21 @@ class _Call:
         if key not in self._masks:
             self._masks[key] = _factors(injection, grid, self.batch).to(self.here.device, dtype)
         return self._masks[key]
+
+
+def compute_dtype(model: Any) -> torch.dtype:
+    """In which a host's model computes; bfloat16 where its weights are packed in a way that only their layers know."""
+    dtype = model.manual_cast_dtype or model.get_dtype()
+    return dtype if dtype in (torch.float32, torch.float16) else torch.bfloat16
+
+
+def _runs(roles: Sequence[Role], images: Tensor, pictures: int) -> Iterator[tuple[Role, Tensor]]:
+    """The batch in runs of chunks that are of the same half."""
+    start = 0
+    for role, group in itertools.groupby(roles):
+        end = start + pictures * len(list(group))
+        yield role, images[start:end]
+        start = end
 
 
 # Keys and values wait here between runs, on the CPU, as long as a MODEL carries the identity: a graph that is queued

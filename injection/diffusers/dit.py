@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...adapters.effects import BlockTerm
+from ...adapters.effects import BlockTerm, Prepared
 from ...weights.families import BlockKind, DitBlock, DitLayout
 from ..plan import Role, check_blocks, fit_rows
 from .place import Place
@@ -36,7 +36,7 @@ class InjectedDit:
             check_blocks(term, layout, type(transformer).__name__)
         self.place, self.grid = place, grid
         self.terms = [term for term in given if term.why_never is None]
-        self._prepared: dict[Any, Tensor] = {}
+        self._prepared: dict[Any, Prepared] = {}
         self._hooks = [
             self._module_of(transformer, block).register_forward_hook(self._behind(block))
             for block in (layout.blocks if layout else ())
@@ -75,7 +75,9 @@ class InjectedDit:
         if key not in self._prepared:
             halves = {Role.COND: term.tokens.cond, Role.UNCOND: term.tokens.uncond}
             made = {role: term.modules.prepare(number, halves[role]) for role in set(roles)}
-            self._prepared[key] = torch.cat([fit_rows(made[role], pictures) for role in roles])
-        added = term.strength * term.modules.residual(number, images, self._prepared[key])
+            parts = zip(*(made[role] for role in roles), strict=True)
+            self._prepared[key] = tuple(torch.cat([fit_rows(row, pictures) for row in rows]) for rows in parts)
+        prepared = tuple(part.to(images) for part in self._prepared[key])
+        added = term.strength * term.modules.residual(number, images, prepared)
         factors = factors_of(term.scope, self.grid, pictures, len(roles))
         return added if factors is None else added * factors.to(added)

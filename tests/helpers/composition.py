@@ -141,14 +141,28 @@ CONCEPTS = (Part("Custom Diffusion", _concept), _subject())
 
 def _lora(world: Any, state: State, strength: float) -> State:
     """Load LoRA, with a low-rank change of every attention layer."""
+    layers = {}
+    for site in world.sites:
+        for layer, columns in (("to_q", site.width), ("to_k", site.context_dim), ("to_v", site.context_dim)):
+            layers[f"lora_unet_{site.diffusers_path}_attn2_{layer}".replace(".", "_")] = (site.width, columns)
+    return _low_rank(state, layers, strength)
+
+
+def _flux_lora(world: Any, state: State, strength: float) -> State:
+    """The same for the image's attention in every double block, by ComfyUI's own names."""
+    width = world.shapes[0][0]
+    blocks = range(len(state.model.model.diffusion_model.double_blocks))
+    layers = {f"diffusion_model.double_blocks.{i}.img_attn.qkv": (3 * width, width) for i in blocks}
+    return _low_rank(state, layers, strength)
+
+
+def _low_rank(state: State, layers: dict[str, tuple[int, int]], strength: float) -> State:
     import comfy.sd
 
     random, weights = torch.Generator().manual_seed(11), {}
-    for site in world.sites:
-        for layer, columns in (("to_q", site.width), ("to_k", site.context_dim), ("to_v", site.context_dim)):
-            name = f"lora_unet_{site.diffusers_path}_attn2_{layer}".replace(".", "_")
-            weights[f"{name}.lora_down.weight"] = torch.randn(4, columns, generator=random) / columns**0.5
-            weights[f"{name}.lora_up.weight"] = torch.randn(site.width, 4, generator=random) / 2
+    for name, (rows, columns) in layers.items():
+        weights[f"{name}.lora_down.weight"] = torch.randn(4, columns, generator=random) / columns**0.5
+        weights[f"{name}.lora_up.weight"] = torch.randn(rows, 4, generator=random) / 2
     model, _ = comfy.sd.load_lora_for_models(state.model, None, weights, strength, 0.0)
     return replace(state, model=model)
 
@@ -167,10 +181,34 @@ def _regions(world: Any, state: State, strength: float) -> State:
 
     right = torch.zeros(1, 8, 8)
     right[..., 4:] = 1
-    prompt = world.recipes.conditioning(world.dim, seed=12)
+    prompt = world.conditioning(seed=12)
     [region] = nodes.ConditioningSetMask().append(prompt, right, "default", strength)  # type: ignore[attr-defined]
     [both] = nodes.ConditioningCombine().combine(state.positive, region)  # type: ignore[attr-defined]
     return replace(state, positive=both)
+
+
+def _block_patch(world: Any, state: State, strength: float) -> State:
+    """Another pack's replace patch of blocks that identities act behind as well."""
+
+    def louder(args: dict, extra: dict) -> dict:
+        out = extra["original_block"](args)
+        return {**out, "img": (1 + 0.1 * strength) * out["img"]} if strength else out
+
+    model = state.model.clone()
+    for block in (("double_block", 0), ("single_block", 4)):
+        model.set_model_patch_replace(louder, "dit", *block)
+    return replace(state, model=model)
+
+
+def _reference_latent(world: Any, state: State, strength: float) -> State:
+    """Reference Latent, as FLUX.1 Kontext reads it; at strength 0 there is none."""
+    import node_helpers
+
+    if not strength:
+        return state
+    seen = torch.randn(world.latents(1, 4, 6), generator=torch.Generator().manual_seed(13))
+    positive = node_helpers.conditioning_set_values(state.positive, {"reference_latents": [seen]}, append=True)
+    return replace(state, positive=positive)
 
 
 def _hint(seed: int) -> torch.Tensor:
@@ -179,23 +217,33 @@ def _hint(seed: int) -> torch.Tensor:
 
 # All of them ----------------------------------------------------------------------------------------------------------
 
-HOSTS = (
-    Part("a LoRA", _lora),
-    Part("a ControlNet", _controlnet, rides=True),
-    Part("regional prompts", _regions, adds=True, exact=False),
-)
+HOSTS = {
+    "sd15": (
+        Part("a LoRA", _lora),
+        Part("a ControlNet", _controlnet, rides=True),
+        Part("regional prompts", _regions, adds=True, exact=False),
+    ),
+    "flux": (
+        Part("a LoRA", _flux_lora),
+        Part("a ControlNet", _controlnet, rides=True),
+        Part("a patch of blocks", _block_patch),
+        Part("a reference latent", _reference_latent, rides=True),
+        Part("regional prompts", _regions, adds=True, exact=False),
+    ),
+}
 
 
-def parts(titles: tuple[str, ...]) -> dict[str, Part]:
-    """The parts of these systems, trained concepts, and the host's."""
+def parts(base: str, titles: tuple[str, ...]) -> dict[str, Part]:
+    """The parts of these systems, of trained concepts on SD1.5, and the host's, for one base model."""
     known = cases()
     systems = [_of_system(known[title]) for title in titles]
-    return {part.title: part for part in (*systems, *CONCEPTS, *HOSTS)}
+    concepts = CONCEPTS if base == "sd15" else ()
+    return {part.title: part for part in (*systems, *concepts, *HOSTS[base])}
 
 
-def table(titles: tuple[str, ...]) -> str:
+def table(base: str, titles: tuple[str, ...]) -> str:
     """Every pair, as Markdown."""
-    every = list(parts(titles).values())
+    every = list(parts(base, titles).values())
     lines = [f"| | {' | '.join(part.title for part in every[1:])} |", f"| --- |{' --- |' * (len(every) - 1)}"]
     said = {(a.title, b.title): "any order" if commute(a, b) else "order counts" for a, b in combinations(every, 2)}
     for row in every[:-1]:

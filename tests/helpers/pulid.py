@@ -70,6 +70,19 @@ def adapter(shapes: Shapes, seed: int = 0, version: str = "v1") -> Weights:
     return weights | make.weights
 
 
+def flux_adapter(width: int, modules: int = 4, seed: int = 0, dim: int = 48) -> Weights:
+    """A whole file for a FLUX with image tokens of this width; one head of attention."""
+    weights = {f"pulid_encoder.{key}": value for key, value in id_former(dim, seed).items()}
+    make = official.Maker(seed + 1)
+    for j in range(modules):
+        module = f"pulid_ca.{j}"
+        make.norm(f"{module}.norm1", dim)
+        make.norm(f"{module}.norm2", width)
+        for name, rows, columns in (("to_q", 128, width), ("to_kv", 256, dim), ("to_out", width, 128)):
+            make.linear(f"{module}.{name}", rows, columns, bias=False)
+    return weights | make.weights
+
+
 def repacked(weights: Weights) -> Weights:
     """The same file under IP-Adapter's names, as published for ComfyUI."""
     renamed = {}

@@ -52,9 +52,11 @@ def quantised(state: dict[str, Tensor], layers: list[str], kind: str) -> tuple[d
 
 def quantised_model(recipes: Any, kind: str, sdxl: bool = False) -> tuple[Any, dict[str, Tensor], list[str]]:
     """A MODEL, what its weights stand for, and its quantised layers."""
-    import comfy.model_base
+    return quantised_copy(recipes, recipes.tiny_sdxl() if sdxl else recipes.tiny_sd15(), kind)
 
-    plain = recipes.tiny_sdxl() if sdxl else recipes.tiny_sd15()
+
+def quantised_copy(recipes: Any, plain: Any, kind: str) -> tuple[Any, dict[str, Tensor], list[str]]:
+    """The same of a MODEL, whose configuration then is the quantised one's."""
     net, config = plain.model.diffusion_model, plain.model.model_config
     layers = layers_of(net, kind)
     stored, means = quantised(net.state_dict(), layers, kind)
@@ -63,7 +65,6 @@ def quantised_model(recipes: Any, kind: str, sdxl: bool = False) -> tuple[Any, d
         config.quant_config = {"mixed_ops": True}
     elif kind == "scaled_fp8":
         config.scaled_fp8 = torch.float8_e4m3fn
-    build = comfy.model_base.SDXL if sdxl else comfy.model_base.BaseModel
-    model = build(config, device=torch.device("cpu"))
+    model = type(plain.model)(config, device=torch.device("cpu"))
     model.diffusion_model.load_state_dict(stored, strict=False)
     return recipes._patcher(model), means, layers

@@ -15,8 +15,10 @@ from typing import Any
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.latent_formats
+import comfy.ldm.flux.controlnet
 import comfy.model_base
 import comfy.model_management
+import comfy.ops
 import comfy.sample
 import comfy.sd
 import comfy.supported_models
@@ -208,13 +210,20 @@ def tiny_sdxl(seed: int = 0, **changes: Any) -> ModelPatcher:
     return unet({**SDXL_TINY, **changes}, seed=seed)
 
 
-def tiny_flux(seed: int = 0, **changes: Any) -> ModelPatcher:
-    """Two double and three single blocks; conditioning needs a pooled output of width 32 and a `guidance`."""
-    layout = {**FLUX_TINY, **changes, "dtype": torch.float32}
+def _flux_layout(changes: dict[str, Any]) -> dict[str, Any]:
+    layout = {**FLUX_TINY, **changes}
     if "txt_ids_dims" in FluxParams.__dataclass_fields__:  # required of hosts that know Flux 2, where it is not empty
         layout.setdefault("txt_ids_dims", [])
-    settings = comfy.supported_models.Flux(layout)
-    settings.set_inference_dtype(torch.float32, None)
+    return layout
+
+
+def tiny_flux(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> ModelPatcher:
+    """Two double and three single blocks; conditioning needs a pooled output of width 32 and a `guidance`.
+
+    `dtype` is that of the weights, and of the computation.
+    """
+    settings = comfy.supported_models.Flux({**_flux_layout(changes), "dtype": dtype})
+    settings.set_inference_dtype(dtype, None)
     model = comfy.model_base.Flux(settings, device=torch.device("cpu"))
     init_randomly(model.diffusion_model, seed)
     return _patcher(model)
@@ -240,14 +249,17 @@ def tiny_clip(
     return clip
 
 
-def tiny_vae(seed: int = 0) -> comfy.sd.VAE:
-    """TAESD with random weights: exactly a factor 8, and less saturated than a random KL autoencoder."""
-    return comfy.sd.VAE(sd=taesd_weights(seed))
+def tiny_vae(seed: int = 0, channels: int = 4) -> comfy.sd.VAE:
+    """TAESD with random weights: exactly a factor 8, and less saturated than a random KL autoencoder.
+
+    channels: of the latents, 16 for FLUX.
+    """
+    return comfy.sd.VAE(sd=taesd_weights(seed, channels))
 
 
-def taesd_weights(seed: int = 0) -> dict[str, Tensor]:
+def taesd_weights(seed: int = 0, channels: int = 4) -> dict[str, Tensor]:
     """A whole TAESD state dictionary."""
-    net = TAESD()
+    net = TAESD(latent_channels=channels)
     init_randomly(net, seed)
     return {**net.state_dict(), "vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
 
@@ -405,6 +417,17 @@ def controlnet(
         net.input_hint_block = _hint_block(hint_channels, settings["model_channels"])
     init_randomly(net, seed)
     return comfy.controlnet.ControlNet(net.eval(), load_device=comfy.model_management.get_torch_device())
+
+
+def flux_controlnet(seed: int = 0, **changes: Any) -> comfy.controlnet.ControlNet:
+    """One for `tiny_flux` that reads the picture itself, as XLabs' do, with random weights."""
+    net = comfy.ldm.flux.controlnet.ControlNetFlux(
+        dtype=torch.float32, device=torch.device("cpu"), operations=comfy.ops.disable_weight_init,
+        **_flux_layout({"depth": 2, "depth_single_blocks": 0, **changes}),
+    )  # fmt: skip
+    init_randomly(net, seed)
+    device = comfy.model_management.get_torch_device()
+    return comfy.controlnet.ControlNet(net.eval(), load_device=device, extra_conds=["y", "guidance"])
 
 
 def _hint_block(channels: Sequence[int], out: int) -> nn.Module:

@@ -23,7 +23,13 @@ CLIP = {
 
 
 class World:
-    """A tiny MODEL, adapters that fit it on disk, a CLIP vision model with ViT-H's widths, and the nodes."""
+    """A tiny MODEL, adapters that fit it on disk, a CLIP vision model with ViT-H's widths, and the nodes.
+
+    base: of the MODEL, as contract cases name it. channels: of its latents. others: recipes of MODELs that its adapters
+    do not fit. kin: what a model of another size is called in sentences.
+    """
+
+    base, channels, others, kin = "sd15", 4, ("tiny_flux", "tiny_sdxl"), "SDXL"
 
     def __init__(self, recipes: Any, folder: Path) -> None:
         from likeness.injection.comfy import sites_of
@@ -32,13 +38,37 @@ class World:
         self.recipes, self.folder = recipes, folder
         rooms = (adapters, concepts, control, prompts, references, sefi_ide, storymaker)
         self.classes = {cls.GET_SCHEMA().node_id: cls for room in rooms for cls in room.NODES}
-        self.model = recipes.tiny_sd15()
+        self.model = self.new_model()
         self.sites = sites_of(self.model)
-        self.shapes = [(site.width, site.context_dim) for site in self.sites]
+        self.shapes = self.shapes_of_sites()
         self.dim = self.shapes[0][1]
-        self.text = [recipes.conditioning(self.dim, seed=1), recipes.conditioning(self.dim, seed=2)]
+        self.text = [self.conditioning(seed=1), self.conditioning(seed=2)]
         self.clip_vision = self.clip(CLIP)
         self.text_clip = recipes.tiny_clip()
+
+    def new_model(self) -> Any:
+        """The MODEL; always the same one."""
+        return self.recipes.tiny_sd15()
+
+    def shapes_of_sites(self) -> list[tuple[int, int]]:
+        """(width, width of the text) of every place that an adapter reads."""
+        return [(site.width, site.context_dim) for site in self.sites]
+
+    def conditioning(self, seed: int, **extra: Any) -> Any:
+        """A prompt for the MODEL."""
+        return self.recipes.conditioning(self.dim, seed=seed, **extra)
+
+    def controlnet(self, seed: int) -> Any:
+        """A ControlNet for the MODEL."""
+        return self.recipes.controlnet(self.recipes.SD15_TINY, seed=seed)
+
+    def latents(self, *shape: int) -> tuple[int, int, int, int]:
+        """(batch, height, width) with the channels between."""
+        return shape[0], self.channels, shape[1], shape[2]
+
+    def sigmas(self, *of_sd15: float) -> Tensor:
+        """The MODEL's own noise levels for those of SD1.5."""
+        return torch.tensor(of_sd15)
 
     def clip(self, config: dict[str, Any]) -> Any:
         from comfy.clip_vision import ClipVisionModel
@@ -104,7 +134,31 @@ class World:
         return [self.text_clip.encode_from_tokens_scheduled(self.text_clip.tokenize(words)) for words in (text, "")]
 
     def sample(self, model: Any, **options: Any) -> Tensor:
-        return self.recipes.sample(model, *self.text, **{"steps": 2, "shape": (1, 4, 8, 8), **options})
+        return self.recipes.sample(model, *self.text, **{"steps": 2, "shape": self.latents(1, 8, 8), **options})
+
+
+class FluxWorld(World):
+    """The same of a tiny FLUX, which has no cross-attention: an adapter reads the width of its tokens."""
+
+    base, channels, others, kin = "flux", 16, ("tiny_sd15", "tiny_sdxl"), "FLUX"
+
+    def new_model(self) -> Any:
+        return self.recipes.tiny_flux(depth=3, depth_single_blocks=6)
+
+    def shapes_of_sites(self) -> list[tuple[int, int]]:
+        settings = self.recipes.FLUX_TINY
+        return [(settings["hidden_size"], settings["context_in_dim"])]
+
+    def conditioning(self, seed: int, **extra: Any) -> Any:
+        pooled = self.recipes.FLUX_TINY["vec_in_dim"]
+        return self.recipes.conditioning(self.dim, pooled=pooled, tokens=7, seed=seed, guidance=3.5, **extra)
+
+    def controlnet(self, seed: int) -> Any:
+        return self.recipes.flux_controlnet(seed=seed)
+
+    def sigmas(self, *of_sd15: float) -> Tensor:
+        noise = torch.tensor(of_sd15)
+        return noise / (1 + noise)  # its images are mixed with the noise, not added to it
 
 
 def person(photos: int = 2, recogniser: str | None = "buffalo_l", seed: int = 0) -> Identity:

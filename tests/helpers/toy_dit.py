@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from likeness.adapters.effects import BlockTerm, Effect
+from likeness.adapters.effects import BlockTerm, Effect, Prepared
 from likeness.adapters.system import Kind, Needs, Request, Sureness, WeightFile
 from likeness.adapters.types import IdentityTokens
 from likeness.weights import families
@@ -57,17 +57,19 @@ class ToyDit(nn.Module):
     def width(self) -> int:
         return self._module(0).to_q.in_features
 
-    def prepare(self, number: int, tokens: Tensor) -> Tensor:
+    at_every_step = True
+
+    def prepare(self, number: int, tokens: Tensor) -> Prepared:
         self.calls["prepare", number] += 1
         module = self._module(number)
-        return module.to_kv(module.norm1(tokens))
+        return (module.to_kv(module.norm1(tokens)),)
 
-    def residual(self, number: int, images: Tensor, prepared: Tensor) -> Tensor:
+    def residual(self, number: int, images: Tensor, prepared: Prepared) -> Tensor:
         self.calls["residual", number] += 1
         module = self._module(number)
         q, k, v = (
             t.unflatten(-1, (module.heads, -1)).transpose(1, 2)
-            for t in (module.to_q(module.norm2(images)), *prepared.chunk(2, dim=-1))
+            for t in (module.to_q(module.norm2(images)), *prepared[0].expand(len(images), -1, -1).chunk(2, dim=-1))
         )
         return module.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 

@@ -105,6 +105,9 @@ def full_checkpoint(models: Path, files) -> str:
 
 @pytest.fixture(scope="session")
 def running_server(host_path: Path, server_base: Path, models: Path):
+    node = server_base / "custom_nodes" / "tiny_flux_node.py"
+    node.parent.mkdir(parents=True, exist_ok=True)
+    node.symlink_to(comfyui.REPOSITORY / "tests" / "helpers" / node.name)
     with server_module.running(host_path, server_base, comfyui.REPOSITORY) as server:
         yield server
 

@@ -2,8 +2,9 @@
 
 The files run as they are, but for the sizes, the steps, and the names of three kinds of model: weights are random, in
 official layouts, and small. The checkpoint has SD1.5's layout (16 attention sites, so that style and composition types
-work) at a width of 320 throughout, also where a graph asks for SDXL; the adapters are cut to it. The image encoder is a
-ViT-L/14 in the place of ViT-H/14, which is several times slower on a CPU; ViT-H's own layout is
+work) at a width of 320 throughout, also where a graph asks for SDXL; the adapters are cut to it. Graphs for FLUX have a
+tiny one, from a node of the tests in the place of Load Checkpoint, because no file of its text encoder is small. The
+image encoder is a ViT-L/14 in the place of ViT-H/14, which is several times slower on a CPU; ViT-H's own layout is
 therefore not run here. Images show nobody: what is held is what decides over them.
 """
 
@@ -32,6 +33,9 @@ FACEID, PLUS = "narrow_faceid.bin", "narrow_plus.safetensors"
 INSTANTID, IDENTITYNET = "ip-adapter.bin", "instantid_controlnet.safetensors"  # under their own names
 STORYMAKER, SEGMENTER = "mask.bin", "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth"  # under their own names
 PULID, PHOTOVERSE = "pulid_v1.bin", "photoverse.pt"  # as well
+PULID_FLUX = "pulid_flux_v0.9.1.safetensors"  # as well
+FLUX_CHECKPOINT, TINY_FLUX = "flux1-dev-fp8.safetensors", "LikenessTestTinyFlux"
+FLUX_WIDTH = 64  # of the tokens of the tiny one
 RESTORER, UPSCALER = "GFPGANv1.4.pth", "RealESRGAN_x4plus.pth"  # under their own names
 ENCODER = "vit_l.safetensors"
 ENCODER_WIDTH = 1024
@@ -125,6 +129,8 @@ def narrow_models(models: Path, known_faces, files):
     written += [*pulid.companions(models), models / "pulid" / PULID]
     written[-1].parent.mkdir(exist_ok=True)
     torch.save(pulid.adapter(shapes), written[-1])
+    written.append(models / "pulid" / PULID_FLUX)
+    save_file(pulid.flux_adapter(FLUX_WIDTH), written[-1])
     blocks = [site.diffusers_path for site in sites]
     (models / "photomaker").mkdir(exist_ok=True)
     for version in (1, 2):
@@ -169,6 +175,7 @@ def small(prompt):
         "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
         "CLIPVisionLoader": {"clip_name": ENCODER},
         "EmptyLatentImage": {"width": SIDE, "height": SIDE},
+        "EmptySD3LatentImage": {"width": SIDE, "height": SIDE},
         "KSampler": {"steps": STEPS},
         "LikenessDetailFaces": {"steps": STEPS, "resolution": SIDE},
         "LikenessWeightSchedule": {"frames": FRAMES},
@@ -182,6 +189,8 @@ def small(prompt):
         del replaced["EmptyLatentImage"], replaced["KSampler"]
     prompt = copy.deepcopy(prompt)
     for node in prompt.values():
+        if node["inputs"].get("ckpt_name") == FLUX_CHECKPOINT:
+            node["class_type"] = TINY_FLUX
         node["inputs"].update(replaced.get(node["class_type"], {}))
         if node["inputs"].get("sampler_name") == "uni_pc":
             node["inputs"]["steps"] = STEPS + 2  # with fewer it does not ask the model
@@ -298,6 +307,19 @@ def test_pulid_decides_over_the_picture_for_each_of_two_people(server, execute):
     [both] = execute("two_people_pulid").pictures("SaveImage")
     for number in of_kind(execute("two_people_pulid").prompt, "LikenessApplyIdentity"):
         assert differ(both, execute("two_people_pulid", {(number, "weight"): 0.0}).pictures("SaveImage")[0])
+
+
+def test_pulid_decides_over_the_picture_of_flux_from_its_start_step_on(server, execute):
+    name = "portrait_pulid_flux"
+    [apply] = of_kind(execute(name).prompt, "LikenessApplyIdentity")
+    [options] = of_kind(execute(name).prompt, "LikenessPuLIDOptions")
+    [sampler] = of_kind(execute(name).prompt, "KSampler")
+    six = {(sampler, "steps"): 6}
+    [silent] = execute(name, {**six, (apply, "weight"): 0.0}).pictures("SaveImage")
+    [late], [now], [never] = (
+        execute(name, {**six, (options, "start_step"): step}).pictures("SaveImage") for step in (4, 0, 6)
+    )
+    assert differ(late, silent) and differ(now, late) and np.array_equal(never, silent)
 
 
 def test_scale_identities_at_0_takes_both_people_out(server, execute):

@@ -126,12 +126,6 @@ def test_an_incomplete_file_says_what_is_missing(tmp_path, left_out, says):
     assert "pulid.safetensors" in text and "PuLID" in text and says in text
 
 
-def test_the_flux_file_is_refused_by_name(tmp_path):
-    weights = {f"pulid_encoder.{k}": v for k, v in files.id_former(64).items()}
-    text = refused(load, tmp_path, weights | {"pulid_ca.0.to_q.weight": torch.zeros(4, 4)}, "pulid_flux.safetensors")
-    assert "PuLID for FLUX" in text and "pulid_flux.safetensors" in text
-
-
 def test_the_image_encoder_is_not_taken_for_an_adapter(tmp_path):
     text = refused(load, tmp_path, files.eva(), "EVA02_CLIP_L_336_psz14_s6B.safetensors")
     assert "EVA02-CLIP" in text and "models/clip_vision" in text

@@ -1,23 +1,27 @@
-"""PuLID: EVA02-CLIP, the encoders, the face image, one attention layer in every mode, and whole UNets."""
+"""PuLID: EVA02-CLIP, the encoders, the face image, one attention layer in every mode, whole UNets, and FLUX."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from conformance import harness
+from helpers import flux
 from torch import Tensor
 
 from likeness.adapters import eva_clip
-from likeness.adapters.effects import AttentionTerm
-from likeness.adapters.pulid import Mode, Projection, Projections, encode, with_zeros
+from likeness.adapters.effects import AttentionTerm, BlockTerm, Scope
+from likeness.adapters.pulid import CrossAttentions, Mode, Projection, Projections, PuLIDOptions, encode, with_zeros
 from likeness.adapters.pulid.encoders import build_encoder
 from likeness.adapters.pulid.face import face_features, pixels_of
 from likeness.adapters.types import IdentityTokens
 from likeness.injection.attention import SiteTerm, add_identity, attend, split_heads
 from likeness.injection.diffusers import apply_effects
-from likeness.injection.plan import uniform
+from likeness.injection.diffusers.place import FlowLevels, SamplingRun
+from likeness.injection.plan import Role, uniform
 from likeness.injection.sites import sites_of_diffusers_unet
+from likeness.weights.families import DitLayout
 
 
 def mode_of(settings: dict[str, Any]) -> Mode:
@@ -141,4 +145,89 @@ def unet(case: Any) -> dict[str, Tensor]:
                 ).sample
             rows |= dict(zip(batch, eps, strict=True))
         outputs[f"eps_{name}"] = torch.stack([rows[i] for i in sorted(rows)])
+    return outputs
+
+
+# FLUX -----------------------------------------------------------------------------------------------------------------
+
+
+@harness.runs("pulid", r"flux PerceiverAttentionCA")
+def cross_attention(case: Any) -> dict[str, Tensor]:
+    modules = CrossAttentions({f"pulid_ca.0.{key}": value for key, value in case.weights.items()}, case.variant,
+                              case.config["dim_head"])  # fmt: skip
+    prepared = modules.prepare(0, case.inputs["id_tokens"])
+    return {"out": modules.residual(0, case.inputs["img_tokens"], prepared)}
+
+
+def flux_term(case: Any, layout: Any, strength: float, start_step: int = 0) -> BlockTerm:
+    """The case's modules behind the blocks of a FLUX, and its person."""
+    settings, given = case.config["ca"], case.inputs
+    modules = CrossAttentions(case.weights, case.variant, settings["dim_head"])
+    tokens = given["id_tokens"]
+    numbers = layout.every(settings["double_interval"], settings["single_interval"])
+    scope = PuLIDOptions(start_step=start_step).starting(Scope())
+    return BlockTerm(modules, numbers, IdentityTokens(tokens, given.get("uncond_id_tokens", tokens)), strength, scope)
+
+
+def flux_layout(case: Any) -> DitLayout:
+    config = case.config["flux"]
+    return DitLayout(config["depth"], config["depth_single_blocks"], config["hidden_size"])
+
+
+def velocity(network: Any, case: Any, img: Tensor, time: Tensor, guidance: Tensor, text: str = "") -> Tensor:
+    """What the network predicts for the case's text, or its negative one (text "neg_")."""
+    given = case.inputs
+    with torch.no_grad():
+        return network(
+            img, given[f"{text}txt"], given[f"{text}y"], time, img_ids=given["img_ids"][0],
+            txt_ids=given["txt_ids"][0], guidance=guidance, return_dict=False,
+        )[0]  # fmt: skip
+
+
+@harness.runs("pulid", r"flux transformer")
+def flux_transformer(case: Any) -> dict[str, Tensor]:
+    network, given = flux.network(case.config["flux"], case.weights_below("flux.")), case.inputs
+    outputs = {}
+    for name, strength in (("out_no_id", 0.0), ("out_id", 1.0), ("out_weighted", case.config["id_weight"])):
+        term = flux_term(case, flux_layout(case), strength)
+        with apply_effects(network, [term], (Role.COND,), grid=tuple(case.config["grid"])):
+            outputs[name] = velocity(network, case, given["img"], given["timesteps"], given.get("guidance"))
+    return outputs
+
+
+def sampled(case: Any, start_step: int, guided: bool) -> tuple[BlockTerm, SamplingRun, float, int]:
+    """What is injected into a run, the run, the strength of true CFG, and the first step that has it."""
+    config, sigmas = case.config, case.inputs["schedule"]
+    run = SamplingRun.through(sigmas, FlowLevels(1.0))
+    term = flux_term(case, flux_layout(case), config["id_weight"], start_step)
+    return term, run, config["true_cfg"] if guided else 1.0, config["timestep_to_start_cfg"]
+
+
+RUNS = {  # output -> whether the run starts late, whether it has true CFG
+    "latents_true_cfg": (True, True),
+    "latents_fake_cfg": (True, False),
+    "latents_start0": (False, False),
+}
+
+
+@harness.runs("pulid", r"flux sampling")
+def flux_sampling(case: Any) -> dict[str, Tensor]:
+    network, given, config = flux.network(case.config["flux"], case.weights_below("flux.")), case.inputs, case.config
+    outputs = {}
+    for name in case.expected:
+        late, guided = RUNS[name]
+        term, run, scale, first_guided = sampled(case, config["start_step"] if late else 0, guided)
+        img, guidance = given["img"], torch.full((len(given["img"]),), float(config["guidance"]))
+        with apply_effects(network, [term], (Role.COND,), run=run, grid=tuple(config["grid"])) as applied:
+            for step, (now, then) in enumerate(itertools.pairwise(given["schedule"])):
+                applied.at_step(step)
+                time = now.expand(len(img))
+                applied.roles = (Role.COND,)
+                found = velocity(network, case, img, time, guidance)
+                if abs(scale - 1) > 0.01 and step >= first_guided:
+                    applied.roles = (Role.UNCOND,)
+                    negative = velocity(network, case, img, time, guidance, "neg_")
+                    found = negative + scale * (found - negative)
+                img = img + (then - now) * found
+        outputs[name] = img
     return outputs

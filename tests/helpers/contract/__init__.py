@@ -21,8 +21,9 @@ class Case:
 
     missing: a word of the sentence that is said without an identity. file_name: one that tells the system, where its
     content alone does not. reads_clip: it needs a CLIP vision model. reads_faces: a photo without a face is not enough.
-    prompt, plain: of a system that works through the prompt, a text with its trigger word and the same without. use:
-    (world, seed, strength, model) -> MODEL, positive prompt and report, of what is no adapter and has nodes of its own.
+    base: of the MODEL it is for, "sd15" standing for every UNet. prompt, plain: of a system that works through the
+    prompt, a text with its trigger word and the same without. use: (world, seed, strength, model) -> MODEL, positive
+    prompt and report, of what is no adapter and has nodes of its own.
     """
 
     title: str
@@ -31,6 +32,7 @@ class Case:
     file_name: str = UNTOLD
     reads_clip: bool = False
     reads_faces: bool = True
+    base: str = "sd15"
     prompt: str = ""
     plain: str = ""
     use: Callable[[Any, int, float, Any], tuple[Any, Any, str]] | None = None

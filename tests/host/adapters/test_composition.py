@@ -14,6 +14,7 @@ import comfyui
 import pytest
 import torch
 from helpers.composition import Part, State, commute, parts, table
+from helpers.contract import cases
 from helpers.small_world import person, same
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,9 +22,11 @@ from torch import Tensor
 from likeness import adapters
 
 REPOSITORY = comfyui.REPOSITORY
-TITLES = tuple(kind.title for kind in adapters.SYSTEMS)
-PARTS = parts(TITLES)
-PAIRS = list(combinations(PARTS, 2))
+CASES = cases()
+BASES = ("sd15", "flux")
+TITLES = {base: tuple(k.title for k in adapters.SYSTEMS if CASES[k.title].base == base) for base in BASES}
+PARTS = {base: parts(base, titles) for base, titles in TITLES.items()}
+PAIRS = [(base, *pair) for base in BASES for pair in combinations(PARTS[base], 2)]
 
 
 class Bench:
@@ -31,6 +34,7 @@ class Bench:
 
     def __init__(self, world: Any) -> None:
         self._world, self._adapters, self._nets, self._painted = world, {}, {}, {}
+        self.parts = PARTS[world.base]
         self._alive: list[State] = []  # the host collects garbage for every MODEL that has gone
 
     def __getattr__(self, name: str) -> Any:
@@ -47,13 +51,13 @@ class Bench:
 
     def case_person(self, case: Any) -> Any:
         """Somebody else for each system, whom all recognisers have seen."""
-        seed = TITLES.index(case.title)
+        seed = TITLES[self.base].index(case.title)
         return replace(person(seed=seed), also={"antelopev2": person(seed=seed + 100).embeddings})
 
     def net(self, seed: int) -> Any:
         """A ControlNet of the small model."""
         if seed not in self._nets:
-            self._nets[seed] = self.recipes.controlnet(self.recipes.SD15_TINY, seed=seed)
+            self._nets[seed] = self._world.controlnet(seed)
         return self._nets[seed]
 
     def begin(self, writers: tuple[str, ...], strengths: dict[str, float]) -> State:
@@ -61,7 +65,8 @@ class Bench:
         positive, negative = self.text
         written = []
         for title in writers:
-            part, state = PARTS[title], State(self.model, self.encoded(PARTS[title].plain)[0], negative)
+            part = self.parts[title]
+            state = State(self.model, self.encoded(part.plain)[0], negative)
             begun = part.begin(self, state, strengths[title]) if part.begin and title in strengths else state
             written += begun.positive
         return State(self.model, written or positive, negative)
@@ -71,43 +76,53 @@ class Bench:
 
         among: parts it is compared with; the prompts are those of all that write one.
         """
-        parts = (*(PARTS[title] for title, _ in chain), *among)
+        parts = (*(self.parts[title] for title, _ in chain), *among)
         writers = tuple(sorted({part.title for part in parts if part.begin}))
         if (chain, writers) not in self._painted:
             state = self.begin(writers, dict(chain))
             for title, strength in chain:
-                state = PARTS[title].join(self, state, strength)
-            painted = self.recipes.sample(state.model, state.positive, state.negative, steps=2, shape=(1, 4, 8, 8))
+                state = self.parts[title].join(self, state, strength)
+            shape = self.latents(1, 8, 8)
+            painted = self.recipes.sample(state.model, state.positive, state.negative, steps=2, shape=shape)
             self._painted[chain, writers] = painted
             self._alive.append(state)
         return self._painted[chain, writers]
 
 
 @pytest.fixture(scope="module")
-def bench(world) -> Bench:
-    return Bench(world)
+def benches(world, flux_world) -> dict[str, Bench]:
+    return {one.base: Bench(one) for one in (world, flux_world)}
+
+
+@pytest.fixture(params=BASES)
+def bench(request, benches) -> Bench:
+    """That of one base model after the other."""
+    return benches[request.param]
 
 
 @pytest.fixture(params=PAIRS, ids=" + ".join)
-def pair(request) -> tuple[Part, Part]:
-    one, other = request.param
-    return PARTS[one], PARTS[other]
+def pair_on_bench(request, benches) -> tuple[tuple[Part, Part], Bench]:
+    base, one, other = request.param
+    return (PARTS[base][one], PARTS[base][other]), benches[base]
 
 
-def test_both_decide_over_the_picture(bench, pair):
+def test_both_decide_over_the_picture(pair_on_bench):
+    pair, bench = pair_on_bench
     one, other = (part.title for part in pair)
     both = bench.paint((one, 0.7), (other, 0.7))
     assert both.isfinite().all()
     assert not any(same(both, bench.paint((title, 0.7), among=pair)) for title in (one, other))
 
 
-def test_the_order_makes_no_difference_where_mathematics_says_so(bench, pair):
+def test_the_order_makes_no_difference_where_mathematics_says_so(pair_on_bench):
+    pair, bench = pair_on_bench
     one, other = (part.title for part in pair)
     there, back = bench.paint((one, 0.7), (other, 0.7)), bench.paint((other, 0.7), (one, 0.7))
     assert same(there, back) is commute(*pair)
 
 
-def test_one_at_strength_0_leaves_the_other_as_it_is(bench, pair):
+def test_one_at_strength_0_leaves_the_other_as_it_is(pair_on_bench):
+    pair, bench = pair_on_bench
     for silent, other in (pair, pair[::-1]):
         alone = bench.paint((other.title, 0.7), among=pair)
         for chain in (
@@ -119,19 +134,21 @@ def test_one_at_strength_0_leaves_the_other_as_it_is(bench, pair):
 
 
 def test_all_of_them_together_in_any_order_of_those_that_commute(bench):
-    every = sorted(PARTS, key=lambda title: not PARTS[title].adds)  # prompts are added before they are changed
-    first = [title for title in every if PARTS[title].adds]
+    every = sorted(bench.parts, key=lambda title: not bench.parts[title].adds)  # prompts: added, and then changed
+    first = [title for title in every if bench.parts[title].adds]
     rest = [title for title in every if title not in first]
     there = bench.paint(*((title, 0.5) for title in [*first, *rest]))
     back = bench.paint(*((title, 0.5) for title in [*first, *reversed(rest)]))
     assert there.isfinite().all() and same(there, back)
 
 
-def test_the_given_model_and_prompts_are_left_as_they_were(bench, plain):
-    bench.paint(*((title, 0.6) for title in PARTS))
-    assert torch.equal(bench.sample(bench.model), plain)
+def test_the_given_model_and_prompts_are_left_as_they_were(bench):
+    before = bench.sample(bench.model)
+    bench.paint(*((title, 0.6) for title in bench.parts))
+    assert torch.equal(bench.sample(bench.model), before)
 
 
 def test_the_table_of_the_docs_says_what_is_tested():
     page = (REPOSITORY / "docs" / "composition.md").read_text(encoding="utf-8")
-    assert table(TITLES) in page, f"docs/composition.md should hold:\n{table(TITLES)}"
+    for base, titles in TITLES.items():
+        assert table(base, titles) in page, f"docs/composition.md should hold:\n{table(base, titles)}"

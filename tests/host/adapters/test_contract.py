@@ -18,7 +18,7 @@ import torch
 from comfyui import REPOSITORY
 from helpers import toy
 from helpers.contract import cases, concepts
-from helpers.quantised import FLOAT8, FORMATS, quantised_model
+from helpers.quantised import FLOAT8, FORMATS, quantised_copy
 from helpers.small_world import official, same, sentence
 from helpers.small_world import person as one_person
 from helpers.windows import in_context_windows, in_windows_of_animatediff
@@ -36,6 +36,9 @@ CASES = {**cases(), **concepts()}
 in_any_run = pytest.mark.parametrize("title", CASES, indirect=True)
 # Applied by Apply Identity; the others write the prompt, which the host's nodes put into areas.
 in_the_model = pytest.mark.parametrize("title", [kind for kind in SYSTEMS if not CASES[kind].prompt], indirect=True)
+in_cross_attention = pytest.mark.parametrize(
+    "title", [kind for kind in SYSTEMS if not CASES[kind].prompt and CASES[kind].base == "sd15"], indirect=True
+)
 
 
 def test_every_system_is_in_the_contract():
@@ -63,6 +66,13 @@ def _title(request, monkeypatch) -> str:
     """One system after the other; the toy is added to the registry by its one line."""
     monkeypatch.setattr(adapters, "SYSTEMS", tuple(SYSTEMS.values()))
     return request.param
+
+
+@pytest.fixture
+def world(world, title, request) -> Any:
+    """The world of the system's base model."""
+    base = CASES[title].base
+    return world if base == world.base else request.getfixturevalue(f"{base}_world")
 
 
 @pytest.fixture
@@ -104,7 +114,7 @@ class Painter:
 
     def sample(self, model: Any, positive: Any = None, **options: Any) -> Any:
         plain, negative = self.text
-        settings = {"steps": 4, "shape": (1, 4, 8, 8), **options}
+        settings = {"steps": 4, **options, "shape": self.world.latents(*options.get("shape", (1, 8, 8)))}
         return self.world.recipes.sample(model, positive or plain, negative, **settings)
 
     def apply(self, adapter: Any, who: Any = None, strength: float = 1.0, **inputs: Any) -> tuple[Any, Any, str]:
@@ -139,6 +149,7 @@ class Painter:
         layout, attention = comfy.request_layout(self.world.model)
         encoder = comfy.ComfyClipEncoder(self.world.clip_vision)
         beside = {"find_eva": partial(companions.find_eva, adapter), "parse": companions.parse_aligned}
+        beside["dit"] = comfy.dit_of(self.world.model)
         request = Request(layout, attention, strength, Scope(start_at, end_at), who, encoder, **beside)
         if self.case.prompt:
             reader = comfy.ComfyTextEncoder(self.world.text_clip)
@@ -203,14 +214,14 @@ def test_the_given_model_is_untouched(load, paint, world, alone):
 def test_another_family_is_refused_by_name(load, paint):
     adapter = load(shapes=official.SDXL)
     text = sentence(paint.apply, adapter, person())
-    assert adapter.name in text and "SDXL" in text
+    assert adapter.name in text and paint.world.kin in text
 
 
-@pytest.mark.parametrize("other", ["tiny_flux", "tiny_sdxl"])
+@pytest.mark.parametrize("other", [0, 1])
 def test_models_of_every_other_kind_are_refused_by_name(load, paint, recipes, other):
     """FLUX has no site at all; a model of the same family may still have other layers."""
     adapter = load()
-    text = sentence(paint.apply, adapter, person(), model=getattr(recipes, other)())
+    text = sentence(paint.apply, adapter, person(), model=getattr(recipes, paint.world.others[other])())
     assert adapter.name in text and "the connected MODEL is" in text
 
 
@@ -263,9 +274,9 @@ def test_prompt_edits_ride_on_their_own_conditioning(load, paint):
 @pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind in FLOAT8])
 def test_float8_weights_hear_the_person_as_what_they_stand_for(load, paint, recipes, kind):
     """To the last digit where nothing changes the weights; the host rounds those that a LoRA has changed to 8 bits."""
-    adapter, plain = load(), recipes.tiny_sd15()
+    adapter, plain = load(), paint.world.new_model()
     with torch.inference_mode():  # as the host's nodes run
-        model, means, _ = quantised_model(recipes, kind)
+        model, means, _ = quantised_copy(recipes, paint.world.new_model(), kind)
         plain.model.diffusion_model.load_state_dict(means)
     nobody = paint.sample(plain, steps=2)
     has_lora = any(isinstance(effect, WeightDelta) for effect in paint.effects(adapter, person(), 1.0))
@@ -279,13 +290,13 @@ def test_float8_weights_hear_the_person_as_what_they_stand_for(load, paint, reci
 
 ODD_RUNS = {
     "no guidance": {"cfg": 1.0},
-    "a batch without guidance": {"shape": (2, 4, 8, 8), "cfg": 1.0},
-    "an odd size": {"shape": (1, 4, 6, 10)},
+    "a batch without guidance": {"shape": (2, 8, 8), "cfg": 1.0},
+    "an odd size": {"shape": (1, 6, 10)},
     "ancestral": {"sampler": "euler_ancestral"},
     "a single step": {"steps": 1},
     "the end of a run": {"denoise": 0.5},
-    "align your steps": {"sigmas": torch.tensor([14.615, 6.315, 2.181, 0.862, 0.0])},
-    "second order in uneven steps": {"sampler": "heun", "sigmas": torch.tensor([14.6, 9.0, 0.3, 0.0])},
+    "align your steps": {"sigmas": (14.615, 6.315, 2.181, 0.862, 0.0)},
+    "second order in uneven steps": {"sampler": "heun", "sigmas": (14.6, 9.0, 0.3, 0.0)},
 }
 
 
@@ -293,6 +304,8 @@ ODD_RUNS = {
 def test_every_way_of_sampling_hears_the_person(load, paint):
     model, positive, _ = paint.apply(load(), person())
     for name, run in ODD_RUNS.items():
+        if "sigmas" in run:
+            run = {**run, "sigmas": paint.world.sigmas(*run["sigmas"])}
         with_person, without = paint.sample(model, positive, **run), paint.sample(paint.world.model, **run)
         assert with_person.isfinite().all() and with_person.shape == without.shape, name
         assert not any(same(one, other) for one, other in zip(with_person, without, strict=True)), name
@@ -303,7 +316,7 @@ def test_frames_in_windows_are_those_of_one_batch(load, paint, title):
     """An image model paints every frame by itself, so that it may be given some of them at a time."""
     masks = torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(2))
     model, positive, _ = paint.apply(load(), person(), **({} if CASES[title].prompt else {"attn_mask": masks}))
-    frames = {"shape": (4, 4, 8, 8), "steps": 3}  # 0.3.64 compares the sigmas of all steps with those of all frames
+    frames = {"shape": (4, 8, 8), "steps": 3}  # 0.3.64 compares the sigmas of all steps with those of all frames
     whole = paint.sample(model, positive, **frames)
     without = paint.sample(paint.world.model, **frames)
     assert not any(same(one, other) for one, other in zip(whole, without, strict=True))
@@ -311,7 +324,7 @@ def test_frames_in_windows_are_those_of_one_batch(load, paint, title):
         assert same(paint.sample(windows(model, 2), positive, **frames), whole), windows.__name__
 
 
-@in_the_model
+@in_cross_attention
 def test_words_beyond_the_77th_are_read_as_text(load, paint):
     """Official codes cut the text there, or take the rest for tokens of theirs."""
     model, *_ = paint.apply(load(), person())
@@ -348,7 +361,8 @@ def test_a_batch_is_its_pictures(load, paint):
     """Two images of one noise are the same image, and the one that is painted alone."""
     model, positive, _ = paint.apply(load(), person())
     plain, negative = paint.text
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)).repeat(2, 1, 1, 1)
+    shape = paint.world.latents(1, 8, 8)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(3)).repeat(2, 1, 1, 1)
 
     def painted(count: int) -> Any:
         import comfy.sample
@@ -362,12 +376,12 @@ def test_a_batch_is_its_pictures(load, paint):
 
 
 @in_any_run
-def test_prompts_for_areas_beside_it(load, paint, recipes):
+def test_prompts_for_areas_beside_it(load, paint):
     """The host calls the MODEL once for the whole image and once for a part of it."""
     model, positive, _ = paint.apply(load(), person())
     plain, _ = paint.text
     for where in ({"area": (8, 4, 0, 4)}, {"mask": torch.ones(1, 8, 8), "set_area_to_bounds": True}):
-        tree = recipes.conditioning(paint.world.dim, seed=9, strength=1.0, mask_strength=1.0, **where)
+        tree = paint.world.conditioning(seed=9, strength=1.0, mask_strength=1.0, **where)
         with_person = paint.sample(model, [*(positive or plain), *tree])
         assert with_person.isfinite().all()
         assert not same(with_person, paint.sample(paint.world.model, [*plain, *tree]))
