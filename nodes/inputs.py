@@ -17,13 +17,21 @@ from typing import Any, TypeVar
 import torch
 
 from ..checks import as_mask, check_number
-from ..errors import LikenessError
+from ..errors import LikenessError, logger
 from ..faces.identity import Identity
 from .choices import named
+
+log = logger(__name__)
 
 AnyNode = TypeVar("AnyNode", bound=Any)
 _MARK = "likeness_checked"  # on an `execute` that checks
 WidgetCheck = Callable[[Any, Any, str], Any]  # the widget, the value and what to call it -> the value the node gets
+
+
+class UserMistake(LikenessError):
+    """A LikenessError as the host shows it: hosts print the module of whatever is raised, and this has none."""
+
+    __module__ = "builtins"
 
 
 def checked(node: AnyNode) -> AnyNode:
@@ -39,6 +47,14 @@ def checked(node: AnyNode) -> AnyNode:
 
     @functools.wraps(plain)
     def execute(cls: type, *arguments: Any, **inputs: Any) -> Any:
+        try:
+            return run(cls, *arguments, **inputs)
+        except LikenessError as error:
+            log.debug("[likeness] Where it was found out:", exc_info=error)
+            mistake = UserMistake(str(error))
+        raise mistake  # outside of the handler: hosts show the trace, and where we found out helps nobody to mend it
+
+    def run(cls: type, *arguments: Any, **inputs: Any) -> Any:
         inputs = dict(zip(positions, arguments, strict=False)) | inputs
         for name, widget in widgets().items():
             kind = widget.get_io_type()
