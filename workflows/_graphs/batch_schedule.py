@@ -7,7 +7,6 @@ from _pieces import (
     SD15,
     Start,
     files_note,
-    join,
     load_adapter,
     load_checkpoint,
     load_encoder,
@@ -22,7 +21,7 @@ def describe(graph: Graph) -> None:
         first = load_photo(graph, "The first images look like this", "reference_1.jpg")
         last = load_photo(graph, "The last images look like this", "reference_2.jpg")
         graph.next_column()
-        both = join(graph, [first, last])
+        both = graph.node("ImageBatch", image1=first["IMAGE"], image2=last["IMAGE"])[0]
         schedule = graph.node(
             "LikenessWeightSchedule", timing="ease_in_out", frames=8, method="shift batches", image=both
         )
