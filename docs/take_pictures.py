@@ -4,9 +4,9 @@ Writes the templates' thumbnails `workflows/<workflow>.jpg`; for those in `SHOWN
 (English, and `.zh.png`; the graph is inside, so that the image can be dragged onto the canvas). Needs the real
 ComfyUI (see `make comfyui`), Chromium, a Chinese font, and the packages playwright and facenet-pytorch in this Python.
 
-Where files would have to be downloaded, the models are empty files and nothing is sampled. Graphs that need no download
-run to their end, and their thumbnail is what they made. The previews of Find Faces are real, by MTCNN, which needs no file. The
-photos come with scikit-image and are free: the astronaut is NASA's, coffee and cat are CC0.
+Where files would have to be downloaded, the models are empty files and nothing is sampled. Graphs that need no
+download run to their end, and their thumbnail is what they made. The previews of Find Faces are real, by MTCNN, which
+needs no file. The photos come with scikit-image and are free: the astronaut is NASA's, coffee and cat are CC0.
 """
 
 from __future__ import annotations

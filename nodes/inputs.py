@@ -28,12 +28,6 @@ _MARK = "likeness_checked"  # on an `execute` that checks
 WidgetCheck = Callable[[Any, Any, str], Any]  # the widget, the value and what to call it -> the value the node gets
 
 
-class UserMistake(LikenessError):
-    """A LikenessError as the host shows it: hosts print the module of whatever is raised, and this has none."""
-
-    __module__ = "builtins"
-
-
 def checked(node: AnyNode) -> AnyNode:
     """The node class, whose `execute` refuses, from now on, values that no input of their kind can have."""
     plain = node.execute.__func__
@@ -51,7 +45,7 @@ def checked(node: AnyNode) -> AnyNode:
             return run(cls, *arguments, **inputs)
         except LikenessError as error:
             log.debug("[likeness] Where it was found out:", exc_info=error)
-            mistake = UserMistake(str(error))
+            mistake = LikenessError(str(error))
         raise mistake  # outside of the handler: hosts show the trace, and where we found out helps nobody to mend it
 
     def run(cls: type, *arguments: Any, **inputs: Any) -> Any:

@@ -37,10 +37,12 @@ TEXT_HEIGHT = 100
 COLUMN_GAP = 80
 NODE_GAP = 40
 GROUP_MARGIN = 20
+GROUP_HEAD = 50  # room for the group's own title above the first node's title bar
 TALLER_WIDGET = 8  # by which "Nodes 2.0" may draw a widget taller
 NOTE_WIDTH = 500
+NOTE_COLUMN = -1  # of what stands below the note
+NOTE_LEFT, NOTE_TOP = -COLUMN_GAP - NOTE_WIDTH, TITLE_HEIGHT - GROUP_HEAD
 OPENING = {"scale": 0.7, "offset": [NOTE_WIDTH + COLUMN_GAP + 110, 230]}  # the note at the left, and the first groups
-GROUP_HEAD = 50  # room for the group's own title above the first node's title bar
 
 
 @dataclass(frozen=True)
@@ -259,20 +261,24 @@ class Graph:
         models: tuple[ModelFile, ...] = (),
         room: int = 320,
         extra_height: int = 0,
+        below_note: bool = False,
         **inputs: Any,
     ) -> Node:
         """Add a node; `inputs` are values or another node's outputs. Raises for an input the host does not know.
 
-        `room` is the node's own width on the canvas: many nodes have an input called width.
+        `room` is the node's own width on the canvas: many nodes have an input called width. With `below_note` it stands
+        where the user looks when the graph opens, outside of all groups.
         """
         if kind not in self._info:
             raise KeyError(f"the host has no node {kind}")
         unknown = set(inputs) - {i.name for i in inputs_of(self._info[kind])}
         if unknown:
             raise KeyError(f"{kind} has no input {', '.join(sorted(unknown))}")
-        node = Node(self._next_id(), kind, self._info[kind], inputs, title, models, room, extra_height, self._here())
+        column = NOTE_COLUMN if below_note else self._here()
+        node = Node(self._next_id(), kind, self._info[kind], inputs, title, models, room, extra_height, column)
         self._nodes.append(node)
-        self._place(node)
+        if not below_note:
+            self._place(node)
         return node
 
     def note(self, text: str) -> None:
@@ -300,7 +306,10 @@ class Graph:
         def translate(title: str) -> str:
             return title if titles is None else titles[title]
 
+        notes = [each if note is None else replace(each, text=note) for each in self._notes]
         left = self._column_positions()
+        for node in (node for node in self._nodes if node.column == NOTE_COLUMN):
+            node.y = NOTE_TOP + max((each.height for each in notes), default=0) + NODE_GAP + TITLE_HEIGHT
         links: list[list[Any]] = []
         nodes = [self._ui_node(node, left[node.column], links) for node in self._nodes]
         outgoing: dict[tuple[int, int], list[int]] = {}
@@ -311,7 +320,7 @@ class Graph:
                 output["links"] = outgoing.get((node["id"], slot))
             if _is_hosts_end(node, self._info[node["type"]]) and not any(o["links"] for o in node["outputs"]):
                 node["outputs"] = []  # so that the file is the same whichever host it is written with
-        nodes += [self._ui_note(each if note is None else replace(each, text=note)) for each in self._notes]
+        nodes += [self._ui_note(each) for each in notes]
         nodes.sort(key=lambda node: node["id"])
         for node in (node for node in nodes if "title" in node):
             node["title"] = translate(node["title"])
@@ -333,10 +342,10 @@ class Graph:
             "version": 0.4,
         }
 
-    def _column_positions(self) -> list[int]:
-        x, positions = 0, []
-        for column in self._columns:
-            positions.append(x)
+    def _column_positions(self) -> dict[int, int]:
+        x, positions = 0, {NOTE_COLUMN: NOTE_LEFT}
+        for number, column in enumerate(self._columns):
+            positions[number] = x
             x += max((item.width for item in column), default=0) + COLUMN_GAP
         return positions
 
@@ -388,7 +397,7 @@ class Graph:
         return {
             "id": note.id,
             "type": "MarkdownNote",
-            "pos": [-COLUMN_GAP - NOTE_WIDTH, TITLE_HEIGHT - GROUP_HEAD],
+            "pos": [NOTE_LEFT, NOTE_TOP],
             "size": [NOTE_WIDTH, note.height],
             "flags": {},
             "order": 0,
@@ -402,7 +411,7 @@ class Graph:
         }
 
     @staticmethod
-    def _ui_group(number: int, group: Group, left: list[int]) -> dict[str, Any]:
+    def _ui_group(number: int, group: Group, left: dict[int, int]) -> dict[str, Any]:
         x0 = min(left[m.column] for m in group.members) - GROUP_MARGIN
         x1 = max(left[m.column] + m.width for m in group.members) + GROUP_MARGIN
         y0 = min(m.y for m in group.members) - TITLE_HEIGHT - GROUP_HEAD

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from _graph import Graph, ModelFile, Node, Output
+from _graph import NOTE_WIDTH, Graph, ModelFile, Node, Output
 
 PICTURE = 330  # room for an image in a node
 SIDES = ("left", "right")
@@ -201,13 +201,26 @@ def sample(
 
 
 def sample_and_save(
-    graph: Graph, title: str, base: Base, vae: Output, model: Output, start: Start, **asked: Output
+    graph: Graph,
+    title: str,
+    base: Base,
+    vae: Output,
+    model: Output,
+    start: Start,
+    below_note: bool = False,
+    **asked: Output,
 ) -> None:
     """The last group of most graphs: from a latent to saved images. asked: see `sample`."""
     with graph.group(title):
         pictures = sample(graph, base, vae, model, start, **asked)
         graph.next_column()
-        graph.node("SaveImage", images=pictures[0], filename_prefix="likeness/portrait", room=400, extra_height=410)
+        save(graph, pictures[0], "portrait", below_note)
+
+
+def save(graph: Graph, pictures: Output, name: str, below_note: bool = False) -> None:
+    """The result on the canvas and in ComfyUI's output."""
+    room = {"room": NOTE_WIDTH, "extra_height": 510} if below_note else {"room": 400, "extra_height": 410}
+    graph.node("SaveImage", images=pictures, filename_prefix=f"likeness/{name}", below_note=below_note, **room)
 
 
 def portrait(

@@ -42,7 +42,7 @@ def portrait_of(graph: Graph, load: Callable[[], Output]) -> None:
         show(graph, "Which face was taken", faces["preview"])
     world, model = load_method(graph, identity)
     start = prompt(graph, 3, MINIATURE, world["clip"], TEXT)
-    sample_and_save(graph, "4. Portrait", MINIATURE, world["vae"], model["model"], start)
+    sample_and_save(graph, "4. Portrait", MINIATURE, world["vae"], model["model"], start, below_note=True)
 
 
 def load_method(graph: Graph, identity: Node) -> tuple[Node, Node]:
@@ -113,14 +113,17 @@ def train(graph: Graph, method: str, world: Node, number: int = 3, **settings: A
         show(graph, "Losses", trained["losses"])
         show(graph, "Samples", trained["samples"])
         graph.next_column()
-        graph.node("PreviewAny", title="Files and words", source=trained["files"], extra_height=100)
+        graph.node("PreviewAny", title="Files and words", source=trained["files"], extra_height=120)
     return trained
 
 
-def use_miniature(graph: Graph, world: Node, trained: Node, text: str, first_group: int = 5) -> None:
+def use_miniature(
+    graph: Graph, world: Node, trained: Node, text: str, first_group: int = 5, below_note: bool = False
+) -> None:
     """A portrait by the trained model, and the note of all training graphs."""
     start = prompt(graph, first_group, MINIATURE, trained["clip"], text)
-    sample_and_save(graph, f"{first_group + 1}. Portrait", MINIATURE, world["vae"], trained["model"], start)
+    title = f"{first_group + 1}. Portrait"
+    sample_and_save(graph, title, MINIATURE, world["vae"], trained["model"], start, below_note)
     note_on_training(graph)
 
 

@@ -35,14 +35,22 @@ NOISE = (
     *("user.css", "userdata", "favicon", "index_logo", "/templates/", "api/jobs", "global_subgraphs", "/settings"),
     *("Invalid layout total size", "net::ERR", "Failed to load resource", "Error loading core workflow templates"),
     *("WebGL", "GPU stall", "reading 'id'", "Failed to fetch", "core workflow templates", "deprecated", "Vue warn"),
-    "Content Security Policy",
+    *("Content Security Policy", "graph accessed before initialization"),
 )
 
 READY = """node => window.app?.vueAppReady && app.extensionManager.workflow.activeWorkflow?.isLoaded
   && LiteGraph.registered_node_types[node]"""
-LISTEN = """() => { const first = !window.seen; window.seen = []; if (first) for (const kind of ['progress', 'executing', 'executed', 'execution_cached',
-  'execution_success', 'execution_error', 'execution_interrupted'])
-  app.api.addEventListener(kind, event => seen.push([kind, event.detail])); }"""
+LISTEN = """() => {
+  const first = !window.seen, kinds = ['progress', 'executing', 'executed', 'execution_cached', 'execution_success',
+    'execution_error', 'execution_interrupted'];
+  window.seen = [];
+  for (const kind of first ? kinds : []) app.api.addEventListener(kind, event => seen.push([kind, event.detail]));
+}"""
+CLOSE_OTHERS = """async () => {
+  const workflows = app.extensionManager.workflow;
+  for (const each of [...workflows.openWorkflows])
+    if (each !== workflows.activeWorkflow) await workflows.closeWorkflow(each, {warnIfUnsaved: false});
+}"""
 ENDED = "() => seen.some(([kind]) => ['execution_success', 'execution_error', 'execution_interrupted'].includes(kind))"
 SHOWN = """() => [...document.querySelectorAll('[role=dialog],.p-dialog,.p-toast-message,[role=alert]')]
   .filter(box => box.offsetParent !== null || getComputedStyle(box).position === 'fixed')
@@ -79,9 +87,10 @@ class Editor:
         return self.page.evaluate(code, argument)
 
     def load(self, workflow: dict[str, Any], name: str) -> None:
-        """Open a graph as the template browser does."""
+        """Open a graph as the template browser does, and close all others."""
         self.said.clear()
         self.run("([graph, name]) => app.loadGraphData(graph, true, true, name)", [workflow, name])
+        self.run(CLOSE_OTHERS)
         self.page.wait_for_function("count => app.graph._nodes.length === count", arg=len(workflow["nodes"]))
         self.settle()
 

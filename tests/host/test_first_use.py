@@ -70,7 +70,7 @@ def test_a_mistake_has_no_module_and_no_trace_of_where_it_was_found(registered):
     with pytest.raises(LikenessError) as raised:
         node.execute()
     if hasattr(execution, "full_type_name"):
-        assert execution.full_type_name(type(raised.value)) == "UserMistake"
+        assert execution.full_type_name(type(raised.value)) == "LikenessError"
     assert str(raised.value) == "The photo is upside down: turn it."
     assert "deep" not in "".join(traceback.format_tb(raised.tb))
 

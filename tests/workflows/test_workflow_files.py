@@ -72,8 +72,11 @@ def test_the_note_stands_left_of_everything_and_begins_with_steps():
     for path in UI_FILES:
         nodes = read(path)["nodes"]
         [note] = [node for node in nodes if node["type"] == "MarkdownNote"]
-        left = min(node["pos"][0] for node in nodes if node is not note)
-        assert note["pos"][0] + note["size"][0] < left
+        right = note["pos"][0] + note["size"][0]
+        below = [node for node in nodes if node["pos"][0] == note["pos"][0] and node["type"] != "MarkdownNote"]
+        assert all(node["pos"][0] > right for node in nodes if node is not note and node not in below)
+        starts = path.stem[0].isdigit()
+        assert [node["type"] for node in below] == ["SaveImage"] * starts, "where the user looks"
         assert note["widgets_values"][0].startswith("# 1. ")
 
 

@@ -25,7 +25,7 @@ def describe(graph: Graph) -> None:
         schedule = graph.node(
             "LikenessWeightSchedule", timing="ease_in_out", frames=8, method="shift batches", image=both
         )
-        graph.node("PreviewAny", title="Weights of the first", source=schedule["weights"], extra_height=80)
+        graph.node("PreviewAny", title="Weights of the first", source=schedule["weights"], extra_height=120)
     with graph.group("2. Model and method"):
         checkpoint = load_checkpoint(graph, SD15)
         adapter = load_adapter(graph, "ip-adapter-plus_sd15")

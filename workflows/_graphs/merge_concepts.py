@@ -35,7 +35,7 @@ def describe(graph: Graph) -> None:
             captions=_CAPTIONS,
         )
         graph.next_column()
-        graph.node("PreviewAny", title="How exactly each is reproduced", source=merged["report"], extra_height=100)
+        graph.node("PreviewAny", title="How exactly each is reproduced", source=merged["report"], extra_height=120)
         both = graph.node("LikenessApplyConcept", model=world["model"], clip=world["clip"], concept=merged["concept"])
         small = graph.node("LikenessCompressConcept", model=world["model"], concept=merged["concept"])
         graph.node("LikenessSaveConcept", concept=small["concept"], filename="drawn_person_and_style")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from _graph import Graph
-from _pieces import MINIATURE, SIDES, find_person, load_miniature_analysis, prompt, sample
+from _pieces import MINIATURE, SIDES, find_person, load_miniature_analysis, prompt, sample, save
 from _pieces_miniature import ONE, THREE, example
 
 
@@ -36,7 +36,7 @@ def describe(graph: Graph) -> None:
         )
         graph.next_column()
         both = graph.node("ImageStitch", image1=left[0], image2=right[0])
-        graph.node("SaveImage", images=both[0], filename_prefix="likeness/two_people", room=400, extra_height=410)
+        save(graph, both[0], "two_people", below_note=True)
     graph.note(
         "# 1. Press Run\n\n"
         "Nothing has to be downloaded. The model that comes with the pack draws one person at a time, so both are "

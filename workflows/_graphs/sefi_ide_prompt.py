@@ -19,7 +19,7 @@ def describe(graph: Graph) -> None:
             subject=person["subject"],
             text="a photo of a smiling <ohwx> in the snow",
         )
-        graph.node("PreviewAny", title="What each stage reads", source=named["report"], extra_height=80)
+        graph.node("PreviewAny", title="What each stage reads", source=named["report"], extra_height=120)
     with graph.group("4. Negative and size"):
         negative = graph.node("CLIPTextEncode", title="Negative prompt", text=MINIATURE.negative, clip=world["clip"])
         latent = graph.node("EmptyLatentImage", width=MINIATURE.side, height=MINIATURE.side, batch_size=1)
