@@ -243,14 +243,15 @@ def files(pattern: str) -> tuple[ModelFile, ...]:
     records = import_module("likeness.models_download").select(pattern)
     read = [record for record in records if len(records) == 1 or "required" in record.notes]
     return tuple(
-        ModelFile(record.filename, record.url or record.page, record.folder, pattern) for record in read
+        ModelFile(record.filename, record.url or record.page, record.folder, pattern if record.url else "")
+        for record in read
     )
 
 
 def files_note(graph: Graph, *remarks: str) -> None:
     """The steps, what to download and where it goes (the face packs last), and what else to know."""
     needed = sorted(graph.models, key=lambda file: file.directory.startswith("insightface"))
-    commands = dict.fromkeys(file.command for file in needed)
+    commands = dict.fromkeys(file.command for file in needed if file.command)
     steps = [["Get the files", "", f"`likeness models get {' '.join(commands)}`", "", *_table(needed)]]
     steps += [["Choose your images in Load Image"]] * graph.has("LoadImage")
     steps += [["Press Run"]]

@@ -15,9 +15,9 @@ def test_a_mistake_in_our_node_is_its_sentence_without_a_path_or_our_trace(edito
     assert error["exception_message"].startswith("Face number 5 was asked for in the photo, but 1 were found")
     assert "found.py" not in "".join(error["traceback"])
     details = editor.page.get_by_role("button", name="View details").first
-    details.wait_for(timeout=10_000)
+    details.wait_for()
     details.click()
-    editor.page.get_by_text("Face number 5 was asked for").first.wait_for(timeout=10_000)
+    editor.page.get_by_text("Face number 5 was asked for").first.wait_for()
     assert "custom_nodes" not in editor.run("() => document.body.innerText.split('Face number 5')[0]")
 
 

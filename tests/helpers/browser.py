@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+PATIENCE = 120_000  # milliseconds, for machines that have much else to do
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 HOW_TO_GET_IT = "needs Chromium and the package playwright: `apt-get install chromium`, `pip install playwright`"
 OUR_NODE = "LikenessApplyIdentity"
@@ -143,11 +144,12 @@ def opened(
 def ready(page: Any, address: str, query: str = "") -> Editor:
     """The page, when ComfyUI can be used."""
     page.context.route(lambda url: not url.startswith(address), lambda route: route.abort())
+    page.set_default_timeout(PATIENCE)
     editor = Editor(page, address)
     page.on("console", lambda message: _hear(editor, message.type == "error", message.text))
     page.on("pageerror", lambda error: _hear(editor, True, str(error)))
     page.goto(f"{address}/{query}")
-    page.wait_for_function(READY, arg=OUR_NODE, timeout=120_000)
+    page.wait_for_function(READY, arg=OUR_NODE)
     page.evaluate("() => { const toast = app.extensionManager.toast; toast.removeAll?.(); toast.dismissAll?.(); }")
     return editor
 
