@@ -19,7 +19,10 @@ from ..weights.families import DitLayout, Family, TransformerLayout
 from .effects import Effect, Scope
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..faces.identity import Identity
+    from .blip_diffusion.words import WordPieces
     from .clip_vision import ClipEncoder
     from .eva_clip import EvaTower
     from .text_encoder import TextEncoder
@@ -39,13 +42,15 @@ class Sureness(IntEnum):
 class WeightFile:
     """What is known of a weight file before it is loaded.
 
-    weights: flat, dot-joined keys. parents: names of the folders it lies in, nearest first.
+    weights: flat, dot-joined keys. parents: names of the folders it lies in, nearest first. path: where it lies, for
+    systems that are published as several files.
     """
 
     name: str
     weights: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
     parents: tuple[str, ...] = ()
+    path: Path | None = None
 
     def has(self, *prefixes: str) -> bool:
         """Whether every prefix starts a key."""
@@ -89,6 +94,10 @@ def _no_model(wanted: Callable[[str], bool]) -> Mapping[str, Tensor]:
     raise LikenessError("This adapter puts weights of its own in place of the MODEL's: connect the MODEL as well.")
 
 
+def _no_vocabulary() -> WordPieces:
+    raise LikenessError("This adapter needs the vocabulary of bert-base-uncased, vocab.txt: give it.")
+
+
 @dataclass(frozen=True, eq=False)
 class Request:
     """What a user asks of an adapter for one person in one model.
@@ -98,7 +107,7 @@ class Request:
     weight_strength: of the change of the model's own weights, where the file brings one. seen_by: adds the embeddings
     of a recogniser to an identity, where that recogniser is at hand. find_eva: the EVA02-CLIP image encoder. parse: the
     parts of aligned faces, see `faces.parsing`. base_weights: the model's own weights that are wanted, by diffusers'
-    name, float32. All three raise LikenessError that says how to get them.
+    name, float32. find_vocabulary: BERT's word pieces. All four raise LikenessError that says how to get them.
 
     Through the prompt: text is what the user wrote, text_encoder reads it, and trigger_words stand in it for the
     identity and the others, in this order; empty for the adapter's own.
@@ -117,6 +126,7 @@ class Request:
     find_eva: Callable[[], EvaTower] = _no_eva
     parse: Callable[[Tensor], Tensor] = _no_parser
     base_weights: Callable[[Callable[[str], bool]], Mapping[str, Tensor]] = _no_model
+    find_vocabulary: Callable[[], WordPieces] = _no_vocabulary
     text: str = ""
     text_encoder: TextEncoder | None = None
     trigger_words: tuple[str, ...] = ()
