@@ -80,6 +80,7 @@ class Needs:
     hidden: bool = False
     keypoints: bool = False
     trigger_word: str | None = None
+    text_width: int | None = None
 
 
 def _no_eva() -> EvaTower:

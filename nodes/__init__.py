@@ -18,6 +18,7 @@ class LikenessExtension(ComfyExtension):
         from .. import models_download
         from . import (
             adapters,
+            blip_diffusion,
             concepts,
             control,
             dataset,
@@ -51,6 +52,7 @@ class LikenessExtension(ComfyExtension):
             *references.NODES,
             *pulid.NODES,
             *storymaker.NODES,
+            *blip_diffusion.NODES,
             *ipadapter_plus.NODES,
             *concepts.NODES,
             *sefi_ide.NODES,

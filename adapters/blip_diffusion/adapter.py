@@ -68,7 +68,7 @@ class BlipDiffusion(nn.Module):
     @property
     def needs(self) -> Needs:
         """See `system.Needs`."""
-        return Needs(base=self.base, every_photo=True, trigger_word=TRIGGER)
+        return Needs(base=self.base, every_photo=True, trigger_word=TRIGGER, text_width=self.dim)
 
     @property
     def site_shapes(self) -> dict[int, tuple[int, int]]:

@@ -27,10 +27,10 @@ class World:
 
     def __init__(self, recipes: Any, folder: Path) -> None:
         from likeness.injection.comfy import sites_of
-        from likeness.nodes import adapters, control, prompts, references, storymaker
+        from likeness.nodes import adapters, blip_diffusion, control, prompts, references, storymaker
 
         self.recipes, self.folder = recipes, folder
-        rooms = (adapters, control, prompts, references, storymaker)
+        rooms = (adapters, blip_diffusion, control, prompts, references, storymaker)
         self.classes = {cls.GET_SCHEMA().node_id: cls for room in rooms for cls in room.NODES}
         self.model = recipes.tiny_sd15()
         self.sites = sites_of(self.model)

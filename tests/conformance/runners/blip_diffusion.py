@@ -11,8 +11,8 @@ import torch
 from conformance import harness
 from torch import Tensor
 
-from likeness.adapters.blip_diffusion.files import HeadSizes, build_encoder, read
-from likeness.adapters.blip_diffusion.networks import SubjectEncoder
+from likeness.adapters.blip_diffusion.files import Contents, build_encoder, read
+from likeness.adapters.blip_diffusion.networks import HeadSizes, SubjectEncoder
 from likeness.adapters.blip_diffusion.prompt import SUBJECT_AT, Insertion, repeated, write
 from likeness.adapters.blip_diffusion.subject import BlipDiffusionOptions, ratios
 from likeness.adapters.image_prep import Crop, pixel_values
@@ -25,14 +25,18 @@ from likeness.training.objectives.reconstruction import squared_error
 from ._training import schedule_of, text_encoder_of, unet_of
 
 
-def encoder_of(case: Any) -> SubjectEncoder:
+def contents_of(case: Any) -> Contents:
     vision, queries = case.config["vision"], case.config["qformer"]
     sizes = HeadSizes(
         vision["hidden_size"] // vision["num_attention_heads"],
         queries["hidden_size"] // queries["num_attention_heads"],
         vision["layer_norm_eps"],
     )
-    return build_encoder(replace(read(case.weights, "golden"), sizes=sizes), "golden")
+    return replace(read(case.weights, "golden"), sizes=sizes)
+
+
+def encoder_of(case: Any) -> SubjectEncoder:
+    return build_encoder(contents_of(case), "golden")
 
 
 def read_images(case: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from helpers import pulid, small_world
+from helpers import blip_diffusion, pulid, small_world
 from torch import Tensor
 
 # The tests import it by this name.
 
-KINDS = ("ipadapter", "instantid", "pulid", "storymaker", "likeness_embeds", "clip_vision", "facexlib")
+KINDS = (
+    *("ipadapter", "instantid", "pulid", "storymaker", "blip_diffusion"),
+    *("likeness_embeds", "clip_vision", "facexlib"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +23,7 @@ def built_world(recipes, tmp_path_factory) -> Any:
     for kind in KINDS:
         (folder / kind).mkdir()
     pulid.companions(folder)
+    blip_diffusion.vocabulary(folder / "blip_diffusion")
     return small_world.World(recipes, folder)
 
 

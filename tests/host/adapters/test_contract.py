@@ -132,7 +132,11 @@ class Painter:
 
         layout, attention = comfy.request_layout(self.world.model)
         encoder = comfy.ComfyClipEncoder(self.world.clip_vision)
-        beside = {"find_eva": partial(companions.find_eva, adapter), "parse": companions.parse_aligned}
+        beside = {
+            "find_eva": partial(companions.find_eva, adapter),
+            "parse": companions.parse_aligned,
+            "find_vocabulary": companions.find_vocabulary,
+        }
         request = Request(layout, attention, strength, Scope(start_at, end_at), who, encoder, **beside)
         if self.case.prompt:
             reader = comfy.ComfyTextEncoder(self.world.text_clip)
