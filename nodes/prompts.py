@@ -50,8 +50,11 @@ class IdentityPrompt(Node):
             display_name="Identity Prompt",
             category=CATEGORY,
             description="Encodes a prompt in which a word stands for a person, for adapters that work through the "
-            "prompt (PhotoMaker, PhotoVerse). Takes the place of CLIP Text Encode.",
-            search_aliases=["PhotoMaker Encode", "trigger word", "PhotoMaker", "PhotoVerse", "ELITE", "pseudo-word"],
+            "prompt (PhotoMaker, PhotoVerse, BLIP-Diffusion). Takes the place of CLIP Text Encode.",
+            search_aliases=[
+                *("PhotoMaker Encode", "trigger word", "PhotoMaker", "PhotoVerse", "ELITE", "pseudo-word"),
+                "BLIP-Diffusion",
+            ],
             inputs=[
                 io.Clip.Input("clip", tooltip="From the checkpoint the adapter was made for; LoRAs on it count."),
                 AdapterSocket.Input("adapter", tooltip="From Load Identity Adapter."),
@@ -101,7 +104,7 @@ class IdentityPrompt(Node):
                     )
                     for number in range(2, MOST_PEOPLE + 1)
                 ),
-                options_input("From PhotoMaker Options or PhotoVerse Options."),
+                options_input("From PhotoMaker Options, PhotoVerse Options or BLIP-Diffusion Options."),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,

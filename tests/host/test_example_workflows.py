@@ -18,7 +18,7 @@ import comfyui
 import numpy as np
 import pytest
 import torch
-from helpers import mask_rcnn, official, photomaker, photoverse, pulid, restorers, storymaker
+from helpers import blip_diffusion, mask_rcnn, official, photomaker, photoverse, pulid, restorers, storymaker
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -32,6 +32,7 @@ FACEID, PLUS = "narrow_faceid.bin", "narrow_plus.safetensors"
 INSTANTID, IDENTITYNET = "ip-adapter.bin", "instantid_controlnet.safetensors"  # under their own names
 STORYMAKER, SEGMENTER = "mask.bin", "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth"  # under their own names
 PULID, PHOTOVERSE = "pulid_v1.bin", "photoverse.pt"  # as well
+BLIP_DIFFUSION = "blipdiffusion_qformer.bin"  # as well
 RESTORER, UPSCALER = "GFPGANv1.4.pth", "RealESRGAN_x4plus.pth"  # under their own names
 ENCODER = "vit_l.safetensors"
 ENCODER_WIDTH = 1024
@@ -40,7 +41,7 @@ SIDE, STEPS, FRAMES = 64, 1, 2
 # Photos under the names that the graphs load; the detector of `models` knows both by heart.
 INPUTS = {
     **dict.fromkeys(["person.jpg", "person_1.jpg", "person_2.jpg", "person_3.jpg"], "astronaut"),
-    **dict.fromkeys(["person_left.jpg", "pose.jpg", "reference_1.jpg", "style.jpg"], "astronaut"),
+    **dict.fromkeys(["person_left.jpg", "pose.jpg", "reference_1.jpg", "style.jpg", "subject.jpg"], "astronaut"),
     **dict.fromkeys(["person_right.jpg", "reference_2.jpg", "clothes.jpg"], "six people"),
 }
 # The images that these save have the size of what they are given, or a multiple of it.
@@ -132,6 +133,9 @@ def narrow_models(models: Path, known_faces, files):
     written.append(models / "photoverse" / PHOTOVERSE)
     written[-1].parent.mkdir(exist_ok=True)
     torch.save(photoverse.nested(photoverse.unofficial(shapes, width=ENCODER_WIDTH, paths=blocks)), written[-1])
+    (models / "blip_diffusion").mkdir(exist_ok=True)
+    written += [blip_diffusion.vocabulary(models / "blip_diffusion"), models / "blip_diffusion" / BLIP_DIFFUSION]
+    torch.save(blip_diffusion.encoder(768, queries=16), written[-1])
     for path, weights in (
         (models / "facerestore_models" / RESTORER, restorers.gfpgan()),
         (models / "upscale_models" / UPSCALER, restorers.esrgan()),
