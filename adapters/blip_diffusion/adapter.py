@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -29,10 +29,11 @@ TRIGGER = "img"
 class BlipDiffusion(nn.Module):
     """A loaded file: the subject encoder, a subject that was trained, or both. Frozen, in eval mode."""
 
-    def __init__(self, contents: Contents, name: str, subject: str = "") -> None:
-        """subject: the word for the subject that was trained. Raises LikenessError when the file is not complete."""
+    def __init__(self, contents: Contents, name: str, subject: str = "", word: str = "") -> None:
+        """subject: what was trained, as prompts name it; word: what it was called in training. Raises LikenessError
+        when the file is not complete."""
         super().__init__()
-        self.name, self.subject = name, subject
+        self.name, self.subject, self.word = name, subject, word
         self.encoder = build_encoder(contents, name) if contents.encoder else None
         vectors = contents.vectors
         if vectors is not None and (vectors.ndim != 3 or len(vectors) != 1):
@@ -158,7 +159,7 @@ class BlipDiffusion(nn.Module):
         if not looked:
             assert self.vectors is not None
             return [self.vectors.to("cpu", torch.float32)]
-        words = self._words(request, looked)
+        words = self._words(request.find_vocabulary, looked)
         each = torch.stack([self._mean(one, words) for one in looked])
         if mixed:
             return [torch.einsum("i,iqd->qd", ratios(options, len(each)), each)]
@@ -172,10 +173,30 @@ class BlipDiffusion(nn.Module):
         found = self.encode(one.pixels, ids.expand(count, -1), mask.expand(count, -1))
         return torch.einsum("i,iqd->qd", one.weights, found)
 
-    def _words(self, request: Request, looked: Sequence[Shown]) -> WordPieces:
+    def subject_of(self, images: Sequence[Tensor], category: str, find_vocabulary: Callable[[], WordPieces]) -> Tensor:
+        """The mean of the vectors of images (n, H, W, 3) of one subject, (queries, dim), where few-shot tuning starts.
+        Of a file without an encoder it is the subject that it holds."""
+        if self.encoder is None:
+            assert self.vectors is not None
+            return self.vectors.to("cpu", torch.float32)
+        options = BlipDiffusionOptions(category.replace(",", " "), images=tuple(images))
+        looked, _ = shown(options, (), self.encoder.image_size)
+        words = self._words(find_vocabulary, looked)
+        return torch.stack([self._mean(one, words) for one in looked]).mean(0)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells files apart by a few values of every weight."""
+        digest = hashlib.sha256()
+        for name, value in self.state_dict().items():
+            few = value.detach().flatten()[:: max(1, value.numel() // 4)][:4].float().cpu()
+            digest.update(f"{name} {tuple(value.shape)}".encode() + few.half().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _words(self, find_vocabulary: Callable[[], WordPieces], looked: Sequence[Shown]) -> WordPieces:
         """The vocabulary, for these categories. LikenessError when it is another's, or a category is too long."""
         assert self.encoder is not None
-        words = request.find_vocabulary()
+        words = find_vocabulary()
         known = self.encoder.embeddings.word_embeddings.num_embeddings
         if len(words) > known:
             raise LikenessError(
@@ -283,7 +304,9 @@ def recognise(file: WeightFile) -> Sureness:
 
 def load(file: WeightFile) -> BlipDiffusion:
     """The adapter of a file that was recognised."""
-    return BlipDiffusion(read(file.weights, file.name, file.path), file.name, file.metadata.get("subject", ""))
+    told = file.metadata
+    contents = read(file.weights, file.name, file.path)
+    return BlipDiffusion(contents, file.name, told.get("subject", ""), told.get("word", ""))
 
 
 SYSTEM = Kind("BLIP-Diffusion", recognise, ("blip_diffusion",), load)
