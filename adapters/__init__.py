@@ -14,6 +14,7 @@ from ..checks import first_not_finite
 from ..errors import LikenessError
 from ..weights.files import read_weights
 from . import others
+from .blip_diffusion import SYSTEM as BLIP_DIFFUSION
 from .instantid import SYSTEM as INSTANTID
 from .ip_adapter import SYSTEM as IP_ADAPTER
 from .ip_adapter import Evidence, IPAdapter, Variant
@@ -45,6 +46,7 @@ SYSTEMS: tuple[Kind, ...] = (
     PULID,
     PULID_FLUX,
     STORYMAKER,
+    BLIP_DIFFUSION,
 )
 
 
@@ -62,7 +64,7 @@ def load(path: Path, plus_version: int | None = None, system: str | None = None,
     if plus_version is not None:
         metadata = {**metadata, "faceid_plus_version": str(plus_version)}
     parents = (*([folder] if folder else []), *(parent.name for parent in path.absolute().parents))
-    return _load(WeightFile(path.name, weights, metadata, parents), system)
+    return _load(WeightFile(path.name, weights, metadata, parents, path), system)
 
 
 def build(weights: Mapping[str, Tensor], name: str, plus_version: int | None = None) -> IPAdapter:

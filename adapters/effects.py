@@ -186,6 +186,10 @@ class WeightDelta:
     one id are applied once, with the greater strength, so that several people can use one adapter. changes: LoRA pairs
     or whole differences of the weights, by diffusers' path of the layer, without ".weight"; of a bias by its whole
     name. A weight is the same for the whole image, so that of the scope only the window counts.
+
+    replaces: the changes are all the weights of another denoiser, towards which the model's own move: 1 puts them in
+    their place, whatever was there. What other changes add is added to the result, in any order. In the whole run
+    alone.
     """
 
     name: str
@@ -193,6 +197,7 @@ class WeightDelta:
     changes: Mapping[str, LoraPair | Tensor]
     strength: float = 1.0
     scope: Scope = field(default_factory=Scope)
+    replaces: bool = False
 
     @property
     def why_never(self) -> str | None:

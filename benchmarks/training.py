@@ -41,6 +41,7 @@ from likeness.miniature.models.networks import build_tokenizer
 from likeness.training.base.lora import Reach
 from likeness.training.base.model import BaseModel, Codec, TextTower
 from likeness.training.base.noise import NoiseSchedule
+from likeness.training.base.vocabulary import NewToken, Vocabulary
 from likeness.training.config import Group, LoraSettings, RunSettings
 from likeness.training.data.examples import Example
 from likeness.training.data.portraits import Portrait
@@ -52,6 +53,7 @@ from likeness.training.objectives.magicapture import ShotKind, regions
 from likeness.training.objectives.reconstruction import masked_reconstruction, soft_mask
 from likeness.training.probe import sites_by_grid
 from likeness.training.recipe import Recipe
+from likeness.training.recipes.blip_diffusion import QUERIES, BlipDiffusionSettings, Tuned, blip_diffusion
 from likeness.training.recipes.custom_diffusion import CustomDiffusionSettings, custom_diffusion
 from likeness.training.recipes.denoising import Mask
 from likeness.training.recipes.dreambooth import DreamBoothSettings, dreambooth
@@ -383,6 +385,46 @@ def subject(**options: Any) -> Callable[[BaseModel, int], Recipe]:
     return recipe
 
 
+# A few-shot step of BLIP-Diffusion ------------------------------------------------------------------------------------
+
+
+def tuned_bare(tuned: Tuned) -> Callable[[BaseModel], Variant]:
+    """A loop of diffusers, transformers and peft that trains the same parameters, with latents ready."""
+
+    def variant(base: BaseModel) -> Variant:
+        def run(steps: int) -> None:
+            twin = replace(base, unet=copy.deepcopy(base.unet), text=copy.deepcopy(base.text))
+            vocabulary = Vocabulary(twin, [NewToken("<a>", QUERIES, "person")])
+            parameters = list(vocabulary.rows.values())
+            if tuned is Tuned.LORA:
+                parameters += LoraSettings(rank=RANK).add_to(twin.unet).values()
+            twin.unet.train()
+            optimiser = torch.optim.AdamW(parameters, lr=1e-4)
+            side = base.unet.config.sample_size
+            latents, ids = torch.randn(1, 4, side, side), twin.text[0].chunks(vocabulary.spell("a <a> person"))
+            for _ in range(steps):
+                noise, t = torch.randn_like(latents), torch.randint(1000, (1,))
+                text = twin.encoders[0](ids[:, : QUERIES + 4]).last_hidden_state
+                prediction = twin.unet(base.schedule.add_noise(latents, noise, t), t, text).sample
+                torch.nn.functional.mse_loss(prediction, noise).backward()
+                optimiser.step()
+                optimiser.zero_grad()
+
+        return run
+
+    return variant
+
+
+def tuned(what: Tuned) -> Callable[[BaseModel, int], Recipe]:
+    """Vectors of one photo, with a LoRA or alone."""
+
+    def recipe(base: BaseModel, steps: int) -> Recipe:
+        settings = BlipDiffusionSettings(steps=steps, tuned=what, lora=LoraSettings(rank=RANK))
+        return blip_diffusion(base, [photo(base.unet.config.sample_size)], settings)
+
+    return recipe
+
+
 # Measuring ------------------------------------------------------------------------------------------------------------
 
 
@@ -473,6 +515,16 @@ def subject_steps(base: BaseModel) -> dict[str, Variant]:
         "SeFi-IDE, table, loss in all layers": ours(base, subject(tokens=Tokens.TABLE, layers=Layers.ALL)),
         "SeFi-IDE, table, no attention loss": ours(base, subject(tokens=Tokens.TABLE, lambda_attention=0)),
     }
+
+
+def tuned_steps(base: BaseModel) -> dict[str, Variant]:
+    """Ours, to be compared with the bare loop."""
+    return {"BLIP-Diffusion, vectors and LoRA": ours(base, tuned(Tuned.LORA))}
+
+
+def vector_steps(base: BaseModel) -> dict[str, Variant]:
+    """The same of the vectors alone."""
+    return {"BLIP-Diffusion, vectors": ours(base, tuned(Tuned.VECTORS))}
 
 
 def magicapture_steps(base: BaseModel) -> dict[str, Variant]:
@@ -618,6 +670,9 @@ def main() -> None:
     compare("Custom Diffusion step", plain, "bare diffusers loop", concept_bare, "concept_steps")
     # At this width twelve layers of text would cost 0.7 of the UNet's operations; of SD1.5's it is 0.016, here 0.06.
     compare("SeFi-IDE step", replace(plain, layers=1), "Textual Inversion", word, "subject_steps")
+    for what, kind in ((Tuned.LORA, "tuned_steps"), (Tuned.VECTORS, "vector_steps")):
+        title = f"BLIP-Diffusion step, {what.value}"
+        compare(title, replace(plain, layers=1), "bare loop", tuned_bare(what), kind)
     compare(
         "MagiCapture step with a composed prompt",
         large,

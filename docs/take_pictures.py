@@ -117,8 +117,8 @@ def photo(name: str) -> Any:
 
     if (WORKFLOWS / name).is_file():
         return Image.open(WORKFLOWS / name)
-    if name.startswith(("style", "reference", "clothes")):
-        return Image.fromarray(skimage.data.chelsea() if "2" in name else skimage.data.coffee())
+    if name.startswith(("style", "reference", "clothes", "subject")):
+        return Image.fromarray(skimage.data.chelsea() if "2" in name or "subject" in name else skimage.data.coffee())
     person = Image.fromarray(skimage.data.astronaut())
     return ImageOps.mirror(person) if "2" in name or "right" in name else person
 

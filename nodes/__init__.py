@@ -18,6 +18,7 @@ class LikenessExtension(ComfyExtension):
         from .. import models_download
         from . import (
             adapters,
+            blip_diffusion,
             concepts,
             control,
             dataset,
@@ -53,6 +54,7 @@ class LikenessExtension(ComfyExtension):
             *pulid.NODES,
             *storymaker.NODES,
             *edit_models.NODES,
+            *blip_diffusion.NODES,
             *ipadapter_plus.NODES,
             *concepts.NODES,
             *sefi_ide.NODES,

@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from ..errors import LikenessError, logger
 from .adapter_socket import as_managed
 from .choices import choices, finite, in_order, member, readable
+from .companions import find_vocabulary
 from .node import Node
 from .schema import (
     AdapterSocket,
@@ -52,14 +53,8 @@ class IdentityPrompt(Node):
             "prompt (PhotoMaker, FastComposer, BLIP-Diffusion, PhotoVerse), or one that the text encoder reads "
             "together with the people's photos (Reference Adapter). Takes the place of CLIP Text Encode.",
             search_aliases=[
-                "PhotoMaker Encode",
-                "trigger word",
-                "PhotoMaker",
-                "PhotoVerse",
-                "ELITE",
-                "pseudo-word",
-                "TextEncodeQwenImageEditPlus",
-                "Krea 2",
+                *("PhotoMaker Encode", "trigger word", "PhotoMaker", "PhotoVerse", "ELITE", "pseudo-word"),
+                *("FastComposer", "BLIP-Diffusion", "TextEncodeQwenImageEditPlus", "Krea 2"),
             ],
             inputs=[
                 io.Clip.Input(
@@ -205,7 +200,8 @@ class IdentityPrompt(Node):
         encoder = binding.ComfyTextEncoder(clip)
         layout, attention = layout_of(()), {}
         if model is not None:
-            check_fit(adapter, binding.sites_of(model), binding.model_name(model), adapter.needs.base)
+            needs = adapter.needs
+            check_fit(adapter, binding.sites_of(model), binding.model_name(model), needs.base, needs.text_width)
             layout, attention = binding.request_layout(model)
         people = [person for person in (identity, identity_2, identity_3, identity_4) if person is not None]
         request = Request(
@@ -219,6 +215,7 @@ class IdentityPrompt(Node):
             weight_strength=lora_strength,
             seen_by=embedded_by,
             parse=parse_aligned,
+            find_vocabulary=find_vocabulary,
             text=text,
             text_encoder=encoder,
             trigger_words=words_in(trigger_word),

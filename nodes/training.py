@@ -22,7 +22,7 @@ from ..training.methods.method import ConceptInput, Knob, Method
 from .choices import finite, must_exist, named, one_of, readable
 from .files import Shelf
 from .node import Node
-from .schema import DatasetSocket, FaceAnalysisSocket, advanced, schema, training_seed_input
+from .schema import AdapterSocket, DatasetSocket, FaceAnalysisSocket, advanced, schema, training_seed_input
 
 if TYPE_CHECKING:
     from .training_run import TrainingOutcome
@@ -129,6 +129,15 @@ def _start_input() -> Any:
     )
 
 
+def _adapter_input() -> Any:
+    return AdapterSocket.Input(
+        "adapter",
+        optional=True,
+        tooltip="From Load Identity Adapter: what it makes of the images is where training starts. Without one the "
+        "vectors start from the class word, and need many more steps.",
+    )
+
+
 def find_start(choice: str) -> Path | None:
     """The chosen LoRA, None for none; LikenessError when it is not there."""
     return None if choice == NO_LORA else LORAS.find_or_explain(choice)
@@ -195,6 +204,7 @@ def _schema(method: Method) -> io.Schema:
             *map(_widget, method.last),
             *([judge] if method.identity_knob else []),
             *([_start_input()] if method.continues_lora else []),
+            *([_adapter_input()] if method.reads_adapter else []),
             *(_socket(concept) for concept in method.concepts if concept.optional),
         ],
         outputs=_outputs(method.clip),
@@ -244,6 +254,7 @@ class _Train(Node):
             _sample_prompts(values["sample_prompts"], method.sample(datasets, values), triggers[0]),
             judge,
             find_start(named(values.get("start_from", NO_LORA), "start_from")) if method.continues_lora else None,
+            values.get("adapter") if method.reads_adapter else None,
         )
         words = [f"embedding:{Path(name).stem}" for name in outcome.embeddings]
         how = f"in prompts: {method.usage(datasets, words)}"

@@ -34,10 +34,13 @@ from typing import Any
 import torch
 from pydantic import Field, ValidationError, create_model
 
+from ..adapters import load as load_adapter
+from ..adapters.blip_diffusion.words import VOCABULARY, WordPieces
 from ..errors import LikenessError
 from ..faces import FaceAnalysis, load_parser
 from ..faces.photo_list import names_of
 from ..locks import locked
+from ..models_download import find_file
 from ..storage import check_folder, check_name
 from ..weights.embedding_files import load_embedding
 from .base.model import BaseModel
@@ -58,6 +61,7 @@ from .people_command import digest_of_people, keypoints_of, measure_of, people_m
 from .recipe import Recipe
 from .recipes.adapter_training import AdapterSettings
 from .run_record import digest_of, digest_of_file, is_complete
+from .subject_vectors import subject_vectors
 
 
 class DataSettings(Settings):
@@ -76,6 +80,7 @@ class DataSettings(Settings):
     control: Path | None = Field(default=None, description="A ControlNet in diffusers' layout, for InstantID.")
     segmenter: Path | None = Field(default=None, description="Mask R-CNN, for people's figures without masks.")
     few_step: Path | None = Field(default=None, description="A LoRA for sampling in a few steps, for PuLID.")
+    adapter: Path | None = Field(default=None, description="An identity adapter whose vectors of the photos are tuned.")
     resolution: int = Field(default=512, ge=64, le=LARGEST_RESOLUTION, multiple_of=8)
     faces: str = Field(default="auto", description="A face pack such as buffalo_l, mtcnn or miniature.")
     parser: Path | None = Field(default=None, description="Face parsing weights; none: masks are ellipses.")
@@ -226,8 +231,17 @@ def recipe_of(
             folder = folder / hashlib.sha256(prompt.encode()).hexdigest()[:16]
         return class_pictures(base, prompt, count, folder, size, after_each=go_on)
 
+    vectors = None
+    if data.adapter is not None:
+        if not method.reads_adapter:
+            raise LikenessError(f"{method.title} starts from no adapter: remove data.adapter.")
+        adapter = load_adapter(_there(data.adapter))
+        word = getattr(chosen, "class_word", "")
+        vectors = subject_vectors(adapter, concepts[0].dataset, word, partial(_vocabulary, data.adapter))
+        also.append(digest_of_file(data.adapter))
+
     detect, complete = partial(keypoints_of, analysis), is_complete(configuration.output, chosen)
-    materials = Materials(concepts, generate, device, measure, detect, data.start_from, complete)
+    materials = Materials(concepts, generate, device, measure, detect, data.start_from, complete, vectors)
     recipe = method.trainable.make(base, materials, chosen, seed)
     return recipe, digest_of([concept.dataset for concept in concepts], chosen, *also)
 
@@ -289,6 +303,12 @@ def _dataset(
         )
     print(dataset.report())
     return dataset
+
+
+def _vocabulary(adapter: Path) -> WordPieces:
+    """BERT's, which lies beside the adapter or among the models."""
+    beside = adapter.with_name(VOCABULARY)
+    return WordPieces.load(beside if beside.is_file() else find_file("blip_diffusion", VOCABULARY))
 
 
 class _Stopped(Exception):

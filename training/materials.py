@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..adapters.clip_vision import ClipEncoder
 from ..adapters.eva_clip import FILE as EVA_FILE
@@ -43,7 +44,7 @@ class Materials:
     recogniser of an identity loss, where the settings want one; detect: a detector of faces. start_lora: a LoRA's file
     that is trained further. generate: images of a class by the untouched model, from the class prompt, their number
     and size (height, width). complete: whether all steps were made already, so that nothing is left to be learned from
-    the class's images.
+    the class's images. vectors: (n, dim), what an identity adapter made of the first concept's photos.
     """
 
     concepts: Sequence[ConceptPhotos]
@@ -53,6 +54,7 @@ class Materials:
     detect: Detect | None = None
     start_lora: Path | None = None
     complete: bool = False
+    vectors: Tensor | None = None
 
     def lora_for(self, base: BaseModel) -> StartLora | None:
         """The LoRA that is trained further, for the networks of this base model."""

@@ -19,7 +19,7 @@ import comfyui
 import numpy as np
 import pytest
 import torch
-from helpers import mask_rcnn, official, photomaker, photoverse, pulid, restorers, storymaker
+from helpers import blip_diffusion, mask_rcnn, official, photomaker, photoverse, pulid, restorers, storymaker
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -36,6 +36,7 @@ PULID, PHOTOVERSE = "pulid_v1.bin", "photoverse.pt"  # as well
 PULID_FLUX = "pulid_flux_v0.9.1.safetensors"  # as well
 FLUX_CHECKPOINT, TINY_FLUX = "flux1-dev-fp8.safetensors", "LikenessTestTinyFlux"
 FLUX_WIDTH = 64  # of the tokens of the tiny one
+BLIP_DIFFUSION = "blipdiffusion_qformer.bin"  # as well
 RESTORER, UPSCALER = "GFPGANv1.4.pth", "RealESRGAN_x4plus.pth"  # under their own names
 ENCODER = "vit_l.safetensors"
 ENCODER_WIDTH = 1024
@@ -44,7 +45,7 @@ SIDE, STEPS, FRAMES = 64, 1, 2
 # Photos under the names that the graphs load; the detector of `models` knows both by heart.
 INPUTS = {
     **dict.fromkeys(["person.jpg", "person_1.jpg", "person_2.jpg", "person_3.jpg"], "astronaut"),
-    **dict.fromkeys(["person_left.jpg", "pose.jpg", "reference_1.jpg", "style.jpg"], "astronaut"),
+    **dict.fromkeys(["person_left.jpg", "pose.jpg", "reference_1.jpg", "style.jpg", "subject.jpg"], "astronaut"),
     **dict.fromkeys(["person_right.jpg", "reference_2.jpg", "clothes.jpg"], "six people"),
 }
 # The images that these save have the size of what they are given, or a multiple of it.
@@ -140,6 +141,9 @@ def narrow_models(models: Path, known_faces, files):
     written.append(models / "photoverse" / PHOTOVERSE)
     written[-1].parent.mkdir(exist_ok=True)
     torch.save(photoverse.nested(photoverse.unofficial(shapes, width=ENCODER_WIDTH, paths=blocks)), written[-1])
+    (models / "blip_diffusion").mkdir(exist_ok=True)
+    written += [blip_diffusion.vocabulary(models / "blip_diffusion"), models / "blip_diffusion" / BLIP_DIFFUSION]
+    torch.save(blip_diffusion.encoder(768, queries=16), written[-1])
     for path, weights in (
         (models / "facerestore_models" / RESTORER, restorers.gfpgan()),
         (models / "upscale_models" / UPSCALER, restorers.esrgan()),

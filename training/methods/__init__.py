@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import custom_diffusion, dreambooth, magicapture, sefi_ide, textual_inversion
+from . import blip_diffusion, custom_diffusion, dreambooth, magicapture, sefi_ide, textual_inversion
 from .adapters import ADAPTERS, AdapterMethod, adapter_method_of
 from .method import Method
 
@@ -19,6 +19,7 @@ METHODS: list[Method] = [
     magicapture.METHOD,
     custom_diffusion.METHOD,
     sefi_ide.METHOD,
+    blip_diffusion.METHOD,
 ]
 
 

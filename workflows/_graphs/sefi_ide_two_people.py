@@ -33,6 +33,4 @@ def describe(graph: Graph) -> None:
         "one is of both. With a subject of your own and the base that it was trained on (**Load Checkpoint** in the "
         "place of **Load Miniature**) the two stand side by side: say where, as in `<ohwx> on the left and <sks> on "
         "the right`. Two files that use the same word need another one in **Load Subject**.",
-        width=440,
-        height=300,
     )

@@ -148,8 +148,12 @@ class Painter:
 
         layout, attention = comfy.request_layout(self.world.model)
         encoder = comfy.ComfyClipEncoder(self.world.clip_vision)
-        beside = {"find_eva": partial(companions.find_eva, adapter), "parse": companions.parse_aligned}
-        beside["dit"] = comfy.dit_of(self.world.model)
+        beside = {
+            "find_eva": partial(companions.find_eva, adapter),
+            "parse": companions.parse_aligned,
+            "find_vocabulary": companions.find_vocabulary,
+            "dit": comfy.dit_of(self.world.model),
+        }
         request = Request(layout, attention, strength, Scope(start_at, end_at), who, encoder, **beside)
         if self.case.prompt:
             reader = comfy.ComfyTextEncoder(self.world.text_clip)
