@@ -29,5 +29,7 @@ def describe(graph: Graph) -> None:
         "Nothing has to be downloaded. It writes `drawn_face.safetensors` to "
         "`models/sefi_ide`.\n\n# 2. Press Run\n\n"
         "For a subject of your own put **Load Checkpoint** in the place of **Load Miniature**, "
-        "with the base that it was trained on. Prompts call it by its word in brackets, without a class word.",
+        "with the base that it was trained on. Prompts call it by its word in brackets, without a class word: "
+        "`a photo of <ohwx> with eyes closed`, `a photo of an old <ohwx>`. If a prompt is not followed, lower "
+        "`strength`, or `keys` alone in the first stages (0, 1, 1, 1, 1).",
     )
