@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 TITLES = {
+    "Start here": "从这里开始",
     "1. The person": "1. 人物",
     "1. The two people": "1. 两个人",
     "1. Images of the person": "1. 人物的照片",

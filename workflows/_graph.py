@@ -405,6 +405,7 @@ class Graph:
             "inputs": [],
             "outputs": [],
             "properties": {},
+            "title": "Start here",
             "widgets_values": [note.text],
             "color": "#1d3b4a",
             "bgcolor": "#152b36",

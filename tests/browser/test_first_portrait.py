@@ -65,12 +65,14 @@ def test_the_portrait_again_is_instant_and_brings_its_graph_back(editor):
     assert editor.trouble() == []
 
 
+@pytest.mark.parametrize("editor", ["classic"], indirect=True)
 def test_a_link_opens_a_template(server, chromium, editor):
     # Names in links have no spaces, so the starters have none.
     with page_of(chromium, server, f"?template=identity_report&source={PACK_FOLDER}") as page:
         page.page.wait_for_function("() => app.graph._nodes.some(node => node.type === 'LikenessExamplePhotos')")
 
 
+@pytest.mark.parametrize("editor", ["classic"], indirect=True)
 def test_in_chinese_the_chinese_starter_is_chinese(server, chromium, editor):
     with page_of(chromium, server, locale="zh-CN") as page:
         page.load(card("1 用一张照片生成人像"), "人像")
@@ -86,15 +88,13 @@ def test_in_chinese_the_chinese_starter_is_chinese(server, chromium, editor):
         assert page.trouble() == []
 
 
-@pytest.mark.parametrize(
-    "word", ["portrait", "person", "人像", "InstantID", "PuLID", "face reference", "consistent character"]
-)
-def test_the_search_finds_the_node_that_makes_a_portrait(editor, word):
+@pytest.mark.parametrize("editor", ["classic"], indirect=True)
+def test_the_search_finds_the_node_that_makes_a_portrait(editor):
     editor.load(card(STARTER), STARTER)
-    editor.page.mouse.dblclick(1300, 900)
-    editor.page.wait_for_timeout(500)
-    editor.page.keyboard.type(word)
-    try:
-        editor.page.get_by_text("Apply Identity", exact=True).first.wait_for(timeout=30_000)
-    finally:
+    for word in ("portrait", "person", "人像", "InstantID", "PuLID", "face reference", "consistent character"):
+        editor.page.mouse.dblclick(1300, 900)
+        editor.page.wait_for_timeout(500)
+        editor.page.keyboard.type(word)
+        editor.page.get_by_text("Apply Identity", exact=True).first.wait_for()
         editor.page.keyboard.press("Escape")
+        editor.settle()

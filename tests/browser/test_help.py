@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import re
 
+import pytest
+from helpers.browser_pages import page_of
+
 from likeness.miniature.comfyui_server import PACK_FOLDER
+
+pytestmark = pytest.mark.parametrize("editor", ["classic"], indirect=True)
 
 
 def test_every_node_has_its_pages_and_their_images(server, editor):
@@ -20,8 +25,6 @@ def test_every_node_has_its_pages_and_their_images(server, editor):
 
 
 def test_the_page_names_our_nodes_in_its_language(server, chromium, editor):
-    from helpers.browser_pages import page_of
-
     for locale, name in (("en-US", "Apply Identity"), ("zh-CN", "应用身份")):
         with page_of(chromium, server, locale=locale) as page:
             assert page.run("() => LiteGraph.registered_node_types.LikenessApplyIdentity.title") == name

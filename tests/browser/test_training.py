@@ -11,6 +11,8 @@ SEED = """() => { const seed = app.graph._nodes.find(node => node.type.startsWit
   .find(widget => widget.name === 'seed'); return [seed.value, seed.linkedWidgets?.[0]?.value]; }"""
 SET = """given => { for (const [name, value] of Object.entries(given)) app.graph._nodes
   .find(node => node.type.startsWith('LikenessTrain')).widgets.find(widget => widget.name === name).value = value; }"""
+pytestmark = pytest.mark.parametrize("editor", ["classic"], indirect=True)  # what the server does is the same
+
 QUICK = {"class_pictures": 1, "preview_every": 0, "save_every": 2}
 
 
