@@ -462,7 +462,7 @@ def controlnet(
 
 
 def flux_controlnet(seed: int = 0, **changes: Any) -> comfy.controlnet.ControlNet:
-    """One for `tiny_flux` that reads the picture itself, as XLabs' do, with random weights."""
+    """One for `tiny_flux` that reads the image itself, as XLabs' do, with random weights."""
     net = comfy.ldm.flux.controlnet.ControlNetFlux(
         dtype=torch.float32, device=torch.device("cpu"), operations=comfy.ops.disable_weight_init,
         **_flux_layout({"depth": 2, "depth_single_blocks": 0, **changes}),
