@@ -64,18 +64,25 @@ class FakeVae:
         latent = means.repeat(1, -(-self.latent_channels // 3), 1, 1)[:, : self.latent_channels]
         return latent.unsqueeze(2) if self.latent_dim == 3 else latent
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> (batch, h · pixels, w · pixels, 3)"""
+        latents = latents.squeeze(2) if latents.ndim == 5 else latents
+        large = torch.nn.functional.interpolate(latents[:, :3].float(), scale_factor=float(self.pixels))
+        return large.movedim(1, -1).add(2).div(4).clamp(0, 1)
+
 
 class FakeClip:
-    """A CLIP with Krea 2's tokenizer, that keeps what it was given."""
+    """A CLIP with the tokenizer of Krea 2, or of Qwen-Image, that keeps what it was given."""
 
-    def __init__(self, width: int, has_eyes: bool = True) -> None:
+    def __init__(self, width: int, has_eyes: bool = True, encoder: str = "qwen3vl_4b") -> None:
+        from importlib import import_module
         from types import SimpleNamespace
 
-        from comfy.text_encoders.krea2 import Krea2Tokenizer
-
         network = SimpleNamespace(**({"visual": object()} if has_eyes else {}))
-        self.cond_stage_model = SimpleNamespace(qwen3vl_4b=SimpleNamespace(transformer=network))
-        self.width, self.tokenizer = width, Krea2Tokenizer()
+        self.cond_stage_model = SimpleNamespace(**{encoder: SimpleNamespace(transformer=network)})
+        self.width, self.encoder = width, encoder
+        module, name = ("krea2", "Krea2Tokenizer") if encoder == "qwen3vl_4b" else ("qwen_image", "QwenImageTokenizer")
+        self.tokenizer = getattr(import_module(f"comfy.text_encoders.{module}"), name)()
         self.given: list[tuple[str, list[Tensor], str]] = []
         self.tokens: list[list[Any]] = []
 
@@ -86,7 +93,7 @@ class FakeClip:
 
     def encode_from_tokens_scheduled(self, tokens: Any) -> Any:
         """States that depend on the length alone."""
-        [row] = tokens["qwen3vl_4b"]
+        [row] = tokens[self.encoder]
         self.tokens.append([pair[0] if isinstance(pair[0], int) else "image" for pair in row])
         generator = torch.Generator().manual_seed(len(row))
         return [[torch.randn(1, 7, self.width, generator=generator), {}]]
