@@ -32,22 +32,30 @@ def velocity(model: Any, x: Tensor, t: Tensor, text: Tensor, guidance: Tensor | 
 
     options: of the positive conditioning.
     """
+    return velocities(model, [(x, t)], text, guidance, **options)[0]
+
+
+def velocities(
+    model: Any, steps: Sequence[tuple[Tensor, Tensor]], text: Tensor, guidance: Tensor | None = None, **options: Any
+) -> list[Tensor]:
+    """The same for several steps (x, t) of one run."""
     import comfy.sample
     import comfy.samplers
 
-    found = []
+    found, empty = [], torch.zeros_like(steps[0][0])
 
     def once(denoiser: Any, noise: Tensor, sigmas: Tensor, extra_args: Any = None, **_: Any) -> Tensor:
-        found.append((x - denoiser(x, t.to(x), **(extra_args or {}))) / t.to(x).view(-1, *[1] * (x.ndim - 1)))
+        for x, t in steps:
+            found.append((x - denoiser(x, t.to(x), **(extra_args or {}))) / t.to(x).view(-1, *[1] * (x.ndim - 1)))
         return noise
 
     told = {**options, **({} if guidance is None else {"guidance": float(guidance[0])})}
     with torch.inference_mode():
         comfy.sample.sample_custom(
-            model, torch.zeros_like(x), 1.0, comfy.samplers.KSAMPLER(once), torch.tensor([1.0, 0.0]),
-            [[text, told]], [[text, dict(told)]], torch.zeros_like(x), disable_pbar=True,
+            model, empty, 1.0, comfy.samplers.KSAMPLER(once), torch.tensor([1.0, 0.0]),
+            [[text, told]], [[text, dict(told)]], empty, disable_pbar=True,
         )  # fmt: skip
-    return found[0].clone()
+    return [one.clone() for one in found]
 
 
 class FakeVae:
