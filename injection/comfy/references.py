@@ -112,8 +112,24 @@ class ReferencesOfRun:
         count = native + sum(len(term.photos) for term in self.terms.values())
         self._photos = {i: list(term.photos.encoded(target, count)) for i, term in self.terms.items()}
         latents = [self._formed(photo.latent) for photos in self._photos.values() for photo in photos]
+        self._warn(target, [entry for entries in conds.values() for entry in entries])
         for name, entries in conds.items():
             conds[name] = [self._with(entry, latents) for entry in entries]
+
+    def _warn(self, target: Cells, entries: Sequence[Mapping[str, Any]]) -> None:
+        """What the model computes all the same, but not as it was trained."""
+        height, width = (side * self.base.pixels for side in target)
+        if any(side % self.base.patch for side in target):
+            log.warning(
+                "[likeness] The image is %d x %d pixels, and ComfyUI fills up the last half tokens from the opposite "
+                "edge: use sides that are multiples of %d.",
+                width, height, self.base.pixels * self.base.patch,
+            )  # fmt: skip
+        if any(entry.get("area") is not None for entry in entries):
+            log.warning(
+                "[likeness] A prompt is limited to an area, which references are not cut to: limit it by a mask "
+                "(Conditioning Set Mask) instead."
+            )
 
     def _with(self, entry: dict[str, Any], latents: list[Tensor]) -> dict[str, Any]:
         self._check_method(entry)

@@ -361,6 +361,18 @@ def test_a_batch_is_its_images(studio):
     assert same(painted(noise.repeat(2, 1, 1, 1, 1))[1:], painted(noise))
 
 
+def test_what_a_model_was_not_trained_on_is_said(studio, recipes, caplog):
+    model, _ = studio.apply(person())
+    studio.sample(model, shape=(1, 16, 1, 15, 12), steps=1)
+    assert "The image is 96 x 120 pixels" in caplog.text and "multiples of 16" in caplog.text
+    area = recipes.conditioning(studio.width, tokens=9, seed=9, area=(8, 12, 0, 0), strength=1.0)
+    studio.sample(model, [*studio.text[0], *area], steps=1)
+    assert "limited to an area" in caplog.text
+    caplog.clear()
+    studio.sample(model, steps=1)
+    assert not [record for record in caplog.records if record.levelname == "WARNING" and record.name == "likeness"]
+
+
 # --- several people
 
 
