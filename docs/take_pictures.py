@@ -37,7 +37,7 @@ LANGUAGES = {ENGLISH: ".png", "zh-CN": ".zh.png"}
 PREVIEW = """async () => {
   const models = ['CheckpointLoaderSimple', 'CLIPVisionLoader', 'ControlNetLoader', 'LikenessLoadIdentityAdapter',
     'LikenessLoadIdentity', 'LikenessLoadEmbeds', 'LikenessLoadMiniature', 'LikenessStoryMakerCharacter',
-    'LikenessLoadFaceRestorer', 'UpscaleModelLoader'];
+    'LikenessLoadFaceRestorer', 'UpscaleModelLoader', 'UNETLoader', 'CLIPLoader', 'VAELoader'];
   const {output} = await app.graphToPrompt();
   const wanted = Object.keys(output).filter(id => output[id].class_type === 'PreviewImage');
   const links = id => Object.values(output[id].inputs).filter(Array.isArray);

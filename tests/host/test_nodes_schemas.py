@@ -166,7 +166,7 @@ def test_every_combo_made_from_files_is_checked_before_anything_runs(all_schemas
         *("LikenessLoadEmbeds.file", "LikenessPortraitDataset.masks", "LikenessFaceMask.parser"),
         *("LikenessLoadFaceRestorer.file", "LikenessRestoreFaces.paste", "LikenessUpscalePortrait.paste"),
         *("LikenessPasteFacesBack.paste", "LikenessDetailFaces.paste", "LikenessLoadConcept.file"),
-        "LikenessLoadSubject.file",
+        *("LikenessLoadSubject.file", "LikenessReferenceAdapter.lora_name"),
         *("LikenessTrainDreamBooth.start_from", "LikenessTrainMagiCapture.start_from"),
     }
 
