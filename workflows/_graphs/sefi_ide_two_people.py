@@ -28,9 +28,12 @@ def describe(graph: Graph) -> None:
         latent = graph.node("EmptyLatentImage", width=MINIATURE.side, height=MINIATURE.side, batch_size=1)
     sample_and_save(graph, "5. Portrait", MINIATURE, world["vae"], named["model"], Start(named, negative, latent))
     graph.note(
-        "Nothing has to be downloaded. Run **train_sefi_ide** first: it writes `drawn_face.safetensors` and "
-        "`drawn_face_two.safetensors` to `models/sefi_ide`.\n\nThe miniature draws one face in an image, so this "
-        "one is of both. With a subject of your own and the base that it was trained on (**Load Checkpoint** in the "
-        "place of **Load Miniature**) the two stand side by side: say where, as in `<ohwx> on the left and <sks> on "
-        "the right`. Two files that use the same word need another one in **Load Subject**.",
+        "# 1. Run train_sefi_ide\n\n"
+        "Nothing has to be downloaded. It writes `drawn_face.safetensors` and `drawn_face_two.safetensors` to "
+        "`models/sefi_ide`.\n\n"
+        "# 2. Press Run\n\n"
+        "The miniature draws one face in an image, so this one is of both. With a subject of your own and the base "
+        "that it was trained on (**Load Checkpoint** in the place of **Load Miniature**) the two stand side by side: "
+        "say where, as in `<ohwx> on the left and <sks> on the right`. Two files that use the same word need another "
+        "one in **Load Subject**.",
     )
