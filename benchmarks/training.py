@@ -32,21 +32,29 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from overhead import UNETS, comfyui_of_the_tests, compared, measure, start_host
 from torch import Tensor, nn
 
+from likeness.adapters.clip_vision import EncoderSize
+from likeness.adapters.photoverse.face import FaceMask
 from likeness.adapters.sefi_ide.networks import TokenGenerator
+from likeness.faces import Face
 from likeness.miniature.models.networks import build_tokenizer
-from likeness.training.base.lora import Reach
+from likeness.training.base.lora import Reach, add_lora
 from likeness.training.base.model import BaseModel, Codec, TextTower
 from likeness.training.base.noise import NoiseSchedule
 from likeness.training.base.vocabulary import NewToken, Vocabulary
 from likeness.training.config import Group, LoraSettings, RunSettings
+from likeness.training.data.dataset import Frame
 from likeness.training.data.examples import Example
+from likeness.training.data.people import FramedPhoto, People, PersonPhoto
+from likeness.training.data.photo_files import Photo
 from likeness.training.data.portraits import Portrait
 from likeness.training.data.zoom import Zoom
 from likeness.training.engine import train
+from likeness.training.materials import PeopleMaterials
 from likeness.training.objectives.attention_refocusing import attention_refocusing
 from likeness.training.objectives.identity import Decoder, arcface_measure, identity
 from likeness.training.objectives.magicapture import ShotKind, regions
@@ -58,6 +66,7 @@ from likeness.training.recipes.custom_diffusion import CustomDiffusionSettings, 
 from likeness.training.recipes.denoising import Mask
 from likeness.training.recipes.dreambooth import DreamBoothSettings, dreambooth
 from likeness.training.recipes.magicapture import MagiCaptureSettings, ShotStream, magicapture
+from likeness.training.recipes.photoverse import PhotoVerseSettings, photoverse
 from likeness.training.recipes.sefi_ide import Layers, SefiIdeSettings, Tokens, sefi_ide
 from likeness.training.recipes.textual_inversion import TextualInversionSettings, textual_inversion
 
@@ -425,6 +434,132 @@ def tuned(what: Tuned) -> Callable[[BaseModel, int], Recipe]:
     return recipe
 
 
+# A PhotoVerse step ----------------------------------------------------------------------------------------------------
+
+CLIP_WIDTH, MAPS = 1024, 5
+
+
+class StillClip:
+    """CLIP ViT-L/14's sizes with constant states, so that no step pays for it, as ours pays once for each photo."""
+
+    size = EncoderSize(CLIP_WIDTH, 768, 224)
+
+    def encode_pixels(self, pixels: Tensor) -> Any:
+        raise NotImplementedError
+
+    def hidden_states(self, pixels: Tensor, layers: Any) -> list[Tensor]:
+        random = torch.Generator().manual_seed(1)
+        return [torch.randn(1, 257, CLIP_WIDTH, generator=random) for _ in layers]
+
+
+class DualBranch(nn.Module):
+    """An attention processor in diffusers' manner: the text's attention and that to the image, added up."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.to_k, self.to_v = copy.deepcopy(attention.to_k), copy.deepcopy(attention.to_v)
+        self.tokens: Tensor
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        attend = torch.nn.functional.scaled_dot_product_attention
+        q = heads(attn.to_q(hidden_states))
+        text = attend(q, heads(attn.to_k(encoder_hidden_states)), heads(attn.to_v(encoder_hidden_states)))
+        image = attend(q, heads(self.to_k(self.tokens)), heads(self.to_v(self.tokens)))
+        return attn.to_out[0]((text + image).transpose(1, 2).flatten(2))
+
+
+def photoverse_bare(base: BaseModel) -> Variant:
+    """The same parameters in a loop of diffusers and peft, with states of CLIP and latents ready, without the losses
+    that are PhotoVerse's own."""
+
+    def run(steps: int) -> None:
+        from likeness.adapters.photoverse.networks import AdapterSizes, FeatureAdapter
+
+        unet, encoder = copy.deepcopy(base.unet), copy.deepcopy(base.text[0].encoder)
+        processors = dict(unet.attn_processors)
+        for name in processors:
+            if name.endswith("attn2.processor"):
+                attention = unet.get_submodule(name.removesuffix(".processor"))
+                processors[name] = DualBranch(attention).requires_grad_(True)
+        branches = [processor for processor in processors.values() if isinstance(processor, DualBranch)]
+        unet.set_attn_processor(processors)
+        paths = [path for path, _ in unet.named_modules() if path.endswith(("attn2.to_k", "attn2.to_v"))]
+        lora = add_lora(unet, paths, RANK)
+        for branch in branches:
+            branch.requires_grad_(True)
+        adapters = [FeatureAdapter(AdapterSizes(MAPS, CLIP_WIDTH, CLIP_WIDTH, TEXT_WIDTH)) for _ in range(2)]
+        modules = [*adapters, *branches]
+        trained = [*lora, *(parameter for module in modules for parameter in module.parameters())]
+        unet.train()
+        encoder.train()
+        optimiser = torch.optim.AdamW(trained, lr=1e-4)
+        side = base.unet.config.sample_size
+        latents, states = torch.randn(1, 4, side, side), StillClip().hidden_states(torch.empty(0), range(MAPS))
+        ids = torch.stack(base.text[0].ids(["a photo of a person"]).unbind())
+        table = encoder.get_input_embeddings()
+        for _ in range(steps):
+            noise, t = torch.randn_like(latents), torch.randint(1000, (1,))
+            words, tokens = (adapter(states) for adapter in adapters)
+            for branch in branches:
+                branch.tokens = tokens
+
+            def put(_module: Any, _given: Any, out: Tensor, words: Tensor = words) -> Tensor:
+                return torch.cat([out[:, :4], words, out[:, 5:]], dim=1)[:, : out.shape[1]]
+
+            hook = table.register_forward_hook(put)
+            text = encoder(ids).last_hidden_state
+            hook.remove()
+            prediction = unet(base.schedule.add_noise(latents, noise, t), t, text).sample
+            torch.nn.functional.mse_loss(prediction, noise).backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+
+    return run
+
+
+def faces(side: int) -> People:
+    """One photo of one person."""
+    shown = photo(side)
+    assert shown.face_mask is not None
+    pixels = ((shown.pixels.permute(1, 2, 0) / 2 + 0.5) * 255).byte().numpy()
+    size = pixels.shape[:2]
+    box = np.array([2.5, 2.0, 5.5, 6.0], np.float32) * side
+    face = Face(box, 1.0, keypoints(side).numpy(), None, None)
+    example = FramedPhoto(Photo("face.png", pixels), Frame(0, 0, *size, size), size, "")
+    return People((PersonPhoto("person", example, face, "face"),))
+
+
+def person(**options: Any) -> Callable[[BaseModel, int], Recipe]:
+    """Adapters, branch and LoRA; everybody is seen, in both branches."""
+
+    def recipe(base: BaseModel, steps: int) -> Recipe:
+        chosen = {"lambda_face": 0, "mask": FaceMask.NONE, "rank": RANK, "drop": {"person": 0, "text": 0, "both": 0}}
+        settings = PhotoVerseSettings(steps=steps, **{**chosen, **options})
+        measure = arcface_measure(stand_in())
+        materials = PeopleMaterials(faces(base.unet.config.sample_size), clip=StillClip(), measure=measure)
+        return photoverse(base, materials, settings)
+
+    return recipe
+
+
+def photoverse_steps(base: BaseModel) -> dict[str, Variant]:
+    """Ours, to be compared with the bare loop that trains the same parameters."""
+    plain = {"lambda_text": 0, "lambda_visual": 0}
+    return {
+        "PhotoVerse, denoising alone": ours(base, person(**plain)),
+        "PhotoVerse, both regularisers": ours(base, person()),
+        "PhotoVerse, and the face loss at every timestep": ours(
+            base, person(lambda_face=0.01, last_face_timestep=1000)
+        ),
+    }
+
+
 # Measuring ------------------------------------------------------------------------------------------------------------
 
 
@@ -673,6 +808,7 @@ def main() -> None:
     for what, kind in ((Tuned.LORA, "tuned_steps"), (Tuned.VECTORS, "vector_steps")):
         title = f"BLIP-Diffusion step, {what.value}"
         compare(title, replace(plain, layers=1), "bare loop", tuned_bare(what), kind)
+    compare("PhotoVerse step", plain, "bare loop of the same parameters", photoverse_bare, "photoverse_steps")
     compare(
         "MagiCapture step with a composed prompt",
         large,

@@ -46,6 +46,7 @@ class SavedKind(Enum):
     INSTANTID = "instantid"
     CONTROLNET = "controlnet"
     PHOTOMAKER = "photomaker"
+    PHOTOVERSE = "photoverse"
     PULID = "pulid"
     STORYMAKER = "storymaker"
     TUNED_SUBJECT = "blip_diffusion"

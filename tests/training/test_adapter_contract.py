@@ -36,6 +36,10 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"rank": 2, "encoder_rate": 1e-2, "encoder_layers": 1, "smallest_face": 0, "masked_share": share}
         for share in (0.0, 1.0)
     ],
+    "photoverse": [
+        {"rank": 2, "hidden": hidden, "warm_up": 0, "lambda_face": face, "adapter": kind, "maps": maps}
+        for face, kind, maps, hidden in ((1.0, "elite", 5, 8), (0.0, "literal", 2, None))
+    ],
     "storymaker": [{"rank": 2, "drop_face": 0.0, "drop_body": 0.0}],
 }
 EACH = pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ...adapters.effects import AttentionTerm, Projector
+from ...adapters.effects import AttentionTerm, Merge, Projector
 from ...adapters.types import IdentityTokens
 from ...injection.diffusers import inject
 from ...injection.plan import Role, uniform
@@ -177,11 +177,11 @@ class LiveTerm:
         finally:
             self._injected.eject()
 
-    def show(self, tokens: Tensor) -> None:
-        """Whom the next passes attend to: (batch, n, dim)."""
+    def show(self, tokens: Tensor, merge: Merge | None = None) -> None:
+        """Whom the next passes attend to: (batch, n, dim); and how that joins the text, None for a sum."""
         # A batch has conditioned rows alone, so one unconditioned row is projected, for its shape.
         pair = IdentityTokens(tokens, tokens[:1].detach())
-        self._injected.injections = [replace(self._term, tokens=pair)]
+        self._injected.injections = [replace(self._term, tokens=pair, merge=merge)]
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
