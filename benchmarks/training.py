@@ -8,9 +8,9 @@
 A UNet of SD1.5's topology at reduced width, random weights, CPU, float32, one thread. All variants train once per round
 in random order; a step's time is the process time between two optimiser steps, the first of each run left out. Reported
 are the ratio of medians and the median and quartiles of the ratios paired by round: to the bare loop of diffusers and
-peft, and to a MagiCapture step in the structure of its official code, two passes with explicit attention everywhere and
-a decoded image. ComfyUI's own TrainLoraNode stands beside them where ComfyUI is there. Bytes are counted on a
-full-size model without memory.
+peft, to bare loops with the losses of the adapters (`adapter_steps.py`), and to a MagiCapture step in the structure of
+its official code, two passes with explicit attention everywhere and a decoded image. ComfyUI's own TrainLoraNode stands
+beside them where ComfyUI is there. Bytes are counted on a full-size model without memory.
 """
 
 from __future__ import annotations
@@ -34,6 +34,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from adapter_steps import (
+    faceid_bare,
+    faceid_steps,
+    instantid_bare,
+    instantid_steps,
+    pulid_aligned_steps,
+    pulid_bare,
+    pulid_bare_aligned,
+    pulid_steps,
+)
 from overhead import UNETS, comfyui_of_the_tests, compared, measure, start_host
 from torch import Tensor, nn
 
@@ -809,6 +819,15 @@ def main() -> None:
         title = f"BLIP-Diffusion step, {what.value}"
         compare(title, replace(plain, layers=1), "bare loop", tuned_bare(what), kind)
     compare("PhotoVerse step", plain, "bare loop of the same parameters", photoverse_bare, "photoverse_steps")
+    # So of adapters, whose texts are read once.
+    few = replace(plain, layers=1)
+    for title, loop, kind in (
+        ("FaceID step", faceid_bare, faceid_steps),
+        ("InstantID step", instantid_bare, instantid_steps),
+        ("PuLID step, stage 1", pulid_bare, pulid_steps),
+        ("PuLID step, stage 3", pulid_bare_aligned, pulid_aligned_steps),
+    ):
+        compare(title, few, "bare diffusers loop", loop, kind.__name__)
     compare(
         "MagiCapture step with a composed prompt",
         large,

@@ -27,6 +27,7 @@ from ...injection.plan import Role, uniform
 from ...injection.sites import sites_of_diffusers_unet
 from ..cache import TensorCache
 from ..config import MethodSettings, Moment, Rate, RateSchedule, Settings, Steps
+from ..data.dataset import Framing
 from ..data.examples import Example
 from ..data.people import People, PersonPhoto
 from ..recipe import Objective, Pass, Sample, epochs, seed_of
@@ -64,9 +65,15 @@ class AdapterSettings(MethodSettings):
     warm_up: Moment = 0
     clip: float = Field(default=0.0, ge=0, description="Largest norm of the gradients; 0: not clipped, as published.")
     drop: DropRates = DropRates()
+    framing: Framing = Field(default=Framing.HEAD, description="Which part of a photo is trained on.")
     another_photo: float = Field(
         default=0.5, ge=0, le=1, description="Share of samples that are conditioned on another photo of the person."
     )
+
+    @property
+    def together(self) -> int:
+        """How many people a photo may show."""
+        return 1
 
     @property
     def trains_encoder(self) -> bool:
