@@ -34,6 +34,7 @@ ADAPTERS: list[AdapterMethod] = [
     AdapterMethod("instantid", "InstantID"),
     AdapterMethod("storymaker", "StoryMaker"),
     AdapterMethod("photomaker", "PhotoMaker"),
+    AdapterMethod("blip_diffusion_encoder", "BLIP-Diffusion"),
 ]
 
 
