@@ -35,12 +35,10 @@ import torch
 from pydantic import Field, ValidationError, create_model
 
 from ..adapters import load as load_adapter
-from ..adapters.blip_diffusion.words import VOCABULARY, WordPieces
 from ..errors import LikenessError
 from ..faces import FaceAnalysis, load_parser
 from ..faces.photo_list import names_of
 from ..locks import locked
-from ..models_download import find_file
 from ..storage import check_folder, check_name
 from ..weights.embedding_files import load_embedding
 from .base.model import BaseModel
@@ -61,7 +59,7 @@ from .people_command import digest_of_people, keypoints_of, measure_of, people_m
 from .recipe import Recipe
 from .recipes.adapter_training import AdapterSettings
 from .run_record import digest_of, digest_of_file, is_complete
-from .subject_vectors import subject_vectors
+from .subject_vectors import subject_vectors, vocabulary_beside
 
 
 class DataSettings(Settings):
@@ -237,7 +235,7 @@ def recipe_of(
             raise LikenessError(f"{method.title} starts from no adapter: remove data.adapter.")
         adapter = load_adapter(_there(data.adapter))
         word = getattr(chosen, "class_word", "")
-        vectors = subject_vectors(adapter, concepts[0].dataset, word, partial(_vocabulary, data.adapter))
+        vectors = subject_vectors(adapter, concepts[0].dataset, word, partial(vocabulary_beside, data.adapter))
         also.append(digest_of_file(data.adapter))
 
     detect, complete = partial(keypoints_of, analysis), is_complete(configuration.output, chosen)
@@ -303,12 +301,6 @@ def _dataset(
         )
     print(dataset.report())
     return dataset
-
-
-def _vocabulary(adapter: Path) -> WordPieces:
-    """BERT's, which lies beside the adapter or among the models."""
-    beside = adapter.with_name(VOCABULARY)
-    return WordPieces.load(beside if beside.is_file() else find_file("blip_diffusion", VOCABULARY))
 
 
 class _Stopped(Exception):

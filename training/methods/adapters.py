@@ -35,6 +35,7 @@ ADAPTERS: list[AdapterMethod] = [
     AdapterMethod("storymaker", "StoryMaker"),
     AdapterMethod("photomaker", "PhotoMaker"),
     AdapterMethod("photoverse", "PhotoVerse"),
+    AdapterMethod("blip_diffusion_encoder", "BLIP-Diffusion"),
 ]
 
 

@@ -101,7 +101,7 @@ def blip_diffusion(
 ) -> Recipe:
     """The recipe, on SD1.x. vectors: (n, dim), what the subject encoder made of the photos; None: they start from the
     class word. Raises LikenessError for another base model, and for vectors that do not fit it."""
-    _require_base(base, vectors)
+    require_base(base, None if vectors is None else vectors.shape[1])
     prompts.require_photos(photos, "photo")
     require_masks(photos, settings.mask, base.codec.decoder.pixels_per_cell)
     if settings.tuned is Tuned.LORA and settings.lora.reach not in ATTENTION:
@@ -138,18 +138,19 @@ def blip_diffusion(
     return Recipe(settings.title, settings, [tuning], (word,), save)
 
 
-def _require_base(base: BaseModel, vectors: Tensor | None) -> None:
+def require_base(base: BaseModel, width: int | None) -> None:
+    """LikenessError unless the model has SD1.5's text encoder, which reads vectors of this width; None: of any."""
     kinds = [tower.kind for tower in base.text]
     if kinds != [CLIP_L.name]:
         raise LikenessError(
             f"BLIP-Diffusion is for SD1.5, whose text encoder is clip_l, and this model has {' and '.join(kinds)}: "
             "choose an SD1.5 model."
         )
-    width = base.encoders[0].config.hidden_size
-    if vectors is not None and vectors.shape[1] != width:
+    read = base.encoders[0].config.hidden_size
+    if width not in (None, read):
         raise LikenessError(
-            f"The adapter makes vectors of width {vectors.shape[1]} and the text encoder reads {width}: connect an "
-            "adapter and a model that belong together."
+            f"The adapter makes vectors of width {width} and the text encoder reads {read}: connect an adapter and a "
+            "model that belong together."
         )
 
 
