@@ -14,6 +14,7 @@ from ..checks import first_not_finite
 from ..errors import LikenessError
 from ..weights.files import read_weights
 from . import others
+from .fastcomposer import SYSTEM as FASTCOMPOSER
 from .instantid import SYSTEM as INSTANTID
 from .ip_adapter import SYSTEM as IP_ADAPTER
 from .ip_adapter import Evidence, IPAdapter, Variant
@@ -43,6 +44,7 @@ SYSTEMS: tuple[Kind, ...] = (
     PHOTOVERSE,
     PULID,
     STORYMAKER,
+    FASTCOMPOSER,
 )
 
 

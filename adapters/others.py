@@ -20,10 +20,6 @@ def _pulid_flux(file: WeightFile) -> Sureness:
     return _sure(file.has("pulid_ca.") or file.has("pulid_encoder."))
 
 
-def _fastcomposer(file: WeightFile) -> Sureness:
-    return _sure(file.has("postfuse_module."))
-
-
 def _keys(*prefixes: str) -> Callable[[WeightFile], bool]:
     return lambda file: any(file.has(prefix) for prefix in prefixes)
 
@@ -36,10 +32,7 @@ def _is_lora(file: WeightFile) -> bool:
 
 
 # Systems whose files are recognised, so that none of them is taken for an IP-Adapter.
-ANNOUNCED = (
-    Kind("PuLID for FLUX", _pulid_flux, ("pulid",)),
-    Kind("FastComposer", _fastcomposer),
-)
+ANNOUNCED = (Kind("PuLID for FLUX", _pulid_flux, ("pulid",)),)
 
 # What else people put into the folder. The first that fits, so the surest sign goes first.
 _STRANGERS = (

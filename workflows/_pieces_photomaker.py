@@ -1,5 +1,4 @@
-"""What PhotoMaker's and PhotoVerse's graphs share: the prompt in which words stand for people, in place of CLIP Text
-Encode."""
+"""What graphs through the prompt share: the one in which words stand for people, in place of CLIP Text Encode."""
 
 from __future__ import annotations
 

@@ -49,10 +49,11 @@ class FastComposerOptions:
     """Everything a user can set beside strength and window; the defaults are those of the official code.
 
     images: the subjects, one image each (1, H, W, 3), in place of the identities' crops; masks: what of each is the
-    subject, (1, H, W), and what stands around it. strengths: of every subject, beside the common one. start_step: the
-    official `start_merge_step`, the last step without the subjects; -1: none. start_sigma: the first noise level with
-    them. Both win over the window's start. original: the weights of SD1.5's own UNet by diffusers' name; what the
-    file's UNet adds to them is then added to the model, which may be another checkpoint.
+    subject, (1, H, W), None for all of it; background: what stands around it, noise of a seed. strengths: of every
+    subject, beside the common one. start_step: the official `start_merge_step`, the last step without the subjects; -1:
+    none. start_sigma: the first noise level with them. Both win over the window's start. original: the weights of
+    SD1.5's own UNet by diffusers' name; what the file's UNet adds to them is then added to the model, which may be
+    another checkpoint.
     """
 
     photo: PhotoCrop = PhotoCrop.HEAD
@@ -63,7 +64,7 @@ class FastComposerOptions:
     long_prompts: LongPrompts = LongPrompts.REFUSE
     strengths: tuple[float, ...] = ()
     images: tuple[Tensor, ...] = ()
-    masks: tuple[Tensor, ...] = ()
+    masks: tuple[Tensor | None, ...] = ()
     background: Background = Background.NOISE
     seed: int = 0
     original: Mapping[str, Tensor] = field(default_factory=dict)
@@ -75,11 +76,8 @@ class FastComposerOptions:
             check_number(self.start_sigma, "The start's sigma", 0, 1e6)
         for strength in self.strengths:
             check_number(strength, "The strength of a person", 0, LARGEST_FACTOR)
-        if self.masks and len(self.masks) not in (1, len(self.images)):
-            raise LikenessError(
-                f"There are {len(self.images)} images and {len(self.masks)} masks of subjects: connect one mask for "
-                "each image, or one for all."
-            )
+        if self.masks and len(self.masks) != len(self.images):
+            raise ValueError(f"{len(self.images)} images and {len(self.masks)} masks of subjects")
 
     def first_step(self, share: float) -> Callable[[int], int] | None:
         """Number of steps of a run -> the first one with the subjects, from 0; None where no step is counted."""
@@ -304,9 +302,9 @@ class FastComposer(nn.Module):
 def _image(options: FastComposerOptions, number: int) -> Tensor:
     """A subject's image, (1, H, W, 3), with what a user wants around it."""
     image = options.images[number]
-    if not options.masks or options.background is Background.KEEP:
+    mask = options.masks[number] if options.masks else None
+    if mask is None or options.background is Background.KEEP:
         return image
-    mask = options.masks[min(number, len(options.masks) - 1)]
     height, width = image.shape[1:3]
     if mask.shape[-2:] != (height, width):
         raise LikenessError(

@@ -43,8 +43,9 @@ def _replace(model: Any, delta: WeightDelta, applied: dict[str, float]) -> int:
     before = applied.get(delta.id, 0.0)
     if delta.strength <= before:
         return 0
-    patches = _patches(model, delta)
-    missing = next((theirs for theirs, ours in _weight_names(model).items() if ours not in patches), None)
+    patches, own = _patches(model, delta), model.model.state_dict()
+    names = {theirs: ours for theirs, ours in _weight_names(model).items() if ours in own}
+    missing = next((theirs for theirs, ours in names.items() if ours not in patches), None)
     if missing is not None:
         raise LikenessError(
             f"The UNet in {delta.name!r} has no {missing!r}, which the connected MODEL has: download the file again, "

@@ -23,6 +23,7 @@ class Case:
     content alone does not. reads_clip: it needs a CLIP vision model. reads_faces: a photo without a face is not enough.
     prompt, plain: of a system that works through the prompt, a text with its trigger word and the same without. use:
     (world, seed, strength, model) -> MODEL, positive prompt and report, of what is no adapter and has nodes of its own.
+    options: what its options node makes, where it acts in few of a short run's steps without them.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Case:
     prompt: str = ""
     plain: str = ""
     use: Callable[[Any, int, float, Any], tuple[Any, Any, str]] | None = None
+    options: Callable[[], Any] = lambda: None
 
     @property
     def least(self) -> Sureness:

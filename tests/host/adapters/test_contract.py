@@ -112,7 +112,7 @@ class Painter:
         if self.case.use:
             return self.case.use(self.world, adapter, strength, inputs.get("model", self.world.model))
         if self.case.prompt:
-            given = {"text": self.case.prompt, "start_at": 0.0, **inputs}
+            given = {"text": self.case.prompt, "start_at": 0.0, "options": self.case.options(), **inputs}
             return self.world.prompt(adapter, who, strength=strength, **given)
         model, report = self.world.apply(adapter, who, weight=strength, **inputs)
         if who is None:
