@@ -47,6 +47,7 @@ class SavedKind(Enum):
     PHOTOMAKER = "photomaker"
     PULID = "pulid"
     STORYMAKER = "storymaker"
+    FASTCOMPOSER = "fastcomposer"
 
     @property
     def label(self) -> str:

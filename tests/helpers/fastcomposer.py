@@ -28,12 +28,14 @@ def unet(seed: int = 0) -> dict[str, Tensor]:
         return UNet2DConditionModel(**UNET).state_dict()
 
 
-def encoder(dim: int, seed: int = 0) -> dict[str, Tensor]:
-    """`image_encoder` and `postfuse_module`, as wide as the text."""
+def encoder(dim: int, seed: int = 0, loud: float = 1.0) -> dict[str, Tensor]:
+    """`image_encoder` and `postfuse_module`, as wide as the text. loud: how long the fused words are, so that a random
+    UNet hears them within a step."""
     images, fuse = official.Maker(seed), official.Maker(seed + 1)
     photomaker.tower(images, photomaker.TOWER)
     images.linear("visual_projection", dim, photomaker.TOWER["width"], bias=False)
     photomaker.fuse_module(fuse, dim)
+    fuse.weights["fuse_module.layer_norm.weight"] *= loud
     fused = {key.replace("fuse_module.", "postfuse_module."): value for key, value in fuse.weights.items()}
     return {**{f"image_encoder.{key}": value for key, value in images.weights.items()}, **fused}
 

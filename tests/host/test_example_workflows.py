@@ -135,7 +135,7 @@ def narrow_models(models: Path, known_faces, files):
     torch.save(photoverse.nested(photoverse.unofficial(shapes, width=ENCODER_WIDTH, paths=blocks)), written[-1])
     (models / "fastcomposer").mkdir(exist_ok=True)
     written.append(models / "fastcomposer" / "fastcomposer.bin")
-    torch.save(fastcomposer.encoder(shapes[0][1]), written[-1])  # without a UNet, which would be 0.5 GB
+    torch.save(fastcomposer.encoder(shapes[0][1], loud=30.0), written[-1])  # without a UNet, which would be 0.5 GB
     for path, weights in (
         (models / "facerestore_models" / RESTORER, restorers.gfpgan()),
         (models / "upscale_models" / UPSCALER, restorers.esrgan()),
