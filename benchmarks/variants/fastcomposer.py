@@ -33,7 +33,9 @@ def on_prompts(model: Any, positive: Any, negative: Any, recipes: Any) -> dict[s
     fuse = FuseModule(SD15_TEXT).eval()
     people = torch.randn(1, len(NOUNS), SD15_TEXT, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        fused = PromptStates(fuse.into(states, torch.tensor(NOUNS), people), told.get("pooled_output"))
+        fused = PromptStates(
+            states + 9 * (fuse.into(states, torch.tensor(NOUNS), people) - states), told.get("pooled_output")
+        )
     plain = PromptEdit(lambda given: given)
     composing = [plain, PromptEdit(lambda _: fused, Scope(0.3, first_step=FastComposerOptions().first_step(0.3)))]
 
