@@ -15,6 +15,7 @@ from ..errors import LikenessError
 from ..weights.files import read_weights
 from . import others
 from .blip_diffusion import SYSTEM as BLIP_DIFFUSION
+from .fastcomposer import SYSTEM as FASTCOMPOSER
 from .instantid import SYSTEM as INSTANTID
 from .ip_adapter import SYSTEM as IP_ADAPTER
 from .ip_adapter import Evidence, IPAdapter, Variant
@@ -47,6 +48,7 @@ SYSTEMS: tuple[Kind, ...] = (
     PULID_FLUX,
     STORYMAKER,
     BLIP_DIFFUSION,
+    FASTCOMPOSER,
 )
 
 
@@ -78,11 +80,9 @@ def build(weights: Mapping[str, Tensor], name: str, plus_version: int | None = N
 def _load(file: WeightFile, system: str | None) -> Adapter:
     if system is not None:
         return _load_as(file, system)
-    kind = kind_of(file, (*SYSTEMS, *others.ANNOUNCED))
-    if kind is None:
+    kind = kind_of(file, SYSTEMS)
+    if kind is None or kind.load is None:
         raise others.explain(file)
-    if kind.load is None:
-        raise others.not_yet(file, kind)
     return kind.load(_finite(file))
 
 
@@ -95,12 +95,10 @@ def _load_as(file: WeightFile, title: str) -> Adapter:
     try:
         return load_file(_finite(file))
     except LikenessError as error:  # it is none of these: say what it is, where that is known
-        sure = next((k for k in (*SYSTEMS, *others.ANNOUNCED) if k.recognise(file) is Sureness.YES), None)
+        sure = next((k for k in SYSTEMS if k.recognise(file) is Sureness.YES), None)
         if sure is None:
             said = None if others.is_part_of_adapter(file) else others.stranger(file)
             raise said or error from error
-        if sure.load is None:
-            raise others.not_yet(file, sure) from error
         if sure.title == title:
             raise
         raise LikenessError(

@@ -42,7 +42,8 @@ class Scope:
     (1 | images, H, W), 0..1, at any size. image_weights: optional factor per image of the latent batch.
 
     first_step: number of steps of a run -> the first in which it acts, from 0; where the steps of a run are known it
-    stands in for `start`, exactly for every scheduler.
+    stands in for `start`, exactly for every scheduler. start_sigma: the highest noise level at which it acts; it stands
+    in for both.
     """
 
     start: float = 0.0
@@ -51,11 +52,12 @@ class Scope:
     mask_resize: MaskResize = MaskResize.AREA
     image_weights: tuple[float, ...] | None = None
     first_step: Callable[[int], int] | None = None
+    start_sigma: float | None = None
 
     @property
     def whole_run(self) -> bool:
         """Whether the window is all of the sampling."""
-        return self.start <= 0 and self.end >= 1 and self.first_step is None
+        return self.start <= 0 and self.end >= 1 and self.first_step is None and self.start_sigma is None
 
     @property
     def why_never(self) -> str | None:

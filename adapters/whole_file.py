@@ -1,12 +1,10 @@
-"""Files that hold everything of a system, as its trainer left them: buffers, mixed precisions, a denoiser's layers."""
+"""Files that hold everything of a system, as its trainer left them: buffers, mixed precisions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
-
-_PARTS = ("down_blocks", "up_blocks", "mid_block")
 
 
 def without_buffers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -28,13 +26,3 @@ def fault(error: Exception) -> str:
     if text.startswith("Error(s) in loading state_dict for "):
         text = text.partition(": ")[2]
     return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-def in_slot_order(paths: Iterable[str]) -> list[str]:
-    """diffusers' paths of attention layers as diffusers registers them: down, up, middle, and by number in each."""
-    return sorted(paths, key=_registered)
-
-
-def _registered(path: str) -> tuple[int, ...]:
-    part, *rest = path.split(".")
-    return (_PARTS.index(part) if part in _PARTS else len(_PARTS), *(int(word) for word in rest if word.isdigit()))

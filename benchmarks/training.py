@@ -47,7 +47,10 @@ from adapter_steps import (
 from overhead import UNETS, comfyui_of_the_tests, compared, measure, start_host
 from torch import Tensor, nn
 
+from likeness.adapters.clip_tower import ClipTower, TowerSizes
 from likeness.adapters.clip_vision import EncoderSize
+from likeness.adapters.fastcomposer import SubjectEncoder, fuse_marked
+from likeness.adapters.networks import FuseModule
 from likeness.adapters.photoverse.face import FaceMask
 from likeness.adapters.sefi_ide.networks import TokenGenerator
 from likeness.faces import Face
@@ -62,6 +65,7 @@ from likeness.training.data.examples import Example
 from likeness.training.data.people import FramedPhoto, People, PersonPhoto
 from likeness.training.data.photo_files import Photo
 from likeness.training.data.portraits import Portrait
+from likeness.training.data.subjects import Subject, SubjectExample
 from likeness.training.data.zoom import Zoom
 from likeness.training.engine import train
 from likeness.training.materials import PeopleMaterials
@@ -75,6 +79,7 @@ from likeness.training.recipes.blip_diffusion import QUERIES, BlipDiffusionSetti
 from likeness.training.recipes.custom_diffusion import CustomDiffusionSettings, custom_diffusion
 from likeness.training.recipes.denoising import Mask
 from likeness.training.recipes.dreambooth import DreamBoothSettings, dreambooth
+from likeness.training.recipes.fastcomposer import FastComposerSettings, fastcomposer
 from likeness.training.recipes.magicapture import MagiCaptureSettings, ShotStream, magicapture
 from likeness.training.recipes.photoverse import PhotoVerseSettings, photoverse
 from likeness.training.recipes.sefi_ide import Layers, SefiIdeSettings, Tokens, sefi_ide
@@ -533,6 +538,48 @@ def photoverse_bare(base: BaseModel) -> Variant:
     return run
 
 
+# A FastComposer step --------------------------------------------------------------------------------------------------
+
+
+def subject_encoder() -> SubjectEncoder:
+    """As narrow beside CLIP ViT-L/14 as the UNet is beside SD1.5's."""
+    torch.manual_seed(0)
+    tower = ClipTower(TowerSizes(width=320, inner=1280, layers=24, heads=5, patch=14, image_size=224))
+    for parameter in tower.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    weights = {f"image_encoder.vision_model.{key}": value for key, value in tower.state_dict().items()}
+    weights["image_encoder.visual_projection.weight"] = torch.randn(TEXT_WIDTH, 320) / 18
+    fuse = FuseModule(TEXT_WIDTH).state_dict()
+    return SubjectEncoder(weights | {f"postfuse_module.{key}": value for key, value in fuse.items()})
+
+
+def composer_bare(base: BaseModel) -> Variant:
+    """The loop of diffusers' example with FastComposer's networks, latents, text and images ready: two people."""
+
+    def run(steps: int) -> None:
+        unet, networks = copy.deepcopy(base.unet).requires_grad_(True), subject_encoder().requires_grad_(False)
+        layers: Any = networks.image_encoder.vision_model.encoder.layers
+        for part in (networks.postfuse_module, *layers[-2:]):
+            part.requires_grad_(True)
+        trained = [*unet.parameters(), *(p for p in networks.parameters() if p.requires_grad)]
+        unet.train()
+        optimiser = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.01)
+        side = base.unet.config.sample_size
+        latents, text = torch.randn(1, 4, side, side), torch.randn(1, 77, TEXT_WIDTH)
+        images, marks = torch.rand(1, 2, 3, 224, 224), torch.arange(77)[None] % 4 == 2
+        for _ in range(steps):
+            noise, t = torch.randn_like(latents), torch.randint(1000, (1,))
+            people = networks.image_encoder(images)
+            told = fuse_marked(networks.postfuse_module, text, marks, people, torch.tensor([2]))
+            prediction = unet(base.schedule.add_noise(latents, noise, t), t, told).sample
+            torch.nn.functional.mse_loss(prediction, noise).backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+
+    return run
+
+
 def faces(side: int) -> People:
     """One photo of one person."""
     shown = photo(side)
@@ -554,6 +601,30 @@ def person(**options: Any) -> Callable[[BaseModel, int], Recipe]:
         measure = arcface_measure(stand_in())
         materials = PeopleMaterials(faces(base.unet.config.sample_size), clip=StillClip(), measure=measure)
         return photoverse(base, materials, settings)
+
+    return recipe
+
+
+class InMemory(list):
+    """Images with people that need no folder."""
+
+    stay = True
+
+
+def composer(weight: float) -> Callable[[BaseModel, int], Recipe]:
+    """One image of two people, both always shown."""
+
+    def recipe(base: BaseModel, steps: int) -> Recipe:
+        side = 8 * base.unet.config.sample_size
+        people = []
+        for left in (0, side // 2):
+            shown = torch.zeros(side, side)
+            shown[side // 8 :, left : left + side // 2] = 1
+            people.append(Subject(torch.rand(1, 400, 300, 3), torch.ones(1, 400, 300, dtype=torch.bool), shown))
+        pixels = torch.rand(3, side, side) * 2 - 1
+        photos: Any = InMemory([SubjectExample(pixels, "a man img and a woman img", subjects=tuple(people))])
+        settings = FastComposerSettings(steps=steps, localisation_weight=weight, unconditional=0, keep_subject=1)
+        return fastcomposer(base, photos, subject_encoder(), settings)
 
     return recipe
 
@@ -670,6 +741,14 @@ def tuned_steps(base: BaseModel) -> dict[str, Variant]:
 def vector_steps(base: BaseModel) -> dict[str, Variant]:
     """The same of the vectors alone."""
     return {"BLIP-Diffusion, vectors": ours(base, tuned(Tuned.VECTORS))}
+
+
+def composer_steps(base: BaseModel) -> dict[str, Variant]:
+    """Ours, to be compared with the bare loop that trains the same parameters."""
+    return {
+        "FastComposer, no localisation loss": ours(base, composer(0.0)),
+        "FastComposer": ours(base, composer(1e-3)),
+    }
 
 
 def magicapture_steps(base: BaseModel) -> dict[str, Variant]:
@@ -828,6 +907,7 @@ def main() -> None:
         ("PuLID step, stage 3", pulid_bare_aligned, pulid_aligned_steps),
     ):
         compare(title, few, "bare diffusers loop", loop, kind.__name__)
+    compare("FastComposer step", replace(plain, layers=1), "bare FastComposer loop", composer_bare, "composer_steps")
     compare(
         "MagiCapture step with a composed prompt",
         large,

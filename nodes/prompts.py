@@ -79,8 +79,8 @@ class IdentityPrompt(Node):
                 ),
                 *window_inputs(
                     "Fraction of the steps that use the plain prompt before the person is added: PhotoMaker's style "
-                    "strength. Lower values give more likeness, higher values more of the prompt's style. 0: from "
-                    "the first step, as PhotoVerse was trained.",
+                    "strength, FastComposer's 1 - alpha. Lower values give more likeness, higher values more of the "
+                    "prompt's style. 0: from the first step, as PhotoVerse was trained.",
                     "Fraction of the sampling after which the plain prompt is used again.",
                     start=0.2,
                     step=0.01,
@@ -88,7 +88,8 @@ class IdentityPrompt(Node):
                 lora_strength_input(
                     1.0,
                     "PhotoMaker and PhotoVerse files bring a LoRA that changes the MODEL itself, in all steps. 1 is "
-                    "official; below 0.5 little of PhotoMaker's likeness is left.",
+                    "official; below 0.5 little of PhotoMaker's likeness is left. FastComposer files bring a whole "
+                    "UNet: 1 replaces the MODEL's, 0 keeps it.",
                 ),
                 io.String.Input(
                     "trigger_word",
@@ -263,12 +264,13 @@ def _report(adapter: Any, request: Request, effects: Sequence[Effect], applied: 
         return f"{what} has no effect, because {request.scope.why_never or 'the strength is 0'}."
     deltas = [effect for effect in effects if isinstance(effect, WeightDelta) and effect.why_never is None]
     text = f"{what}: through the prompt, from {request.scope.start:g} to {request.scope.end:g} of the sampling"
+    change = "UNet" if any("conv_in" in delta.changes for delta in deltas) else "LoRA"
     if deltas and applied is None:
-        return f"{text}. Its LoRA is not applied: connect the MODEL to Identity Prompt."
+        return f"{text}. Its {change} is not applied: connect the MODEL to Identity Prompt."
     if applied is not None and applied.present:
         return f"{text}. The MODEL has the adapter's LoRA from another node; it was not added a second time."
     if deltas and applied is not None:
-        text += f", LoRA {request.weight_strength:g} on {applied.changed} weights"
+        text += f", {change} {request.weight_strength:g} on {applied.changed} weights"
     return f"{text}."
 
 

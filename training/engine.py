@@ -432,7 +432,8 @@ class _Worker:
 
         def again() -> Pass:
             other = self._timesteps(chances, numbers)
-            return look(other, conditioning if self.base.staged is None else self._encode(samples, other))
+            unchanged = self.base.staged is None and phase.fuse is None  # a graph serves one backward pass
+            return look(other, conditioning if unchanged else self._encode(samples, other))
 
         return look(t, conditioning, phase.recording)
 
@@ -458,6 +459,14 @@ class _Worker:
         return Posterior(**self._latents.get((sample.example, sample.flipped), encode))
 
     def _encode(self, samples: Sequence[Sample], t: Tensor) -> Conditioning:
+        """The prompts, and what the phase makes of them."""
+        text = self._prompts(samples, t)
+        if self.phase.fuse is None:
+            return text
+        with self.accelerator.autocast():
+            return self.phase.fuse(samples, text)
+
+    def _prompts(self, samples: Sequence[Sample], t: Tensor) -> Conditioning:
         """With gradient while anything in the text encoders is trained; from the cache otherwise."""
         prompts = [sample.prompt for sample in samples]
         if self.base.staged is not None:

@@ -50,6 +50,7 @@ class SavedKind(Enum):
     PULID = "pulid"
     STORYMAKER = "storymaker"
     TUNED_SUBJECT = "blip_diffusion"
+    FASTCOMPOSER = "fastcomposer"
 
     @property
     def label(self) -> str:

@@ -22,6 +22,7 @@ from .data.dataset import Dataset
 from .data.examples import Example
 from .data.people import People
 from .data.portraits import Detect
+from .data.subjects import SubjectPhotos
 from .objectives.identity import Measure
 from .recipe import Recipe
 
@@ -96,12 +97,21 @@ class PeopleMaterials:
         return self.eva
 
 
+@dataclass(frozen=True, eq=False)
+class GroupMaterials:
+    """What an adapter is trained from that learns several people of an image at once. start: the file of an image
+    encoder, or of the adapter that is trained further."""
+
+    photos: SubjectPhotos
+    start: Path
+
+
 @dataclass(frozen=True)
 class AdapterTrainable:
-    """What the recipe of an adapter offers to the registry of methods."""
+    """What the recipe of an adapter offers to the registry of methods. make: from the materials of its kind."""
 
     settings: type[MethodSettings]
-    make: Callable[[BaseModel, PeopleMaterials, Any, int], Recipe]
+    make: Callable[[BaseModel, Any, Any, int], Recipe]
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from ...errors import LikenessError
 from ...weights import families
+from ...weights.checkpoint_layout import registration_order
 from ...weights.families import Family
 from ...weights.lora import LoraPair
 from ..effects import Effect, PromptEdit, PromptStates, Scope, WeightDelta
 from ..system import Kind, Needs, Request, Sureness, WeightFile
 from ..text_encoder import TextEncoder, Token
 from ..trigger_words import words_in
-from ..whole_file import in_slot_order
 from .files import Contents, build_encoder, is_blip_diffusion, read
 from .prompt import SUBJECT_AT, Insertion, Written, places_of_words, repeated, write
 from .subject import OPTIONS_NODE, PERSON, BlipDiffusionOptions, Shown, ratios, shown, unknown
@@ -74,7 +74,8 @@ class BlipDiffusion(nn.Module):
     @property
     def site_shapes(self) -> dict[int, tuple[int, int]]:
         """See `system.Adapter`; told by the UNet, where the file brings one. The text alone fits any site."""
-        keys = [self._changes[path] for path in in_slot_order(p for p in self._changes if p.endswith(".attn2.to_k"))]
+        paths = sorted((p for p in self._changes if p.endswith(".attn2.to_k")), key=registration_order)
+        keys = [self._changes[path] for path in paths]
         halves = [(key.up, key.down) if isinstance(key, LoraPair) else (key, key) for key in keys]
         return {2 * i + 1: (rows.shape[0], columns.shape[1]) for i, (rows, columns) in enumerate(halves)}
 

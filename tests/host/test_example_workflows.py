@@ -19,7 +19,17 @@ import comfyui
 import numpy as np
 import pytest
 import torch
-from helpers import blip_diffusion, mask_rcnn, official, photomaker, photoverse, pulid, restorers, storymaker
+from helpers import (
+    blip_diffusion,
+    fastcomposer,
+    mask_rcnn,
+    official,
+    photomaker,
+    photoverse,
+    pulid,
+    restorers,
+    storymaker,
+)
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -146,6 +156,9 @@ def narrow_models(models: Path, known_faces, files):
     (models / "blip_diffusion").mkdir(exist_ok=True)
     written += [blip_diffusion.vocabulary(models / "blip_diffusion"), models / "blip_diffusion" / BLIP_DIFFUSION]
     torch.save(blip_diffusion.encoder(768, queries=16), written[-1])
+    (models / "fastcomposer").mkdir(exist_ok=True)
+    written.append(models / "fastcomposer" / "fastcomposer.bin")
+    torch.save(fastcomposer.encoder(shapes[0][1], loud=30.0), written[-1])  # without a UNet, which would be 0.5 GB
     for path, weights in (
         (models / "facerestore_models" / RESTORER, restorers.gfpgan()),
         (models / "upscale_models" / UPSCALER, restorers.esrgan()),
@@ -492,6 +505,22 @@ def test_photomaker_s_people_stand_at_their_own_words(server, execute):
     [portrait] = execute(name, now).pictures("SaveImage")
     [swapped] = execute(name, now | {(prompt, "trigger_word"): "right, left"}).pictures("SaveImage")
     assert differ(portrait, swapped)
+
+
+@pytest.mark.parametrize("name", ["fastcomposer", "fastcomposer_two_people"])
+def test_everybody_of_fastcomposer_decides_over_the_portrait(server, execute, name):
+    example = execute(name)
+    [prompt], [options] = (
+        of_kind(example.prompt, f"Likeness{kind}") for kind in ("IdentityPrompt", "FastComposerOptions")
+    )
+    now: dict = {(options, "start_step"): -1}  # from the first step, because there is one only
+    [portrait] = execute(name, now).pictures("SaveImage")
+    [nobody] = execute(name, now | {(prompt, "strength"): 0.0}).pictures("SaveImage")
+    assert differ(portrait, nobody)
+    if name == "fastcomposer_two_people":
+        for strengths in ("0, 1", "1, 0"):
+            [one] = execute(name, now | {(options, "strengths"): strengths}).pictures("SaveImage")
+            assert differ(one, portrait) and differ(one, nobody)
 
 
 def test_a_restored_photo_and_a_finished_portrait_change_at_the_face_alone(server, execute, photos):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import blip_diffusion, custom_diffusion, dreambooth, magicapture, sefi_ide, textual_inversion
-from .adapters import ADAPTERS, AdapterMethod, adapter_method_of
+from .adapters import ADAPTERS, GROUPS, AdapterMethod, adapter_method_of
 from .method import Method
 
 if TYPE_CHECKING:
     from ..config import MethodSettings
 
-__all__ = ["ADAPTERS", "METHODS", "AdapterMethod", "adapter_method_of", "method_of"]
+__all__ = ["ADAPTERS", "GROUPS", "METHODS", "AdapterMethod", "adapter_method_of", "method_of"]
 
 METHODS: list[Method] = [
     textual_inversion.METHOD,

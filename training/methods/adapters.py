@@ -38,6 +38,9 @@ ADAPTERS: list[AdapterMethod] = [
     AdapterMethod("blip_diffusion_encoder", "BLIP-Diffusion"),
 ]
 
+# Those that are trained on photos of several people with a mask for each, see `data.subjects`.
+GROUPS: list[AdapterMethod] = [AdapterMethod("fastcomposer", "FastComposer")]
+
 
 def adapter_method_of(settings: AdapterSettings) -> AdapterMethod:
     """The adapter whose settings these are."""
