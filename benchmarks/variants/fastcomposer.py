@@ -22,7 +22,6 @@ def variants(model: Any) -> dict[str, Any]:
 def on_prompts(model: Any, positive: Any, negative: Any, recipes: Any) -> dict[str, tuple[Any, Any, Any]]:
     """name -> MODEL and both prompts."""
     from likeness.adapters.effects import PromptEdit, PromptStates, Scope
-    from likeness.adapters.fastcomposer import FastComposerOptions
     from likeness.adapters.networks import FuseModule
     from likeness.injection.comfy import apply_effects, edited
 
@@ -33,11 +32,9 @@ def on_prompts(model: Any, positive: Any, negative: Any, recipes: Any) -> dict[s
     fuse = FuseModule(SD15_TEXT).eval()
     people = torch.randn(1, len(NOUNS), SD15_TEXT, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        fused = PromptStates(
-            states + 9 * (fuse.into(states, torch.tensor(NOUNS), people) - states), told.get("pooled_output")
-        )
+        fused = PromptStates(fuse.into(states, torch.tensor(NOUNS), people), told.get("pooled_output"))
     plain = PromptEdit(lambda given: given)
-    composing = [plain, PromptEdit(lambda _: fused, Scope(0.3, first_step=FastComposerOptions().first_step(0.3)))]
+    composing = [plain, PromptEdit(lambda _: fused, Scope(0.3, first_step=lambda steps: steps // 2))]
 
     def ours(effects: Any) -> tuple[Any, Any, Any]:
         return apply_effects(model, effects).model, edited(positive, effects), negative
