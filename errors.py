@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import PurePath
+from typing import Any
 
 _BREAKS = re.compile(r"\s*[\r\n\u2028\u2029]+\s*")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -17,8 +18,18 @@ class LikenessError(ValueError):
     from a request or a folder would otherwise raise where the message is logged, far from here.
     """
 
+    __module__ = "builtins"  # ComfyUI shows the module before the sentence: for us the path of custom_nodes
+
     def __init__(self, message: str = "") -> None:
         super().__init__(one_line(message))
+
+    def __reduce__(self) -> Any:
+        """Pickled by what makes it, because its class is not where its module says."""
+        return (_again, (str(self),)) if type(self) is LikenessError else super().__reduce__()
+
+
+def _again(message: str) -> LikenessError:
+    return LikenessError(message)
 
 
 def one_line(text: object) -> str:

@@ -14,6 +14,8 @@ from ..checks import first_not_finite
 from ..errors import LikenessError
 from ..weights.files import read_weights
 from . import others
+from .blip_diffusion import SYSTEM as BLIP_DIFFUSION
+from .fastcomposer import SYSTEM as FASTCOMPOSER
 from .instantid import SYSTEM as INSTANTID
 from .ip_adapter import SYSTEM as IP_ADAPTER
 from .ip_adapter import Evidence, IPAdapter, Variant
@@ -45,6 +47,8 @@ SYSTEMS: tuple[Kind, ...] = (
     PULID,
     PULID_FLUX,
     STORYMAKER,
+    BLIP_DIFFUSION,
+    FASTCOMPOSER,
 )
 
 
@@ -62,7 +66,7 @@ def load(path: Path, plus_version: int | None = None, system: str | None = None,
     if plus_version is not None:
         metadata = {**metadata, "faceid_plus_version": str(plus_version)}
     parents = (*([folder] if folder else []), *(parent.name for parent in path.absolute().parents))
-    return _load(WeightFile(path.name, weights, metadata, parents), system)
+    return _load(WeightFile(path.name, weights, metadata, parents, path), system)
 
 
 def build(weights: Mapping[str, Tensor], name: str, plus_version: int | None = None) -> IPAdapter:
@@ -76,11 +80,9 @@ def build(weights: Mapping[str, Tensor], name: str, plus_version: int | None = N
 def _load(file: WeightFile, system: str | None) -> Adapter:
     if system is not None:
         return _load_as(file, system)
-    kind = kind_of(file, (*SYSTEMS, *others.ANNOUNCED))
-    if kind is None:
+    kind = kind_of(file, SYSTEMS)
+    if kind is None or kind.load is None:
         raise others.explain(file)
-    if kind.load is None:
-        raise others.not_yet(file, kind)
     return kind.load(_finite(file))
 
 
@@ -93,12 +95,10 @@ def _load_as(file: WeightFile, title: str) -> Adapter:
     try:
         return load_file(_finite(file))
     except LikenessError as error:  # it is none of these: say what it is, where that is known
-        sure = next((k for k in (*SYSTEMS, *others.ANNOUNCED) if k.recognise(file) is Sureness.YES), None)
+        sure = next((k for k in SYSTEMS if k.recognise(file) is Sureness.YES), None)
         if sure is None:
             said = None if others.is_part_of_adapter(file) else others.stranger(file)
             raise said or error from error
-        if sure.load is None:
-            raise others.not_yet(file, sure) from error
         if sure.title == title:
             raise
         raise LikenessError(

@@ -42,7 +42,8 @@ class Scope:
     (1 | images, H, W), 0..1, at any size. image_weights: optional factor per image of the latent batch.
 
     first_step: number of steps of a run -> the first in which it acts, from 0; where the steps of a run are known it
-    stands in for `start`, exactly for every scheduler.
+    stands in for `start`, exactly for every scheduler. start_sigma: the highest noise level at which it acts; it stands
+    in for both.
     """
 
     start: float = 0.0
@@ -51,11 +52,12 @@ class Scope:
     mask_resize: MaskResize = MaskResize.AREA
     image_weights: tuple[float, ...] | None = None
     first_step: Callable[[int], int] | None = None
+    start_sigma: float | None = None
 
     @property
     def whole_run(self) -> bool:
         """Whether the window is all of the sampling."""
-        return self.start <= 0 and self.end >= 1 and self.first_step is None
+        return self.start <= 0 and self.end >= 1 and self.first_step is None and self.start_sigma is None
 
     @property
     def why_never(self) -> str | None:
@@ -186,6 +188,10 @@ class WeightDelta:
     one id are applied once, with the greater strength, so that several people can use one adapter. changes: LoRA pairs
     or whole differences of the weights, by diffusers' path of the layer, without ".weight"; of a bias by its whole
     name. A weight is the same for the whole image, so that of the scope only the window counts.
+
+    replaces: the changes are all the weights of another denoiser, towards which the model's own move: 1 puts them in
+    their place, whatever was there. What other changes add is added to the result, in any order. In the whole run
+    alone.
     """
 
     name: str
@@ -193,6 +199,7 @@ class WeightDelta:
     changes: Mapping[str, LoraPair | Tensor]
     strength: float = 1.0
     scope: Scope = field(default_factory=Scope)
+    replaces: bool = False
 
     @property
     def why_never(self) -> str | None:

@@ -7,17 +7,9 @@ from collections.abc import Callable
 
 from ..errors import LikenessError
 from .eva_clip import is_eva
-from .system import Kind, Sureness, WeightFile
+from .system import WeightFile
 
 _LORA = re.compile(r"^lora_|\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.")  # of kohya, peft and diffusers
-
-
-def _sure(found: bool) -> Sureness:
-    return Sureness.YES if found else Sureness.NO
-
-
-def _fastcomposer(file: WeightFile) -> Sureness:
-    return _sure(file.has("postfuse_module."))
 
 
 def _keys(*prefixes: str) -> Callable[[WeightFile], bool]:
@@ -30,9 +22,6 @@ is_part_of_adapter = _keys("image_proj.", "ip_adapter.", "image_proj_model.", "a
 def _is_lora(file: WeightFile) -> bool:
     return any(_LORA.search(key) for key in file.weights)
 
-
-# Systems whose files are recognised, so that none of them is taken for an IP-Adapter.
-ANNOUNCED = (Kind("FastComposer", _fastcomposer),)
 
 # What else people put into the folder. The first that fits, so the surest sign goes first.
 _STRANGERS = (
@@ -71,11 +60,3 @@ def stranger(file: WeightFile) -> LikenessError | None:
     """What to say of a file that is known and no adapter; None of any other."""
     what = next((what for fits, what in _STRANGERS if fits(file)), None)
     return None if what is None else LikenessError(f"{file.name!r} {what}.")
-
-
-def not_yet(file: WeightFile, kind: Kind) -> LikenessError:
-    """What to say of an adapter of a system that is recognised but not built."""
-    return LikenessError(
-        f"{file.name!r} is an adapter of {kind.title}, which Load Identity Adapter does not support: choose an "
-        "IP-Adapter or FaceID file."
-    )

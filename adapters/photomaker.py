@@ -38,9 +38,11 @@ from .clip_tower import HEAD_WIDTH, ClipTower, TowerSizes
 from .effects import Effect, PromptEdit, PromptStates, Scope, WeightDelta
 from .image_prep import pixel_values
 from .networks import FuseModule, Perceiver, PerceiverSizes
+from .photo_crops import PhotoCrop
 from .system import Kind, Needs, Request, Sureness, WeightFile
 from .text_encoder import TextEncoder, Token, Tokens, Windows, level
 from .trigger_words import Mention, mentions, place_in_all, repeated, run_places, without, words_in
+from .whole_file import fault, of_one_precision, without_buffers
 
 RECOGNISER = "buffalo_l"  # of v2: insightface's default pack
 RESAMPLER_HEAD_WIDTH = 128
@@ -49,14 +51,6 @@ LATEST_MERGE = 30  # step; later than this the official demos never merge
 
 
 # --- what a user can set
-
-
-class PhotoCrop(Enum):
-    """Which crop of a photo is looked at; the value is the name a user chooses."""
-
-    HEAD = "head"  # an upright square of twice the face: what training showed
-    PORTRAIT = "portrait"  # turned upright, the eyes always in the same place
-    FACE = "face"  # the face alone
 
 
 class MergeTiming(Enum):
@@ -261,7 +255,7 @@ class PhotoMaker(nn.Module):
         are those of both published files. Raises LikenessError when the file is not complete."""
         super().__init__()
         self.name = name
-        found = _without_buffers(_below(weights, "id_encoder."))
+        found = without_buffers(_below(weights, "id_encoder."))
         lora = _below(weights, "lora_weights.")
         if not found or not lora:
             missing = "lora_weights" if found else "id_encoder"
@@ -269,10 +263,10 @@ class PhotoMaker(nn.Module):
                 f"{name!r} is not a complete PhotoMaker file (its {missing} is missing): download it again."
             )
         try:
-            self.id_encoder = IdEncoder(_of_one_precision(found), head_width, resampler_head_width)
+            self.id_encoder = IdEncoder(of_one_precision(found), head_width, resampler_head_width)
         except (KeyError, RuntimeError, ValueError, IndexError) as error:
             raise LikenessError(
-                f"{name!r} is not a complete PhotoMaker file ({_fault(error)}): download it again."
+                f"{name!r} is not a complete PhotoMaker file ({fault(error)}): download it again."
             ) from error
         self._lora = read_attention_lora(lora, name)
         self.requires_grad_(False).eval()
@@ -439,7 +433,7 @@ class PhotoMaker(nn.Module):
             pixels = torch.cat([pixel_values(batch, size) for batch in images])
         else:
             assert who is not None
-            pixels = pixel_values(_crops(who, options.photo).float() / 255, size)
+            pixels = pixel_values(options.photo.of(who).float() / 255, size)
         weights = torch.ones(len(pixels))
         if who is not None and len(who) == len(pixels):
             weights = who.weights / who.weights.max()
@@ -476,16 +470,6 @@ class PhotoMaker(nn.Module):
         return found
 
 
-def _crops(who: Identity, photo: PhotoCrop) -> Tensor:
-    crops = {PhotoCrop.HEAD: who.heads, PhotoCrop.PORTRAIT: who.portraits, PhotoCrop.FACE: who.aligned}[photo]
-    if not len(crops):
-        raise LikenessError(
-            f"The identity {who.name!r} has no {photo.value} crops, because its detector gave no keypoints: choose the "
-            f"crop {PhotoCrop.HEAD.value!r}, or make it with buffalo_l."
-        )
-    return crops
-
-
 def _encoder(request: Request) -> TextEncoder:
     assert request.text_encoder is not None  # `needs.trigger_word` asks for it
     return request.text_encoder
@@ -497,25 +481,6 @@ def _options(request: Request) -> PhotoMakerOptions:
 
 def _words(request: Request) -> tuple[str, ...]:
     return request.trigger_words or words_in(TRIGGER)
-
-
-def _without_buffers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in weights.items() if not key.endswith("position_ids")}
-
-
-def _of_one_precision(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published files mix bfloat16 and float32, which no layer takes together."""
-    kinds = {value.dtype for value in weights.values() if value.is_floating_point()}
-    if len(kinds) < 2:
-        return dict(weights)
-    return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
-
-
-def _fault(error: Exception) -> str:
-    """Which keys are missing or unknown, on one line of a readable length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = text.removeprefix("Error(s) in loading state_dict for IdEncoder: ")
-    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 # --- the registry's entry

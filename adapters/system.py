@@ -19,7 +19,10 @@ from ..weights.families import OTHER, DitLayout, Family, TransformerLayout
 from .effects import Effect, Scope
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..faces.identity import Identity
+    from .blip_diffusion.words import WordPieces
     from .clip_vision import ClipEncoder
     from .eva_clip import EvaTower
     from .text_encoder import TextEncoder
@@ -39,13 +42,15 @@ class Sureness(IntEnum):
 class WeightFile:
     """What is known of a weight file before it is loaded.
 
-    weights: flat, dot-joined keys. parents: names of the folders it lies in, nearest first.
+    weights: flat, dot-joined keys. parents: names of the folders it lies in, nearest first. path: where it lies, for
+    systems that are published as several files.
     """
 
     name: str
     weights: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
     parents: tuple[str, ...] = ()
+    path: Path | None = None
 
     def has(self, *prefixes: str) -> bool:
         """Whether every prefix starts a key."""
@@ -77,6 +82,7 @@ class Needs:
     keypoints: bool = False
     trigger_word: str | None = None
     grounded: bool = False
+    text_width: int | None = None
 
 
 def _no_eva() -> EvaTower:
@@ -91,6 +97,10 @@ def _no_model(wanted: Callable[[str], bool]) -> Mapping[str, Tensor]:
     raise LikenessError("This adapter puts weights of its own in place of the MODEL's: connect the MODEL as well.")
 
 
+def _no_vocabulary() -> WordPieces:
+    raise LikenessError("This adapter needs the vocabulary of bert-base-uncased, vocab.txt: give it.")
+
+
 @dataclass(frozen=True, eq=False)
 class Request:
     """What a user asks of an adapter for one person in one model.
@@ -100,7 +110,7 @@ class Request:
     weight_strength: of the change of the model's own weights, where the file brings one. seen_by: adds the embeddings
     of a recogniser to an identity, where that recogniser is at hand. find_eva: the EVA02-CLIP image encoder. parse: the
     parts of aligned faces, see `faces.parsing`. base_weights: the model's own weights that are wanted, by diffusers'
-    name, float32. All three raise LikenessError that says how to get them.
+    name, float32. find_vocabulary: BERT's word pieces. All four raise LikenessError that says how to get them.
 
     family: of the MODEL. timestep_zero: whether its file says that references have the timestep 0, None where it can
     say nothing of it. references: how many it has already.
@@ -122,6 +132,7 @@ class Request:
     find_eva: Callable[[], EvaTower] = _no_eva
     parse: Callable[[Tensor], Tensor] = _no_parser
     base_weights: Callable[[Callable[[str], bool]], Mapping[str, Tensor]] = _no_model
+    find_vocabulary: Callable[[], WordPieces] = _no_vocabulary
     text: str = ""
     text_encoder: TextEncoder | None = None
     trigger_words: tuple[str, ...] = ()

@@ -188,7 +188,7 @@ def _run(
         for place, token in enumerate(window)
         if isinstance(token.id, Tensor)
     ]
-    with _inserted(model.get_input_embeddings(), vectors):
+    with inserted(model.get_input_embeddings(), vectors):
         found = model(table, output_hidden_states=True)
     hidden = found.hidden_states[layer]
     if normed:
@@ -204,7 +204,7 @@ def _run(
 
 
 @contextmanager
-def _inserted(embedding: Any, vectors: Sequence[tuple[int, int, Tensor]]) -> Iterator[None]:
+def inserted(embedding: Any, vectors: Sequence[tuple[int, int, Tensor]]) -> Iterator[None]:
     """The embedding layer gives these vectors at their (row, place)."""
 
     def put(_module: Any, _given: Any, out: Tensor) -> Tensor:

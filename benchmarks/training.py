@@ -8,9 +8,9 @@
 A UNet of SD1.5's topology at reduced width, random weights, CPU, float32, one thread. All variants train once per round
 in random order; a step's time is the process time between two optimiser steps, the first of each run left out. Reported
 are the ratio of medians and the median and quartiles of the ratios paired by round: to the bare loop of diffusers and
-peft, and to a MagiCapture step in the structure of its official code, two passes with explicit attention everywhere and
-a decoded image. ComfyUI's own TrainLoraNode stands beside them where ComfyUI is there. Bytes are counted on a
-full-size model without memory.
+peft, to bare loops with the losses of the adapters (`adapter_steps.py`), and to a MagiCapture step in the structure of
+its official code, two passes with explicit attention everywhere and a decoded image. ComfyUI's own TrainLoraNode stands
+beside them where ComfyUI is there. Bytes are counted on a full-size model without memory.
 """
 
 from __future__ import annotations
@@ -32,30 +32,56 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from adapter_steps import (
+    faceid_bare,
+    faceid_steps,
+    instantid_bare,
+    instantid_steps,
+    pulid_aligned_steps,
+    pulid_bare,
+    pulid_bare_aligned,
+    pulid_steps,
+)
 from overhead import UNETS, comfyui_of_the_tests, compared, measure, start_host
 from torch import Tensor, nn
 
+from likeness.adapters.clip_tower import ClipTower, TowerSizes
+from likeness.adapters.clip_vision import EncoderSize
+from likeness.adapters.fastcomposer import SubjectEncoder, fuse_marked
+from likeness.adapters.networks import FuseModule
+from likeness.adapters.photoverse.face import FaceMask
 from likeness.adapters.sefi_ide.networks import TokenGenerator
+from likeness.faces import Face
 from likeness.miniature.models.networks import build_tokenizer
-from likeness.training.base.lora import Reach
+from likeness.training.base.lora import Reach, add_lora
 from likeness.training.base.model import BaseModel, Codec, TextTower
 from likeness.training.base.noise import NoiseSchedule
+from likeness.training.base.vocabulary import NewToken, Vocabulary
 from likeness.training.config import Group, LoraSettings, RunSettings
+from likeness.training.data.dataset import Frame
 from likeness.training.data.examples import Example
+from likeness.training.data.people import FramedPhoto, People, PersonPhoto
+from likeness.training.data.photo_files import Photo
 from likeness.training.data.portraits import Portrait
+from likeness.training.data.subjects import Subject, SubjectExample
 from likeness.training.data.zoom import Zoom
 from likeness.training.engine import train
+from likeness.training.materials import PeopleMaterials
 from likeness.training.objectives.attention_refocusing import attention_refocusing
 from likeness.training.objectives.identity import Decoder, arcface_measure, identity
 from likeness.training.objectives.magicapture import ShotKind, regions
 from likeness.training.objectives.reconstruction import masked_reconstruction, soft_mask
 from likeness.training.probe import sites_by_grid
 from likeness.training.recipe import Recipe
+from likeness.training.recipes.blip_diffusion import QUERIES, BlipDiffusionSettings, Tuned, blip_diffusion
 from likeness.training.recipes.custom_diffusion import CustomDiffusionSettings, custom_diffusion
 from likeness.training.recipes.denoising import Mask
 from likeness.training.recipes.dreambooth import DreamBoothSettings, dreambooth
+from likeness.training.recipes.fastcomposer import FastComposerSettings, fastcomposer
 from likeness.training.recipes.magicapture import MagiCaptureSettings, ShotStream, magicapture
+from likeness.training.recipes.photoverse import PhotoVerseSettings, photoverse
 from likeness.training.recipes.sefi_ide import Layers, SefiIdeSettings, Tokens, sefi_ide
 from likeness.training.recipes.textual_inversion import TextualInversionSettings, textual_inversion
 
@@ -383,6 +409,238 @@ def subject(**options: Any) -> Callable[[BaseModel, int], Recipe]:
     return recipe
 
 
+# A few-shot step of BLIP-Diffusion ------------------------------------------------------------------------------------
+
+
+def tuned_bare(tuned: Tuned) -> Callable[[BaseModel], Variant]:
+    """A loop of diffusers, transformers and peft that trains the same parameters, with latents ready."""
+
+    def variant(base: BaseModel) -> Variant:
+        def run(steps: int) -> None:
+            twin = replace(base, unet=copy.deepcopy(base.unet), text=copy.deepcopy(base.text))
+            vocabulary = Vocabulary(twin, [NewToken("<a>", QUERIES, "person")])
+            parameters = list(vocabulary.rows.values())
+            if tuned is Tuned.LORA:
+                parameters += LoraSettings(rank=RANK).add_to(twin.unet).values()
+            twin.unet.train()
+            optimiser = torch.optim.AdamW(parameters, lr=1e-4)
+            side = base.unet.config.sample_size
+            latents, ids = torch.randn(1, 4, side, side), twin.text[0].chunks(vocabulary.spell("a <a> person"))
+            for _ in range(steps):
+                noise, t = torch.randn_like(latents), torch.randint(1000, (1,))
+                text = twin.encoders[0](ids[:, : QUERIES + 4]).last_hidden_state
+                prediction = twin.unet(base.schedule.add_noise(latents, noise, t), t, text).sample
+                torch.nn.functional.mse_loss(prediction, noise).backward()
+                optimiser.step()
+                optimiser.zero_grad()
+
+        return run
+
+    return variant
+
+
+def tuned(what: Tuned) -> Callable[[BaseModel, int], Recipe]:
+    """Vectors of one photo, with a LoRA or alone."""
+
+    def recipe(base: BaseModel, steps: int) -> Recipe:
+        settings = BlipDiffusionSettings(steps=steps, tuned=what, lora=LoraSettings(rank=RANK))
+        return blip_diffusion(base, [photo(base.unet.config.sample_size)], settings)
+
+    return recipe
+
+
+# A PhotoVerse step ----------------------------------------------------------------------------------------------------
+
+CLIP_WIDTH, MAPS = 1024, 5
+
+
+class StillClip:
+    """CLIP ViT-L/14's sizes with constant states, so that no step pays for it, as ours pays once for each photo."""
+
+    size = EncoderSize(CLIP_WIDTH, 768, 224)
+
+    def encode_pixels(self, pixels: Tensor) -> Any:
+        raise NotImplementedError
+
+    def hidden_states(self, pixels: Tensor, layers: Any) -> list[Tensor]:
+        random = torch.Generator().manual_seed(1)
+        return [torch.randn(1, 257, CLIP_WIDTH, generator=random) for _ in layers]
+
+
+class DualBranch(nn.Module):
+    """An attention processor in diffusers' manner: the text's attention and that to the image, added up."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.to_k, self.to_v = copy.deepcopy(attention.to_k), copy.deepcopy(attention.to_v)
+        self.tokens: Tensor
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        attend = torch.nn.functional.scaled_dot_product_attention
+        q = heads(attn.to_q(hidden_states))
+        text = attend(q, heads(attn.to_k(encoder_hidden_states)), heads(attn.to_v(encoder_hidden_states)))
+        image = attend(q, heads(self.to_k(self.tokens)), heads(self.to_v(self.tokens)))
+        return attn.to_out[0]((text + image).transpose(1, 2).flatten(2))
+
+
+def photoverse_bare(base: BaseModel) -> Variant:
+    """The same parameters in a loop of diffusers and peft, with states of CLIP and latents ready, without the losses
+    that are PhotoVerse's own."""
+
+    def run(steps: int) -> None:
+        from likeness.adapters.photoverse.networks import AdapterSizes, FeatureAdapter
+
+        unet, encoder = copy.deepcopy(base.unet), copy.deepcopy(base.text[0].encoder)
+        processors = dict(unet.attn_processors)
+        for name in processors:
+            if name.endswith("attn2.processor"):
+                attention = unet.get_submodule(name.removesuffix(".processor"))
+                processors[name] = DualBranch(attention).requires_grad_(True)
+        branches = [processor for processor in processors.values() if isinstance(processor, DualBranch)]
+        unet.set_attn_processor(processors)
+        paths = [path for path, _ in unet.named_modules() if path.endswith(("attn2.to_k", "attn2.to_v"))]
+        lora = add_lora(unet, paths, RANK)
+        for branch in branches:
+            branch.requires_grad_(True)
+        adapters = [FeatureAdapter(AdapterSizes(MAPS, CLIP_WIDTH, CLIP_WIDTH, TEXT_WIDTH)) for _ in range(2)]
+        modules = [*adapters, *branches]
+        trained = [*lora, *(parameter for module in modules for parameter in module.parameters())]
+        unet.train()
+        encoder.train()
+        optimiser = torch.optim.AdamW(trained, lr=1e-4)
+        side = base.unet.config.sample_size
+        latents, states = torch.randn(1, 4, side, side), StillClip().hidden_states(torch.empty(0), range(MAPS))
+        ids = torch.stack(base.text[0].ids(["a photo of a person"]).unbind())
+        table = encoder.get_input_embeddings()
+        for _ in range(steps):
+            noise, t = torch.randn_like(latents), torch.randint(1000, (1,))
+            words, tokens = (adapter(states) for adapter in adapters)
+            for branch in branches:
+                branch.tokens = tokens
+
+            def put(_module: Any, _given: Any, out: Tensor, words: Tensor = words) -> Tensor:
+                return torch.cat([out[:, :4], words, out[:, 5:]], dim=1)[:, : out.shape[1]]
+
+            hook = table.register_forward_hook(put)
+            text = encoder(ids).last_hidden_state
+            hook.remove()
+            prediction = unet(base.schedule.add_noise(latents, noise, t), t, text).sample
+            torch.nn.functional.mse_loss(prediction, noise).backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+
+    return run
+
+
+# A FastComposer step --------------------------------------------------------------------------------------------------
+
+
+def subject_encoder() -> SubjectEncoder:
+    """As narrow beside CLIP ViT-L/14 as the UNet is beside SD1.5's."""
+    torch.manual_seed(0)
+    tower = ClipTower(TowerSizes(width=320, inner=1280, layers=24, heads=5, patch=14, image_size=224))
+    for parameter in tower.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    weights = {f"image_encoder.vision_model.{key}": value for key, value in tower.state_dict().items()}
+    weights["image_encoder.visual_projection.weight"] = torch.randn(TEXT_WIDTH, 320) / 18
+    fuse = FuseModule(TEXT_WIDTH).state_dict()
+    return SubjectEncoder(weights | {f"postfuse_module.{key}": value for key, value in fuse.items()})
+
+
+def composer_bare(base: BaseModel) -> Variant:
+    """The loop of diffusers' example with FastComposer's networks, latents, text and images ready: two people."""
+
+    def run(steps: int) -> None:
+        unet, networks = copy.deepcopy(base.unet).requires_grad_(True), subject_encoder().requires_grad_(False)
+        layers: Any = networks.image_encoder.vision_model.encoder.layers
+        for part in (networks.postfuse_module, *layers[-2:]):
+            part.requires_grad_(True)
+        trained = [*unet.parameters(), *(p for p in networks.parameters() if p.requires_grad)]
+        unet.train()
+        optimiser = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.01)
+        side = base.unet.config.sample_size
+        latents, text = torch.randn(1, 4, side, side), torch.randn(1, 77, TEXT_WIDTH)
+        images, marks = torch.rand(1, 2, 3, 224, 224), torch.arange(77)[None] % 4 == 2
+        for _ in range(steps):
+            noise, t = torch.randn_like(latents), torch.randint(1000, (1,))
+            people = networks.image_encoder(images)
+            told = fuse_marked(networks.postfuse_module, text, marks, people, torch.tensor([2]))
+            prediction = unet(base.schedule.add_noise(latents, noise, t), t, told).sample
+            torch.nn.functional.mse_loss(prediction, noise).backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+
+    return run
+
+
+def faces(side: int) -> People:
+    """One photo of one person."""
+    shown = photo(side)
+    assert shown.face_mask is not None
+    pixels = ((shown.pixels.permute(1, 2, 0) / 2 + 0.5) * 255).byte().numpy()
+    size = pixels.shape[:2]
+    box = np.array([2.5, 2.0, 5.5, 6.0], np.float32) * side
+    face = Face(box, 1.0, keypoints(side).numpy(), None, None)
+    example = FramedPhoto(Photo("face.png", pixels), Frame(0, 0, *size, size), size, "")
+    return People((PersonPhoto("person", example, face, "face"),))
+
+
+def person(**options: Any) -> Callable[[BaseModel, int], Recipe]:
+    """Adapters, branch and LoRA; everybody is seen, in both branches."""
+
+    def recipe(base: BaseModel, steps: int) -> Recipe:
+        chosen = {"lambda_face": 0, "mask": FaceMask.NONE, "rank": RANK, "drop": {"person": 0, "text": 0, "both": 0}}
+        settings = PhotoVerseSettings(steps=steps, **{**chosen, **options})
+        measure = arcface_measure(stand_in())
+        materials = PeopleMaterials(faces(base.unet.config.sample_size), clip=StillClip(), measure=measure)
+        return photoverse(base, materials, settings)
+
+    return recipe
+
+
+class InMemory(list):
+    """Images with people that need no folder."""
+
+    stay = True
+
+
+def composer(weight: float) -> Callable[[BaseModel, int], Recipe]:
+    """One image of two people, both always shown."""
+
+    def recipe(base: BaseModel, steps: int) -> Recipe:
+        side = 8 * base.unet.config.sample_size
+        people = []
+        for left in (0, side // 2):
+            shown = torch.zeros(side, side)
+            shown[side // 8 :, left : left + side // 2] = 1
+            people.append(Subject(torch.rand(1, 400, 300, 3), torch.ones(1, 400, 300, dtype=torch.bool), shown))
+        pixels = torch.rand(3, side, side) * 2 - 1
+        photos: Any = InMemory([SubjectExample(pixels, "a man img and a woman img", subjects=tuple(people))])
+        settings = FastComposerSettings(steps=steps, localisation_weight=weight, unconditional=0, keep_subject=1)
+        return fastcomposer(base, photos, subject_encoder(), settings)
+
+    return recipe
+
+
+def photoverse_steps(base: BaseModel) -> dict[str, Variant]:
+    """Ours, to be compared with the bare loop that trains the same parameters."""
+    plain = {"lambda_text": 0, "lambda_visual": 0}
+    return {
+        "PhotoVerse, denoising alone": ours(base, person(**plain)),
+        "PhotoVerse, both regularisers": ours(base, person()),
+        "PhotoVerse, and the face loss at every timestep": ours(
+            base, person(lambda_face=0.01, last_face_timestep=1000)
+        ),
+    }
+
+
 # Measuring ------------------------------------------------------------------------------------------------------------
 
 
@@ -472,6 +730,24 @@ def subject_steps(base: BaseModel) -> dict[str, Variant]:
         "SeFi-IDE, generator": ours(base, subject()),
         "SeFi-IDE, table, loss in all layers": ours(base, subject(tokens=Tokens.TABLE, layers=Layers.ALL)),
         "SeFi-IDE, table, no attention loss": ours(base, subject(tokens=Tokens.TABLE, lambda_attention=0)),
+    }
+
+
+def tuned_steps(base: BaseModel) -> dict[str, Variant]:
+    """Ours, to be compared with the bare loop."""
+    return {"BLIP-Diffusion, vectors and LoRA": ours(base, tuned(Tuned.LORA))}
+
+
+def vector_steps(base: BaseModel) -> dict[str, Variant]:
+    """The same of the vectors alone."""
+    return {"BLIP-Diffusion, vectors": ours(base, tuned(Tuned.VECTORS))}
+
+
+def composer_steps(base: BaseModel) -> dict[str, Variant]:
+    """Ours, to be compared with the bare loop that trains the same parameters."""
+    return {
+        "FastComposer, no localisation loss": ours(base, composer(0.0)),
+        "FastComposer": ours(base, composer(1e-3)),
     }
 
 
@@ -618,6 +894,20 @@ def main() -> None:
     compare("Custom Diffusion step", plain, "bare diffusers loop", concept_bare, "concept_steps")
     # At this width twelve layers of text would cost 0.7 of the UNet's operations; of SD1.5's it is 0.016, here 0.06.
     compare("SeFi-IDE step", replace(plain, layers=1), "Textual Inversion", word, "subject_steps")
+    for what, kind in ((Tuned.LORA, "tuned_steps"), (Tuned.VECTORS, "vector_steps")):
+        title = f"BLIP-Diffusion step, {what.value}"
+        compare(title, replace(plain, layers=1), "bare loop", tuned_bare(what), kind)
+    compare("PhotoVerse step", plain, "bare loop of the same parameters", photoverse_bare, "photoverse_steps")
+    # So of adapters, whose texts are read once.
+    few = replace(plain, layers=1)
+    for title, loop, kind in (
+        ("FaceID step", faceid_bare, faceid_steps),
+        ("InstantID step", instantid_bare, instantid_steps),
+        ("PuLID step, stage 1", pulid_bare, pulid_steps),
+        ("PuLID step, stage 3", pulid_bare_aligned, pulid_aligned_steps),
+    ):
+        compare(title, few, "bare diffusers loop", loop, kind.__name__)
+    compare("FastComposer step", replace(plain, layers=1), "bare FastComposer loop", composer_bare, "composer_steps")
     compare(
         "MagiCapture step with a composed prompt",
         large,

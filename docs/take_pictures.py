@@ -4,15 +4,15 @@ Writes the templates' thumbnails `workflows/<workflow>.jpg`; for those in `SHOWN
 (English, and `.zh.png`; the graph is inside, so that the image can be dragged onto the canvas). Needs the real
 ComfyUI (see `make comfyui`), Chromium, a Chinese font, and the packages playwright and facenet-pytorch in this Python.
 
-The models are empty files: nothing is sampled. The previews of Find Faces are real, by MTCNN, which needs no file. The
-photos come with scikit-image and are free: the astronaut is NASA's, coffee and cat are CC0.
+Where files would have to be downloaded, the models are empty files and nothing is sampled. Graphs that need no
+download run to their end, and their thumbnail is what they made. The previews of Find Faces are real, by MTCNN, which
+needs no file. The photos come with scikit-image and are free: the astronaut is NASA's, coffee and cat are CC0.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,37 +26,18 @@ REPOSITORY = HERE.parent
 WORKFLOWS = REPOSITORY / "workflows"
 PICTURES = HERE / "pictures"
 THUMBNAIL = 400
+FINISHED_WITHIN = 600  # seconds
 LONGEST_SIDE = 1600  # CSS pixels; twice as many in the file
-OUR_NODE = "LikenessApplyIdentity"
 SHOWN = ("portrait_faceid",)  # in the READMEs
 ENGLISH = "en-US"
 LANGUAGES = {ENGLISH: ".png", "zh-CN": ".zh.png"}
-
-SETTINGS = {
-    "Comfy.TutorialCompleted": True,
-    "Comfy.InstalledVersion": "1.27.10",
-    "Comfy.Workflow.WorkflowTabsPosition": "Topbar",
-    "Comfy.Workflow.ShowMissingModelsWarning": False,
-    "Comfy.Minimap.Visible": False,
-    "Comfy.Graph.CanvasInfo": False,
-    "Comfy.Graph.CanvasMenu": False,
-    "Comfy.Notification.ShowVersionUpdates": False,
-    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
-    "Comfy.Canvas.SelectionToolbox": False,
-    "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
-    "Comfy.NodeBadge.NodeIdBadgeMode": "None",
-}
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-
-READY = """node => window.app?.vueAppReady && app.extensionManager.workflow.activeWorkflow?.isLoaded
-  && LiteGraph.registered_node_types[node]"""
 
 # Runs what the image previews need, and nothing behind it; returns the ids of the previews. Those behind a model file
 # stay empty.
 PREVIEW = """async () => {
   const models = ['CheckpointLoaderSimple', 'CLIPVisionLoader', 'ControlNetLoader', 'LikenessLoadIdentityAdapter',
     'LikenessLoadIdentity', 'LikenessLoadEmbeds', 'LikenessLoadMiniature', 'LikenessStoryMakerCharacter',
-    'LikenessLoadFaceRestorer', 'UpscaleModelLoader'];
+    'LikenessLoadFaceRestorer', 'UpscaleModelLoader', 'UNETLoader', 'CLIPLoader', 'VAELoader'];
   const {output} = await app.graphToPrompt();
   const wanted = Object.keys(output).filter(id => output[id].class_type === 'PreviewImage');
   const links = id => Object.values(output[id].inputs).filter(Array.isArray);
@@ -108,11 +89,16 @@ def names_of_workflows() -> list[str]:
     return sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 
 
+def is_free(workflow: dict[str, Any]) -> bool:
+    """Whether it runs with what comes with the pack."""
+    loads = {node["type"] for node in workflow["nodes"]}
+    needs_a_run = loads & {"LikenessLoadConcept", "LikenessLoadSubject"}  # of another graph
+    return "LikenessLoadMiniature" in loads and "SaveImage" in loads and not needs_a_run
+
+
 def prepare(base: Path, workflows: list[dict[str, Any]]) -> None:
     """Settings, empty model files under the names the workflows want, and photos under the names they load."""
-    settings = base / "user" / "default" / "comfy.settings.json"
-    settings.parent.mkdir(parents=True)
-    settings.write_text(json.dumps(SETTINGS))
+    import_module("helpers.browser").write_settings(base)
     for node in (node for workflow in workflows for node in workflow["nodes"]):
         for model in node.get("properties", {}).get("models", []):
             path = base / "models" / model["directory"] / model["name"]
@@ -131,31 +117,42 @@ def photo(name: str) -> Any:
 
     if (WORKFLOWS / name).is_file():
         return Image.open(WORKFLOWS / name)
-    if name.startswith(("style", "reference", "clothes")):
-        return Image.fromarray(skimage.data.chelsea() if "2" in name else skimage.data.coffee())
+    if name.startswith(("style", "reference", "clothes", "subject")):
+        return Image.fromarray(skimage.data.chelsea() if "2" in name or "subject" in name else skimage.data.coffee())
     person = Image.fromarray(skimage.data.astronaut())
     return ImageOps.mirror(person) if "2" in name or "right" in name else person
 
 
 @contextmanager
 def browser(address: str, locale: str) -> Iterator[Any]:
-    """A page of ComfyUI in this language, ready for a graph; whatever is not the server is out of reach."""
-    from playwright.sync_api import sync_playwright
+    """A page of ComfyUI in this language, ready for a graph, without its menus."""
+    with import_module("helpers.browser").opened(address, locale, LONGEST_SIDE, LONGEST_SIDE, scale=2) as editor:
+        editor.page.add_style_tag(content=HIDE_MENUS)
+        editor.run("app.extensionManager.focusMode = true")
+        yield editor.page
 
-    executable = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        context = chromium.new_context(
-            viewport={"width": LONGEST_SIDE, "height": LONGEST_SIDE}, device_scale_factor=2, locale=locale
-        )
-        context.route(lambda url: not url.startswith(address), lambda route: route.abort())
-        page = context.new_page()
-        page.goto(address)
-        page.wait_for_function(READY, arg=OUR_NODE)
-        page.add_style_tag(content=HIDE_MENUS)
-        page.evaluate("app.extensionManager.focusMode = true")
-        yield page
-        chromium.close()
+
+def finish(page: Any) -> list[bytes]:
+    """The pictures that a graph saves, which needs no download."""
+    import_module("helpers.browser").Editor(page, "").queue(FINISHED_WITHIN)
+    saved = (
+        "app.graph._nodes.filter(node => node.type === 'SaveImage').flatMap(node => node.imgs.map(each => each.src))"
+    )
+    page.wait_for_function("app.graph._nodes.every(node => node.type !== 'SaveImage' || node.imgs?.length)")
+    return [page.request.get(address).body() for address in page.evaluate(saved)]
+
+
+def save_finished(pictures: list[bytes], path: Path) -> None:
+    """A square filled by the first two pictures."""
+    from PIL import Image, ImageOps
+
+    square = Image.new("RGB", (THUMBNAIL, THUMBNAIL))
+    width = THUMBNAIL // len(pictures[:2])
+    for place, content in enumerate(pictures[:2]):
+        with Image.open(io.BytesIO(content)) as picture:
+            part = ImageOps.fit(picture.convert("RGB"), (width, THUMBNAIL), Image.Resampling.BICUBIC)
+        square.paste(part, (place * width, 0))
+    square.save(path, quality=88, optimize=True)
 
 
 def photograph(page: Any, name: str, workflow: dict[str, Any]) -> bytes:
@@ -235,9 +232,12 @@ def main() -> None:
                         continue
                     with browser(server.client.address, locale) as page:
                         png, previews = photograph(page, name, workflow), preview_pictures(page)
+                        finished = finish(page) if is_free(workflow) else []
                     if name in SHOWN:
                         save_picture(png, PICTURES / f"{name}{ending}", workflow)
-                    if locale == ENGLISH:
+                    if locale == ENGLISH and finished:
+                        save_finished(finished, WORKFLOWS / f"{name}.jpg")
+                    elif locale == ENGLISH:
                         save_thumbnail(png, previews, WORKFLOWS / f"{name}.jpg")
                     print(f"{name} ({locale})")
 

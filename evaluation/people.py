@@ -95,7 +95,8 @@ class Wanted:
     face is ahead of the second best, as a share of it, empty with fewer than two faces: larger is less mixing, but two
     strangers score like two right people, so it is read beside the others. reward: `training.objectives.matching`.
     matched, unmatched: means of the assigned cosines and of the others. found: people who have a face; extra: faces
-    beyond the people, below 0 where some are missing.
+    beyond the people, below 0 where some are missing. crossed: (people, people), cosine of each person to the face of
+    each, NaN where that has none: mixing is off the diagonal.
     """
 
     id_sim: tuple[float, ...]
@@ -105,6 +106,7 @@ class Wanted:
     unmatched: float
     found: int
     extra: int
+    crossed: tuple[tuple[float, ...], ...] = ()
 
 
 def wanted(faces: torch.Tensor, references: torch.Tensor) -> Wanted:
@@ -128,7 +130,15 @@ def wanted_of(alike: np.ndarray) -> Wanted:
         unmatched=_mean(alike[~assigned].tolist()),
         found=int(assigned.sum()),
         extra=faces - people,
+        crossed=tuple(tuple(row) for row in _crossed(alike, assigned).tolist()),
     )
+
+
+def _crossed(alike: np.ndarray, assigned: np.ndarray) -> np.ndarray:
+    table = np.full((len(alike), len(alike)), np.nan)
+    for person, face in zip(*np.nonzero(assigned), strict=True):
+        table[:, person] = alike[:, face]
+    return table
 
 
 def _ahead(best: float, second: float) -> float:

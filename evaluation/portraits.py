@@ -26,7 +26,7 @@ from .identity import (
     score_sight,
     see,
 )
-from .people import NOBODY, MultiId, match, multi_id
+from .people import NOBODY, MultiId, Wanted, match, multi_id, wanted
 from .plots import CELL, Cell, labelled_sheet
 from .table import NOTHING, Record
 
@@ -55,6 +55,7 @@ class Verdict:
     warnings: tuple[str, ...] = ()
     by_judge: tuple[Verdict, ...] = ()  # of each, where several judged the same images
     multi: tuple[MultiId, ...] = ()  # of each image, where it has several people or they have photos not given
+    crowds: tuple[Wanted, ...] = ()  # of each image of several people
     copies: tuple[float, ...] = ()  # `copying.mean_copy` of each image of one person who has photos not given
 
     @property
@@ -153,6 +154,7 @@ def judge_pictures(
         licence=judge.licence,
         warnings=warnings,
         multi=tuple(_as_benchmarks_count(faces, means, others)),
+        crowds=tuple(wanted(seen, means) for seen in faces) if len(people) > 1 else (),
         copies=tuple(copies),
     )
 
@@ -280,6 +282,35 @@ def benchmark_line(verdict: Verdict) -> str:
     return f"As multi-identity benchmarks count it, by {'; by '.join(said)}." if said else ""
 
 
+def crowd_lines(verdict: Verdict) -> list[str]:
+    """Several people: whether everybody is there, and a table of who looks like whom, by each judge."""
+    lines: list[str] = []
+    for one in verdict.by_judge or (verdict,):
+        if not one.crowds:
+            continue
+        people, count = len(one.people), len(one.crowds)
+        found = sum(crowd.found for crowd in one.crowds)
+        extra = sum(max(0, crowd.extra) for crowd in one.crowds)
+        similar = _mean([value for crowd in one.crowds for value in crowd.id_sim])
+        ahead = _mean([value for crowd in one.crowds for value in crowd.id_conf])
+        reward = _mean([crowd.reward for crowd in one.crowds])
+        kept_apart = NOTHING if math.isnan(ahead) else f"{ahead:.2f}"
+        lines += [
+            f"By {one.judge}: {found} of {people * count} people have a face, {extra} faces are nobody's. id_sim "
+            f"{similar:.2f}, id_conf {kept_apart} (how far the best face of each person is ahead of the second; larger "
+            f"is less mixing, 1 at most), matching reward {reward:.2f} (larger is better).",
+            "",
+            f"| cosine to | {' | '.join(f'the face of {name}' for name in one.people)} |",
+            f"| --- |{' --- |' * people}",
+        ]
+        for row, name in enumerate(one.people):
+            cells = [_mean([crowd.crossed[row][column] for crowd in one.crowds]) for column in range(people)]
+            said = [NOTHING if math.isnan(cell) else f"{cell:.2f}" for cell in cells]
+            lines.append(f"| {name} | {' | '.join(said)} |")
+        lines.append("")
+    return lines
+
+
 def verdict_markdown(
     title: str, verdict: Verdict, threshold: float = GOOD, baseline: Verdict | None = None, remarks: Sequence[str] = ()
 ) -> str:
@@ -287,6 +318,7 @@ def verdict_markdown(
     lines = [f"# {title}", "", sentence(verdict, threshold, baseline), ""]
     lines += [line for warning in verdict.warnings for line in (f"**Warning: {warning}.**", "")]
     lines += [line for remark in (benchmark_line(verdict), *remarks) if remark for line in (remark, "")]
+    lines += crowd_lines(verdict)
     judges = verdict.by_judge or (verdict,)
     figures = _figures(judges[0])
     heads = [f"{one.judge}, cosine" for one in verdict.by_judge] or ["cosine"]
@@ -367,6 +399,10 @@ def to_records(
             seen = verdict.multi[number]
             measures |= {"id_ref": seen.sim_ref, "id_other": seen.sim_gt, "copy_paste": seen.copy_paste}
             measures["blending"] = seen.blending
+        if verdict.crowds:
+            crowd = verdict.crowds[number]
+            measures |= {"id_sim": _mean(crowd.id_sim), "id_conf": _mean(crowd.id_conf)}
+            measures |= {"matching_reward": crowd.reward, "people_found": crowd.found, "faces_extra": crowd.extra}
         if verdict.copies:
             measures["copy"] = verdict.copies[number]
         text = prompts[number] if number < len(prompts) else ""

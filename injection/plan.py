@@ -150,17 +150,26 @@ class Fitting(Protocol):
         ...
 
 
-def check_fit(adapter: Fitting, sites: Sequence[AttentionSite], model_name: str, base: Family = OTHER) -> None:
+def check_fit(
+    adapter: Fitting,
+    sites: Sequence[AttentionSite],
+    model_name: str,
+    base: Family = OTHER,
+    text_width: int | None = None,
+) -> None:
     """Raise LikenessError when an adapter was not made for this model.
 
-    Its layers must fit the model's sites one by one; an adapter that has none must be made for the model's family, its
-    `base`. model_name: what the host calls the model.
+    Its layers must fit the model's sites one by one; one that has none must be made for the model's family, its `base`,
+    or write a text as wide as the model reads, `text_width`. model_name: what the host calls the model.
     """
     ours, theirs = dict(adapter.site_shapes), {site.slot: (site.width, site.context_dim) for site in sites}
     family = of_sites(list(theirs.values())) if theirs else of_host(model_name)
-    if ours == theirs if ours else base is family is not OTHER:
+    reads_as_wide = bool(theirs) and all(width == text_width for _, width in theirs.values())
+    if ours == theirs if ours else reads_as_wide or base is family is not OTHER:
         return
-    made_for = _describe(of_sites(list(ours.values())), ours) if ours else base.title
+    made_for = base.title if text_width is None else f"{base.title} (text width {text_width})"
+    if ours:
+        made_for = _describe(of_sites(list(ours.values())), ours)
     model = f"{model_name}, {_describe(family, theirs)}" if theirs else model_name
     raise LikenessError(
         f"The adapter {adapter.name!r} was made for {made_for}, but the connected MODEL is {model}: choose an adapter "

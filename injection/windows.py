@@ -28,16 +28,24 @@ class NoiseLevels(Protocol):
 @dataclass(frozen=True)
 class WindowEnd:
     """A border of a window. share: of the sampling; first_step: see `Scope.first_step`, which wins where steps are
-    known."""
+    known; at: the highest sigma behind it, which wins over both."""
 
     share: float
     first_step: Callable[[int], int] | None = None
+    at: float | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether more is known of it than its share."""
+        return self.first_step is not None or self.at is not None
 
     def sigma(self, model_sampling: NoiseLevels, sigmas: Sequence[float]) -> float:
         """What lies above is before the border. inf: everything lies behind it, -inf: nothing does.
 
         sigmas: of the run, from the highest to the last, one more than there are steps; empty when unknown.
         """
+        if self.at is not None:
+            return just_above(self.at)
         steps = len(sigmas) - 1
         if self.first_step is None or steps < 1:
             if self.share <= 0:
@@ -65,7 +73,7 @@ class Window:
     @classmethod
     def of(cls, scope: Scope) -> Window:
         """The window of an effect's scope."""
-        return cls(WindowEnd(scope.start, scope.first_step), WindowEnd(scope.end))
+        return cls(WindowEnd(scope.start, scope.first_step, scope.start_sigma), WindowEnd(scope.end))
 
     def sigmas(self, model_sampling: NoiseLevels, sigmas: Sequence[float]) -> tuple[float, float]:
         """(highest, lowest) sigma of the window, both inclusive, in single precision as the host compares them."""
@@ -78,10 +86,15 @@ def just_below(sigma: float) -> float:
     return float(torch.nextafter(torch.tensor(sigma), torch.tensor(-math.inf))) if math.isfinite(sigma) else sigma
 
 
+def just_above(sigma: float) -> float:
+    """The smallest number above in single precision."""
+    return float(torch.nextafter(torch.tensor(sigma), torch.tensor(math.inf)))
+
+
 def term_sigmas(scope: Scope, model_sampling: NoiseLevels, sigmas: Sequence[float]) -> tuple[float, float] | None:
     """(highest, lowest) sigma at which a term is open, both its own, as those of the leading packs; None for all."""
     if scope.whole_run:
         return None
-    if scope.first_step is not None:
+    if scope.first_step is not None or scope.start_sigma is not None:
         return Window.of(scope).sigmas(model_sampling, sigmas)
     return float(model_sampling.percent_to_sigma(scope.start)), float(model_sampling.percent_to_sigma(scope.end))

@@ -18,6 +18,7 @@ class LikenessExtension(ComfyExtension):
         from .. import models_download
         from . import (
             adapters,
+            blip_diffusion,
             concepts,
             control,
             dataset,
@@ -25,6 +26,7 @@ class LikenessExtension(ComfyExtension):
             edit_models,
             evaluation,
             faces,
+            fastcomposer,
             ipadapter_plus,
             keypoints,
             masks,
@@ -49,10 +51,12 @@ class LikenessExtension(ComfyExtension):
             *control.NODES,
             *prompts.NODES,
             *photoverse.NODES,
+            *fastcomposer.NODES,
             *references.NODES,
             *pulid.NODES,
             *storymaker.NODES,
             *edit_models.NODES,
+            *blip_diffusion.NODES,
             *ipadapter_plus.NODES,
             *concepts.NODES,
             *sefi_ide.NODES,

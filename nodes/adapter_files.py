@@ -18,11 +18,12 @@ def _other_kinds() -> list[str]:
 
 
 def adapter_choices() -> list[str]:
-    """What there is to choose, the miniature last."""
+    """What there is to choose: files, and the miniature after them, which new nodes begin with where there is none."""
     from ..models_download import list_files
 
     others = [f"{kind}/{name}" for kind in _other_kinds() for name in list_files(kind)]
-    return [*([*list_files(KIND), *others] or [NO_FILES]), MINIATURE]
+    files = [*list_files(KIND), *others]
+    return [*files, MINIATURE] if files else [MINIATURE, NO_FILES]
 
 
 def find_adapter(choice: str) -> Path:

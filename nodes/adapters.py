@@ -66,7 +66,11 @@ class LoadIdentityAdapter(Node):
             description="Loads an identity adapter: any IP-Adapter file, FaceID variants included, or that of another "
             "system. What it is, and which base model it was made for, is read from the file itself, so it may have "
             "any name.",
-            search_aliases=["IPAdapter Model Loader", "FaceID", "IP-Adapter", "InstantID", "PuLID", "StoryMaker"],
+            search_aliases=[
+                *("FaceID", "IP-Adapter", "IPAdapter Model Loader"),
+                *("InstantID", "StoryMaker", "PuLID", "PhotoMaker", "FastComposer", "BLIP-Diffusion", "PhotoVerse"),
+                "适配器",
+            ],
             inputs=[
                 io.Combo.Input(
                     "adapter_file",
@@ -135,7 +139,10 @@ class ApplyIdentity(Node):
             category=CATEGORY,
             description="Applies a person (or a reference image) to a MODEL. For several people chain this node and "
             "give each a mask; nodes of other packs may come before or after it.",
-            search_aliases=["IPAdapter FaceID", "IPAdapter Advanced", "face reference", "consistent character"],
+            search_aliases=[
+                *("portrait", "person", "face reference", "consistent character", "人像", "人物", "人脸一致性"),
+                *("IPAdapter FaceID", "IPAdapter Advanced", "InstantID", "PuLID", "StoryMaker"),
+            ],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The base model that the adapter was made for: SD1.5, SDXL, FLUX or an edit model."

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from inspect import Parameter, Signature
 from typing import Any, TypeVar
@@ -20,6 +20,28 @@ _BROKEN = re.compile("[\0\ud800-\udfff]")
 def choices(kind: type[Enum]) -> list[str]:
     """What a user can choose, in order of definition."""
     return [str(item.value) for item in kind]
+
+
+NOT_INSTALLED = " (not installed)"  # ends an entry of a list whose files are not here
+
+
+def usable_first(entries: Iterable[str], find: Callable[[str], object]) -> list[str]:
+    """The entries in their order, those that `find` does not find behind the others and marked: the first is what new
+    nodes begin with."""
+    usable, missing = [], []
+    for entry in entries:
+        try:
+            find(entry)
+        except (LikenessError, OSError):
+            missing.append(f"{entry}{NOT_INSTALLED}")
+        else:
+            usable.append(entry)
+    return [*usable, *missing]
+
+
+def unmarked(choice: str) -> str:
+    """The entry of a list, however it was marked when the graph was saved."""
+    return choice.removesuffix(NOT_INSTALLED)
 
 
 def member(kind: type[E], value: str, name: str) -> E:
@@ -71,17 +93,9 @@ def must_exist(**finders: Callable[[str], Any]) -> Callable[[N], N]:
     """
 
     def validate_inputs(cls: type, **values: Any) -> bool | str:
-        for name, find in finders.items():
-            if (value := values.get(name)) is None:
-                continue
-            try:
-                find(named(value, name))
-            except LikenessError as error:
-                return str(error)
-            except OSError as error:  # a name too long for the file system, a folder that may not be read
-                why = error.strerror or error
-                return f"The {name} {value!r} cannot be looked up ({why}): choose an entry of the list."
-        return True
+        given = {name: value for name in finders if (value := values.get(name)) is not None}
+        wrong = [_why_missing(name, value, finders[name]) for name, value in given.items()]
+        return " ".join(filter(None, wrong)) or True
 
     inputs = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in finders]
     # The host hands over, and does not check itself, what the signature names.
@@ -93,3 +107,14 @@ def must_exist(**finders: Callable[[str], Any]) -> Callable[[N], N]:
         return node
 
     return decorate
+
+
+def _why_missing(name: str, value: Any, find: Callable[[str], Any]) -> str | None:
+    """What is wrong with the value of an input, in a sentence; None for nothing."""
+    try:
+        find(named(value, name))
+    except LikenessError as error:
+        return str(error)
+    except OSError as error:  # a name too long for the file system, a folder that may not be read
+        return f"The {name} {value!r} cannot be looked up ({error.strerror or error}): choose an entry of the list."
+    return None

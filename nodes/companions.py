@@ -12,6 +12,7 @@ from ..errors import LikenessError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..adapters.blip_diffusion.words import WordPieces
     from ..injection.comfy import ManagedEvaTower
 
 PARSERS = ("parsing_bisenet.pth", "parsing_parsenet.pth")  # in models/facexlib, the better one first
@@ -61,3 +62,11 @@ def parse_aligned(crops: Tensor) -> Tensor:
     here = list_files("facexlib")
     name = next((name for name in PARSERS if name in here), PARSERS[0])
     return load_parser(find_file("facexlib", name)).parse_crops(crops)
+
+
+def find_vocabulary() -> WordPieces:
+    """The word pieces of bert-base-uncased; LikenessError that says how to get them."""
+    from ..adapters.blip_diffusion.words import VOCABULARY, WordPieces
+    from ..models_download import find_file
+
+    return WordPieces.load(find_file("blip_diffusion", VOCABULARY))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
 from .. import models_download
 from ..errors import LikenessError, logger
-from ..faces import FaceParser, adopt_analysis, load_parser, to_photos
+from ..faces import FaceParser, adopt_analysis, load_parser
 from ..faces.identity import OUTLIER_COSINE, Identity
 from ..storage import check_folder
 from ..training.data.captions import parse_templates
@@ -30,64 +30,23 @@ from ..training.data.dataset import (
     fingerprint,
 )
 from ..training.data.folder import NOTICE, is_dataset, load_dataset, place_for, safe_name, save_dataset
-from ..training.data.photo_files import Photo, PhotoFolder, files_below, read_folder
+from ..training.data.photo_files import Photo, PhotoFolder, read_folder
 from ..training.data.sheet import sheet
 from .choices import choices, finite, member, must_exist, named, readable
 from .node import Node
+from .photos import connected, dataset_root, find_photos, more_images, places_of, state_of
 from .progress import counter
 from .schema import DatasetSocket, FaceAnalysisSocket, IdentitySocket, advanced, outlier_threshold_input, schema
 
 log = logger(__name__)
 
 CATEGORY = "likeness/training"
-DATASETS = Path("likeness") / "datasets"  # below ComfyUI's output
 
 
 class _Masks(Enum):
     """Where face masks come from, besides the parsing networks in models/facexlib."""
 
     ELLIPSE = "ellipse"
-
-
-def dataset_root() -> Path:
-    """Where datasets are saved."""
-    import folder_paths
-
-    return Path(folder_paths.get_output_directory()) / DATASETS
-
-
-def find_folder(name: str) -> Path:
-    """The folder of this name below ComfyUI's input, output or saved datasets; LikenessError for any other.
-
-    A full path will do when it leads into one of them. Links inside them are followed.
-    """
-    import folder_paths
-
-    roots = [Path(folder_paths.get_input_directory()), dataset_root(), Path(folder_paths.get_output_directory())]
-    inside = []
-    for root in roots:
-        path = Path(os.path.normpath(root / name.strip()))
-        if path.is_relative_to(os.path.normpath(root)) and "\0" not in name:
-            inside.append(path)
-    if not inside:
-        raise LikenessError(
-            f"The folder {name!r} lies outside of ComfyUI's input and output folders: copy the photos into "
-            f"{roots[0]} and name the folder there."
-        )
-    found = next((path for path in inside if _is_folder(path)), None)
-    if found is None:
-        raise LikenessError(
-            f"The folder {name!r} was not found in {roots[0]}, nor among the datasets in {roots[1]}: put the photos "
-            "into a folder there."
-        )
-    return found
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # a name that is too long, or no text
-        return False
 
 
 def parsers() -> list[str]:
@@ -99,11 +58,6 @@ def parsers() -> list[str]:
 def find_parser(masks: str) -> Path | None:
     """The parsing network's file, None for masks that need none; LikenessError when it is not there."""
     return None if masks in choices(_Masks) else models_download.find_file("facexlib", masks)
-
-
-def find_photos(folder: str) -> Path | None:
-    """The folder that is named, if one is; LikenessError when it is not there."""
-    return find_folder(folder) if folder.strip() else None
 
 
 @must_exist(masks=find_parser, folder=find_photos)
@@ -258,6 +212,7 @@ class PortraitDataset(Node):
                         "either of them says so."
                     ),
                 ),
+                *more_images(),
             ],
             outputs=[
                 DatasetSocket.Output(
@@ -279,22 +234,10 @@ class PortraitDataset(Node):
     @classmethod
     def fingerprint_inputs(cls, folder: str = "", save_as: str = "", **others: Any) -> str:
         """Changes when an image, a caption or a mask in the folder or in the saved dataset does."""
-        places = []
-        if isinstance(folder, str) and folder.strip():
-            try:
-                places.append(find_folder(folder))
-            except LikenessError:
-                places.append(Path("missing"))
+        places = places_of(folder)
         if isinstance(save_as, str) and save_as.strip():
             places += sorted(dataset_root().glob(f"{_escaped(save_as.strip())}*"))
-        digest = hashlib.sha256()
-        for path in (file for place in places for file in files_below(place)):
-            try:
-                state = path.stat()
-            except OSError:  # it is gone, or a link that leads nowhere
-                continue
-            digest.update(f"{path!r} {state.st_mtime_ns} {state.st_size}\n".encode())
-        return digest.hexdigest()
+        return state_of(places)
 
     @classmethod
     def execute(
@@ -316,12 +259,13 @@ class PortraitDataset(Node):
         face_analysis: Any = None,
         identity: Identity | None = None,
         second_judge: Any = None,
+        **more: torch.Tensor | None,
     ) -> io.NodeOutput:
         readable(trigger_word=trigger_word, class_word=class_word, save_as=save_as, templates=templates)
         finite(least_sharpness=least_sharpness, outlier_threshold=outlier_threshold)
-        place = find_photos(named(folder, "folder"))
+        place, photos = find_photos(named(folder, "folder")), connected(image, more)
         if place is not None and is_dataset(place):
-            if image is not None:
+            if photos:
                 raise LikenessError(
                     f"The folder {folder!r} is a finished dataset, to which images cannot be added: disconnect image, "
                     "or name a folder with photos."
@@ -341,7 +285,7 @@ class PortraitDataset(Node):
                 outlier_cosine=outlier_threshold,
             )
             dataset = _make(
-                settings, place, image, face_analysis, _parser(masks), identity, save_as.strip(), second_judge
+                settings, place, photos, face_analysis, _parser(masks), identity, save_as.strip(), second_judge
             )
         _log(dataset)
         page = torch.from_numpy(sheet(dataset))[None].float() / 255
@@ -359,11 +303,9 @@ def _parser(masks: str) -> FaceParser | None:
     return None if file is None else load_parser(file)
 
 
-def _photos(place: Path | None, image: torch.Tensor | None) -> PhotoFolder:
+def _photos(place: Path | None, given: Sequence[np.ndarray]) -> PhotoFolder:
     """All photos that were given, and sentences about files that are not used."""
-    photos = []
-    if image is not None:
-        photos = [Photo(f"image {number}", pixels) for number, pixels in enumerate(to_photos(image), 1)]
+    photos = [Photo(f"image {number}", pixels) for number, pixels in enumerate(given, 1)]
     found = PhotoFolder([], [], []) if place is None else read_folder(place)
     return replace(found, photos=[*photos, *found.photos])
 
@@ -371,7 +313,7 @@ def _photos(place: Path | None, image: torch.Tensor | None) -> PhotoFolder:
 def _make(
     settings: DatasetSettings,
     place: Path | None,
-    image: torch.Tensor | None,
+    given: Sequence[np.ndarray],
     face_analysis: Any,
     parser: FaceParser | None,
     identity: Identity | None,
@@ -389,7 +331,7 @@ def _make(
     where, made_from = None, ""
     if save_as:
         safe_name(save_as)  # before the photos are read
-    found = _photos(place, image)
+    found = _photos(place, given)
     if save_as:
         made_from = fingerprint(found.photos, settings, analysis, parser, identity, second)
         where, is_there = place_for(dataset_root(), save_as, made_from)

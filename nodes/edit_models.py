@@ -25,7 +25,7 @@ from ..adapters.edit_models import (
 )
 from ..errors import LikenessError
 from .adapters import CATEGORY
-from .choices import choices, member, named, one_of
+from .choices import choices, member, must_exist, named, one_of
 from .files import Shelf
 from .node import Node
 from .schema import AdapterSocket, advanced, schema
@@ -36,6 +36,11 @@ LORA_FILES = Shelf("loras", "loras", "The LoRA")
 MOST_PHOTOS = 6
 
 
+def _find_lora(name: str) -> Path | None:
+    return None if name == NO_LORA else LORA_FILES.find_or_explain(name)
+
+
+@must_exist(lora_name=_find_lora)
 class ReferenceAdapterNode(Node):
     """A VAE and a scheme to an adapter for Apply Identity."""
 

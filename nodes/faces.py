@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
@@ -25,7 +26,6 @@ from ..faces import (
     load_lbp,
     load_mtcnn,
     load_pack,
-    to_photos,
 )
 from ..faces.found import (
     SMALLEST_FACE,
@@ -43,9 +43,11 @@ from ..faces.identity import OUTLIER_COSINE
 from ..faces.ready import open_dlib, open_opencv, works_now
 from ..faces.similarity import on_scale_of
 from ..models_download import DLIB, SFACE, YUNET, find_free
-from .choices import choices, finite, member, must_exist, named, readable
+from ..training.data.photo_files import read_folder
+from .choices import choices, finite, member, must_exist, named, readable, unmarked, usable_first
 from .files import Shelf
 from .node import Node
+from .photos import connected, find_photos, more_images, places_of, state_of
 from .progress import counter
 from .schema import (
     FaceAnalysisSocket,
@@ -96,6 +98,8 @@ class _BuiltIn(Enum):
     MINIATURE_JUDGE = "miniature-judge"
 
 
+USUAL_PACKS = ("buffalo_l", "antelopev2")  # which adapters were made with
+
 # Folder and names of detector and recogniser.
 _FACEXLIB = ("facexlib", "detection_Resnet50_Final.pth", "recognition_arcface_ir_se50.pth")
 
@@ -135,8 +139,30 @@ _FINDERS: dict[_BuiltIn, Callable[[], object]] = {
 }
 
 
+def analysis_choices() -> list[str]:
+    """InsightFace's packs, then the other analyses; those that are not here stand last and say so.
+
+    The first is what new nodes begin with, so it is one that recognises people: where there is none for photos, the
+    miniature.
+    """
+    packs = models_download.list_insightface_packs()
+    entries = [*packs, *choices(_BuiltIn), *(pack for pack in USUAL_PACKS if pack not in packs)]
+    if not packs and not any(_is_here(network) for network in (DLIB, SFACE)):
+        entries = [_BuiltIn.MINIATURE.value, *(entry for entry in entries if entry != _BuiltIn.MINIATURE.value)]
+    return usable_first(entries, find_analysis)
+
+
+def _is_here(network: models_download.FreeNetwork) -> bool:
+    try:
+        find_free(network)
+    except LikenessError:
+        return False
+    return True
+
+
 def open_analysis(model: str, provider: Provider) -> FaceAnalysis:
     """The face analysis behind an entry of Load Face Analysis; `LikenessError` names files that are missing."""
+    model = unmarked(model)
     if model in choices(_BuiltIn):
         return _OPENERS[_BuiltIn(model)](provider)
     return load_pack(models_download.find_insightface_pack(model), provider)
@@ -144,6 +170,7 @@ def open_analysis(model: str, provider: Provider) -> FaceAnalysis:
 
 def find_analysis(model: str) -> object:
     """The files of an entry of Load Face Analysis, if it has any; LikenessError naming those that are missing."""
+    model = unmarked(model)
     if model not in choices(_BuiltIn):
         return models_download.find_insightface_pack(model)
     return _FINDERS.get(_BuiltIn(model), lambda: None)()
@@ -167,7 +194,7 @@ class LoadFaceAnalysis(Node):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=[*models_download.list_insightface_packs(), *choices(_BuiltIn)],
+                    options=analysis_choices(),
                     tooltip=(
                         "The InsightFace packs found in models/insightface (non-commercial research only), then "
                         "analyses with other licences. 'works now' uses the best one available: dlib's or OpenCV's "
@@ -213,6 +240,7 @@ def terms(analysis: FaceAnalysis) -> str:
 # --- finding
 
 
+@must_exist(folder=find_photos)
 class FindFaces(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -221,7 +249,8 @@ class FindFaces(Node):
             display_name="Find Faces",
             category=CATEGORY,
             description=(
-                "Finds the wanted person in every photo of a batch. Several sizes and wider borders are tried, so that "
+                "Finds the wanted person in every photo: of a batch, of several inputs, of a folder. Several sizes and "
+                "wider borders are tried, so that "
                 "close-ups and small faces are found. The preview shows every face with its number, the chosen one in "
                 "a thick yellow box."
             ),
@@ -229,9 +258,6 @@ class FindFaces(Node):
                 FaceAnalysisSocket.Input(
                     "face_analysis",
                     tooltip="From Load Face Analysis, or another pack's InsightFace loader.",
-                ),
-                io.Image.Input(
-                    "image", tooltip="One photo or a batch of photos. Grey and transparent images are fine."
                 ),
                 io.Combo.Input(
                     "choice",
@@ -265,6 +291,12 @@ class FindFaces(Node):
                     max=4096,
                     tooltip="Faces narrower or lower than this, in pixels of the photo, are ignored.",
                 ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="One photo or a batch of photos. Grey and transparent images are fine. Not needed where "
+                    "folder names the photos.",
+                ),
                 IdentitySocket.Input(
                     "reference",
                     optional=True,
@@ -273,6 +305,14 @@ class FindFaces(Node):
                 region_input(
                     "Only faces whose middle is white here count: paint over the face that is meant. One mask, or one "
                     "for each photo."
+                ),
+                *more_images(),
+                io.String.Input(
+                    "folder",
+                    default="",
+                    optional=True,
+                    tooltip="A folder with photos of the person in ComfyUI's input folder; they count after those that "
+                    "are connected. Empty: none.",
                 ),
             ],
             outputs=[
@@ -292,27 +332,47 @@ class FindFaces(Node):
                 ),
                 io.Int.Output("count", display_name="count", tooltip="Number of faces found in all photos together."),
             ],
-            search_aliases=["face detection", "detect faces", "face crop", "face bounding box"],
+            search_aliases=["face detection", "detect faces", "face crop", "face bounding box", "人脸检测", "检测人脸"],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str = "", **others: Any) -> str:
+        """Changes when a photo in the folder does."""
+        return state_of(places_of(folder))
 
     @classmethod
     def execute(
         cls,
         face_analysis: Any,
-        image: torch.Tensor,
+        image: torch.Tensor | None = None,
         choice: str = Choice.LARGEST.value,
         index: int = 0,
         if_none: str = IfNone.ERROR.value,
         min_size: int = SMALLEST_FACE,
         reference: Identity | None = None,
         region: torch.Tensor | None = None,
+        folder: str = "",
+        **more: torch.Tensor | None,
     ) -> io.NodeOutput:
         none = member(IfNone, if_none, "if_none")
         rule = Rule(member(Choice, choice, "choice"), index, none, min_size, reference, region)
-        photos = to_photos(image)
+        photos = [*connected(image, more), *_photos_in(named(folder, "folder"))]
+        if not photos:
+            raise LikenessError("There is no photo to look for faces in: connect image, or enter the name of a folder.")
         found = find_faces(adopt_analysis(face_analysis), photos, rule, counter(len(photos)))
         _log_choices(found, rule)
         return io.NodeOutput(found, preview(found), chosen_heads(found), chosen_masks(found), found.count)
+
+
+def _photos_in(folder: str) -> list[np.ndarray]:
+    """The photos (H, W, 3) uint8 of a folder, none where none is named; files that are not used are logged."""
+    place = find_photos(folder)
+    if place is None:
+        return []
+    found = read_folder(place, captions=False)
+    for sentence in found.unreadable:
+        log.warning("[likeness] %s", sentence)
+    return [photo.pixels for photo in found.photos]
 
 
 def _log_choices(found: FoundFaces, rule: Rule) -> None:
@@ -395,7 +455,7 @@ class IdentityFromPhotos(Node):
                 ),
             ],
             outputs=_identity_outputs(),
-            search_aliases=["face embeds", "face embedding", "average faces"],
+            search_aliases=["face embeds", "face embedding", "average faces", "portrait", "person", "人像", "人物"],
         )
 
     @classmethod

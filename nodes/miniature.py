@@ -2,12 +2,67 @@
 
 from __future__ import annotations
 
+from enum import Enum
+from pathlib import Path
+
 from comfy_api.latest import io
 
+from .choices import choices, member
 from .node import Node
 from .schema import schema
 
 CATEGORY = "likeness/miniature"
+WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"  # whose graphs show them too
+
+
+class Example(Enum):
+    """Drawn photos that come with the pack."""
+
+    WOMAN = "a person, one photo"
+    MAN = "another person, three photos"
+    STYLE = "a style, two images"
+
+
+_FILES = {
+    Example.WOMAN: ("miniature_person",),
+    Example.MAN: ("miniature_person_1", "miniature_person_2", "miniature_person_3"),
+    Example.STYLE: ("miniature_style_1", "miniature_style_2"),
+}
+
+
+class ExamplePhotos(Node):
+    """What Load Image gives, without a file in ComfyUI's input folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessExamplePhotos",
+            display_name="Example Photos",
+            category=CATEGORY,
+            description="Images of drawn people that come with the pack, for trying a graph before you have photos of "
+            "your own. To use your own, connect Load Image in its place.",
+            search_aliases=["Load Image", "sample image", "demo photo", "示例照片", "示例图片"],
+            inputs=[
+                io.Combo.Input(
+                    "photos",
+                    options=choices(Example),
+                    default=Example.WOMAN.value,
+                    tooltip="People and a style of the miniature world, 128x128 pixels, which Load Miniature was never "
+                    "shown.",
+                )
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="One image or a batch, in the place of Load Image.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, photos: str = Example.WOMAN.value) -> io.NodeOutput:
+        from ..faces import read_photo
+        from ..faces.found import to_image_batch
+
+        files = _FILES[member(Example, photos, "photos")]
+        return io.NodeOutput(to_image_batch([read_photo(WORKFLOWS / f"{name}.png") for name in files]))
 
 
 class LoadMiniature(Node):
@@ -45,4 +100,4 @@ class LoadMiniature(Node):
         return io.NodeOutput(load_model(), load_clip(), load_vae())
 
 
-NODES = [LoadMiniature]
+NODES = [LoadMiniature, ExamplePhotos]

@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from ..errors import LikenessError, logger
 from .adapter_socket import as_managed
 from .choices import choices, finite, in_order, member, readable
+from .companions import find_vocabulary
 from .node import Node
 from .schema import (
     AdapterSocket,
@@ -52,14 +53,8 @@ class IdentityPrompt(Node):
             "prompt (PhotoMaker, FastComposer, BLIP-Diffusion, PhotoVerse), or one that the text encoder reads "
             "together with the people's photos (Reference Adapter). Takes the place of CLIP Text Encode.",
             search_aliases=[
-                "PhotoMaker Encode",
-                "trigger word",
-                "PhotoMaker",
-                "PhotoVerse",
-                "ELITE",
-                "pseudo-word",
-                "TextEncodeQwenImageEditPlus",
-                "Krea 2",
+                *("PhotoMaker Encode", "trigger word", "PhotoMaker", "PhotoVerse", "ELITE", "pseudo-word"),
+                *("FastComposer", "BLIP-Diffusion", "TextEncodeQwenImageEditPlus", "Krea 2"),
             ],
             inputs=[
                 io.Clip.Input(
@@ -84,8 +79,8 @@ class IdentityPrompt(Node):
                 ),
                 *window_inputs(
                     "Fraction of the steps that use the plain prompt before the person is added: PhotoMaker's style "
-                    "strength. Lower values give more likeness, higher values more of the prompt's style. 0: from "
-                    "the first step, as PhotoVerse was trained.",
+                    "strength, FastComposer's 1 - alpha. Lower values give more likeness, higher values more of the "
+                    "prompt's style. 0: from the first step, as PhotoVerse was trained.",
                     "Fraction of the sampling after which the plain prompt is used again.",
                     start=0.2,
                     step=0.01,
@@ -93,7 +88,8 @@ class IdentityPrompt(Node):
                 lora_strength_input(
                     1.0,
                     "PhotoMaker and PhotoVerse files bring a LoRA that changes the MODEL itself, in all steps. 1 is "
-                    "official; below 0.5 little of PhotoMaker's likeness is left.",
+                    "official; below 0.5 little of PhotoMaker's likeness is left. FastComposer files bring a whole "
+                    "UNet: 1 replaces the MODEL's, 0 keeps it.",
                 ),
                 io.String.Input(
                     "trigger_word",
@@ -205,7 +201,8 @@ class IdentityPrompt(Node):
         encoder = binding.ComfyTextEncoder(clip)
         layout, attention = layout_of(()), {}
         if model is not None:
-            check_fit(adapter, binding.sites_of(model), binding.model_name(model), adapter.needs.base)
+            needs = adapter.needs
+            check_fit(adapter, binding.sites_of(model), binding.model_name(model), needs.base, needs.text_width)
             layout, attention = binding.request_layout(model)
         people = [person for person in (identity, identity_2, identity_3, identity_4) if person is not None]
         request = Request(
@@ -219,6 +216,7 @@ class IdentityPrompt(Node):
             weight_strength=lora_strength,
             seen_by=embedded_by,
             parse=parse_aligned,
+            find_vocabulary=find_vocabulary,
             text=text,
             text_encoder=encoder,
             trigger_words=words_in(trigger_word),
@@ -266,12 +264,13 @@ def _report(adapter: Any, request: Request, effects: Sequence[Effect], applied: 
         return f"{what} has no effect, because {request.scope.why_never or 'the strength is 0'}."
     deltas = [effect for effect in effects if isinstance(effect, WeightDelta) and effect.why_never is None]
     text = f"{what}: through the prompt, from {request.scope.start:g} to {request.scope.end:g} of the sampling"
+    change = "UNet" if any("conv_in" in delta.changes for delta in deltas) else "LoRA"
     if deltas and applied is None:
-        return f"{text}. Its LoRA is not applied: connect the MODEL to Identity Prompt."
+        return f"{text}. Its {change} is not applied: connect the MODEL to Identity Prompt."
     if applied is not None and applied.present:
         return f"{text}. The MODEL has the adapter's LoRA from another node; it was not added a second time."
     if deltas and applied is not None:
-        text += f", LoRA {request.weight_strength:g} on {applied.changed} weights"
+        text += f", {change} {request.weight_strength:g} on {applied.changed} weights"
     return f"{text}."
 
 

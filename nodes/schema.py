@@ -104,6 +104,16 @@ def outlier_threshold_input(tooltip: str) -> Any:
     )
 
 
+def training_seed_input(tooltip: str) -> Any:
+    """A seed that stays after a run, so that the same graph queued again finds its training: it resumes, or is done.
+
+    The control stays beside it, because saved graphs hold its value; hosts that let a node say where it starts are told
+    "fixed".
+    """
+    control = "fixed" if hasattr(io, "ControlAfterGenerate") else None
+    return io.Int.Input("seed", default=0, min=0, max=2**32 - 1, control_after_generate=control, tooltip=tooltip)  # pyright: ignore[reportArgumentType]
+
+
 def seed_input(tooltip: str) -> Any:
     """A seed with ComfyUI's control after generate."""
     return io.Int.Input("seed", default=0, min=0, max=LARGEST_SEED, control_after_generate=True, tooltip=tooltip)

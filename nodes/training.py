@@ -22,7 +22,7 @@ from ..training.methods.method import ConceptInput, Knob, Method
 from .choices import finite, must_exist, named, one_of, readable
 from .files import Shelf
 from .node import Node
-from .schema import DatasetSocket, FaceAnalysisSocket, advanced, schema
+from .schema import AdapterSocket, DatasetSocket, FaceAnalysisSocket, advanced, schema, training_seed_input
 
 if TYPE_CHECKING:
     from .training_run import TrainingOutcome
@@ -61,7 +61,10 @@ def _model_inputs() -> list[Any]:
 
 def _run_inputs() -> list[Any]:
     return [
-        io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="On a CPU, the same seed gives the same result."),
+        training_seed_input(
+            "On a CPU, the same seed gives the same result. Another seed is another training, so leave the control "
+            "after it at fixed."
+        ),
         io.String.Input(
             "sample_prompts",
             default="",
@@ -123,6 +126,15 @@ def _start_input() -> Any:
                 "training, on new photos. It must be made for this model."
             ),
         )
+    )
+
+
+def _adapter_input() -> Any:
+    return AdapterSocket.Input(
+        "adapter",
+        optional=True,
+        tooltip="From Load Identity Adapter: what it makes of the images is where training starts. Without one the "
+        "vectors start from the class word, and need many more steps.",
     )
 
 
@@ -192,6 +204,7 @@ def _schema(method: Method) -> io.Schema:
             *map(_widget, method.last),
             *([judge] if method.identity_knob else []),
             *([_start_input()] if method.continues_lora else []),
+            *([_adapter_input()] if method.reads_adapter else []),
             *(_socket(concept) for concept in method.concepts if concept.optional),
         ],
         outputs=_outputs(method.clip),
@@ -241,6 +254,7 @@ class _Train(Node):
             _sample_prompts(values["sample_prompts"], method.sample(datasets, values), triggers[0]),
             judge,
             find_start(named(values.get("start_from", NO_LORA), "start_from")) if method.continues_lora else None,
+            values.get("adapter") if method.reads_adapter else None,
         )
         words = [f"embedding:{Path(name).stem}" for name in outcome.embeddings]
         how = f"in prompts: {method.usage(datasets, words)}"
@@ -311,7 +325,7 @@ def _datasets(method: Method, values: dict[str, Any]) -> list[Dataset]:
 
 def _folder(name: str) -> str:
     """The path of a folder with images; '' for none."""
-    from .dataset import find_photos
+    from .photos import find_photos
 
     found = find_photos(name)
     return "" if found is None else str(found)

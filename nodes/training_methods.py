@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from ..errors import LikenessError
+from ..injection.comfy import ManagedAdapter
 from ..training.base.model import BaseModel
 from ..training.class_pictures import class_pictures
 from ..training.config import MethodSettings, Precision, RunSettings, Settings
@@ -22,7 +23,10 @@ from ..training.materials import ConceptPhotos, Materials
 from ..training.methods.method import Method, placeholder
 from ..training.recipe import Recipe
 from ..training.run_record import digest_of_file
+from ..training.subject_vectors import subject_vectors
+from .adapter_socket import as_managed
 from .choices import member
+from .companions import find_vocabulary
 from .progress import counter
 from .training_run import TrainingJob, TrainingOutcome, automatic_precision, measure_on, run_job
 
@@ -54,10 +58,12 @@ def train_method(
     prompts: Sequence[str],
     face_analysis: Any = None,
     start_from: Path | None = None,
+    adapter: Any = None,
 ) -> TrainingOutcome:
     """Train by a method. values: of all choices, by the node's inputs. prompts: of the sample images, about the
     datasets' trigger words. face_analysis: None where nobody asks for likeness. start_from: a LoRA that is trained
-    further, whose ranks and layers stand in the place of those chosen."""
+    further, whose ranks and layers stand in the place of those chosen. adapter: which makes the vectors to start from.
+    """
     settings = settings_of(method, values, datasets)
     if start_from is not None:
         settings = settings.started()
@@ -74,15 +80,25 @@ def train_method(
         preview_prompts=tuple(prompts),
     )
 
+    managed = None if adapter is None else as_managed(adapter)
+    vectors = None if managed is None else _vectors(managed, datasets[0])
+
     def make(base: BaseModel, device: torch.device, complete: bool) -> Recipe:
         measure = None if face_analysis is None else measure_on(face_analysis, device)
         concepts = [ConceptPhotos(*each) for each in zip(datasets, settings.learned_words, strict=False)]
-        materials = Materials(concepts, _class_pictures, device, measure, None, start_from, complete)
+        materials = Materials(concepts, _class_pictures, device, measure, None, start_from, complete, vectors)
         return method.trainable.make(base, materials, settings, run.seed)
 
     also = [] if start_from is None else [digest_of_file(start_from)]
     also += [] if face_analysis is None else [str(getattr(face_analysis, "name", "other"))]
+    also += [] if managed is None else [managed.adapter.fingerprint]
     return run_job(TrainingJob(name, *sockets, datasets, run, settings, make, run.preview_prompts, also))
+
+
+def _vectors(adapter: ManagedAdapter, dataset: Dataset) -> torch.Tensor:
+    """What an adapter makes of a dataset's photos, while it is where ComfyUI computes."""
+    adapter.load()
+    return subject_vectors(adapter.adapter, dataset, dataset.class_word, find_vocabulary)
 
 
 def settings_of(method: Method, values: Mapping[str, Any], datasets: Sequence[Dataset]) -> MethodSettings:

@@ -19,9 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..adapters import load
 from ..errors import LikenessError, logger
 from ..faces import FrozenRecogniser, adopt_analysis, load_recogniser_module, read_photo
+from ..injection.comfy import apply_effects
 from ..injection.comfy.concepts import apply_concept
+from ..injection.comfy.words import with_words
 from ..locks import locked, sweep, temporary_folder
 from ..storage import check_folder, check_name, free_names, set_aside, write_whole
 from ..training.base.model import BaseModel
@@ -35,7 +38,8 @@ from ..training.recipe import Recipe
 from ..training.run_record import AnotherMethod, RunRecord, branch, digest_of, is_complete, read_record, steps_done
 from ..weights.checkpoint_layout import UNET, below, from_open_clip
 from ..weights.concepts import load_concept
-from ..weights.families import TRAINABLE
+from ..weights.embedding_files import TokenEmbedding
+from ..weights.families import CLIP_L, TRAINABLE
 from .sockets import base_from_sockets, normal_copy
 
 log = logger(__name__)
@@ -354,6 +358,8 @@ def apply_results(model: Any, clip: Any, outcome: TrainingOutcome) -> tuple[Any,
         model, clip = comfy.sd.load_lora_for_models(model, clip, _result(SavedKind.LORA, name), 1.0, 1.0)
     for name in outcome.files.get(SavedKind.CONCEPT, ()):
         model, clip, *_ = apply_concept(model, clip, load_concept(_there(SavedKind.CONCEPT, name)))
+    for name in outcome.files.get(SavedKind.TUNED_SUBJECT, ()):
+        model, clip = with_tuned_subject(model, clip, load(_there(SavedKind.TUNED_SUBJECT, name)))
     for name in outcome.files.get(SavedKind.CHECKPOINT, ()):
         weights = _result(SavedKind.CHECKPOINT, name)
         model = _with_weights(model, {f"diffusion_model.{k}": v for k, v in below(weights, UNET).items()})
@@ -361,6 +367,13 @@ def apply_results(model: Any, clip: Any, outcome: TrainingOutcome) -> tuple[Any,
         text.patcher = _with_weights(clip.patcher, _clip_weights(weights))
         clip = text
     return model, clip
+
+
+def with_tuned_subject(model: Any, clip: Any, adapter: Any) -> tuple[Any, Any]:
+    """MODEL with the UNet of a subject's file, and CLIP that knows the subject by the word it was trained under."""
+    unet, vectors = adapter.unet(), adapter.vectors.detach().cpu()
+    model = model if unet is None else apply_effects(model, [unet]).model
+    return model, with_words(clip, {adapter.word: TokenEmbedding({CLIP_L.name: vectors})})
 
 
 def _result(kind: SavedKind, name: str) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
     python tests/hosts.py bring          # make comfyui
     python tests/hosts.py setup          # make setup; with --first only `.venv`
     python tests/hosts.py test [ARGS]    # make test; ARGS go to each pytest
+    python tests/hosts.py browser [ARGS] # make browser
 
 This runs before anything is installed, so that it needs nothing but Python.
 """
@@ -30,6 +31,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 VENV = REPOSITORY / ".venv"  # of the first host, or of none
 BROUGHT = REPOSITORY / ".comfyui"
 LOGS = REPOSITORY / "build" / "tests"
+BROWSER = "tests/browser"  # tests of ComfyUI's page, which have a command of their own
 BYTECODE = REPOSITORY / "build" / "bytecode"
 
 # What ComfyUI brings to a user's environment, and the pack therefore never asks for. The trio is consistent: a newer
@@ -295,6 +297,7 @@ class Job:
     python: Path
     arguments: list[str]
     host: Host | None = None
+    may_skip: bool = False  # on a host
 
     @property
     def log(self) -> Path:
@@ -317,7 +320,8 @@ class Result:
     @property
     def is_good(self) -> bool:
         """Nothing failed and, where there is a host, nothing was skipped that needs one."""
-        return self.status == 0 and not (self.job.host and self.counts.get("skipped"))
+        strict = self.job.host is not None and not self.job.may_skip
+        return self.status == 0 and not (strict and self.counts.get("skipped"))
 
     def __str__(self) -> str:
         said = ", ".join(f"{count} {outcome}" for outcome, count in self.counts.items() if count)
@@ -342,7 +346,7 @@ def jobs(hosts: Sequence[Host], arguments: Sequence[str]) -> list[Job]:
 def test(hosts: Sequence[Host], arguments: Sequence[str]) -> int:
     """Run the jobs, as many at once as there are processors; the exit status."""
     LOGS.mkdir(parents=True, exist_ok=True)
-    todo = jobs(hosts, arguments)
+    todo = jobs(hosts, [f"--ignore={BROWSER}", *arguments])
     processors = os.cpu_count() or 1
     at_once = min(len(todo), processors)
     threads = str(max(1, processors // at_once))
@@ -357,6 +361,18 @@ def test(hosts: Sequence[Host], arguments: Sequence[str]) -> int:
     # A choice of tests may leave a job with none of them (status 5).
     good = [result.is_good or (bool(arguments) and result.status == 5) for result in results]
     return 0 if all(good) else 1
+
+
+def browse(hosts: Sequence[Host], arguments: Sequence[str]) -> int:
+    """Test ComfyUI's page on the newest host; the exit status. Without a browser the tests skip."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    newest = max(hosts, key=lambda host: places.version_key(host.version), default=None)
+    python = newest.python if newest else python_of(VENV)
+    _run([str(python), str(REPOSITORY / BROWSER / "bring.py")])
+    job = Job("browser", python, [BROWSER, "-rfEs", *arguments], newest, may_skip=True)
+    result = run(job, {"OMP_NUM_THREADS": str(os.cpu_count() or 1)})
+    print(f"\n{result}")
+    return 0 if result.is_good else 1
 
 
 def run(job: Job, environment: dict[str, str]) -> Result:
@@ -421,6 +437,8 @@ def main(arguments: list[str]) -> int:
             set_up(find_hosts(), only_first=True)
         case ["test", *chosen]:
             return test(find_hosts(), chosen)
+        case ["browser", *chosen]:
+            return browse(find_hosts(), chosen)
         case _:
             sys.exit(__doc__)
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import pickle
+import traceback
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,16 @@ def test_names_paths_and_errors_cannot_stop_forge_or_command_a_log(terminal, kin
 def test_a_logger_that_is_asked_for_twice_filters_once():
     assert logger("likeness.tests.twice").filters == logger("likeness.tests.twice").filters
     assert len(logger("likeness.tests.twice").filters) == 1
+
+
+def test_an_error_goes_through_pickle_and_shows_no_module():
+    error = LikenessError("The photo is upside down: turn it.")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is LikenessError and str(again) == str(error)
+    assert traceback.format_exception_only(error) == ["LikenessError: The photo is upside down: turn it.\n"]
+
+
+def test_subclasses_go_through_pickle_as_themselves():
+    from likeness.training.run_record import AnotherMethod
+
+    assert type(pickle.loads(pickle.dumps(AnotherMethod("Another one.")))) is AnotherMethod

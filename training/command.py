@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from pydantic import Field, ValidationError, create_model
 
+from ..adapters import load as load_adapter
 from ..errors import LikenessError
 from ..faces import FaceAnalysis, load_parser
 from ..faces.photo_list import names_of
@@ -49,15 +50,18 @@ from .data.dataset import LARGEST_RESOLUTION, Dataset, DatasetKind, DatasetSetti
 from .data.examples import Example
 from .data.folder import is_dataset, load_dataset
 from .data.photo_files import read_folder
+from .data.subjects import read_subjects
 from .engine import RUN_IN, Callbacks, make_accelerator, train
 from .export import TrainingRecord
-from .materials import ConceptPhotos, Materials
-from .methods import ADAPTERS, METHODS, adapter_method_of, method_of
+from .materials import ConceptPhotos, GroupMaterials, Materials
+from .methods import ADAPTERS, GROUPS, METHODS, adapter_method_of, method_of
 from .methods.method import ConceptInput, Method
 from .people_command import digest_of_people, keypoints_of, measure_of, people_materials
 from .recipe import Recipe
 from .recipes.adapter_training import AdapterSettings
+from .recipes.fastcomposer import FastComposerSettings
 from .run_record import digest_of, digest_of_file, is_complete
+from .subject_vectors import subject_vectors, vocabulary_beside
 
 
 class DataSettings(Settings):
@@ -76,6 +80,7 @@ class DataSettings(Settings):
     control: Path | None = Field(default=None, description="A ControlNet in diffusers' layout, for InstantID.")
     segmenter: Path | None = Field(default=None, description="Mask R-CNN, for people's figures without masks.")
     few_step: Path | None = Field(default=None, description="A LoRA for sampling in a few steps, for PuLID.")
+    adapter: Path | None = Field(default=None, description="An identity adapter whose vectors of the photos are tuned.")
     resolution: int = Field(default=512, ge=64, le=LARGEST_RESOLUTION, multiple_of=8)
     faces: str = Field(default="auto", description="A face pack such as buffalo_l, mtcnn or miniature.")
     parser: Path | None = Field(default=None, description="Face parsing weights; none: masks are ellipses.")
@@ -95,7 +100,7 @@ class Configuration(Settings):
 
 def _configuration() -> type[Configuration]:
     """`Configuration` with the settings of the registered methods, and an entry for every concept that one learns."""
-    recipes = reduce(or_, (method.trainable.settings for method in (*METHODS, *ADAPTERS)))
+    recipes = reduce(or_, (method.trainable.settings for method in (*METHODS, *ADAPTERS, *GROUPS)))
     entries = {concept.entry: concept for method in METHODS for concept in method.concepts}
     further = {name: (Path | None, None) for entry in entries for name in (entry, f"{entry}_word")}
     new: Any = {name: field for name, field in further.items() if name not in DataSettings.model_fields}
@@ -198,6 +203,9 @@ def recipe_of(
         made = people_materials(data, chosen, openers.faces(data.faces), device, go_on)
         recipe = adapter_method_of(chosen).trainable.make(base, made, chosen, seed)
         return recipe, digest_of_people(made, data)
+    if isinstance(chosen, FastComposerSettings):
+        photos, digest = _group_photos(data, chosen)
+        return GROUPS[0].trainable.make(base, photos, chosen, seed), digest
     method = method_of(chosen)
     words = [_start_word(method, data, concept.entry) for concept in method.concepts]
     also = [digest_of_file(_there(file)) for file in (*words, data.start_from) if file]
@@ -226,10 +234,36 @@ def recipe_of(
             folder = folder / hashlib.sha256(prompt.encode()).hexdigest()[:16]
         return class_pictures(base, prompt, count, folder, size, after_each=go_on)
 
+    vectors = None
+    if data.adapter is not None:
+        if not method.reads_adapter:
+            raise LikenessError(f"{method.title} starts from no adapter: remove data.adapter.")
+        adapter = load_adapter(_there(data.adapter))
+        word = getattr(chosen, "class_word", "")
+        vectors = subject_vectors(adapter, concepts[0].dataset, word, partial(vocabulary_beside, data.adapter))
+        also.append(digest_of_file(data.adapter))
+
     detect, complete = partial(keypoints_of, analysis), is_complete(configuration.output, chosen)
-    materials = Materials(concepts, generate, device, measure, detect, data.start_from, complete)
+    materials = Materials(concepts, generate, device, measure, detect, data.start_from, complete, vectors)
     recipe = method.trainable.make(base, materials, chosen, seed)
     return recipe, digest_of([concept.dataset for concept in concepts], chosen, *also)
+
+
+def _group_photos(data: DataSettings, chosen: FastComposerSettings) -> tuple[GroupMaterials, str]:
+    """Photos of several people with masks and the file to start from, and what tells them apart."""
+    if data.people is None:
+        raise LikenessError(
+            f"{chosen.title} learns from photos of several people with masks: write their folder into data.people."
+        )
+    start = data.start_from or data.encoder
+    if start is None:
+        raise LikenessError(
+            f"{chosen.title} starts from an image encoder: write the file of CLIP ViT-L/14 into data.encoder, or that "
+            "of a FastComposer adapter into data.start_from."
+        )
+    photos = read_subjects(data.people, chosen.marker, data.resolution)
+    print(photos.report())
+    return GroupMaterials(photos, start), digest_of([], chosen, photos.digest(), digest_of_file(_there(start)))
 
 
 def _folder_of(method: Method, data: DataSettings, concept: ConceptInput) -> Path | None:

@@ -220,6 +220,8 @@ class _SharedRun(Run):
             loss = loss_of(number, self.generator(number)) / self.batches
             self.accelerator.backward(loss)
             value += loss.detach()
+        if self.accelerator.num_processes > 1:
+            self._agree_on_gradients()
         trained = self.trained()
         if self.accelerator.num_processes > 1:
             value = self.accelerator.reduce(value, "mean")
@@ -233,6 +235,15 @@ class _SharedRun(Run):
         if self.accelerator.scaler is None:  # which, where there is one, skips steps of infinite gradients
             self.finite(float(norm), "gradient")
         return value
+
+    def _agree_on_gradients(self) -> None:
+        """Parameters that had no part in this process's batch, as those of a person who was left out, but in another's
+        get a gradient of zeros, because the processes exchange what all of them have."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        had = torch.tensor([float(p.grad is not None) for p in parameters], device=self.accelerator.device)
+        for parameter, some in zip(parameters, (self.accelerator.reduce(had, "sum") > 0).tolist(), strict=True):
+            if some and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def after_step(self) -> None:
         if self.then is not None:
@@ -421,7 +432,8 @@ class _Worker:
 
         def again() -> Pass:
             other = self._timesteps(chances, numbers)
-            return look(other, conditioning if self.base.staged is None else self._encode(samples, other))
+            unchanged = self.base.staged is None and phase.fuse is None  # a graph serves one backward pass
+            return look(other, conditioning if unchanged else self._encode(samples, other))
 
         return look(t, conditioning, phase.recording)
 
@@ -447,6 +459,14 @@ class _Worker:
         return Posterior(**self._latents.get((sample.example, sample.flipped), encode))
 
     def _encode(self, samples: Sequence[Sample], t: Tensor) -> Conditioning:
+        """The prompts, and what the phase makes of them."""
+        text = self._prompts(samples, t)
+        if self.phase.fuse is None:
+            return text
+        with self.accelerator.autocast():
+            return self.phase.fuse(samples, text)
+
+    def _prompts(self, samples: Sequence[Sample], t: Tensor) -> Conditioning:
         """With gradient while anything in the text encoders is trained; from the cache otherwise."""
         prompts = [sample.prompt for sample in samples]
         if self.base.staged is not None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..adapters.blip_diffusion.files import VECTORS
 from ..adapters.sefi_ide.file import Subject, subject_metadata, subject_tensors
 from ..errors import LikenessError
 from ..storage import free_names, write_new
@@ -45,8 +46,11 @@ class SavedKind(Enum):
     INSTANTID = "instantid"
     CONTROLNET = "controlnet"
     PHOTOMAKER = "photomaker"
+    PHOTOVERSE = "photoverse"
     PULID = "pulid"
     STORYMAKER = "storymaker"
+    TUNED_SUBJECT = "blip_diffusion"
+    FASTCOMPOSER = "fastcomposer"
 
     @property
     def label(self) -> str:
@@ -60,6 +64,7 @@ _LABELS = {
     SavedKind.CHECKPOINT: "checkpoint",
     SavedKind.CONCEPT: "concept",
     SavedKind.SUBJECT: "subject",
+    SavedKind.TUNED_SUBJECT: "subject",
     SavedKind.CONTROLNET: "ControlNet",
 }
 
@@ -263,6 +268,27 @@ def save_adapter(
     """An adapter, or another network, in its official layout; returns its path."""
     entries = _common_metadata(record, name, "/adapter") | dict(metadata or {})
     return write_safetensors(_as(dtype, weights), folder, name, entries)
+
+
+def save_tuned_subject(
+    vectors: Tensor,
+    unet_pairs: Mapping[str, LoraPair],
+    unet: Mapping[str, Tensor],
+    told: Mapping[str, str],
+    folder: Path,
+    name: str,
+    record: TrainingRecord,
+    dtype: torch.dtype = torch.float16,
+) -> Path:
+    """A subject of BLIP-Diffusion: its vectors (n, dim), float32, with a LoRA or all weights of the UNet; returns its
+    path. told: metadata that the adapter reads."""
+    tensors = {VECTORS: vectors.float().unsqueeze(0)}
+    for path, pair in unet_pairs.items():
+        halves = {"lora_A": pair.down, "lora_B": pair.up * pair.scale}
+        tensors |= {f"unet.{path}.{half}.weight": value.to(dtype) for half, value in halves.items()}
+    tensors |= {f"unet.{key}": value for key, value in _as(dtype, unet).items()}
+    metadata = _common_metadata(record, name, "/blip-diffusion") | dict(told)
+    return write_safetensors(tensors, folder, name, metadata)
 
 
 def save_checkpoint(

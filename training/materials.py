@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..adapters.clip_vision import ClipEncoder
 from ..adapters.eva_clip import FILE as EVA_FILE
@@ -21,6 +22,7 @@ from .data.dataset import Dataset
 from .data.examples import Example
 from .data.people import People
 from .data.portraits import Detect
+from .data.subjects import SubjectPhotos
 from .objectives.identity import Measure
 from .recipe import Recipe
 
@@ -43,7 +45,7 @@ class Materials:
     recogniser of an identity loss, where the settings want one; detect: a detector of faces. start_lora: a LoRA's file
     that is trained further. generate: images of a class by the untouched model, from the class prompt, their number
     and size (height, width). complete: whether all steps were made already, so that nothing is left to be learned from
-    the class's images.
+    the class's images. vectors: (n, dim), what an identity adapter made of the first concept's photos.
     """
 
     concepts: Sequence[ConceptPhotos]
@@ -53,6 +55,7 @@ class Materials:
     detect: Detect | None = None
     start_lora: Path | None = None
     complete: bool = False
+    vectors: Tensor | None = None
 
     def lora_for(self, base: BaseModel) -> StartLora | None:
         """The LoRA that is trained further, for the networks of this base model."""
@@ -94,12 +97,21 @@ class PeopleMaterials:
         return self.eva
 
 
+@dataclass(frozen=True, eq=False)
+class GroupMaterials:
+    """What an adapter is trained from that learns several people of an image at once. start: the file of an image
+    encoder, or of the adapter that is trained further."""
+
+    photos: SubjectPhotos
+    start: Path
+
+
 @dataclass(frozen=True)
 class AdapterTrainable:
-    """What the recipe of an adapter offers to the registry of methods."""
+    """What the recipe of an adapter offers to the registry of methods. make: from the materials of its kind."""
 
     settings: type[MethodSettings]
-    make: Callable[[BaseModel, PeopleMaterials, Any, int], Recipe]
+    make: Callable[[BaseModel, Any, Any, int], Recipe]
 
 
 @dataclass(frozen=True)

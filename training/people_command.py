@@ -52,7 +52,15 @@ def people_materials(
         if file is not None and not (file.is_file() or (name == "control" and file.is_dir())):
             raise LikenessError(f"There is no file '{file}': correct data.{name}.")
     segment = None if data.segmenter is None else _segmenter(data.segmenter, device)
-    people = read_people(data.people, analysis, data.resolution, after_each=after_each, segment=segment)
+    people = read_people(
+        data.people,
+        analysis,
+        data.resolution,
+        settings.framing,
+        after_each=after_each,
+        segment=segment,
+        together=settings.together,
+    )
     print(people.report())
     parser = None if data.parser is None else load_parser(data.parser, device)
     return PeopleMaterials(

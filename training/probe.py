@@ -63,6 +63,22 @@ def sites_up_to(unet: nn.Module, latent_size: Grid, largest: Grid) -> list[Atten
     ]
 
 
+def sites_around_middle(unet: nn.Module, latent_size: Grid, blocks: int) -> list[tuple[AttentionSite, Grid]]:
+    """The sites of so many blocks around the middle one, with the grids of their queries, in the order in which they
+    run. Counted are the blocks that have cross-attention: of the 7 of SD1.5, 5 are all but the first and the last."""
+    found = _grids_of_sites(unet, latent_size)
+    names = list(dict.fromkeys(_block_of(site) for site, _ in found))
+    start = max((len(names) - blocks) // 2, 0)
+    wanted = names[start : start + blocks]
+    return [(site, grid) for site, grid in found if _block_of(site) in wanted]
+
+
+def _block_of(site: AttentionSite) -> str:
+    """`down_blocks.1` or `mid_block`."""
+    part, number, *_ = site.diffusers_path.split(".")
+    return part if part == "mid_block" else f"{part}.{number}"
+
+
 def _grids_of_sites(unet: nn.Module, latent_size: Grid) -> list[tuple[AttentionSite, Grid]]:
     """Every site with the grid of its queries, in the order in which they run."""
     grids: list[Grid] = [latent_size]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..injection.sites import AttentionSite
+from .base.model import Conditioning
 from .base.noise import NoiseSchedule
 from .config import Group, MethodSettings
 from .data.examples import Example
@@ -100,7 +101,8 @@ class Phase:
     `batch` samples of every stream, in their order. factor: of the learning rate, by step. timestep: drawn for the n-th
     sample of a stream. after_step: called after each optimiser step with every group's learning rate. hooks: what is
     attached to the networks while the phase is at work; entered after `begin`, left however the phase ends. show: told
-    the samples of a batch before prompts are read and the denoiser predicts.
+    the samples of a batch before prompts are read and the denoiser predicts. fuse: what is made of the prompts'
+    conditioning of a batch, with gradient, as where images of people go into it.
     """
 
     name: str
@@ -115,6 +117,7 @@ class Phase:
     after_step: Callable[[Mapping[str, float]], None] | None = None
     hooks: Callable[[], AbstractContextManager[Any]] | None = None
     show: Callable[[Sequence[Sample]], None] | None = None
+    fuse: Callable[[Sequence[Sample], Conditioning], Conditioning] | None = None
 
 
 @dataclass(frozen=True)

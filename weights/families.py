@@ -109,7 +109,7 @@ FAMILIES = (*TRAINABLE, FLUX, KREA2, FLUX2, QWEN_IMAGE, MINIATURE)
 
 def of_text_width(width: int) -> Family:
     """By the channels of the text alone: an adapter's or a LoRA's family, whatever was pruned from the model."""
-    return next((family for family in TRAINABLE if family.text_width == width), OTHER)
+    return next((family for family in (*TRAINABLE, MINIATURE) if family.text_width == width), OTHER)
 
 
 def of_sites(shapes: Sequence[tuple[int, int]]) -> Family:

@@ -42,11 +42,13 @@ class LoraPair:
 
 
 @contextmanager
-def merged(model: nn.Module, changes: Mapping[str, LoraPair | Tensor], strength: float = 1.0) -> Iterator[nn.Module]:
+def merged(
+    model: nn.Module, changes: Mapping[str, LoraPair | Tensor], strength: float = 1.0, replaces: bool = False
+) -> Iterator[nn.Module]:
     """The model with a LoRA, or whole differences, added to its own weights; restored bit by bit on leaving.
 
-    changes: by the layer's path, for its weight; a bias by its whole name. Raises LikenessError when one does not fit,
-    before anything is changed.
+    changes: by the layer's path, for its weight; a bias by its whole name. replaces: they are weights themselves,
+    towards which the model's move. Raises LikenessError when one does not fit, before anything is changed.
     """
     weights = targets_of(model, changes)
     originals = {path: weight.detach().clone() for path, weight in weights.items()}
@@ -54,6 +56,10 @@ def merged(model: nn.Module, changes: Mapping[str, LoraPair | Tensor], strength:
         with torch.no_grad():
             for path, change in changes.items():
                 weight = weights[path]
+                if replaces:
+                    assert isinstance(change, Tensor)
+                    weight.lerp_(change.to(weight), strength)
+                    continue
                 delta = change.delta(strength) if isinstance(change, LoraPair) else strength * change
                 weight += delta.to(weight).reshape(weight.shape)
         yield model

@@ -17,12 +17,27 @@ from pathlib import Path
 
 from _blueprint import Blueprint, write_blueprint
 from _blueprints import BLUEPRINTS, CATEGORY
-from _graph import Graph, ObjectInfo, write
+from _chinese import NOTES, TITLES
+from _graph import Graph, ObjectInfo, write, write_card
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
 SUBGRAPHS = REPOSITORY / "subgraphs"
 HOST_VERSION = "0.3.64"  # the version the files are made with; they open on any supported one
+
+# What a card of the template browser is called; other cards are called as their graphs. These three stand first in the
+# order of the alphabet.
+CARDS = {
+    "portrait_from_one_photo": "1 Portrait from one photo",
+    "miniature_two_people": "2 Two people",
+    "train_dreambooth": "3 Train and paint",
+}
+NO_CARD = {"miniature_portrait"}  # API format only
+CHINESE_CARDS = {
+    "portrait_from_one_photo": "1 用一张照片生成人像",
+    "miniature_two_people": "2 两个人",
+    "train_dreambooth": "3 训练并生成",
+}
 
 _NAMES = sorted(path.stem for path in (HERE / "_graphs").glob("*.py"))
 GRAPHS: dict[str, Callable[[Graph], None]] = {name: import_module(f"_graphs.{name}").describe for name in _NAMES}
@@ -49,8 +64,14 @@ def _version() -> str:
 
 
 def write_all(info: ObjectInfo, folder: Path) -> list[Path]:
-    """Write every graph into `folder`; returns the paths."""
-    return [path for name in GRAPHS for path in write(describe(name, info), info, folder, name)]
+    """Write every graph into `folder`, and some in Chinese too; returns the paths."""
+    written = []
+    for name in GRAPHS:
+        graph = describe(name, info)
+        written += write(graph, info, folder, name, None if name in NO_CARD else CARDS.get(name, name))
+        if name in CHINESE_CARDS:
+            written.append(write_card(graph.to_ui(TITLES, NOTES[name]), folder, CHINESE_CARDS[name]))
+    return written
 
 
 def write_blueprints(info: ObjectInfo, folder: Path) -> list[Path]:

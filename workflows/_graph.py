@@ -8,9 +8,9 @@ the browser does not: values, types, the three records of each link, and the lay
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,11 @@ COLUMN_GAP = 80
 NODE_GAP = 40
 GROUP_MARGIN = 20
 GROUP_HEAD = 50  # room for the group's own title above the first node's title bar
+TALLER_WIDGET = 12  # by which "Nodes 2.0" may draw a widget taller
+NOTE_WIDTH = 500
+NOTE_COLUMN = -1  # of what stands below the note
+NOTE_LEFT, NOTE_TOP = -COLUMN_GAP - NOTE_WIDTH, TITLE_HEIGHT - GROUP_HEAD
+OPENING = {"scale": 0.7, "offset": [NOTE_WIDTH + COLUMN_GAP + 110, 230]}  # the note at the left, and the first groups
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class ModelFile:
     name: str
     url: str
     directory: str
+    command: str = ""  # what `likeness models get` calls it
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,11 @@ class Node:
         return [i for i in self.inputs if i.is_widget]
 
     @property
+    def reach(self) -> int:
+        """The height that it may have in any of the browser's modes."""
+        return self.height + TALLER_WIDGET * len(self.widgets)
+
+    @property
     def height(self) -> int:
         """The least height the browser gives such a node, and `extra_height` for an image."""
         sockets = sum(not i.is_widget or isinstance(self.given.get(i.name), Output) for i in self.inputs)
@@ -175,14 +186,23 @@ class Node:
 
 @dataclass
 class Note:
-    """A text for the reader."""
+    """A text for the reader, left of everything: steps as headings, which can be read when the graph opens."""
 
     id: int
     text: str
-    width: int
-    height: int
-    column: int
-    y: int = 0
+
+    @property
+    def height(self) -> int:
+        """Enough for the text in any of the browser's modes, by the length of its lines."""
+        height = 60
+        for line in self.text.splitlines():
+            if line.startswith("# "):
+                height += 20 + 30 * (1 + len(line) // 42)
+            elif line.startswith("|"):
+                height += 34
+            elif line:
+                height += 14 + 16 * (1 + len(line) // 85)
+        return height
 
 
 @dataclass
@@ -191,7 +211,7 @@ class Group:
 
     title: str
     colour: str
-    members: list[Node | Note] = field(default_factory=list)
+    members: list[Node] = field(default_factory=list)
 
 
 class Graph:
@@ -206,12 +226,16 @@ class Graph:
         self._notes: list[Note] = []
         self._groups: list[Group] = []
         self._open_group: Group | None = None
-        self._columns: list[list[Node | Note]] = [[]]
+        self._columns: list[list[Node]] = [[]]
 
     @property
     def models(self) -> tuple[ModelFile, ...]:
         """The files that the loaders name, each once, in the order of the nodes."""
         return tuple(dict.fromkeys(model for node in self._nodes for model in node.models))
+
+    def has(self, kind: str) -> bool:
+        """Whether there is a node of this kind."""
+        return any(node.type == kind for node in self._nodes)
 
     def next_column(self) -> None:
         """What follows stands right of what came before."""
@@ -237,27 +261,29 @@ class Graph:
         models: tuple[ModelFile, ...] = (),
         room: int = 320,
         extra_height: int = 0,
+        below_note: bool = False,
         **inputs: Any,
     ) -> Node:
         """Add a node; `inputs` are values or another node's outputs. Raises for an input the host does not know.
 
-        `room` is the node's own width on the canvas: many nodes have an input called width.
+        `room` is the node's own width on the canvas: many nodes have an input called width. With `below_note` it stands
+        where the user looks when the graph opens, outside of all groups.
         """
         if kind not in self._info:
             raise KeyError(f"the host has no node {kind}")
         unknown = set(inputs) - {i.name for i in inputs_of(self._info[kind])}
         if unknown:
             raise KeyError(f"{kind} has no input {', '.join(sorted(unknown))}")
-        node = Node(self._next_id(), kind, self._info[kind], inputs, title, models, room, extra_height, self._here())
+        column = NOTE_COLUMN if below_note else self._here()
+        node = Node(self._next_id(), kind, self._info[kind], inputs, title, models, room, extra_height, column)
         self._nodes.append(node)
-        self._place(node)
+        if not below_note:
+            self._place(node)
         return node
 
-    def note(self, text: str, *, width: int = 320, height: int = 200) -> None:
-        """Add a Markdown note."""
-        note = Note(self._next_id(), text.strip() + "\n", width, height, self._here())
-        self._notes.append(note)
-        self._place(note)
+    def note(self, text: str) -> None:
+        """Add the graph's Markdown note."""
+        self._notes.append(Note(self._next_id(), text.strip() + "\n"))
 
     def _next_id(self) -> int:
         return len(self._nodes) + len(self._notes) + 1
@@ -265,18 +291,25 @@ class Graph:
     def _here(self) -> int:
         return len(self._columns) - 1
 
-    def _place(self, item: Node | Note) -> None:
+    def _place(self, item: Node) -> None:
         column = self._columns[-1]
-        item.y = column[-1].y + column[-1].height + NODE_GAP + TITLE_HEIGHT if column else 0
+        item.y = column[-1].y + column[-1].reach + NODE_GAP + TITLE_HEIGHT if column else 0
         column.append(item)
         if self._open_group:
             self._open_group.members.append(item)
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    def to_ui(self) -> Workflow:
-        """The workflow as the browser saves it (schema 0.4)."""
+    def to_ui(self, titles: Mapping[str, str] | None = None, note: str | None = None) -> Workflow:
+        """The workflow as the browser saves it (schema 0.4). titles, note: those in another language."""
+
+        def translate(title: str) -> str:
+            return title if titles is None else titles[title]
+
+        notes = [each if note is None else replace(each, text=note) for each in self._notes]
         left = self._column_positions()
+        for node in (node for node in self._nodes if node.column == NOTE_COLUMN):
+            node.y = NOTE_TOP + max((each.height for each in notes), default=0) + NODE_GAP + TITLE_HEIGHT
         links: list[list[Any]] = []
         nodes = [self._ui_node(node, left[node.column], links) for node in self._nodes]
         outgoing: dict[tuple[int, int], list[int]] = {}
@@ -287,8 +320,10 @@ class Graph:
                 output["links"] = outgoing.get((node["id"], slot))
             if _is_hosts_end(node, self._info[node["type"]]) and not any(o["links"] for o in node["outputs"]):
                 node["outputs"] = []  # so that the file is the same whichever host it is written with
-        nodes += [self._ui_note(note, left[note.column]) for note in self._notes]
+        nodes += [self._ui_note(each) for each in notes]
         nodes.sort(key=lambda node: node["id"])
+        for node in (node for node in nodes if "title" in node):
+            node["title"] = translate(node["title"])
         for order, node in enumerate(self._execution_order(nodes, links)):
             node["order"] = order
         return {
@@ -298,16 +333,19 @@ class Graph:
             "last_link_id": len(links),
             "nodes": nodes,
             "links": links,
-            "groups": [self._ui_group(number, group, left) for number, group in enumerate(self._groups, 1)],
+            "groups": [
+                self._ui_group(number, replace(group, title=translate(group.title)), left)
+                for number, group in enumerate(self._groups, 1)
+            ],
             "config": {},
-            "extra": {},
+            "extra": {"ds": OPENING} if self._notes else {},
             "version": 0.4,
         }
 
-    def _column_positions(self) -> list[int]:
-        x, positions = 0, []
-        for column in self._columns:
-            positions.append(x)
+    def _column_positions(self) -> dict[int, int]:
+        x, positions = 0, {NOTE_COLUMN: NOTE_LEFT}
+        for number, column in enumerate(self._columns):
+            positions[number] = x
             x += max((item.width for item in column), default=0) + COLUMN_GAP
         return positions
 
@@ -355,29 +393,30 @@ class Graph:
         }
 
     @staticmethod
-    def _ui_note(note: Note, x: int) -> dict[str, Any]:
+    def _ui_note(note: Note) -> dict[str, Any]:
         return {
             "id": note.id,
             "type": "MarkdownNote",
-            "pos": [x, note.y],
-            "size": [note.width, note.height],
+            "pos": [NOTE_LEFT, NOTE_TOP],
+            "size": [NOTE_WIDTH, note.height],
             "flags": {},
             "order": 0,
             "mode": 0,
             "inputs": [],
             "outputs": [],
             "properties": {},
+            "title": "Start here",
             "widgets_values": [note.text],
-            "color": "#432",
-            "bgcolor": "#653",
+            "color": "#1d3b4a",
+            "bgcolor": "#152b36",
         }
 
     @staticmethod
-    def _ui_group(number: int, group: Group, left: list[int]) -> dict[str, Any]:
+    def _ui_group(number: int, group: Group, left: dict[int, int]) -> dict[str, Any]:
         x0 = min(left[m.column] for m in group.members) - GROUP_MARGIN
         x1 = max(left[m.column] + m.width for m in group.members) + GROUP_MARGIN
         y0 = min(m.y for m in group.members) - TITLE_HEIGHT - GROUP_HEAD
-        y1 = max(m.y + m.height for m in group.members) + GROUP_MARGIN
+        y1 = max(m.y + m.reach for m in group.members) + GROUP_MARGIN
         return {
             "id": number,
             "title": group.title,
@@ -621,13 +660,20 @@ def _model_problems(node: dict[str, Any]) -> list[str]:
     return found
 
 
-def write(graph: Graph, info: ObjectInfo, folder: Path, name: str) -> list[Path]:
-    """Write `<name>.json` and its twin `api/<name>.api.json`, which template browsers do not list; returns both."""
+def write(graph: Graph, info: ObjectInfo, folder: Path, name: str, card: str | None) -> list[Path]:
+    """Write `<card>.json`, which template browsers list, and its twin `api/<name>.api.json`; returns both paths.
+
+    card: None writes the twin alone.
+    """
     workflow = graph.to_ui()
-    written = []
     (folder / API_FOLDER).mkdir(exist_ok=True)
-    for place, content in ((f"{name}.json", workflow), (f"{API_FOLDER}/{name}.api.json", to_api(workflow, info))):
-        path = folder / place
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=True) + "\n")
-        written.append(path)
-    return written
+    twin = folder / API_FOLDER / f"{name}.api.json"
+    twin.write_text(json.dumps(to_api(workflow, info), indent=2, ensure_ascii=True) + "\n")
+    return [twin] if card is None else [write_card(workflow, folder, card), twin]
+
+
+def write_card(workflow: Workflow, folder: Path, card: str) -> Path:
+    """Write a graph that template browsers list."""
+    path = folder / f"{card}.json"
+    path.write_text(json.dumps(workflow, indent=2, ensure_ascii=True) + "\n")
+    return path

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from _graph import Graph, ModelFile, Node, Output
+from _graph import NOTE_WIDTH, Graph, ModelFile, Node, Output
 
 PICTURE = 330  # room for an image in a node
 SIDES = ("left", "right")
@@ -55,9 +55,10 @@ def load_miniature_analysis(graph: Graph) -> Node:
     return graph.node("LikenessLoadFaceAnalysis", model="miniature", provider="auto")
 
 
-def find_person(graph: Graph, analysis: Node, photo: Output, **settings: str) -> tuple[Node, Node]:
-    """The faces in a photo, and the identity of the one that is taken."""
-    faces = graph.node("LikenessFindFaces", face_analysis=analysis[0], image=photo)
+def find_person(graph: Graph, analysis: Node, photos: Output | Sequence[Node], **settings: str) -> tuple[Node, Node]:
+    """The faces in a photo or several, and the identity of the one that is taken."""
+    given = {"image": photos} if isinstance(photos, Output) else images(photos)
+    faces = graph.node("LikenessFindFaces", face_analysis=analysis[0], **given)
     return faces, graph.node("LikenessIdentityFromPhotos", faces=faces["faces"], **settings)
 
 
@@ -87,12 +88,10 @@ def two_people(graph: Graph, pack: str) -> list[tuple[Node, Node]]:
     return found
 
 
-def join(graph: Graph, photos: list[Node]) -> Output:
-    """All photos as one batch."""
-    batch = photos[0]["IMAGE"]
-    for photo in photos[1:]:
-        batch = graph.node("ImageBatch", image1=batch, image2=photo["IMAGE"])[0]
-    return batch
+def images(photos: Sequence[Node]) -> dict[str, Output]:
+    """Photos, of any size, as the inputs of Find Faces or Portrait Dataset."""
+    names = ["image", *(f"image_{number}" for number in range(2, len(photos) + 1))]
+    return {name: photo["IMAGE"] for name, photo in zip(names, photos, strict=True)}
 
 
 def load_checkpoint(graph: Graph, base: Base) -> Node:
@@ -202,13 +201,26 @@ def sample(
 
 
 def sample_and_save(
-    graph: Graph, title: str, base: Base, vae: Output, model: Output, start: Start, **asked: Output
+    graph: Graph,
+    title: str,
+    base: Base,
+    vae: Output,
+    model: Output,
+    start: Start,
+    below_note: bool = False,
+    **asked: Output,
 ) -> None:
     """The last group of most graphs: from a latent to saved images. asked: see `sample`."""
     with graph.group(title):
         pictures = sample(graph, base, vae, model, start, **asked)
         graph.next_column()
-        graph.node("SaveImage", images=pictures[0], filename_prefix="likeness/portrait", room=400, extra_height=410)
+        save(graph, pictures[0], "portrait", below_note)
+
+
+def save(graph: Graph, pictures: Output, name: str, below_note: bool = False) -> None:
+    """The result on the canvas and in ComfyUI's output."""
+    room = {"room": NOTE_WIDTH, "extra_height": 510} if below_note else {"room": 400, "extra_height": 410}
+    graph.node("SaveImage", images=pictures, filename_prefix=f"likeness/{name}", below_note=below_note, **room)
 
 
 def portrait(
@@ -230,17 +242,28 @@ def files(pattern: str) -> tuple[ModelFile, ...]:
     """The registry's entries for a name or a group; of a face pack only the files that are read."""
     records = import_module("likeness.models_download").select(pattern)
     read = [record for record in records if len(records) == 1 or "required" in record.notes]
-    return tuple(ModelFile(record.filename, record.url or record.page, record.folder) for record in read)
+    return tuple(
+        ModelFile(record.filename, record.url or record.page, record.folder, pattern if record.url else "")
+        for record in read
+    )
 
 
 def files_note(graph: Graph, *remarks: str) -> None:
-    """What to know, what to download and where it goes: the face packs last."""
+    """The steps, what to download and where it goes (the face packs last), and what else to know."""
     needed = sorted(graph.models, key=lambda file: file.directory.startswith("insightface"))
-    lines = [line for remark in remarks for line in (remark, "")]
-    lines += ["## Files this workflow needs", "", "| file | folder below `models/` |", "| --- | --- |"]
-    lines += [f"| [{file.name}]({file.url}) | `{file.directory}` |" for file in needed]
-    text_height = sum(30 + 24 * (len(remark) // 50) for remark in remarks)
-    graph.note("\n".join(lines), width=440, height=260 + 40 * len(needed) + text_height)
+    commands = dict.fromkeys(file.command for file in needed if file.command)
+    steps = [["Get the files", "", f"`likeness models get {' '.join(commands)}`", "", *_table(needed)]]
+    steps += [["Choose your images in Load Image"]] * graph.has("LoadImage")
+    steps += [["Press Run"]]
+    lines = [line for number, (title, *more) in enumerate(steps, 1) for line in (f"# {number}. {title}", *more, "")]
+    if remarks:
+        lines += ["# Good to know", ""]
+    graph.note("\n".join([*lines, *(line for remark in remarks for line in (remark, ""))]))
+
+
+def _table(needed: Sequence[ModelFile]) -> list[str]:
+    rows = [f"| [{file.name}]({file.url}) | `{file.directory}` |" for file in needed]
+    return ["| file | folder below `models/` |", "| --- | --- |", *rows]
 
 
 def halves(graph: Graph, width: int, height: int, seam: int) -> tuple[Node, Node]:

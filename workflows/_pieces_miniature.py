@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from _graph import Graph, Node, Output
 from _pieces import (
     MINIATURE,
+    PICTURE,
     find_person,
-    join,
     load_miniature_analysis,
-    load_photo,
     prompt,
     sample_and_save,
     show,
@@ -19,12 +19,30 @@ from _pieces import (
 TEXT = "a photo of a smiling person wearing glasses and a red shirt in the snow"
 
 
-def load_drawn_person(graph: Graph) -> tuple[Node, Node]:
-    """The faces in the image of a drawn person that comes with the pack, and the identity."""
-    photo = load_photo(graph, "An image of a drawn person", "miniature_person.png")
+ONE, THREE, STYLE = "a person, one photo", "another person, three photos", "a style, two images"
+
+
+def example(graph: Graph, photos: str = ONE) -> Output:
+    """Images that come with the pack."""
+    return graph.node("LikenessExamplePhotos", photos=photos)[0]
+
+
+def load_drawn_person(graph: Graph, load: Callable[[], Output] | None = None) -> tuple[Node, Node]:
+    """The faces in a photo of a drawn person, which is the pack's unless `load` brings another, and the identity."""
+    photo = load() if load else example(graph)
     analysis = load_miniature_analysis(graph)
     graph.next_column()
-    return find_person(graph, analysis, photo["IMAGE"])
+    return find_person(graph, analysis, photo)
+
+
+def portrait_of(graph: Graph, load: Callable[[], Output]) -> None:
+    """A portrait of the person in the photo that `load` brings."""
+    with graph.group("1. The person"):
+        faces, identity = load_drawn_person(graph, load)
+        show(graph, "Which face was taken", faces["preview"])
+    world, model = load_method(graph, identity)
+    start = prompt(graph, 3, MINIATURE, world["clip"], TEXT)
+    sample_and_save(graph, "4. Portrait", MINIATURE, world["vae"], model["model"], start, below_note=True)
 
 
 def load_method(graph: Graph, identity: Node) -> tuple[Node, Node]:
@@ -45,20 +63,16 @@ def load_method(graph: Graph, identity: Node) -> tuple[Node, Node]:
 def drawn_person(graph: Graph, trigger: str = "ohwx") -> tuple[Node, Node]:
     """A dataset of the three images of a drawn person that come with the pack, and what found the faces."""
     with graph.group("1. Images of the person"):
-        photos = [load_photo(graph, f"Picture {n}", f"miniature_person_{n}.png") for n in (1, 2, 3)]
-        graph.next_column()
-        batch = join(graph, photos)
+        photos = example(graph, THREE)
         analysis = load_miniature_analysis(graph)
-        person = _person_dataset(graph, batch, analysis, trigger)
+        person = _person_dataset(graph, photos, analysis, trigger)
     return person, analysis
 
 
 def another_drawn_person(graph: Graph, analysis: Node, number: int, trigger: str) -> Node:
-    """A dataset of the only picture of somebody else."""
+    """A dataset of the only image of somebody else."""
     with graph.group(f"{number}. One image of somebody else"):
-        photo = load_photo(graph, "Picture", "miniature_person.png")
-        graph.next_column()
-        return _person_dataset(graph, photo["IMAGE"], analysis, trigger)
+        return _person_dataset(graph, example(graph, ONE), analysis, trigger)
 
 
 def _person_dataset(graph: Graph, images: Output, analysis: Node, trigger: str) -> Node:
@@ -79,9 +93,7 @@ def _person_dataset(graph: Graph, images: Output, analysis: Node, trigger: str) 
 def drawn_style(graph: Graph, analysis: Node, group: str, shown: str) -> Node:
     """A dataset of the two images in a style that come with the pack."""
     with graph.group(group):
-        photos = [load_photo(graph, f"Style {n}", f"miniature_style_{n}.png") for n in (1, 2)]
-        graph.next_column()
-        batch = join(graph, photos)
+        photos = example(graph, STYLE)
         style = graph.node(
             "LikenessPortraitDataset",
             title="Portrait Dataset: style",
@@ -90,7 +102,7 @@ def drawn_style(graph: Graph, analysis: Node, group: str, shown: str) -> Node:
             resolution=MINIATURE.side,
             framing="largest square",
             templates="a {} picture of a person",
-            image=batch,
+            image=photos,
             face_analysis=analysis[0],
         )
         show(graph, shown, style["preview"])
@@ -106,34 +118,35 @@ def load_miniature(graph: Graph, first_group: int = 2) -> Node:
 def train(graph: Graph, method: str, world: Node, number: int = 3, **settings: Any) -> Node:
     """The Train node of a method on the miniature, and what it learned."""
     with graph.group(f"{number}. Training"):
-        trained = graph.node(
-            f"LikenessTrain{method}", model=world["model"], clip=world["clip"], vae=world["vae"], **settings
-        )
+        sockets = {name: world[name] for name in ("model", "clip", "vae")}
+        trained = graph.node(f"LikenessTrain{method}", **sockets, **settings, extra_height=PICTURE)
     with graph.group(f"{number + 1}. What was learned"):
         show(graph, "Losses", trained["losses"])
         show(graph, "Samples", trained["samples"])
         graph.next_column()
-        graph.node("PreviewAny", title="Files and words", source=trained["files"], extra_height=100)
+        graph.node("PreviewAny", title="Files and words", source=trained["files"], extra_height=120)
     return trained
 
 
-def use_miniature(graph: Graph, world: Node, trained: Node, text: str, first_group: int = 5) -> None:
+def use_miniature(
+    graph: Graph, world: Node, trained: Node, text: str, first_group: int = 5, below_note: bool = False
+) -> None:
     """A portrait by the trained model, and the note of all training graphs."""
     start = prompt(graph, first_group, MINIATURE, trained["clip"], text)
-    sample_and_save(graph, f"{first_group + 1}. Portrait", MINIATURE, world["vae"], trained["model"], start)
+    title = f"{first_group + 1}. Portrait"
+    sample_and_save(graph, title, MINIATURE, world["vae"], trained["model"], start, below_note)
     note_on_training(graph)
 
 
 def note_on_training(graph: Graph) -> None:
     """What to know of every graph that trains on the miniature."""
     graph.note(
-        "Nothing has to be downloaded. Copy the images `miniature_*.png` from the pack's folder `workflows` into "
-        "ComfyUI's `input`, then queue.\n\n"
-        "You can cancel at any time: queued again, the training resumes where it stopped. Its run is in "
-        "`output/likeness/runs`.\n\n"
-        "For real photographs put **Load Checkpoint** in the place of **Load Miniature**, a face analysis such as "
-        "buffalo_l in the place of *miniature*, the resolution of the model (512 or 1024) into **Portrait Dataset**, "
-        "and take the steps and the learning rate from the help page of the Train node.",
-        width=440,
-        height=380,
+        "# 1. Press Run\n\n"
+        "Nothing has to be downloaded. You can cancel at any time: queued again, the training resumes where it "
+        "stopped, and a finished one is not repeated. Its run is in `output/likeness/runs`.\n\n"
+        "# 2. Your own photos\n\n"
+        "Four to ten, in a folder of ComfyUI's `input` whose name you enter as *folder* of **Portrait Dataset**; "
+        "delete **Example Photos**. Put **Load Checkpoint** in the place of **Load Miniature**, a face analysis such "
+        "as buffalo_l in the place of *miniature*, the resolution of the model (512 or 1024) into **Portrait "
+        "Dataset**, and take the steps and the learning rate from the help page of the Train node.",
     )

@@ -1,5 +1,4 @@
-"""What PhotoMaker's and PhotoVerse's graphs share: the prompt in which words stand for people, in place of CLIP Text
-Encode."""
+"""What graphs share whose adapter works through the prompt, in which words stand for people or subjects."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ def identity_prompt(
 ) -> Start:
     """The group before the sampling. The positive is an Identity Prompt, whose second output is the MODEL to sample
     with. people: their identities, in the order of the trigger words."""
-    names = ["identity", *(f"identity_{number}" for number in range(2, len(people) + 1))]
+    names = ["identity", *(f"identity_{number}" for number in range(2, len(people) + 1))][: len(people)]
     inputs: dict[str, Any] = {name: person["identity"] for name, person in zip(names, people, strict=True)}
     width, height = size or (base.side, base.side)
     with graph.group(f"{number}. Prompt"):

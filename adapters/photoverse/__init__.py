@@ -16,7 +16,7 @@ face.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
@@ -29,7 +29,8 @@ from ...errors import LikenessError, logger
 from ...faces.identity import HEAD_FACTOR, Identity
 from ...weights import families
 from ...weights.families import Family
-from ..clip_vision import ClipEncoder
+from ...weights.lora import LoraPair
+from ..clip_vision import ClipEncoder, EncoderSize
 from ..effects import AttentionTerm, Effect, PromptEdit, PromptStates, WeightDelta
 from ..image_prep import pixel_values
 from ..networks import KeyValueSites, build_key_values
@@ -193,6 +194,11 @@ class PhotoVerse(KeyValueSites):
         changes = {path: weight.float() - base[f"{path}.weight"] for path, weight in self._whole.items()}
         return [WeightDelta(self.name, digest(self._whole), changes, strength)]
 
+    @property
+    def lora_pairs(self) -> Mapping[str, LoraPair]:
+        """The LoRA by diffusers' path of the layer; empty where the file has none."""
+        return self._lora
+
     @cached_property
     def _lora_id(self) -> str:
         """Tells this LoRA from others, whatever the files are called."""
@@ -293,13 +299,17 @@ class PhotoVerse(KeyValueSites):
                 f"The adapter {self.name!r} looks at the face through CLIP, and no CLIP vision model is connected: "
                 f"connect {CLIP_NAME} to clip_vision (Load CLIP Vision; `likeness models list` names the file)."
             )
-        wanted, found = self.text_adapter.sizes.width, encoder.size
+        self.check_clip(encoder.size)
+        return encoder
+
+    def check_clip(self, found: EncoderSize) -> None:
+        """LikenessError unless an image encoder of this size makes what the adapters read."""
+        wanted = self.text_adapter.sizes.width
         if found.hidden != wanted:
             raise LikenessError(
                 f"The adapter {self.name!r} reads hidden states {wanted} wide, and the CLIP vision model is "
-                f"{found.name}, which makes {found.hidden}: connect {CLIP_NAME} to clip_vision."
+                f"{found.name}, which makes {found.hidden}: choose {CLIP_NAME}."
             )
-        return encoder
 
     def _check_width(self, text: PromptStates) -> None:
         width, dim = text.states.shape[-1], self.text_adapter.dim

@@ -110,6 +110,12 @@ class ComfyTextEncoder:
         states, pooled = clip.encode_from_tokens(pairs, return_pooled=True)
         return PromptStates(states, pooled)
 
+    @property
+    def skipped_layers(self) -> int:
+        """How many of the last layers CLIP Set Last Layer leaves out, where the family reads the last one."""
+        layer = getattr(self._clip, "layer_idx", None)
+        return max(-1 - layer, 0) if isinstance(layer, int) and len(self._towers) == 1 else 0
+
     def conditioning(self, text: PromptStates) -> list[tuple[Tensor, dict[str, Any]]]:
         """The text as ComfyUI's CONDITIONING, with what the CLIP wants to ride on it."""
         return [(text.states, self._clip.add_hooks_to_dict({"pooled_output": text.pooled}))]

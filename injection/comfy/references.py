@@ -5,7 +5,9 @@
     APPLY_MODEL    people whose window is closed are taken out; a `post_input` patch sets position ids, an attention
                    override the weights, around whatever override is there
 
-References of other nodes come first and keep weight 1. No forward is replaced.
+References of other nodes come first and keep weight 1. No forward is replaced. Where references see only themselves at
+timestep 0, their keys and values are constants of the run: the first call keeps them, and later ones have no tokens of
+references in their sequence.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...adapters.effects import Cells, ReferenceTerm
@@ -27,7 +30,10 @@ log = logger("likeness")
 
 LATENTS, METHOD = "reference_latents", "reference_latents_method"  # in a conditioning
 OVERRIDE = "optimized_attention_override"
+TIMESTEP_ZERO = "index_timestep_zero"
 MANY = 3.0  # times the target's tokens: more is slow, and worth a word
+
+Constants = dict[Any, tuple[Tensor, Tensor]]  # block -> keys and values of the references, one row each
 
 Factors = Callable[[ReferenceTerm, Cells, Any], Tensor]  # of the target's tokens in a batch: (1 | batch, T | 1, 1)
 
@@ -91,6 +97,10 @@ class ReferencesOfRun:
         self.factors = factors
         self.sight = Sight(any(t.isolated for t in terms.values()), any(t.separate for t in terms.values()))
         self.first = next(iter(terms.values()))
+        self.model = model
+        self.repeats = _repeats(model.diffusion_model)
+        self.is_constant = self.sight.isolated and self.first.method == TIMESTEP_ZERO
+        self._kept: dict[Any, Constants] = {}
         self._photos: dict[int, list[Any]] = {}
         self._ids: dict[Any, tuple[Tensor, Tensor]] = {}
         self._bias: dict[Any, Tensor | None] = {}
@@ -102,8 +112,24 @@ class ReferencesOfRun:
         count = native + sum(len(term.photos) for term in self.terms.values())
         self._photos = {i: list(term.photos.encoded(target, count)) for i, term in self.terms.items()}
         latents = [self._formed(photo.latent) for photos in self._photos.values() for photo in photos]
+        self._warn(target, [entry for entries in conds.values() for entry in entries])
         for name, entries in conds.items():
             conds[name] = [self._with(entry, latents) for entry in entries]
+
+    def _warn(self, target: Cells, entries: Sequence[Mapping[str, Any]]) -> None:
+        """What the model computes all the same, but not as it was trained."""
+        height, width = (side * self.base.pixels for side in target)
+        if any(side % self.base.patch for side in target):
+            log.warning(
+                "[likeness] The image is %d x %d pixels, and ComfyUI fills up the last half tokens from the opposite "
+                "edge: use sides that are multiples of %d.",
+                width, height, self.base.pixels * self.base.patch,
+            )  # fmt: skip
+        if any(entry.get("area") is not None for entry in entries):
+            log.warning(
+                "[likeness] A prompt is limited to an area, which references are not cut to: limit it by a mask "
+                "(Conditioning Set Mask) instead."
+            )
 
     def _with(self, entry: dict[str, Any], latents: list[Tensor]) -> dict[str, Any]:
         self._check_method(entry)
@@ -147,10 +173,16 @@ class ReferencesOfRun:
         owners: list[int | None] = [None] * native + [i for i, count in counts.items() for _ in range(count)]
         kept = [place for place, owner in enumerate(owners) if owner is None or owner in batch.open]
         if not kept:
-            return options, {k: v for k, v in keywords.items() if k not in ("ref_latents", "ref_latents_method")}
+            return options, _without_references(keywords)
         keywords = {**keywords, "ref_latents": [latents[place] for place in kept]}
         call = _Call(self, batch, x, latents, owners, kept)
         self._say(call)
+        hooks = getattr(self.model.current_patcher, "current_hooks", None)  # they change weights during a run
+        if self.is_constant and hooks is None:
+            call.constants = self._kept.setdefault((call.all_cells, tuple(kept), x.device), {})
+            call.is_first = not call.constants
+            if not call.is_first:
+                keywords = _without_references(keywords)
         patches = options.get("patches", {})
         options = {**options, "patches": {**patches, "post_input": [*patches.get("post_input", ()), call.post_input]}}
         if call.is_weighted:
@@ -199,8 +231,24 @@ class ReferencesOfRun:
         return Weight(rows, key_weights(term.strength, tokens, self._photos[i][photo].face))
 
 
+def _without_references(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in keywords.items() if name not in ("ref_latents", "ref_latents_method")}
+
+
+def _repeats(network: Any) -> int:
+    """How often a network repeats each head of its keys before it attends (Krea 2: 4)."""
+    attention: Any = getattr(next(iter(getattr(network, "blocks", ())), None), "attn", None)
+    return attention.heads // attention.kvheads if hasattr(attention, "kvheads") else 1
+
+
 class _Call:
-    """One call of the denoiser: which tokens are whose."""
+    """One call of the denoiser: which tokens are whose.
+
+    constants: keys and values of the references; the first call fills them, others read them. None: computed each time.
+    """
+
+    constants: Constants | None = None
+    is_first = True
 
     def __init__(
         self,
@@ -254,7 +302,8 @@ class _Call:
         words, image = self.run.ids(inputs["txt"].shape[1], self.cells, self.all_cells, ids.device)
         counts = [self.target, *(math.prod(self._tokens(cells)) for cells in self.all_cells)]
         grids = image.split(counts)
-        image = torch.cat([grids[0], *(grids[1 + place] for place in self.kept)])
+        kept = self.kept if self.is_first else ()
+        image = torch.cat([grids[0], *(grids[1 + place] for place in kept)])
         batch = ids.shape[0]
         return {
             **inputs,
@@ -267,11 +316,15 @@ class _Call:
         inner = func if found is None else partial(found, func)
         q, k, v, heads, *more = args
         axis = 2 if keywords.get("skip_reshape") else 1
-        text = k.shape[axis] - self.target - self.references
+        text = k.shape[axis] - self.target - (self.references if self.is_first else 0)
         of_text = self.run.base.own_attention and "block_index" not in keywords.get("transformer_options", {})
         if of_text or text < 0 or q.shape[axis] not in (k.shape[axis], text + self.target):
             return inner(*args, **keywords)
         mask = more.pop(0) if more else keywords.pop("mask", None)
+        if self.constants is not None:
+            k, v = self._with_constants(self.constants, k, v, keywords["transformer_options"])
+            if mask is not None and mask.shape[-1] < k.shape[axis]:
+                mask = F.pad(mask, (0, self.references), value=mask.dtype is torch.bool)
         parts = Sequences(text, self.target, self.counts)
 
         def part(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -280,3 +333,13 @@ class _Call:
         out_axis = 2 if keywords.get("skip_output_reshape") else 1
         bias = self.run.bias(self, parts, q)
         return attend(q, k, v, parts, bias, self.run.sight, part, mask, (axis, out_axis))
+
+    def _with_constants(self, constants: Constants, k: Tensor, v: Tensor, options: dict) -> tuple[Tensor, Tensor]:
+        """Keys and values (batch, heads, n, d) with those of the references, which are kept once."""
+        block, every = (options.get("block_type"), options["block_index"]), self.run.repeats
+        if self.is_first:
+            rows = (t[:1, ::every, -self.references :].clone() for t in (k, v))
+            constants[block] = (next(rows), next(rows))
+            return k, v
+        kept = (t.repeat_interleave(every, dim=1).expand(len(k), -1, -1, -1) for t in constants[block])
+        return torch.cat([k, next(kept)], dim=2), torch.cat([v, next(kept)], dim=2)

@@ -59,7 +59,7 @@ def _parts(states: Any, options: dict[str, Any], effect: PromptEdit) -> Conditio
     given = _riding(options)
     first, last = given.window.start, given.window.end
     wanted = Window.of(effect.scope)
-    starts_later = wanted.start.share > first.share or wanted.start.first_step is not None
+    starts_later = wanted.start.share > first.share or wanted.start.is_exact
     start = wanted.start if starts_later else first
     end = wanted.end if wanted.end.share < last.share else last
     if start.share >= end.share:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...adapters.effects import WeightDelta
-from ...weights.lora import LoraPair, weight_name
+from ...errors import LikenessError
+from ...weights.lora import LoraPair, check_fits, weight_name
 from ..windows import Window
 from .run import sigmas_of_run
 
@@ -25,12 +26,39 @@ def add_delta(model: Any, delta: WeightDelta) -> int:
     can use one adapter.
     """
     applied: dict[str, float] = dict(model.attachments.get(_DELTAS, {}))
+    if delta.replaces:
+        return _replace(model, delta, applied)
     missing = delta.strength - applied.get(delta.id, 0.0)
     if missing == 0 or (delta.id in applied and missing < 0):
         return 0
     changed = model.add_patches(_patches(model, delta), missing)
     model.attachments[_DELTAS] = {**applied, delta.id: delta.strength}
     return len(changed)
+
+
+def _replace(model: Any, delta: WeightDelta, applied: dict[str, float]) -> int:
+    """Move a MODEL's weights towards others, in place, before whatever other patches add to them."""
+    import comfy.utils
+
+    before = applied.get(delta.id, 0.0)
+    if delta.strength <= before:
+        return 0
+    patches = _patches(model, delta)
+    own = {f"diffusion_model.{name}" for name, _ in model.model.diffusion_model.named_parameters()}
+    names = {ours: theirs for theirs, ours in _weight_names(model).items()}
+    missing = next((names[name] for name in sorted(own & names.keys()) if name not in patches), None)
+    if missing is not None:
+        raise LikenessError(
+            f"The UNet in {delta.name!r} has no {missing!r}, which the connected MODEL has: download the file again, "
+            "or set lora_strength to 0 to keep the MODEL's own UNet."
+        )
+    for name, (weight,) in patches.items():
+        check_fits(name.removesuffix(".weight"), weight, comfy.utils.get_attr(model.model, name))
+    share = (delta.strength - before) / (1 - before)  # of the way that is left
+    for name in model.add_patches(patches, share, 1 - share):
+        model.patches[name].insert(int(before > 0), model.patches[name].pop())
+    model.attachments[_DELTAS] = {**applied, delta.id: delta.strength}
+    return len(patches)
 
 
 def _patches(model: Any, delta: WeightDelta) -> dict[str, Any]:

@@ -27,10 +27,11 @@ class MergedDeltas:
     def follow(self) -> None:
         """Have exactly the deltas in the weights whose windows are open now."""
         wanted = [delta for delta in self.deltas if self.place.holds(delta.scope)]
+        wanted.sort(key=lambda delta: not delta.replaces)  # what takes the weights' place goes first
         if wanted != self._open:
             self.eject()
             for delta in wanted:
-                self._merged.enter_context(merged(self.network, delta.changes, delta.strength))
+                self._merged.enter_context(merged(self.network, delta.changes, delta.strength, delta.replaces))
             self._open = wanted
 
     def eject(self) -> None:

@@ -9,7 +9,6 @@ import torch
 
 from likeness.adapters import SYSTEMS, Variant, load
 from likeness.adapters.instantid import InstantID
-from likeness.adapters.others import ANNOUNCED
 from likeness.adapters.system import Kind, Sureness, WeightFile, kind_of
 from likeness.errors import LikenessError
 
@@ -113,22 +112,10 @@ FOREIGN = {
 }
 
 
-NOT_BUILT = [case for case in FOREIGN.items() if case[0] in {kind.title for kind in ANNOUNCED}]
-
-
-@pytest.mark.parametrize(("title", "keys"), NOT_BUILT, ids=range(len(NOT_BUILT)))
-def test_files_of_other_systems_are_called_by_their_name(tmp_path, title, keys):
-    """StoryMaker answered "not complete, download it again", PhotoMaker "is a LoRA"."""
-    path = tmp_path / "adapter.bin"
-    torch.save({key: torch.zeros(4, 4) for key in keys}, path)
-    assert f"is an adapter of {title}," in refused(path)
-    assert f"is an adapter of {title}," in refused(path, system="IP-Adapter")
-
-
 def test_each_foreign_file_is_of_one_kind_alone():
     for title, keys in FOREIGN.items():
         file = WeightFile("x", {key: torch.zeros(2, 2) for key in keys})
-        sure = {kind.title for kind in (*SYSTEMS, *ANNOUNCED) if kind.recognise(file) is Sureness.YES}
+        sure = {kind.title for kind in SYSTEMS if kind.recognise(file) is Sureness.YES}
         assert sure == {title}
 
 

@@ -115,3 +115,11 @@ def test_one_face_has_no_confusion_and_nobody_has_no_likeness():
 def test_a_face_that_is_unlike_everybody_is_no_lead():
     assert wanted_of(np.array([[-0.1, -0.5]])).id_conf == (0.0,)
     assert wanted_of(np.array([[0.5, -0.5]])).id_conf == (1.0,)
+
+
+def test_who_looks_like_whom_is_a_table_of_people_and_their_faces():
+    faces = torch.stack([_mixed(1, 0, 0.5), EYE[0]])
+    crossed = np.array(wanted(faces, EYE[:2]).crossed)
+    np.testing.assert_allclose(crossed, [[1, 0.5**0.5], [0, 0.5**0.5]], atol=1e-6)
+    alone = np.array(wanted(EYE[:1], EYE[:2]).crossed)
+    assert alone[:, 0].tolist() == [1, 0] and np.isnan(alone[:, 1]).all()

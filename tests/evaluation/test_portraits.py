@@ -95,6 +95,24 @@ def test_photos_that_were_not_given_tell_likeness_from_copying(colours, identify
     assert measures["copy_paste"] == given.copy_paste and measures["id_other"] == given.sim_gt
 
 
+def test_several_people_get_a_table_of_who_looks_like_whom(colours, ann, bob, judge):
+    """Both there, then ann alone: the second image lacks a person, which the words say."""
+    both = judge_pictures(colours.pair(RED, GREEN), [ann, bob], judge)
+    [crowd] = both.crowds
+    assert crowd.found == 2 and crowd.extra == 0 and crowd.id_conf[1] > 0.1
+    words = verdict_markdown("x", both)
+    assert "2 of 2 people have a face" in words and "larger is less mixing" in words
+    table = [line for line in words.splitlines() if line.startswith(("| ann", "| bob", "| cosine to"))]
+    assert table[0] == "| cosine to | the face of ann | the face of bob |" and len(table) == 3
+    own, other = (float(cell) for cell in table[1].split("|")[2:4])
+    assert own > 0.9 > other
+    alone = judge_pictures(colours.of(RED), [ann, bob], judge)
+    assert "1 of 2 people have a face" in verdict_markdown("x", alone)
+    [record] = to_records(both, "method")
+    assert record.value("people_found") == 2 and record.value("matching_reward") == pytest.approx(crowd.reward)
+    assert judge_pictures(colours.of(RED), [ann], judge).crowds == ()
+
+
 def test_of_several_people_it_counts_as_the_benchmark_does(colours, ann, bob, judge):
     """Every photo may show one of them or both; `multi_id` gives the figures of faces, targets and given photos."""
     both = colours.pair(RED, OTHER_GREEN)

@@ -65,7 +65,8 @@ def _through_the_prompt(case: Case) -> Part:
     def prompt(world: Any, state: State, strength: float) -> tuple[Any, Any]:
         adapter, who = world.case_adapter(case), world.case_person(case)
         gear = {"clip_vision": world.clip_vision} if case.reads_clip else {}
-        model, positive, _ = world.prompt(adapter, who, model=state.model, text=case.prompt, strength=strength, **gear)
+        given = {"text": case.prompt, "strength": strength, "start_at": 0.0}  # of two steps the second hears little
+        model, positive, _ = world.prompt(adapter, who, model=state.model, **given, **gear)
         return model, positive
 
     def begin(world: Any, state: State, strength: float) -> State:

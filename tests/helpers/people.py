@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,11 @@ class ToyClip:
         random = torch.Generator().manual_seed(5)
         hidden = stripes @ torch.randn(3, self.size.hidden, generator=random)
         return ClipFeatures(hidden.mean(1) @ torch.randn(self.size.hidden, self.size.embed, generator=random), hidden)
+
+    def hidden_states(self, pixels: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """The same, louder with every layer; the last one is layer 17."""
+        hidden = self.encode_pixels(pixels).penultimate
+        return [hidden * (1 + (17 if layer < 0 else layer) / 10) for layer in layers]
 
 
 def mean_colours(pictures: Tensor, keypoints: Tensor) -> Tensor:

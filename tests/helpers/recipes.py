@@ -249,6 +249,27 @@ def tiny_clip(
     return clip
 
 
+def clip_from_transformers(config: dict[str, Any], weights: dict[str, Tensor]) -> comfy.sd.CLIP:
+    """A CLIP that computes what transformers' `CLIPTextModel` of this configuration computes with `weights`.
+
+    The host's vocabulary and its 77 positions are fixed, so that both tables are made anew.
+    """
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "hidden_act")
+    sizes = {"clip_l_model_config": {name: config[name] for name in names}, "dtype": torch.float32}
+    target = supported_models_base.ClipTarget(sd1_clip.SD1Tokenizer, sd1_clip.SD1ClipModel)
+    clip = comfy.sd.CLIP(target, model_options=sizes)
+    net = clip.cond_stage_model.clip_l.transformer
+    init_randomly(net, 0)
+    tables = net.text_model.embeddings
+    for name, rows in (("token", config["vocab_size"]), ("position", config["max_position_embeddings"])):
+        kind = type(getattr(tables, f"{name}_embedding"))
+        setattr(tables, f"{name}_embedding", kind(rows, config["hidden_size"], dtype=torch.float32))
+    named = {key if key.startswith("text_model.") else f"text_model.{key}": value for key, value in weights.items()}
+    missing, strange = net.load_state_dict(named, strict=False)
+    assert not strange and all(name.startswith("text_projection") for name in missing)
+    return clip
+
+
 def tiny_vae(seed: int = 0, channels: int = 4) -> comfy.sd.VAE:
     """TAESD with random weights: exactly a factor 8, and less saturated than a random KL autoencoder.
 
@@ -309,6 +330,23 @@ def sample(
     return result.clone()
 
 
+class _Times:
+    """A multiple of the host's that is no whole number: times `one`, it is `whole`."""
+
+    def __init__(self, whole: int, one: int) -> None:
+        self.whole, self.one = whole, one
+
+    def __mul__(self, channels: int) -> int:
+        assert channels == self.one
+        return self.whole
+
+    __rmul__ = __mul__
+
+
+def _times(whole: int, one: int) -> Any:
+    return _Times(whole, one) if whole % one else whole // one
+
+
 def ldm_config_from_diffusers(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
     """The host's UNet configuration and its head numbers, `{"num_heads", "num_head_channels"}`, for a diffusers one.
 
@@ -325,13 +363,17 @@ def ldm_config_from_diffusers(config: dict[str, Any]) -> tuple[dict[str, Any], d
     if isinstance(head_dim, int):
         heads = {"num_heads": head_dim, "num_head_channels": -1}
     else:
-        heads = {"num_heads": -1, "num_head_channels": channels[-1] // head_dim[-1]}
+        width = channels[-1] // head_dim[-1]
+        one_width = not any(channel % width for channel in channels)
+        heads = (
+            {"num_heads": -1, "num_head_channels": width} if one_width else {"num_heads": 1, "num_head_channels": -1}
+        )
     ldm: dict[str, Any] = {
         **_UNET,
         "in_channels": config.get("in_channels", 4),
         "out_channels": config.get("out_channels", 4),
         "model_channels": channels[0],
-        "channel_mult": [channel // channels[0] for channel in channels],
+        "channel_mult": [_times(channel, channels[0]) for channel in channels],
         "num_res_blocks": [layers] * len(channels),
         "transformer_depth": [d for d in depth for _ in range(layers)],
         "transformer_depth_output": [d for d in depth for _ in range(layers + 1)],
@@ -420,7 +462,7 @@ def controlnet(
 
 
 def flux_controlnet(seed: int = 0, **changes: Any) -> comfy.controlnet.ControlNet:
-    """One for `tiny_flux` that reads the picture itself, as XLabs' do, with random weights."""
+    """One for `tiny_flux` that reads the image itself, as XLabs' do, with random weights."""
     net = comfy.ldm.flux.controlnet.ControlNetFlux(
         dtype=torch.float32, device=torch.device("cpu"), operations=comfy.ops.disable_weight_init,
         **_flux_layout({"depth": 2, "depth_single_blocks": 0, **changes}),

@@ -32,22 +32,30 @@ def velocity(model: Any, x: Tensor, t: Tensor, text: Tensor, guidance: Tensor | 
 
     options: of the positive conditioning.
     """
+    return velocities(model, [(x, t)], text, guidance, **options)[0]
+
+
+def velocities(
+    model: Any, steps: Sequence[tuple[Tensor, Tensor]], text: Tensor, guidance: Tensor | None = None, **options: Any
+) -> list[Tensor]:
+    """The same for several steps (x, t) of one run."""
     import comfy.sample
     import comfy.samplers
 
-    found = []
+    found, empty = [], torch.zeros_like(steps[0][0])
 
     def once(denoiser: Any, noise: Tensor, sigmas: Tensor, extra_args: Any = None, **_: Any) -> Tensor:
-        found.append((x - denoiser(x, t.to(x), **(extra_args or {}))) / t.to(x).view(-1, *[1] * (x.ndim - 1)))
+        for x, t in steps:
+            found.append((x - denoiser(x, t.to(x), **(extra_args or {}))) / t.to(x).view(-1, *[1] * (x.ndim - 1)))
         return noise
 
     told = {**options, **({} if guidance is None else {"guidance": float(guidance[0])})}
     with torch.inference_mode():
         comfy.sample.sample_custom(
-            model, torch.zeros_like(x), 1.0, comfy.samplers.KSAMPLER(once), torch.tensor([1.0, 0.0]),
-            [[text, told]], [[text, dict(told)]], torch.zeros_like(x), disable_pbar=True,
+            model, empty, 1.0, comfy.samplers.KSAMPLER(once), torch.tensor([1.0, 0.0]),
+            [[text, told]], [[text, dict(told)]], empty, disable_pbar=True,
         )  # fmt: skip
-    return found[0].clone()
+    return [one.clone() for one in found]
 
 
 class FakeVae:
@@ -64,18 +72,25 @@ class FakeVae:
         latent = means.repeat(1, -(-self.latent_channels // 3), 1, 1)[:, : self.latent_channels]
         return latent.unsqueeze(2) if self.latent_dim == 3 else latent
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> (batch, h · pixels, w · pixels, 3)"""
+        latents = latents.squeeze(2) if latents.ndim == 5 else latents
+        large = torch.nn.functional.interpolate(latents[:, :3].float(), scale_factor=float(self.pixels))
+        return large.movedim(1, -1).add(2).div(4).clamp(0, 1)
+
 
 class FakeClip:
-    """A CLIP with Krea 2's tokenizer, that keeps what it was given."""
+    """A CLIP with the tokenizer of Krea 2, or of Qwen-Image, that keeps what it was given."""
 
-    def __init__(self, width: int, has_eyes: bool = True) -> None:
+    def __init__(self, width: int, has_eyes: bool = True, encoder: str = "qwen3vl_4b") -> None:
+        from importlib import import_module
         from types import SimpleNamespace
 
-        from comfy.text_encoders.krea2 import Krea2Tokenizer
-
         network = SimpleNamespace(**({"visual": object()} if has_eyes else {}))
-        self.cond_stage_model = SimpleNamespace(qwen3vl_4b=SimpleNamespace(transformer=network))
-        self.width, self.tokenizer = width, Krea2Tokenizer()
+        self.cond_stage_model = SimpleNamespace(**{encoder: SimpleNamespace(transformer=network)})
+        self.width, self.encoder = width, encoder
+        module, name = ("krea2", "Krea2Tokenizer") if encoder == "qwen3vl_4b" else ("qwen_image", "QwenImageTokenizer")
+        self.tokenizer = getattr(import_module(f"comfy.text_encoders.{module}"), name)()
         self.given: list[tuple[str, list[Tensor], str]] = []
         self.tokens: list[list[Any]] = []
 
@@ -86,7 +101,7 @@ class FakeClip:
 
     def encode_from_tokens_scheduled(self, tokens: Any) -> Any:
         """States that depend on the length alone."""
-        [row] = tokens["qwen3vl_4b"]
+        [row] = tokens[self.encoder]
         self.tokens.append([pair[0] if isinstance(pair[0], int) else "image" for pair in row])
         generator = torch.Generator().manual_seed(len(row))
         return [[torch.randn(1, 7, self.width, generator=generator), {}]]

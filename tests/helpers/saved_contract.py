@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+NOT_INSTALLED = " (not installed)"  # as nodes mark it; files hold the entry with or without it
 HOSTS_OWN = {"sampler_name", "scheduler"}  # their choices are those of the ComfyUI that is running
 
 Contract = dict[str, dict[str, Any]]
@@ -31,8 +32,9 @@ def _input(given: Any) -> dict[str, Any]:
     kept = {"type": given.type, "required": given.required}
     kept |= {key: given.options[key] for key in ("default", "min", "max") if key in given.options}
     if given.type == "COMBO" and given.name not in HOSTS_OWN:
-        # What stands in brackets tells that there is no file to choose.
-        kept["options"] = [choice for choice in given.choices or [] if not str(choice).startswith("(")]
+        # What stands in brackets tells that there is no file to choose, or that an entry's files are not here.
+        choices = [str(choice) for choice in given.choices or []]
+        kept["options"] = [choice.removesuffix(NOT_INSTALLED) for choice in choices if not choice.startswith("(")]
     return kept
 
 

@@ -33,10 +33,19 @@ class World:
 
     def __init__(self, recipes: Any, folder: Path) -> None:
         from likeness.injection.comfy import sites_of
-        from likeness.nodes import adapters, concepts, control, prompts, references, sefi_ide, storymaker
+        from likeness.nodes import (
+            adapters,
+            blip_diffusion,
+            concepts,
+            control,
+            prompts,
+            references,
+            sefi_ide,
+            storymaker,
+        )
 
         self.recipes, self.folder = recipes, folder
-        rooms = (adapters, concepts, control, prompts, references, sefi_ide, storymaker)
+        rooms = (adapters, blip_diffusion, concepts, control, prompts, references, sefi_ide, storymaker)
         self.classes = {cls.GET_SCHEMA().node_id: cls for room in rooms for cls in room.NODES}
         self.model = self.new_model()
         self.sites = sites_of(self.model)

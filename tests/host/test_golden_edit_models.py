@@ -9,7 +9,7 @@ import pytest
 import torch
 from conformance import harness
 from conformance.runners import edit_models as runner
-from helpers.references import Latents, velocity
+from helpers.references import Latents, velocities, velocity
 from torch import Tensor
 
 from likeness.adapters.edit_models import positions
@@ -77,7 +77,15 @@ def test_golden_case_through_the_hosts_network(path, recipes):
     kind = case.variant.split()[0]
     base = recipes.dit(NETWORKS[kind], case.config["model"], case.weights_below("model."))
     outputs: dict[str, Tensor] = {}
-    for which in case.expected:
+    if case.config.get("isolated"):  # both steps in one run, whose second has the keys and values of the first
+        model = apply_effects(base, people(case, "", kind)).model
+        if kind == "flux2":
+            without_padding(model, case.inputs["context"].shape[1])
+        names = sorted(case.expected)
+        steps = [(case.inputs[n.replace("step", "x")], case.inputs[n.replace("step", "timestep")]) for n in names]
+        found = velocities(model, steps, case.inputs["context"], case.inputs.get("guidance"))
+        outputs = dict(zip(names, found, strict=True))
+    for which in case.expected.keys() - outputs.keys():
         model = apply_effects(base, people(case, which, kind)).model
         if "sampling" in case.variant:
             outputs[which] = sampled(model, case)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conformance import harness
+from helpers.sampling import euler, watch
 from torch import Tensor
 
 from likeness.adapters.effects import PromptEdit, PromptStates, Scope
@@ -33,8 +34,6 @@ def runner() -> Any:
 
 @pytest.mark.parametrize("path", CASES, ids=[path.stem for path in CASES])
 def test_golden_run_through_the_sampler(path, runner, recipes):
-    import comfy.samplers
-
     from likeness.injection.comfy import ManagedAdapter, apply_effects, edited
 
     case = harness.read_case(path)
@@ -58,27 +57,9 @@ def test_golden_run_through_the_sampler(path, runner, recipes):
     seen: list[Tensor] = []
     said: list[Tensor] = []
     watch(model, seen, said)
-    sigmas, noise = given["sigmas"], given["noise"]
-    # The host starts from noise · sqrt(1 + sigma²) only where sigma is its own largest; the case does so always.
-    start = noise * (sigmas.max() ** 2 + 1).sqrt() / sigmas.max()
-    with torch.inference_mode():
-        latents = comfy.samplers.sample(
-            model,
-            start,
-            positive,
-            negative,
-            config["guidance_scale"],
-            model.load_device,
-            comfy.samplers.sampler_object("euler"),
-            sigmas,
-            model_options=model.model_options,
-            latent_image=torch.zeros_like(noise),
-            disable_pbar=True,
-            seed=1,
-        )
-    scale = model.model.latent_format.scale_factor
+    latents = euler(model, positive, negative, given, config["guidance_scale"])
     outputs = {
-        "latents": latents.clone() * scale,
+        "latents": latents,
         "model_input": torch.stack(seen),
         "noise_pred": torch.stack(said),
         "updated_prompt_embeds": fused.states,
@@ -87,19 +68,3 @@ def test_golden_run_through_the_sampler(path, runner, recipes):
         torch.testing.assert_close(
             outputs[name], value, rtol=case.rtol, atol=case.atol, msg=lambda m, n=name: f"{n}: {m}"
         )
-
-
-def watch(model: Any, seen: list[Tensor], said: list[Tensor]) -> None:
-    """Note what the denoiser is given and what it answers, negative first."""
-    from comfy.patcher_extension import WrappersMP
-
-    def note(executor: Any, x: Tensor, t: Tensor, *rest: Any, **named: Any) -> Tensor:
-        denoised = executor(x, t, *rest, **named)
-        sigma = t.view(-1, 1, 1, 1)
-        options = next(value for value in (*rest, *named.values()) if isinstance(value, dict) and "sigmas" in value)
-        order = [options["cond_or_uncond"].index(half) for half in (1, 0)]
-        seen.append((x / (sigma**2 + 1).sqrt())[order].clone())
-        said.append(((x - denoised) / sigma)[order].clone())
-        return denoised
-
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watch", note)

@@ -32,6 +32,7 @@ INPUTS = [  # in the order of saved workflows, which must never change; new ones
         "templates",
     ),
     *("smallest_face", "least_sharpness", "outlier_threshold", "image", "face_analysis", "identity", "second_judge"),
+    *("image_2", "image_3", "image_4"),
 ]
 REQUIRED = {"kind": "person", "trigger_word": "ohwx", "resolution": 128}
 

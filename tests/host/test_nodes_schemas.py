@@ -11,7 +11,7 @@ import pytest
 
 INPUTS = {  # in the order of saved workflows, which must never change; new ones go to the end
     "LikenessLoadFaceAnalysis": ["model", "provider"],
-    "LikenessFindFaces": ["face_analysis", "image", "choice", "index", "if_none", "min_size", "reference"],
+    "LikenessFindFaces": ["face_analysis", "choice", "index", "if_none", "min_size", "image", "reference"],
     "LikenessIdentityFromPhotos": ["faces", "name", "outliers", "outlier_threshold"],
     "LikenessSaveIdentity": ["identity", "filename", "place"],
     "LikenessLoadIdentity": ["file"],
@@ -166,7 +166,7 @@ def test_every_combo_made_from_files_is_checked_before_anything_runs(all_schemas
         *("LikenessLoadEmbeds.file", "LikenessPortraitDataset.masks", "LikenessFaceMask.parser"),
         *("LikenessLoadFaceRestorer.file", "LikenessRestoreFaces.paste", "LikenessUpscalePortrait.paste"),
         *("LikenessPasteFacesBack.paste", "LikenessDetailFaces.paste", "LikenessLoadConcept.file"),
-        "LikenessLoadSubject.file",
+        *("LikenessLoadSubject.file", "LikenessReferenceAdapter.lora_name"),
         *("LikenessTrainDreamBooth.start_from", "LikenessTrainMagiCapture.start_from"),
     }
 

@@ -226,6 +226,17 @@ def painted_alone(world: Any) -> torch.Tensor:
     return world.recipes.sample(world.model, *world.text, steps=1, shape=(1, 4, 8, 8))
 
 
+def test_hidden_states_are_counted_as_elsewhere(world):
+    from likeness.injection.comfy import ComfyClipEncoder
+
+    encoder = ComfyClipEncoder(world.clip_vision)  # of two layers
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        last, first, second = encoder.hidden_states(pixels, [-1, 1, 2])
+        assert torch.equal(last, second) and torch.allclose(first, encoder.encode_pixels(pixels).penultimate, atol=1e-5)
+        assert torch.equal(encoder.hidden_states(pixels, [-1])[0], last)
+
+
 # What does not fit ----------------------------------------------------------------------------------------------------
 
 

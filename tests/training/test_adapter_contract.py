@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import blip_diffusion
 from helpers.people import few_step_lora, people_materials, some_people, toy_clip_file
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from likeness import adapters
 from likeness.training import methods
@@ -36,6 +37,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"rank": 2, "encoder_rate": 1e-2, "encoder_layers": 1, "smallest_face": 0, "masked_share": share}
         for share in (0.0, 1.0)
     ],
+    "photoverse": [
+        {"rank": 2, "hidden": hidden, "warm_up": 0, "lambda_face": face, "adapter": kind, "maps": maps}
+        for face, kind, maps, hidden in ((1.0, "elite", 5, 8), (0.0, "literal", 2, None))
+    ],
+    "blip_diffusion_encoder": [{"unet": False, "dropout": False, "random_background": mask} for mask in (True, False)],
     "storymaker": [{"rank": 2, "drop_face": 0.0, "drop_body": 0.0}],
 }
 EACH = pytest.mark.parametrize(
@@ -55,9 +61,18 @@ def make_base(make_base, make_unet, method) -> Any:
             levels = ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
             ups = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
             base.unet = make_unet(down_block_types=levels, up_block_types=ups, block_out_channels=(16, 32, 32)).eval()
+        if method.kind == "blip_diffusion_encoder":  # whose heads are 64 wide
+            base.unet = make_unet(cross_attention_dim=64).eval()
+            base.text[0].encoder = wider_text_encoder(base.text[0].encoder)
         return base
 
     return make
+
+
+def wider_text_encoder(like: Any) -> Any:
+    """The same, 64 wide."""
+    torch.manual_seed(1)
+    return type(like)(type(like.config)(**{**like.config.to_dict(), "hidden_size": 64})).eval()
 
 
 @pytest.fixture
@@ -65,6 +80,12 @@ def extra(values, make_base, tmp_path) -> dict[str, Any]:
     """Files that a case starts from."""
     if "encoder_layers" in values:
         return {"encoder": toy_clip_file(tmp_path / "clip.safetensors")}
+    if "random_background" in values:
+        (tmp_path / "whole results").mkdir()
+        for folder in (tmp_path, tmp_path / "whole results"):
+            blip_diffusion.vocabulary(folder)
+        save_file(blip_diffusion.encoder(64), tmp_path / "encoder.safetensors")
+        return {"start": tmp_path / "encoder.safetensors"}
     if values.get("stage", 1) == 1:
         return {}
     base = make_base()

@@ -13,6 +13,7 @@ import torch
 from helpers.toy_method import TOY
 from safetensors.torch import load_file
 
+from likeness import adapters
 from likeness.adapters.sefi_ide.file import load_subject
 from likeness.training import methods
 from likeness.training.base.lora import continue_lora, load_lora
@@ -28,7 +29,7 @@ from likeness.training.materials import ConceptPhotos, Materials
 from likeness.training.methods.method import Method
 from likeness.training.recipe import Recipe
 from likeness.weights.concepts import load_concept, whole_weights
-from likeness.weights.embedding_files import load_embedding
+from likeness.weights.embedding_files import TokenEmbedding, load_embedding
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,6 +109,11 @@ def load(saved: list[Saved], recipe: Recipe, base: BaseModel) -> Any:
             for tower in base.text:
                 tower.encoder.get_input_embeddings().rows.data.copy_(subject.tables[tower.kind].flatten(0, 1))
             reading = tokens.reading
+        if result.kind is SavedKind.TUNED_SUBJECT:
+            tuned = adapters.load(result.path)
+            found = TokenEmbedding({"clip_l": tuned.vectors})
+            Vocabulary(base, [NewToken(tuned.word, found.count, found)])
+            continue_lora(base.unet, tuned.unet().changes)
     assert {result.kind for result in saved} <= set(SavedKind) - {SavedKind.CHECKPOINT}
     return reading
 

@@ -19,7 +19,7 @@ from helpers.shared_trainings import RECIPES
 from likeness.errors import LikenessError
 from likeness.training.base.noise import NoiseSchedule, Prediction
 from likeness.training.config import Optimiser, RateSchedule, RunSettings, make_optimiser
-from likeness.training.engine import Callbacks, train
+from likeness.training.engine import Callbacks, _SharedRun, train
 from likeness.training.loss_log import loss_picture, read_losses
 from likeness.training.recipe import Objective, Recipe, epochs, generator, uniform_timesteps
 from likeness.training.recipes.dreambooth import DreamBoothSettings, dreambooth
@@ -706,6 +706,30 @@ def test_schedules():
 def test_losses_are_drawn_whatever_they_are():
     rows = [{"phase": "a", "step": "1", "x": "", "total": "nan"}, {"phase": "b", "step": "1", "x": "0", "total": "2"}]
     assert loss_picture(rows).size == loss_picture([]).size == (800, 420)
+
+
+class OtherProcess:
+    """accelerate as one of two processes, of which the other has a gradient of zeros for everything."""
+
+    num_processes, device, scaler, is_main_process = 2, torch.device("cpu"), None, True
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def reduce(self, value: torch.Tensor, how: str) -> torch.Tensor:
+        return value + 1 if how == "sum" else value / 2
+
+    def unscale_gradients(self, optimizer: Any) -> None:
+        pass
+
+
+def test_parameters_that_only_another_process_used_take_part_in_the_exchange(tmp_path):
+    used, unused = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([used, unused])
+    run = _SharedRun(tmp_path, {}, optimizer, 1, clip=float("inf"), accelerator=OtherProcess())  # type: ignore[arg-type]
+    run.gradients(lambda number, random: (3 * used).sum())
+    assert used.grad is not None and used.grad.tolist() == [1.5, 1.5]
+    assert unused.grad is not None and unused.grad.tolist() == [0, 0, 0]
 
 
 SHARED = {"two_phases": two_phases, **RECIPES}

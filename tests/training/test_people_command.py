@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.people import ANALYSIS, GREEN, NOBODY, RED, put
+from helpers.people import ANALYSIS, GREEN, NOBODY, RED, put, toy_clip_file
+from helpers.pulid import companions
 
 from likeness import adapters
 from likeness.errors import LikenessError
@@ -66,12 +67,37 @@ def test_a_folder_of_faces_becomes_an_adapter_that_is_trained_further(folder, op
     assert adapters.load(further).title == adapter.title
 
 
+def test_a_pulid_reads_faces_through_its_files(folder, openers):
+    encoder, parser = companions(folder / "models")
+    data = f'eva = "{encoder.as_posix()}"\nparser = "{parser.as_posix()}"'
+    asked = configuration(folder, kind="pulid", recipe="width = 64", data=data)
+    (file,) = run(asked, openers)
+    assert adapters.load(file).title == "PuLID v1.1"
+    with pytest.raises(LikenessError, match=r"data\.few_step"):
+        more = f'{data}\nstart_from = "{file.rename(folder / "start.safetensors").as_posix()}"'
+        recipe = "width = 64\nstage = 2\nlambda_id = 0.0"
+        later = configuration(folder, kind="pulid", recipe=recipe, data=more)
+        run(later.model_copy(update={"recipe": later.recipe.model_copy(update={"stage": 3})}), openers)
+
+
+def test_a_photomaker_is_made_around_an_image_encoder(folder, openers):
+    clip = toy_clip_file(folder / "clip.safetensors")
+    recipe = "rank = 2\nsmallest_face = 60"
+    data = f'encoder = "{clip.as_posix()}"'
+    (file,) = run(configuration(folder, kind="photomaker", recipe=recipe, data=data), openers)
+    assert adapters.load(file).title == "PhotoMaker v1"
+
+
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
         ({"recipe": 'layout = "base"'}, r"data\.encoder"),
         ({"run": "preview_every = 1"}, "preview_every"),
         ({"data": 'start_from = "nowhere.safetensors"'}, r"no file 'nowhere\.safetensors'.*data\.start_from"),
+        ({"kind": "instantid", "recipe": ""}, "antelopev2"),
+        ({"kind": "storymaker", "recipe": ""}, r"data\.encoder"),
+        ({"kind": "pulid", "recipe": ""}, r"data\.eva"),
+        ({"kind": "pulid", "recipe": 'id_backprop = "first:1"'}, "id_backprop"),
         ({"kind": "textual_inversion", "recipe": 'token = "<a>"'}, r"no folder of people: write data\.person"),
     ],
 )

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import comfyui
 import pytest
@@ -144,7 +144,7 @@ def test_readme_lists_every_node(readme, schemas, translations):
 @pytest.mark.parametrize("readme", READMES)
 def test_readme_lists_every_workflow(readme):
     text = (REPOSITORY / readme).read_text(encoding="utf-8")
-    assert not [name for name in workflow_names() if f"(workflows/{name}.json)" not in text]
+    assert not [name for name in workflow_names() if f"(workflows/{quote(name)}.json)" not in text]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -120,8 +120,8 @@ def test_the_api_twin_passes_the_hosts_own_validation(graph_tool, workflow, obje
 def test_writing_twice_gives_the_same_bytes(graph_tool, described, object_info, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    first = graph_tool.write(described, object_info, tmp_path / "a", "x")
-    second = graph_tool.write(described, object_info, tmp_path / "b", "x")
+    first = graph_tool.write(described, object_info, tmp_path / "a", "x", "x")
+    second = graph_tool.write(described, object_info, tmp_path / "b", "x", "x")
     assert [p.name for p in first] == ["x.json", "x.api.json"]
     assert [p.parent.name for p in first] == ["a", "api"]
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]

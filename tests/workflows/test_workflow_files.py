@@ -11,6 +11,8 @@ import pytest
 
 WORKFLOWS = comfyui.REPOSITORY / "workflows"
 API_SUFFIX = ".api.json"
+BUILD = WORKFLOWS / "_build.py"
+API_ONLY = {f"miniature_portrait{API_SUFFIX}"}  # for batches and scripts
 SAVERS = {  # nodes whose first widget is the name of a file
     "LikenessSaveIdentity": "models/likeness_identities",
     "LikenessSaveEmbeds": "models/likeness_embeds",
@@ -25,8 +27,14 @@ def read(path):
     return json.loads(path.read_text())
 
 
+def stem(path):
+    """What the graph of a card is called in `workflows/_graphs`."""
+    cards = re.findall(r'^    "(\w+)": "(\d .+)",$', BUILD.read_text(encoding="utf-8"), re.MULTILINE)
+    return {card: name for name, card in cards}.get(path.stem, path.stem)
+
+
 def twin(path):
-    return path.parent / "api" / (path.stem + API_SUFFIX)
+    return path.parent / "api" / (stem(path) + API_SUFFIX)
 
 
 def without_meta(prompt):
@@ -38,7 +46,38 @@ each_file = pytest.mark.parametrize("path", UI_FILES, ids=lambda path: path.stem
 
 def test_there_are_workflows_and_each_has_its_twin():
     assert UI_FILES
-    assert {twin(path) for path in UI_FILES} == set(API_FILES)
+    assert {twin(path) for path in UI_FILES} == {path for path in API_FILES if path.name not in API_ONLY}
+
+
+def test_the_starters_stand_first_in_both_languages():
+    first = [path.stem for path in UI_FILES[:6]]
+    assert [name[0] for name in first] == list("112233") and not UI_FILES[6].stem[0].isdigit()
+    for english, chinese in zip(first[::2], first[1::2], strict=True):
+        assert english.isascii() and not chinese.isascii()
+        told = read(WORKFLOWS / f"{chinese}.json")
+        for group in told["groups"]:
+            assert re.search("[\u4e00-\u9fff]", group["title"])
+        [note] = [node for node in told["nodes"] if node["type"] == "MarkdownNote"]
+        assert "不需要下载" in note["widgets_values"][0]
+
+
+def test_what_needs_no_download_needs_no_file_of_the_user_either():
+    for path in UI_FILES:
+        nodes = read(path)["nodes"]
+        if not any(node["properties"].get("models") for node in nodes):
+            assert not [node for node in nodes if node["type"] in ("LoadImage", "ImageBatch")], path.name
+
+
+def test_the_note_stands_left_of_everything_and_begins_with_steps():
+    for path in UI_FILES:
+        nodes = read(path)["nodes"]
+        [note] = [node for node in nodes if node["type"] == "MarkdownNote"]
+        right = note["pos"][0] + note["size"][0]
+        below = [node for node in nodes if node["pos"][0] == note["pos"][0] and node["type"] != "MarkdownNote"]
+        assert all(node["pos"][0] > right for node in nodes if node is not note and node not in below)
+        starts = path.stem[0].isdigit()
+        assert [node["type"] for node in below] == ["SaveImage"] * starts, "where the user looks"
+        assert note["widgets_values"][0].startswith("# 1. ")
 
 
 def test_every_card_of_the_template_browser_is_a_graph_with_a_picture():
@@ -52,7 +91,8 @@ def test_every_card_of_the_template_browser_is_a_graph_with_a_picture():
 def test_file_has_what_the_browser_asks_for(path):
     workflow = read(path)
     assert workflow["version"] == 0.4
-    assert "ds" not in workflow["extra"]  # without it the view is fitted to the graph
+    view = workflow["extra"]["ds"]  # the note and the first groups, at a zoom at which steps can be read
+    assert view["scale"] >= 0.7 and len(view["offset"]) == 2
     for node in workflow["nodes"]:
         assert {"id", "type", "pos", "size", "flags", "order", "mode", "properties"} <= set(node)
         if node["type"] != "MarkdownNote":
@@ -74,7 +114,7 @@ def test_a_note_names_every_file_that_is_needed(path, graph_tool):
     workflow = read(path)
     notes = "\n".join(n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MarkdownNote")
     needed = [model for node in workflow["nodes"] for model in node["properties"].get("models", [])]
-    assert bool(needed) != ("Nothing has to be downloaded" in notes)
+    assert bool(needed) != ("Nothing has to be downloaded" in notes or "不需要下载任何东西" in notes)
     for model in needed:
         assert model["name"] in notes and model["url"] in notes and model["directory"] in notes
 

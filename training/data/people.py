@@ -36,6 +36,7 @@ from .photo_files import Photo, read_folder
 MOST_FAILING = 0.2  # of all photos; more of them are a mistake in the folder, not in the photos
 LISTED = 20  # failing photos in a message
 BYSTANDER = 0.25  # of the face's side, from which somebody else in the image counts
+Segment = Callable[[np.ndarray], PeopleInPhoto]
 _NOBODY = "subject"  # captions of these photos name nobody
 _REPEATS = re.compile(r"\d{1,9}_.+")
 
@@ -79,13 +80,14 @@ class FramedPhoto(Example):
 
 @dataclass(frozen=True, eq=False)
 class PersonPhoto:
-    """One photo of one person. keypoints: (5, 2) in pixels of the example; embedding: (D,), raw, None where no
-    recogniser looked; digest: of the pixels."""
+    """One photo of one person. digest: of the pixels and masks. companions: the others in it, each as a photo of their
+    own with the mask of their own figure."""
 
     person: str
     example: FramedPhoto
     face: Face
     digest: str
+    companions: tuple[PersonPhoto, ...] = ()
 
     @property
     def name(self) -> str:
@@ -175,10 +177,11 @@ def read_people(
     framing: Framing = Framing.HEAD,
     embed: bool = True,
     after_each: Callable[[], Any] = lambda: None,
-    segment: Callable[[np.ndarray], PeopleInPhoto] | None = None,
+    segment: Segment | None = None,
+    together: int = 1,
 ) -> People:
     """The people of a folder, every photo looked at once. embed: whether a recogniser's embedding is needed. segment:
-    finds the figures in photos without a mask beside them.
+    finds the figures in photos without a mask beside them. together: how many people a photo may show.
 
     Raises LikenessError when the folder holds no photos, when there is no recogniser, and, listing them, when more than
     a fifth of the photos cannot be used.
@@ -197,12 +200,13 @@ def read_people(
         for number, photo in enumerate(found):
             findings.append(look_at(photo, number, settings, analysis, None))
             after_each()
-        _judge(findings, settings, embed)
+        _judge(findings, settings, embed, together)
         for finding in findings:
-            if finding.problems:
+            made = None if finding.problems else _photo(person, finding, segment)
+            if made is None:
                 left_out.append(f"{_named(person, finding.photo)}: {'; '.join(finding.problems)}")
             else:
-                photos.append(_photo(person, finding, segment))
+                photos.append(made)
     if not photos and not left_out:
         raise LikenessError(f"The folder '{folder}' holds no images: put a folder with photos for each person into it.")
     _require_most(photos, left_out)
@@ -256,18 +260,19 @@ def _by_person(folder: Path, notes: list[str], left_out: list[str]) -> Iterator[
         yield path.name, found.photos
 
 
-def _judge(findings: Sequence[Finding], settings: DatasetSettings, embed: bool) -> None:
+def _judge(findings: Sequence[Finding], settings: DatasetSettings, embed: bool, together: int) -> None:
     """What is wrong with photos that the search for one face did not say."""
     for finding in findings:
         face = finding.face
         if finding.problems or face is None:
             continue
-        side = max(face.sides)
-        if any(max(other.sides) >= BYSTANDER * side for other in finding.others):
-            finding.problems.append("it shows several people")
-        elif face.keypoints is None:
+        seen = [face, *_companions(finding)]
+        if len(seen) > together:
+            several = "several people" if together == 1 else f"{len(seen)} people, and {together} are supported"
+            finding.problems.append(f"it shows {several}")
+        elif any(one.keypoints is None for one in seen):
             finding.problems.append("its face has no keypoints")
-        elif embed and face.embedding is None:
+        elif embed and any(one.embedding is None for one in seen):
             finding.problems.append("its face has no embedding")
     try:
         judge_people(findings, settings, None, "")
@@ -277,18 +282,36 @@ def _judge(findings: Sequence[Finding], settings: DatasetSettings, embed: bool) 
                 finding.problems.append("the photos of its folder show different people")
 
 
-def _photo(person: str, finding: Finding, segment: Callable[[np.ndarray], PeopleInPhoto] | None = None) -> PersonPhoto:
-    photo = finding.photo
-    pixels = photo.pixels
+def _companions(finding: Finding) -> list[Face]:
+    """The other faces of a photo that count."""
     assert finding.face is not None
-    if segment is not None and not photo.has_mask:
-        photo = _with_figure(photo, segment(pixels).of_face(finding.face.box))
-    example = FramedPhoto(photo, finding.frame, finding.size, photo.caption or "")
+    side = max(finding.face.sides)
+    return [other for other in finding.others if max(other.sides) >= BYSTANDER * side]
+
+
+def _photo(person: str, finding: Finding, segment: Segment | None) -> PersonPhoto | None:
+    """The photo as a training sees it; None, with the reason among its problems, where a figure in it is not found."""
+    photo, others = finding.photo, _companions(finding)
+    pixels, face = photo.pixels, finding.face
+    assert face is not None
+    found = segment(pixels) if segment is not None and (others or not photo.has_mask) else None
+    figures = [None if found is None else found.of_face(one.box) for one in (face, *others)]
+    if others and any(figure is None for figure in figures):
+        finding.problems.append("it shows several people, whose figures only data.segmenter can tell apart")
+        return None
     digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
-    mask = photo.mask
-    if mask is not None:
-        digest.update(np.ascontiguousarray(mask).data)
-    return PersonPhoto(person, example, finding.face, digest.hexdigest())
+
+    def one(name: str, face: Face, figure: np.ndarray | None, companions: tuple[PersonPhoto, ...] = ()) -> PersonPhoto:
+        own = _with_figure(photo, figure)
+        mask = own.mask
+        if mask is not None:
+            digest.update(np.ascontiguousarray(mask).data)
+        example = FramedPhoto(own, finding.frame, finding.size, photo.caption or "")
+        return PersonPhoto(name, example, face, digest.hexdigest(), companions)
+
+    also = zip(others, figures[1:], strict=True)
+    companions = tuple(one(f"{person} ({n})", other, figure) for n, (other, figure) in enumerate(also, 2))
+    return one(person, face, figures[0], companions)
 
 
 def _with_figure(photo: Photo, figure: np.ndarray | None) -> Photo:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import custom_diffusion, dreambooth, magicapture, sefi_ide, textual_inversion
-from .adapters import ADAPTERS, AdapterMethod, adapter_method_of
+from . import blip_diffusion, custom_diffusion, dreambooth, magicapture, sefi_ide, textual_inversion
+from .adapters import ADAPTERS, GROUPS, AdapterMethod, adapter_method_of
 from .method import Method
 
 if TYPE_CHECKING:
     from ..config import MethodSettings
 
-__all__ = ["ADAPTERS", "METHODS", "AdapterMethod", "adapter_method_of", "method_of"]
+__all__ = ["ADAPTERS", "GROUPS", "METHODS", "AdapterMethod", "adapter_method_of", "method_of"]
 
 METHODS: list[Method] = [
     textual_inversion.METHOD,
@@ -19,6 +19,7 @@ METHODS: list[Method] = [
     magicapture.METHOD,
     custom_diffusion.METHOD,
     sefi_ide.METHOD,
+    blip_diffusion.METHOD,
 ]
 
 

@@ -34,7 +34,12 @@ ADAPTERS: list[AdapterMethod] = [
     AdapterMethod("instantid", "InstantID"),
     AdapterMethod("storymaker", "StoryMaker"),
     AdapterMethod("photomaker", "PhotoMaker"),
+    AdapterMethod("photoverse", "PhotoVerse"),
+    AdapterMethod("blip_diffusion_encoder", "BLIP-Diffusion"),
 ]
+
+# Those that are trained on photos of several people with a mask for each, see `data.subjects`.
+GROUPS: list[AdapterMethod] = [AdapterMethod("fastcomposer", "FastComposer")]
 
 
 def adapter_method_of(settings: AdapterSettings) -> AdapterMethod:

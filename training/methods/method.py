@@ -62,7 +62,8 @@ class Method:
     learns_words: whether a word of its own is made for each concept, instead of giving one that is there a meaning.
     with_class_word: whether prompts say what the concept is behind its word, as in "<sks> person".
     identity_knob: the choice that is 0 where no face analysis is needed; empty: none ever is. continues_lora: whether a
-    LoRA's file can be trained further. miniature: settings that suit the miniature world; variant:
+    LoRA's file can be trained further. reads_adapter: whether an identity adapter gives it vectors to start from.
+    miniature: settings that suit the miniature world; variant:
     what distinguishes this form of the method in tables, as in DreamBooth-LoRA.
     """
 
@@ -81,6 +82,7 @@ class Method:
     learns_words: bool = True
     with_class_word: bool = True
     continues_lora: bool = False
+    reads_adapter: bool = False
     identity_knob: str = ""
     search_aliases: tuple[str, ...] = ()
     is_experimental: bool = False

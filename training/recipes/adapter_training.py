@@ -20,13 +20,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ...adapters.effects import AttentionTerm, Projector
+from ...adapters.effects import AttentionTerm, Merge, Projector
 from ...adapters.types import IdentityTokens
 from ...injection.diffusers import inject
 from ...injection.plan import Role, uniform
 from ...injection.sites import sites_of_diffusers_unet
 from ..cache import TensorCache
 from ..config import MethodSettings, Moment, Rate, RateSchedule, Settings, Steps
+from ..data.dataset import Framing
 from ..data.examples import Example
 from ..data.people import People, PersonPhoto
 from ..recipe import Objective, Pass, Sample, epochs, seed_of
@@ -64,9 +65,15 @@ class AdapterSettings(MethodSettings):
     warm_up: Moment = 0
     clip: float = Field(default=0.0, ge=0, description="Largest norm of the gradients; 0: not clipped, as published.")
     drop: DropRates = DropRates()
+    framing: Framing = Field(default=Framing.HEAD, description="Which part of a photo is trained on.")
     another_photo: float = Field(
         default=0.5, ge=0, le=1, description="Share of samples that are conditioned on another photo of the person."
     )
+
+    @property
+    def together(self) -> int:
+        """How many people a photo may show."""
+        return 1
 
     @property
     def trains_encoder(self) -> bool:
@@ -177,11 +184,11 @@ class LiveTerm:
         finally:
             self._injected.eject()
 
-    def show(self, tokens: Tensor) -> None:
-        """Whom the next passes attend to: (batch, n, dim)."""
+    def show(self, tokens: Tensor, merge: Merge | None = None) -> None:
+        """Whom the next passes attend to: (batch, n, dim); and how that joins the text, None for a sum."""
         # A batch has conditioned rows alone, so one unconditioned row is projected, for its shape.
         pair = IdentityTokens(tokens, tokens[:1].detach())
-        self._injected.injections = [replace(self._term, tokens=pair)]
+        self._injected.injections = [replace(self._term, tokens=pair, merge=merge)]
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:

@@ -138,10 +138,10 @@ def _encode(photo: PersonPhoto) -> Mapping[str, Tensor]:
     return {"id": photo.embedding}
 
 
-def hint_of(photo: PersonPhoto) -> Tensor:
-    """The picture of a photo's keypoints that IdentityNet sees: (1, 3, H, W), 0..1."""
+def hint_of(photo: PersonPhoto, *others: PersonPhoto) -> Tensor:
+    """The picture of a photo's keypoints that IdentityNet sees, those of others in it too: (1, 3, H, W), 0..1."""
     height, width = photo.example.size
-    drawn = draw_keypoints([photo.keypoints.numpy()], width, height)
+    drawn = draw_keypoints([each.keypoints.numpy() for each in (photo, *others)], width, height)
     return torch.from_numpy(np.ascontiguousarray(drawn)).permute(2, 0, 1)[None].float() / 255
 
 

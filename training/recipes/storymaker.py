@@ -4,8 +4,9 @@
 
 L_attn draws the attention of the character's tokens into the mask and that of the background's out of it. T is made of
 the face, aligned, and of the body, cut out by its mask; now and then one of the two is left out, so that each can be
-given alone. The person of a sample is often seen in another photo (`another_photo`), in another pose. A ControlNet,
-where one is given, says the pose, so that the adapter does not have to; it reads T and stays frozen.
+given alone. The person of a sample is often seen in another photo (`another_photo`), in another pose. Of photos with
+two or three people all are characters, in random order, so that a place in the list is no place in the image. A
+ControlNet, where one is given, says the pose, so that the adapter does not have to; it reads T and stays frozen.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ...adapters.storymaker.body import NOISE, cut_out_character
 from ...errors import LikenessError
 from ..base.model import BaseModel
 from ..config import Group, Weight
+from ..data.dataset import Framing
 from ..data.people import PersonPhoto, only_fit
 from ..export import Saved, SavedKind, TrainingRecord, save_adapter
 from ..fast_branch import QueryProbe
@@ -35,7 +37,7 @@ from ..materials import AdapterTrainable, PeopleMaterials
 from ..objectives.reconstruction import squared_error
 from ..objectives.storymaker import attention_loss, masked_error
 from ..recipe import Objective, Pass, Phase, Recipe, Sample, generator, uniform_timesteps
-from ..storymaker import fresh_storymaker, from_ip_adapter, make_trainable, maps_of, official_weights
+from ..storymaker import MOST, fresh_storymaker, from_ip_adapter, make_trainable, maps_of, official_weights
 from .adapter_training import (
     AdapterSettings,
     DropRates,
@@ -63,6 +65,11 @@ class StoryMakerSettings(AdapterSettings):
     mask_weight: Weight = Field(default=5.0, description="How much more the loss counts where the character is.")
     lambda_attention: Weight = 0.1
     clip: float = Field(default=1.0, ge=0, description="Largest norm of the gradients; 0: not clipped.")
+    framing: Framing = Framing.SQUARE
+
+    @property
+    def together(self) -> int:
+        return MOST
 
 
 def storymaker(base: BaseModel, materials: PeopleMaterials, settings: StoryMakerSettings, seed: int = 0) -> Recipe:
@@ -92,17 +99,23 @@ def storymaker(base: BaseModel, materials: PeopleMaterials, settings: StoryMaker
         return [Group("adapter", parameters, settings.learning_rate, settings.weight_decay)]
 
     def tokens_of(batch: Sequence[Shown]) -> Tensor:
-        """(batch, 40, dim): background and character."""
+        """(batch, 20 · (1 + P), dim): background and characters."""
         network, device = adapter.image_proj_model, base.unet.device
-        seen = photos.of([person.reference for person in batch], device)
-        dropped = [person.dropped for person in batch]
+        casts = [cast_of(person) for person in batch]
+        if len({len(cast) for cast in casts}) > 1:
+            raise LikenessError(
+                "A batch cannot hold images with different numbers of people: set run.batch to 1, and "
+                "run.accumulation to what it was."
+            )
+        seen = photos.of([reference for cast in casts for _, reference in cast], device)
+        dropped = [person.dropped for person, cast in zip(batch, casts, strict=True) for _ in cast]
         faces = network.faces(without(seen["id"], dropped), without(seen["face"], dropped, nothing))
         bodies = network.bodies(without(seen["body"], dropped, nothing))
         rows = []
-        for person, face, body in zip(batch, faces, bodies, strict=True):
+        for person, face, body in zip(batch, faces.split(len(casts[0])), bodies.split(len(casts[0])), strict=True):
             random = generator(person.seed, "parts")
             no_face, no_body = happens(settings.drop_face, random), happens(settings.drop_body, random)
-            rows.append(network(face[None] * float(not no_face), body[None] * float(not no_body)))
+            rows.append(network(face * float(not no_face), body * float(not no_body)))
         return torch.cat(rows)
 
     def show(samples: Sequence[Sample]) -> None:
@@ -110,7 +123,7 @@ def storymaker(base: BaseModel, materials: PeopleMaterials, settings: StoryMaker
         tokens = tokens_of(batch)
         live.show(tokens)
         if control is not None:
-            control.show(tokens, torch.cat([hint_of(person.target) for person in batch]))
+            control.show(tokens, torch.cat([hint_of(person.target, *person.target.companions) for person in batch]))
         tokens_now[:] = [tokens]
         if settings.lambda_attention:
             probe.start()
@@ -129,7 +142,8 @@ def storymaker(base: BaseModel, materials: PeopleMaterials, settings: StoryMaker
             for site, (queries, _) in zip(probe.sites, probe.take(), strict=True)
             if queries.shape[2] == height * width
         ]
-        return attention_loss(maps, masks_of(found), tokens_now[0].shape[1] // 2).mean()
+        masks = masks_of(found)
+        return attention_loss(maps, masks, tokens_now[0].shape[1] // (1 + masks.shape[1])).mean()
 
     attached: list[Any] = [live.at_work, *([] if control is None else [control.at_work]), probe.attached]
     training = Phase(
@@ -165,14 +179,19 @@ def _why_not(photo: PersonPhoto) -> str:
     return "" if bool((mask > NOISE).any()) else "its mask is empty"
 
 
+def cast_of(person: Shown) -> list[tuple[PersonPhoto, PersonPhoto]]:
+    """The characters of a sample in random order: each as the image shows them, and the photo they are seen in."""
+    cast = [(person.target, person.reference), *((other, other) for other in person.target.companions)]
+    return [cast[i] for i in torch.randperm(len(cast), generator=generator(person.seed, "order")).tolist()]
+
+
 def masks_of(found: Pass) -> Tensor:
-    """Where each sample's character is: (batch, 1, h, w) at latent size."""
-    masks = []
-    for sample in found.samples:
-        mask = sample.example.face_mask
-        assert mask is not None
-        masks.append(F.interpolate(mask[None], found.z0.shape[-2:], mode="area"))
-    return torch.cat(masks).to(found.z0.device)
+    """Where each sample's characters are: (batch, P, h, w) at latent size."""
+    rows = []
+    for person in shown(found.samples):
+        masks = [photo.example.face_mask for photo, _ in cast_of(person)]
+        rows.append(torch.cat([mask for mask in masks if mask is not None]))
+    return F.interpolate(torch.stack(rows), found.z0.shape[-2:], mode="area").to(found.z0.device)
 
 
 def _adapter(base: BaseModel, materials: PeopleMaterials, settings: StoryMakerSettings, seed: int) -> StoryMaker:

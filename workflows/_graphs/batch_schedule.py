@@ -7,7 +7,6 @@ from _pieces import (
     SD15,
     Start,
     files_note,
-    join,
     load_adapter,
     load_checkpoint,
     load_encoder,
@@ -22,11 +21,11 @@ def describe(graph: Graph) -> None:
         first = load_photo(graph, "The first images look like this", "reference_1.jpg")
         last = load_photo(graph, "The last images look like this", "reference_2.jpg")
         graph.next_column()
-        both = join(graph, [first, last])
+        both = graph.node("ImageBatch", image1=first["IMAGE"], image2=last["IMAGE"])[0]
         schedule = graph.node(
             "LikenessWeightSchedule", timing="ease_in_out", frames=8, method="shift batches", image=both
         )
-        graph.node("PreviewAny", title="Weights of the first", source=schedule["weights"], extra_height=80)
+        graph.node("PreviewAny", title="Weights of the first", source=schedule["weights"], extra_height=120)
     with graph.group("2. Model and method"):
         checkpoint = load_checkpoint(graph, SD15)
         adapter = load_adapter(graph, "ip-adapter-plus_sd15")

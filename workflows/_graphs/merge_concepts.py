@@ -35,7 +35,7 @@ def describe(graph: Graph) -> None:
             captions=_CAPTIONS,
         )
         graph.next_column()
-        graph.node("PreviewAny", title="How exactly each is reproduced", source=merged["report"], extra_height=100)
+        graph.node("PreviewAny", title="How exactly each is reproduced", source=merged["report"], extra_height=120)
         both = graph.node("LikenessApplyConcept", model=world["model"], clip=world["clip"], concept=merged["concept"])
         small = graph.node("LikenessCompressConcept", model=world["model"], concept=merged["concept"])
         graph.node("LikenessSaveConcept", concept=small["concept"], filename="drawn_person_and_style")
@@ -43,11 +43,11 @@ def describe(graph: Graph) -> None:
     start = prompt(graph, 4, MINIATURE, both["clip"], text)
     sample_and_save(graph, "5. Portrait", MINIATURE, world["vae"], both["model"], start)
     graph.note(
-        "Nothing has to be downloaded. Run **train_custom_diffusion** first: it writes `drawn_person.safetensors` and "
-        "`drawn_style.safetensors` to `models/custom_diffusion`.\n\nFor concepts of your own put **Load Checkpoint** "
+        "# 1. Run train_custom_diffusion\n\n"
+        "Nothing has to be downloaded. It writes `drawn_person.safetensors` and "
+        "`drawn_style.safetensors` to `models/custom_diffusion`.\n\n# 2. Press Run\n\n"
+        "For concepts of your own put **Load Checkpoint** "
         "in the place of **Load Miniature**, and leave `captions` of **Merge Concepts** empty: the miniature knows "
         "few words, a real text encoder can encode the 200 built-in captions. The phrase of a concept is what "
         "prompts call it; files trained with this pack contain it.",
-        width=440,
-        height=280,
     )

@@ -7,7 +7,6 @@ from _pieces import (
     SDXL,
     files_note,
     find_person,
-    join,
     load_adapter,
     load_analysis,
     load_checkpoint,
@@ -23,7 +22,7 @@ def describe(graph: Graph) -> None:
         photos = [load_photo(graph, f"Photo {number}", f"person_{number}.jpg") for number in (1, 2)]
         graph.next_column()
         analysis = load_analysis(graph, "buffalo_l")
-        faces, identity = find_person(graph, analysis, join(graph, photos))
+        faces, identity = find_person(graph, analysis, photos)
         show(graph, "Which faces were taken", faces["preview"])
     with graph.group("2. Model and adapter"):
         checkpoint = load_checkpoint(graph, SDXL)

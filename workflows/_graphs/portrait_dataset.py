@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from _graph import Graph
-from _pieces import files_note, join, load_analysis, load_photo, show
+from _pieces import files_note, images, load_analysis, load_photo, show
 
 
 def describe(graph: Graph) -> None:
     with graph.group("1. Photos of the person"):
         photos = [load_photo(graph, f"Photo {number}", f"person_{number}.jpg") for number in (1, 2, 3)]
         graph.next_column()
-        batch = join(graph, photos)
         analysis = load_analysis(graph, "buffalo_l")
         person = graph.node(
             "LikenessPortraitDataset",
             trigger_word="ohwx",
             save_as="person",
-            image=batch,
             face_analysis=analysis[0],
+            **images(photos),
         )
         graph.next_column()
         show(graph, "Photo, mask, caption, verdict", person["preview"])
@@ -39,8 +38,8 @@ def describe(graph: Graph) -> None:
         graph.node("PreviewAny", title="Report on the style", source=style["report"], extra_height=120)
     files_note(
         graph,
-        "With many photos, put them into a folder below `input` and write its name into *folder* instead: **Batch "
-        "Images** cuts every photo to the shape of the first. A `.txt` beside a photo is its caption, a `.mask.png` "
+        "With many photos, put them into a folder below `input` and write its name into *folder* instead. "
+        "A `.txt` beside a photo is its caption, a `.mask.png` "
         "its mask.",
         "The datasets are in `output/likeness/datasets/person` and `style`. Edit captions and masks there, delete "
         "images, queue again: they are read back as they are, and never overwritten.",

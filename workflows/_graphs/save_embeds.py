@@ -19,7 +19,7 @@ def describe(graph: Graph) -> None:
     with graph.group("3. Join and save"):
         joined = graph.node("LikenessCombineEmbeds", embeds_1=encoded[0][0], embeds_2=encoded[1][0])
         saved = graph.node("LikenessSaveEmbeds", embeds=joined[0], filename="reference")
-        graph.node("PreviewAny", title="Saved as", source=saved[0], extra_height=60)
+        graph.node("PreviewAny", title="Saved as", source=saved[0], extra_height=120)
     files_note(
         graph,
         "The file goes to `models/likeness_embeds/reference.safetensors`; a number is added when the name is taken. "

@@ -20,7 +20,7 @@ def describe(graph: Graph) -> None:
             weight=0.8,
             options=options[0],
         )
-        graph.node("PreviewAny", title="What was applied", source=model["report"], extra_height=80)
+        graph.node("PreviewAny", title="What was applied", source=model["report"], extra_height=120)
     portrait(graph, SD15, checkpoint, model["model"], "portrait photo of a person, sharp, soft light", first_group=3)
     files_note(
         graph,

@@ -27,7 +27,7 @@ def describe(graph: Graph) -> None:
             adapter=adapter["adapter"],
             identity=blend["identity"],
         )
-        graph.node("PreviewAny", title="What was applied", source=model["report"], extra_height=80)
+        graph.node("PreviewAny", title="What was applied", source=model["report"], extra_height=120)
     portrait(graph, SDXL, checkpoint, model["model"], "portrait photo of a person, natural light", first_group=3)
     files_note(
         graph,

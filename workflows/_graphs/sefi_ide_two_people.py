@@ -22,17 +22,17 @@ def describe(graph: Graph) -> None:
             subject_2=people[1]["subject"],
             text="a photo of <ohwx> and <sks> in the snow",
         )
-        graph.node("PreviewAny", title="What each stage reads", source=named["report"], extra_height=80)
+        graph.node("PreviewAny", title="What each stage reads", source=named["report"], extra_height=120)
     with graph.group("4. Negative and size"):
         negative = graph.node("CLIPTextEncode", title="Negative prompt", text=MINIATURE.negative, clip=world["clip"])
         latent = graph.node("EmptyLatentImage", width=MINIATURE.side, height=MINIATURE.side, batch_size=1)
     sample_and_save(graph, "5. Portrait", MINIATURE, world["vae"], named["model"], Start(named, negative, latent))
     graph.note(
-        "Nothing has to be downloaded. Run **train_sefi_ide** first: it writes `drawn_face.safetensors` and "
-        "`drawn_face_two.safetensors` to `models/sefi_ide`.\n\nThe miniature draws one face in an image, so this "
-        "one is of both. With a subject of your own and the base that it was trained on (**Load Checkpoint** in the "
-        "place of **Load Miniature**) the two stand side by side: say where, as in `<ohwx> on the left and <sks> on "
-        "the right`. Two files that use the same word need another one in **Load Subject**.",
-        width=440,
-        height=300,
+        "# 1. Run train_sefi_ide\n\n"
+        "Nothing has to be downloaded. It writes `drawn_face.safetensors` and `drawn_face_two.safetensors` to "
+        "`models/sefi_ide`.\n\n# 2. Press Run\n\n"
+        "The miniature draws one face in an image, so this one is of both. With subjects of your own and the base that "
+        "they were trained on (**Load Checkpoint** in the place of **Load Miniature**) the two stand side by side: say "
+        "where, as in `<ohwx> on the left and <sks> on the right`. Two files that use the same word need another one "
+        "in **Load Subject**.",
     )

@@ -20,4 +20,4 @@ def describe(graph: Graph) -> None:
         class_pictures=16,
         preview_every=100,
     )
-    use_miniature(graph, world, trained, "a photo of a sks person in the snow")
+    use_miniature(graph, world, trained, "a photo of a sks person in the snow", below_note=True)

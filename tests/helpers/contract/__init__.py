@@ -24,6 +24,7 @@ class Case:
     base: of the MODEL it is for, "sd15" standing for every UNet. prompt, plain: of a system that works through the
     prompt, a text with its trigger word and the same without. use: (world, seed, strength, model) -> MODEL, positive
     prompt and report, of what is no adapter and has nodes of its own.
+    options: what its options node makes, where it acts in few of a short run's steps without them.
     """
 
     title: str
@@ -36,6 +37,7 @@ class Case:
     prompt: str = ""
     plain: str = ""
     use: Callable[[Any, int, float, Any], tuple[Any, Any, str]] | None = None
+    options: Callable[[], Any] = lambda: None
 
     @property
     def least(self) -> Sureness:

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import pulid, small_world
+from helpers import blip_diffusion, pulid, small_world
 from torch import Tensor
 
 # The tests import it by this name.
 
-KINDS = ("ipadapter", "instantid", "pulid", "storymaker", "likeness_embeds", "clip_vision", "facexlib")
+KINDS = (
+    *("ipadapter", "instantid", "pulid", "storymaker", "blip_diffusion"),
+    *("likeness_embeds", "clip_vision", "facexlib"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +24,7 @@ def models_folder(tmp_path_factory) -> Path:
     for kind in KINDS:
         (folder / kind).mkdir()
     pulid.companions(folder)
+    blip_diffusion.vocabulary(folder / "blip_diffusion")
     return folder
 
 

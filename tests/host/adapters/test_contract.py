@@ -26,7 +26,6 @@ from safetensors.torch import save_file
 
 from likeness import adapters
 from likeness.adapters.effects import PromptEdit, Scope, WeightDelta
-from likeness.adapters.others import ANNOUNCED
 from likeness.adapters.system import WeightFile
 from likeness.injection.comfy import edited
 
@@ -122,7 +121,7 @@ class Painter:
         if self.case.use:
             return self.case.use(self.world, adapter, strength, inputs.get("model", self.world.model))
         if self.case.prompt:
-            given = {"text": self.case.prompt, "start_at": 0.0, **inputs}
+            given = {"text": self.case.prompt, "start_at": 0.0, "options": self.case.options(), **inputs}
             return self.world.prompt(adapter, who, strength=strength, **given)
         model, report = self.world.apply(adapter, who, weight=strength, **inputs)
         if who is None:
@@ -148,8 +147,12 @@ class Painter:
 
         layout, attention = comfy.request_layout(self.world.model)
         encoder = comfy.ComfyClipEncoder(self.world.clip_vision)
-        beside = {"find_eva": partial(companions.find_eva, adapter), "parse": companions.parse_aligned}
-        beside["dit"] = comfy.dit_of(self.world.model)
+        beside = {
+            "find_eva": partial(companions.find_eva, adapter),
+            "parse": companions.parse_aligned,
+            "find_vocabulary": companions.find_vocabulary,
+            "dit": comfy.dit_of(self.world.model),
+        }
         request = Request(layout, attention, strength, Scope(start_at, end_at), who, encoder, **beside)
         if self.case.prompt:
             reader = comfy.ComfyTextEncoder(self.world.text_clip)
@@ -171,7 +174,7 @@ def alone(paint) -> Any:
 def test_a_file_is_recognised_by_its_own_system_alone(world, title):
     """Another may think it possible, where two systems' files look the same and only the name tells."""
     file = WeightFile(CASES[title].file_name, CASES[title].weights(world.shapes, 0))
-    sure = {kind.title: kind.recognise(file) for kind in (*SYSTEMS.values(), *ANNOUNCED)}
+    sure = {kind.title: kind.recognise(file) for kind in SYSTEMS.values()}
     assert {name for name, sureness in sure.items() if sureness >= CASES[title].least} == {title}
 
 

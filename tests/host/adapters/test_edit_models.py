@@ -277,6 +277,36 @@ def test_isolated_references_in_the_hosts_cache_are_what_they_are_without_it(stu
     assert same(studio.sample(cached), studio.sample(model))
 
 
+def test_isolated_references_are_computed_once_in_a_run(studio):
+    """Whatever the text and the step, and for both halves of guidance; another run begins anew."""
+    model, _ = studio.apply(person(photos=1), studio.adapter(REID), weight=2.0)
+    lengths: list[int] = []
+
+    def watch(func: Any, *args: Any, **keywords: Any) -> Tensor:
+        if "block_index" in keywords["transformer_options"]:
+            lengths.append(args[0].shape[2])
+        return func(*args, **keywords)
+
+    watched = model.clone()
+    watched.model_options["transformer_options"]["optimized_attention_override"] = watch
+    short, long = studio.text[0], studio.recipes.conditioning(studio.width, tokens=11, seed=3)
+    kept = [studio.sample(watched, short, long) for _ in range(2)]
+    assert torch.equal(*kept) and max(lengths) == 1024
+    assert lengths.count(1024) == 2 * 2  # two blocks in each of two runs
+    with pytest.MonkeyPatch.context() as patch:
+        from likeness.injection.comfy.references import ReferencesOfRun
+
+        plain = ReferencesOfRun.__init__
+
+        def never(self: Any, *args: Any) -> None:
+            plain(self, *args)
+            self.is_constant = False
+
+        patch.setattr(ReferencesOfRun, "__init__", never)
+        anew = studio.sample(model, short, long)
+    torch.testing.assert_close(kept[0], anew, atol=1e-5, rtol=1e-5)
+
+
 def test_inpainting_keeps_the_rest(studio):
     import comfy.sample
 
@@ -329,6 +359,18 @@ def test_a_batch_is_its_images(studio):
 
     noise = latent(3, 16, 12)
     assert same(painted(noise.repeat(2, 1, 1, 1, 1))[1:], painted(noise))
+
+
+def test_what_a_model_was_not_trained_on_is_said(studio, recipes, caplog):
+    model, _ = studio.apply(person())
+    studio.sample(model, shape=(1, 16, 1, 15, 12), steps=1)
+    assert "The image is 96 x 120 pixels" in caplog.text and "multiples of 16" in caplog.text
+    area = recipes.conditioning(studio.width, tokens=9, seed=9, area=(8, 12, 0, 0), strength=1.0)
+    studio.sample(model, [*studio.text[0], *area], steps=1)
+    assert "limited to an area" in caplog.text
+    caplog.clear()
+    studio.sample(model, steps=1)
+    assert not [record for record in caplog.records if record.levelname == "WARNING" and record.name == "likeness"]
 
 
 # --- several people

@@ -27,7 +27,7 @@ def test_an_empty_folder_is_explained(world, monkeypatch, tmp_path):
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     [combo] = [i for i in world.classes["LikenessLoadIdentityAdapter"].define_schema().inputs if i.id == "adapter_file"]
-    assert combo.options == [NO_FILES, MINIATURE]
+    assert combo.options == [MINIATURE, NO_FILES]
     text = sentence(world.run, "LikenessLoadIdentityAdapter", adapter_file=NO_FILES)
     assert "models/ipadapter" in text and "likeness models get" in text
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import pulid as files
 from helpers.small_world import person, same, sentence
+from helpers.windows import in_context_windows
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -310,6 +311,33 @@ def test_what_was_made_of_the_tokens_serves_every_strength_and_place(flux_world,
     flux_world.sample(with_scopes(model, lambda scope: scope), steps=1)
     flux_world.sample(model, steps=2)
     assert len(made) == count
+
+
+def test_a_compiled_model_paints_the_same(flux_world, load):
+    """Traced by TorchDynamo as Torch Compile has it; the graph is run as it is, which needs no compiler here."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    model, _ = flux_world.apply(load(), person())
+    expected = flux_world.sample(model, cfg=1.0)
+    compiled = model.clone()
+    set_torch_compile_wrapper(model=compiled, backend="eager")
+    torch._dynamo.reset()
+    found = flux_world.sample(compiled, cfg=1.0)
+    torch._dynamo.reset()
+    assert same(found, expected)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_windows_over_a_side_of_the_image_see_their_part_of_the_mask(flux_world, load, dim):
+    """Half by half, with nothing between them: in the half without the person the image is the one of nobody."""
+    shape, mask = flux_world.latents(1, 8, 8), torch.zeros(1, 8, 8)
+    mask.narrow(dim - 1, 4, 4).fill_(1)
+    model, _ = flux_world.apply(load(), person(), attn_mask=mask)
+    painted, nobody = (
+        flux_world.sample(in_context_windows(m, 4, dim=dim), shape=shape, cfg=1.0) for m in (model, flux_world.model)
+    )
+    one, other = painted.split(4, dim), nobody.split(4, dim)
+    assert same(one[0], other[0]) and not same(one[1], other[1])
 
 
 # Refused --------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from helpers.by_colour import BLACK, BY_COLOUR, RED, coloured
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from likeness.errors import LikenessError
 from likeness.faces import load_pack
@@ -231,3 +232,35 @@ def test_cancel_stops_between_photos(run):
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         run("FindFaces", face_analysis=BY_COLOUR, image=coloured(RED, RED))
     comfy.model_management.interrupt_current_processing(False)
+
+
+# --- several photos
+
+
+def test_photos_of_all_inputs_and_of_the_folder_are_searched_in_this_order(nodes, run, tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path))
+    colours = [((255, 0, 0), (40, 30)), ((0, 255, 0), (50, 60)), ((0, 0, 255), (64, 20))]
+    (tmp_path / "anna").mkdir()
+    Image.new("RGB", (70, 80), (9, 90, 200)).save(tmp_path / "anna" / "a.png")
+    batches = [torch.zeros(1, *size, 3) + torch.tensor(colour) / 255 for colour, size in colours]
+    given = dict(zip(("image", "image_2", "image_4"), batches, strict=True))
+    found, pictures, *_ = run("FindFaces", face_analysis=BY_COLOUR, if_none="use whole picture", folder="anna", **given)
+    assert [photo.shape[:2] for photo in found.photos] == [(40, 30), (50, 60), (64, 20), (80, 70)]
+    assert [tuple(photo[0, 0]) for photo in found.photos] == [*(colour for colour, _ in colours), (9, 90, 200)]
+    assert pictures.shape == (4, 80, 70, 3)
+    node = nodes["LikenessFindFaces"]
+    before = node.fingerprint_inputs(folder="anna")
+    Image.new("RGB", (70, 80)).save(tmp_path / "anna" / "b.png")
+    assert node.fingerprint_inputs(folder="anna") != before and node.fingerprint_inputs() == ""
+
+
+def test_without_a_photo_the_two_ways_to_give_one_are_named(run):
+    with pytest.raises(LikenessError, match="connect image, or enter the name of a folder"):
+        run("FindFaces", face_analysis=BY_COLOUR)
+
+
+def test_a_folder_that_is_not_there_is_named_before_anything_runs(nodes):
+    assert "'gone'" in nodes["LikenessFindFaces"].validate_inputs(folder="gone")
+    assert nodes["LikenessFindFaces"].validate_inputs(folder="") is True

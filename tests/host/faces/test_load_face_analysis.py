@@ -10,13 +10,35 @@ from helpers.by_colour import BUILT_IN, FREE, options
 
 from likeness.errors import LikenessError
 
+NOT_INSTALLED = " (not installed)"
+
 
 def test_packs_on_disk_are_listed_before_what_is_always_there(nodes, places, files):
     load = nodes["LikenessLoadFaceAnalysis"]
-    assert options(load, "model") == [*FREE, *BUILT_IN], "the first is what a new node has"
+    no_files = [FREE[1], *BUILT_IN[:2]]
+    missing = [f"{name}{NOT_INSTALLED}" for name in (*no_files, "buffalo_l", "antelopev2")]
+    assert options(load, "model") == [
+        *("miniature", FREE[0], "MTCNN (no recogniser)", "LBP cascade (boxes only)", "miniature-judge"),
+        *missing,
+    ], "the first, which a new node has, recognises people"
     for name in ("antelopev2", "buffalo_l", "another"):
         files.write_recogniser(places.models / "insightface" / "models" / name / "w600k_r50.onnx")
-    assert options(load, "model") == ["buffalo_l", "antelopev2", "another", *FREE, *BUILT_IN]
+    here = ["buffalo_l", "antelopev2", "another", FREE[0], *BUILT_IN[2:]]
+    assert options(load, "model") == [*here, *missing[:3]]
+
+
+def test_free_recognisers_that_are_here_come_first(nodes, real_faces):
+    listed = options(nodes["LikenessLoadFaceAnalysis"], "model")
+    assert listed[0] == FREE[0] and listed[1:3] == [FREE[1], BUILT_IN[0]]
+
+
+@pytest.mark.parametrize("mark", ["", NOT_INSTALLED])
+def test_a_choice_that_was_marked_when_it_was_saved_is_the_same_choice(run, places, pack, mark):
+    with pytest.raises(LikenessError, match="the face pack 'buffalo_l'"):
+        run("LoadFaceAnalysis", model=f"buffalo_l{mark}", provider="CPU")
+    (places.models / "insightface" / "models").mkdir(parents=True)
+    (places.models / "insightface" / "models" / "buffalo_l").symlink_to(pack)
+    assert run("LoadFaceAnalysis", model=f"buffalo_l{mark}", provider="CPU")[0].recogniser.name == "buffalo_l"
 
 
 def test_a_pack_is_opened_once_and_its_licence_is_logged(run, places, pack, caplog):

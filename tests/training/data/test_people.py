@@ -13,6 +13,7 @@ from PIL import Image
 
 from likeness.errors import LikenessError
 from likeness.faces import FaceAnalysis
+from likeness.faces.people import PeopleInPhoto
 from likeness.training.data.people import People, read_people
 
 
@@ -92,3 +93,28 @@ def test_a_mask_beside_a_photo_is_cropped_with_it(tmp_path):
     Image.fromarray(mask).save(tmp_path / "ben.mask.png")
     found = read(tmp_path).photos[0].example.face_mask
     assert found is not None and torch.equal(found.amax((0, 1)) > 0.5, torch.arange(64) >= 32)
+
+
+class Halves:
+    """Finds a figure in the upper half of a photo and another in the lower one."""
+
+    def __call__(self, photo: np.ndarray) -> PeopleInPhoto:
+        border = photo.shape[0] // 2 + 20
+        masks = np.zeros((2, *photo.shape[:2]), bool)
+        masks[0, :border], masks[1, border:] = True, True
+        return PeopleInPhoto(masks, np.zeros((2, 4), np.float32), np.ones(2, np.float32))
+
+
+def test_people_who_are_together_in_a_photo_are_told_apart_by_their_figures(tmp_path):
+    for number in range(6):
+        put(tmp_path / "anna" / f"{number}.png", RED)
+    put(tmp_path / "two.png", TWO)
+    people = read(tmp_path, together=2, segment=Halves())
+    two = next(photo for photo in people.photos if photo.companions)
+    (other,) = two.companions
+    assert two.name == "two.png" and other.face is not two.face and len(people) == 7
+    masks = [photo.example.photo.mask for photo in (two, other)]
+    assert masks[0] is not None and masks[1] is not None and not bool((masks[0] & masks[1]).any())
+    assert people.photos[0].example.photo.has_mask, "the segmenter's"
+    assert "only data.segmenter can tell apart" in read(tmp_path, together=2).left_out[0]
+    assert "it shows several people" in read(tmp_path, segment=Halves()).left_out[0]

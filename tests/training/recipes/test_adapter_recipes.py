@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import official
@@ -31,7 +33,7 @@ from likeness.training.recipes.photomaker import (
     reference_crop,
     run_of,
 )
-from likeness.training.recipes.storymaker import StoryMakerSettings, masks_of, storymaker
+from likeness.training.recipes.storymaker import StoryMakerSettings, cast_of, masks_of, storymaker
 from likeness.training.storymaker import fresh_storymaker, from_ip_adapter
 
 PROJECTION = "image_proj_model."
@@ -218,6 +220,47 @@ def test_the_mask_loss_sees_the_character_and_the_attention_loss_every_coarse_la
     ((maps, tokens),) = seen
     assert [tuple(one.shape) for one in maps] == [(2, 40, 16)] * 4 and tokens == 20, "of one softmax, at 4x4"
     assert all(torch.allclose(one.sum(1), torch.ones(2, 16)) for one in maps)
+
+
+def together(first: str, second: str) -> Any:
+    """A photo of two people, one at the left and one at the right."""
+    one, other = person_photo(first, 0), person_photo(second, 0)
+    pixels = one.example.photo.pixels
+    for photo, columns in ((one, slice(0, 16)), (other, slice(16, 32))):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[:, columns] = 255
+        object.__setattr__(photo.example, "photo", Photo(f"{first}/0.png", pixels, "two people", mask))
+    return replace(one, companions=(other,))
+
+
+def two_steps(base: Any, people: People) -> Any:
+    settings = StoryMakerSettings(rank=2, steps=2, drop=DropRates(person=0, text=0, both=0))
+    return storymaker(base, people_materials(people), settings)
+
+
+def test_every_character_of_a_photo_has_tokens_and_a_mask_in_the_same_order(base, make_unet, tmp_path):
+    base = story_base(base, make_unet)
+    recipe = two_steps(base, People((together("a", "b"), together("c", "d")), recogniser="test"))
+    stream, orders = recipe.phases[0].streams[0], set()
+    z = torch.zeros(1, 4, 16, 16)
+    for n in range(20):
+        sample = stream(n, generator(n))
+        cast = cast_of(sample.about)
+        orders.add(tuple(photo.person for photo, _ in cast))
+        masks = masks_of(Pass([sample], base.schedule, 0.0, z, z, torch.tensor([1]), z, z, [], NotImplemented))
+        left = [photo.person in "ac" for photo, _ in cast]
+        assert masks.shape == (1, 2, 16, 16) and [bool(mask[0, 0] > 0.5) for mask in masks[0]] == left
+    assert orders == {("a", "b"), ("b", "a"), ("c", "d"), ("d", "c")}
+    assert train(base, recipe, RunSettings(batch=2), tmp_path / "run").complete
+
+
+def test_a_batch_of_different_casts_is_refused(base, make_unet, tmp_path):
+    base = story_base(base, make_unet)
+    people = People((together("a", "b"), person_photo("c", 0)), recogniser="test")
+    with pytest.raises(LikenessError, match=r"run\.batch to 1"):
+        train(base, two_steps(base, people), RunSettings(batch=2), tmp_path / "run")
+    base = story_base(base, make_unet)
+    assert train(base, two_steps(base, people), RunSettings(), tmp_path / "one").complete
 
 
 def test_photos_without_a_mask_are_left_out_and_too_many_are_an_error(base, make_unet):
