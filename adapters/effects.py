@@ -299,7 +299,7 @@ class ReferenceTerm:
 
     @property
     def why_never(self) -> str | None:
-        """Why it can never change the picture, in words; None when it can."""
+        """Why it can never change the image, in words; None when it can."""
         return "the strength is 0" if self.strength == 0 else self.scope.why_never
 
 

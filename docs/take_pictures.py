@@ -133,7 +133,7 @@ def browser(address: str, locale: str) -> Iterator[Any]:
 
 
 def finish(page: Any) -> list[bytes]:
-    """The pictures that a graph saves, which needs no download."""
+    """The images that a graph saves, which needs no download."""
     import_module("helpers.browser").Editor(page, "").queue(FINISHED_WITHIN)
     saved = (
         "app.graph._nodes.filter(node => node.type === 'SaveImage').flatMap(node => node.imgs.map(each => each.src))"
@@ -143,7 +143,7 @@ def finish(page: Any) -> list[bytes]:
 
 
 def save_finished(pictures: list[bytes], path: Path) -> None:
-    """A square filled by the first two pictures."""
+    """A square filled by the first two images."""
     from PIL import Image, ImageOps
 
     square = Image.new("RGB", (THUMBNAIL, THUMBNAIL))

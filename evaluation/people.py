@@ -89,7 +89,7 @@ def blend(faces: torch.Tensor, references: torch.Tensor, matching: Matching | No
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture of several people as UMO (arXiv 2509.06818) counts it; larger is better for all but `unmatched`.
+    """An image of several people as UMO (arXiv 2509.06818) counts it; larger is better for all but `unmatched`.
 
     id_sim: for each person the best cosine over all faces, 0 without a face. id_conf: for each person how far the best
     face is ahead of the second best, as a share of it, empty with fewer than two faces: larger is less mixing, but two
@@ -110,7 +110,7 @@ class Wanted:
 
 
 def wanted(faces: torch.Tensor, references: torch.Tensor) -> Wanted:
-    """UMO's figures of one picture: faces (n, D), references (m, D)."""
+    """UMO's figures of one image: faces (n, D), references (m, D)."""
     return wanted_of(_cosines(faces, references).T)
 
 

@@ -181,9 +181,9 @@ class Grounded:
 
 
 def grounded(clip: Any, model: Any, text: str, longest: int, scene: Tensor | None = None) -> Grounded:
-    """The prompt, and an empty one with the same pictures, as the MODEL's scheme was trained to read them.
+    """The prompt, and an empty one with the same images, as the MODEL's scheme was trained to read them.
 
-    longest: side of a picture in pixels, 0 for as it is. scene: a picture that comes before the people.
+    longest: side of an image in pixels, 0 for as it is. scene: an image that comes before the people.
     """
     terms = people_of(model)
     if not terms:

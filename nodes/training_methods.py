@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from ..errors import LikenessError
-from ..injection.comfy import ManagedAdapter
+from ..injection.comfy import BareAdapter, ManagedAdapter
 from ..training.base.model import BaseModel
 from ..training.class_pictures import class_pictures
 from ..training.config import MethodSettings, Precision, RunSettings, Settings
@@ -95,9 +95,10 @@ def train_method(
     return run_job(TrainingJob(name, *sockets, datasets, run, settings, make, run.preview_prompts, also))
 
 
-def _vectors(adapter: ManagedAdapter, dataset: Dataset) -> torch.Tensor:
+def _vectors(adapter: ManagedAdapter | BareAdapter, dataset: Dataset) -> torch.Tensor:
     """What an adapter makes of a dataset's photos, while it is where ComfyUI computes."""
-    adapter.load()
+    if isinstance(adapter, ManagedAdapter):
+        adapter.load()
     return subject_vectors(adapter.adapter, dataset, dataset.class_word, find_vocabulary)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-import pickle
 import traceback
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
@@ -60,7 +60,7 @@ def test_a_logger_that_is_asked_for_twice_filters_once():
 
 def test_an_error_goes_through_pickle_and_shows_no_module():
     error = LikenessError("The photo is upside down: turn it.")
-    again = pickle.loads(pickle.dumps(error))
+    again = ForkingPickler.loads(ForkingPickler.dumps(error))
     assert type(again) is LikenessError and str(again) == str(error)
     assert traceback.format_exception_only(error) == ["LikenessError: The photo is upside down: turn it.\n"]
 
@@ -68,4 +68,4 @@ def test_an_error_goes_through_pickle_and_shows_no_module():
 def test_subclasses_go_through_pickle_as_themselves():
     from likeness.training.run_record import AnotherMethod
 
-    assert type(pickle.loads(pickle.dumps(AnotherMethod("Another one.")))) is AnotherMethod
+    assert type(ForkingPickler.loads(ForkingPickler.dumps(AnotherMethod("Another one.")))) is AnotherMethod

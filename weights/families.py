@@ -127,7 +127,9 @@ def _is_site_of(family: Family, width: int, text_width: int) -> bool:
 def of_adapter(shapes: Sequence[tuple[int, int]]) -> Family:
     """By the sites an adapter was made for; one whose model was pruned is of its text's family."""
     family = of_sites(shapes)
-    return of_text_width(shapes[0][1]) if family is OTHER else family
+    if family is not OTHER:
+        return family
+    return next((one for one in TRAINABLE if one.text_width == shapes[0][1]), OTHER)  # nobody prunes the miniature
 
 
 def of_host(name: str) -> Family:

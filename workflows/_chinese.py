@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 TITLES = {
+    "Side by side": "左右拼接",
     "Start here": "从这里开始",
     "1. The person": "1. 人物",
     "1. The two people": "1. 两个人",

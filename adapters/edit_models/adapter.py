@@ -28,7 +28,7 @@ NUMBERED = re.compile(r"\b(?:image|picture|photo)\s*\d", re.IGNORECASE)
 
 
 class Picture(Enum):
-    """Which picture of each photo is the reference; the value is the name a user chooses."""
+    """Which image of each photo is the reference; the value is the name a user chooses."""
 
     HEAD = "head"  # upright, twice the face: hair and neck, little of the clothes
     PORTRAIT = "portrait"  # turned upright, grey where the photo ends

@@ -1,6 +1,6 @@
 """What a text encoder with eyes is given: the prompt, and the people's photos in front of it.
 
-Krea 2 and Qwen-Image-Edit were trained on texts that show the pictures to the encoder as well, in the order of the
+Krea 2 and Qwen-Image-Edit were trained on texts that show the images to the encoder as well, in the order of the
 reference latents. Identity Edit puts them in a row without names, so that "image 2" in its prompt means nothing; the
 others number them.
 """
@@ -27,10 +27,10 @@ KREA2_CELL, QWEN_CELL = 32, 28  # pixels on a side of a token of the encoder
 
 @dataclass(frozen=True)
 class TextForm:
-    """How a base was trained to read text and pictures.
+    """How a base was trained to read text and images.
 
-    system: the sentence before the user's turn. labelled: pictures have numbers ("Picture 1: "). seen: size of a
-    picture for the encoder, of the photo's size and the longest side a user allows. cell: see `KREA2_CELL`. encoder:
+    system: the sentence before the user's turn. labelled: images have numbers ("Picture 1: "). seen: size of an
+    image for the encoder, of the photo's size and the longest side a user allows. cell: see `KREA2_CELL`. encoder:
     what ComfyUI calls the text encoder.
     """
 
@@ -47,12 +47,12 @@ class TextForm:
         return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{{}}<|im_end|>\n<|im_start|>assistant\n"
 
     def turn(self, prompt: str, pictures: int) -> str:
-        """The user's turn: the pictures, then the prompt."""
+        """The user's turn: the images, then the prompt."""
         labels = [f"Picture {number}: " if self.labelled else "" for number in range(1, pictures + 1)]
         return "".join(label + VISION for label in labels) + prompt
 
     def tokens_of(self, photo: Size, longest: int) -> int:
-        """How many tokens a picture becomes."""
+        """How many tokens an image becomes."""
         h, w = self.seen(photo, longest)
         return max(1, round(h / self.cell)) * max(1, round(w / self.cell))
 

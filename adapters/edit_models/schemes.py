@@ -24,7 +24,7 @@ class Scheme:
     """How one model attends to references.
 
     title: what users choose. method: ComfyUI's. placement: see `positions`. isolated: references see only themselves.
-    fit: see `sizes`. text: None where the text encoder sees no pictures. several: whether it was trained on several
+    fit: see `sizes`. text: None where the text encoder sees no images. several: whether it was trained on several
     photos of one person. trained: most references in all. pixels: on a side of a latent cell; channels: of a latent.
     """
 

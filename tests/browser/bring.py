@@ -20,9 +20,12 @@ PLACE = Path(__file__).resolve().parents[2] / "build" / "frontend"
 DRIVER = "playwright>=1.40"  # brings no browser of its own: the system's is used
 
 
+PIP = (sys.executable, "-m", "pip", "--quiet")
+
+
 def pip(*arguments: str) -> bool:
     """Whether pip did it."""
-    return subprocess.run([sys.executable, "-m", "pip", "--quiet", *arguments]).returncode == 0
+    return subprocess.run([*PIP, *arguments]).returncode == 0
 
 
 def bring_frontend() -> None:

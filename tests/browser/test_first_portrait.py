@@ -13,7 +13,7 @@ STARTER = "1 Portrait from one photo"
 SAVED = """() => app.graph._nodes.filter(node => node.type === 'SaveImage')
   .flatMap(node => app.nodeOutputs[node.id]?.images ?? [])
   .map(image => new URL(app.api.apiURL('/view?' + new URLSearchParams(image)), location).href)"""
-# Of the picture of a SaveImage node, how much is on the screen.
+# Of the image of a SaveImage node, how much is on the screen.
 SEEN = """() => app.graph._nodes.filter(node => node.type === 'SaveImage').map(node => {
   const {scale, offset} = app.canvas.ds, [x, y] = node.pos, [width, height] = node.size;
   const left = (x + offset[0]) * scale, top = (y + offset[1]) * scale;
@@ -35,7 +35,7 @@ def test_three_clicks_lead_from_a_fresh_start_to_a_portrait(server, chromium, ed
             starter = fresh.page.get_by_test_id(f"template-workflow-{STARTER}")
             section.click()
             starter.wait_for()
-            starter.evaluate("card => card.click()")  # it moves while the pictures come in
+            starter.evaluate("card => card.click()")  # it moves while the images come in
             fresh.page.wait_for_function("() => app.graph._nodes.some(node => node.type === 'LikenessExamplePhotos')")
             fresh.page.get_by_test_id("queue-button").click()
             fresh.page.wait_for_function(f"() => ({SAVED})().length === 1")

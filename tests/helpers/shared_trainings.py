@@ -22,7 +22,7 @@ STEPS = 4
 
 
 def _concept(base: Any, photos: Sequence[Example]) -> Recipe:
-    """With class pictures. Zoom would draw other masks, and their means are over each process's own."""
+    """With class images. Zoom would draw other masks, and their means are over each process's own."""
     settings = CustomDiffusionSettings(steps=STEPS, zoom=Zoom.NONE, start=("person",), learning_rate=1e-3)
     others = [replace(photo, caption="a photo of a person") for photo in photos]
     return custom_diffusion(base, [photos], settings, 0, [others])

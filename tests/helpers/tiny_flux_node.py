@@ -18,6 +18,7 @@ class TinyFlux:
 
     def load(self, ckpt_name):
         spec = importlib.util.spec_from_file_location("tiny_flux_recipes", RECIPES)
+        assert spec and spec.loader
         recipes = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(recipes)
         clip = recipes.tiny_clip()

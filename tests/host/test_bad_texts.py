@@ -51,6 +51,7 @@ VALUES = {  # what is not the default
     "LikenessLoadFaceAnalysis": {"model": "miniature"},
     "LikenessLoadEmbeds": {"file": "known.safetensors"},
     "LikenessLoadIdentity": {"file": "known.safetensors"},
+    "LikenessFindFaces": {"image": ["photo", 0]},
     "LikenessPortraitDataset": {
         "resolution": 128,
         "framing": "largest square",

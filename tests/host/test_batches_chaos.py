@@ -179,11 +179,13 @@ def suffer(words: list[str], places: list[Place], run: Path, rows: int) -> str:
         share = len(list((run / "images").rglob("*.png"))) / rows
         assert time.monotonic() < end, f"{share:.0%} of the rows are done"
         while events and events[0][0] <= share:
-            events.pop(0)[1]()
-        for moment, event in list(later):
-            if time.monotonic() > moment:
+            later.append((time.monotonic(), events.pop(0)[1]))
+        for moment, event in [(moment, event) for moment, event in later if time.monotonic() >= moment]:
+            later.remove((moment, event))
+            try:
                 event()
-                later.remove((moment, event))
+            except OSError:  # that server is just being started again
+                later.append((time.monotonic() + 1, event))
         for place in places:
             if place.has_ended and share >= started_at.get(place, 0):
                 place.start()
@@ -193,7 +195,7 @@ def suffer(words: list[str], places: list[Place], run: Path, rows: int) -> str:
                 break
             clients.append(client(words))
         time.sleep(0.05)
-    assert code == 1 and not events and len(clients) == KILLS + 1, said
+    assert code == 1 and not events and not later and len(clients) == KILLS + 1, said
     return gui
 
 

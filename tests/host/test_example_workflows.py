@@ -202,7 +202,12 @@ def small(prompt):
         "LikenessTrainTextualInversion": {"steps": 2, "preview_every": 0},
         "LikenessTrainDreamBooth": {"steps": 2, "preview_every": 0, "class_pictures": 1},
         "LikenessTrainCustomDiffusion": {"steps": 2, "preview_every": 0, "class_pictures": 1},
-        "LikenessTrainSeFiIDE": {"steps": 2, "preview_every": 0, "sample_prompts": "a photo of {}"},
+        "LikenessTrainSeFiIDE": {
+            "steps": 5,
+            "learning_rate": 1.0,
+            "preview_every": 0,
+            "sample_prompts": "a photo of {}",
+        },
         "LikenessTrainMagiCapture": {"inversion_steps": 1, "tuning_steps": 1, "preview_every": 0},
     }
     if of_kind(prompt, "LikenessLoadMiniature"):  # it paints in one size only, and fast

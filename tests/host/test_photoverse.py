@@ -260,9 +260,9 @@ def test_another_clip_and_a_text_of_another_width_say_the_numbers(world, adapter
     ("options", "said"),
     [
         ({"words": 9}, "asks for 9 words"),
-        ({"gamma": 2.5}, "The gamma is 2.5"),
-        ({"sigma": float("nan")}, "The sigma is nan"),
-        ({"crop": 0.5}, "The crop is 0.5"),
+        ({"gamma": 2.5}, "gamma is 2.5"),
+        ({"sigma": float("nan")}, "sigma is nan"),
+        ({"crop": 0.5}, "crop is 0.5"),
         ({"mask": "half"}, "mask"),
         ({"unconditioned": "x"}, "unconditioned"),
         ({"words": 1.5}, "whole number"),

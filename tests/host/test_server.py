@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.error
 from pathlib import Path
+from urllib.parse import quote
 
 import comfyui
 import numpy as np
@@ -61,7 +62,7 @@ def test_templates_are_served(client):
     assert set(names) == {path.stem for path in (comfyui.REPOSITORY / "workflows").glob("*.json")}
     assert "portrait_faceid" in names and not [name for name in names if name.endswith(".api")]
     for name in names:
-        assert client.get_json(f"/api/workflow_templates/{PACK}/{name}.json")
+        assert client.get_json(f"/api/workflow_templates/{PACK}/{quote(name)}.json")
 
 
 def test_every_node_has_a_chinese_translation(client, object_info):

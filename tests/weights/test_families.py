@@ -3,7 +3,19 @@ from __future__ import annotations
 import pytest
 
 from likeness.weights import families
-from likeness.weights.families import FAMILIES, FLUX, MINIATURE, OTHER, SD2, SD15, SDXL, TRAINABLE
+from likeness.weights.families import (
+    FAMILIES,
+    FLUX,
+    FLUX2,
+    KREA2,
+    MINIATURE,
+    OTHER,
+    QWEN_IMAGE,
+    SD2,
+    SD15,
+    SDXL,
+    TRAINABLE,
+)
 
 
 @pytest.mark.parametrize("family", TRAINABLE, ids=lambda family: family.title)
@@ -26,7 +38,16 @@ def test_what_is_not_of_a_family_is_not_taken_for_one():
 
 
 @pytest.mark.parametrize(
-    ("name", "family"), [("Flux", FLUX), ("FluxSchnell", FLUX), ("Flux2", OTHER), ("SD3", OTHER), ("SDXL", OTHER)]
+    ("name", "family"),
+    [
+        ("Flux", FLUX),
+        ("FluxSchnell", FLUX),
+        ("Flux2", FLUX2),
+        ("Krea2", KREA2),
+        ("QwenImage", QWEN_IMAGE),
+        ("SD3", OTHER),
+        ("SDXL", OTHER),
+    ],
 )
 def test_a_family_without_sites_is_known_by_the_host_s_name(name, family):
     assert families.of_host(name) is family
@@ -34,7 +55,10 @@ def test_a_family_without_sites_is_known_by_the_host_s_name(name, family):
 
 def test_no_two_families_share_what_tells_them_apart():
     assert len({family.title for family in FAMILIES}) == len(FAMILIES)
-    assert len({(family.sites, family.text_width) for family in FAMILIES}) == len(FAMILIES)
+    unets = [family for family in FAMILIES if family.sites]
+    assert len({(family.sites, family.text_width) for family in unets}) == len(unets)
+    names = [name for family in FAMILIES if not family.sites for name in family.host]
+    assert len(set(names)) == len(names) >= len(FAMILIES) - len(unets)
 
 
 def test_titles_stand_in_sentences():

@@ -69,9 +69,9 @@ def _between(people: Tensor, assigned: Tensor) -> Tensor:
 
 
 def embeddings(picture: Tensor, landmarks: Tensor, recogniser: Callable[[Tensor], Tensor]) -> Tensor:
-    """Faces of a picture (3, H, W), RGB −1..1, as a recogniser of crops sees them: (N, d).
+    """Faces of an image (3, H, W), RGB −1..1, as a recogniser of crops sees them: (N, d).
 
-    landmarks: (N, 5, 2) in pixels. Outside of the picture crops are 0, mid-grey, as the official ones.
+    landmarks: (N, 5, 2) in pixels. Outside of the image crops are 0, mid-grey, as the official ones.
     """
     template: Template = getattr(recogniser, "template", ARCFACE)
     if not len(landmarks):
@@ -80,9 +80,9 @@ def embeddings(picture: Tensor, landmarks: Tensor, recogniser: Callable[[Tensor]
 
 
 def matching_reward(people: Sequence[Tensor], faces: Sequence[Tensor], reward: Reward | None = None) -> Tensor | None:
-    """The mean over the pictures of a batch that have a face and somebody wanted; None where none has.
+    """The mean over the images of a batch that have a face and somebody wanted; None where none has.
 
-    people, faces: one (M, d) and one (N, d) for each picture. With a penalty for missing people, pictures without a
+    people, faces: one (M, d) and one (N, d) for each image. With a penalty for missing people, images without a
     face count as well.
     """
     score = reward or Reward()

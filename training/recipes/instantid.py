@@ -139,7 +139,7 @@ def _encode(photo: PersonPhoto) -> Mapping[str, Tensor]:
 
 
 def hint_of(photo: PersonPhoto, *others: PersonPhoto) -> Tensor:
-    """The picture of a photo's keypoints that IdentityNet sees, those of others in it too: (1, 3, H, W), 0..1."""
+    """The image of a photo's keypoints that IdentityNet sees, those of others in it too: (1, 3, H, W), 0..1."""
     height, width = photo.example.size
     drawn = draw_keypoints([each.keypoints.numpy() for each in (photo, *others)], width, height)
     return torch.from_numpy(np.ascontiguousarray(drawn)).permute(2, 0, 1)[None].float() / 255
@@ -194,7 +194,7 @@ class LiveControl:
             self._net.disable_gradient_checkpointing()
 
     def show(self, tokens: Tensor, hints: Tensor) -> None:
-        """What it reads at the next passes: (batch, n, dim), and pictures (batch, 3, H, W), 0..1."""
+        """What it reads at the next passes: (batch, n, dim), and images (batch, 3, H, W), 0..1."""
         context = ControlContext(_NAME, IdentityTokens(tokens, tokens[:1].detach()))
         self._controlled.pairs = [(context, ControlNet(self._net, hints))]
 

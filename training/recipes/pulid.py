@@ -357,7 +357,7 @@ class FastLosses:
         yield identity_loss(generated, wanted, torch.ones(len(wanted), dtype=torch.bool))
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """Pictures 0..1, with gradient to the latents; the decoder's activations are computed again where the UNet's
+        """Images 0..1, with gradient to the latents; the decoder's activations are computed again where the UNet's
         are."""
         picture = self.base.codec.decoder.picture
         if getattr(self.base.unet, "is_gradient_checkpointing", False):

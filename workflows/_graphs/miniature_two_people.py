@@ -35,7 +35,7 @@ def describe(graph: Graph) -> None:
             for side, model in zip(SIDES, models, strict=True)
         )
         graph.next_column()
-        both = graph.node("ImageStitch", image1=left[0], image2=right[0])
+        both = graph.node("ImageStitch", title="Side by side", image1=left[0], image2=right[0])
         save(graph, both[0], "two_people", below_note=True)
     graph.note(
         "# 1. Press Run\n\n"

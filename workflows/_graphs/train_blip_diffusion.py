@@ -1,4 +1,4 @@
-"""A drawn person tuned from three pictures as BLIP-Diffusion's vectors and a LoRA, and a portrait with both."""
+"""A drawn person tuned from three images as BLIP-Diffusion's vectors and a LoRA, and a portrait with both."""
 
 from __future__ import annotations
 

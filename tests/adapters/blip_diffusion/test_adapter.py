@@ -223,7 +223,8 @@ def test_images_come_before_the_subject_of_the_file(tmp_path):
 def test_the_unet_of_the_file_acts_as_long_as_the_subject_does():
     weights = made.checkpoint(made.encoder(DIM), VECTORS, made.attention([(32, DIM)] * 7))["model"]
     adapter = BlipDiffusion(read(weights, "x.pth"), "x.pth")
-    for given, strength in (({}, 1.0), ({"weight_strength": 0.3}, 0.3), ({"strength": 0.0}, 0.0)):
+    cases: list[tuple[dict[str, Any], float]] = [({}, 1.0), ({"weight_strength": 0.3}, 0.3), ({"strength": 0.0}, 0.0)]
+    for given, strength in cases:
         (delta,) = (e for e in adapter.effects(request(**given)) if isinstance(e, WeightDelta))
         assert delta.strength == strength and delta.replaces
 

@@ -1,4 +1,4 @@
-"""UMO: the matching reward from pictures and from embeddings, and the confusion of identities."""
+"""UMO: the matching reward from images and from embeddings, and the confusion of identities."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ leaves the other bit-identical; nothing raises. A new system is in here by being
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -86,6 +87,7 @@ class Bench:
             painted = self.recipes.sample(state.model, state.positive, state.negative, steps=2, shape=shape)
             self._painted[chain, writers] = painted
             self._alive.append(state)
+            gc.freeze()  # newer hosts collect garbage at every load while a MODEL that has gone shares its network
         return self._painted[chain, writers]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -280,20 +281,23 @@ def test_prepared_tokens_come_and_go_with_the_model_and_the_adapter_stays_away(f
     assert len(along) == 2 and all(isinstance(module, PreparedTokens) for module in along)
     assert dict(flux_world.model.additional_models) == before
     management.unload_all_models()
-    seen: list[set[str]] = []
-    both.set_model_sampler_post_cfg_function(
-        lambda args: (
-            seen.append({type(m.model.model).__name__ for m in management.current_loaded_models}) or args["denoised"]
-        )
-    )
+    loaded: list[list[Any]] = []
+
+    def look(args: dict[str, Any]) -> Any:
+        patchers = [entry.model for entry in management.current_loaded_models]  # None of one that has gone
+        loaded.append([patcher.model for patcher in patchers if patcher is not None])
+        return args["denoised"]
+
+    both.set_model_sampler_post_cfg_function(look)
     flux_world.sample(both, steps=1)
-    assert seen[0] == {"Flux", "PreparedTokens"}
+    assert all(any(module is one for one in loaded[0]) for module in (both.model, *along))
+    assert not any(one is adapter.adapter for one in loaded[0])
     management.unload_all_models()
+    gone = [weakref.ref(module) for module in along]
+    loaded.clear()
     del one, both, along
     gc.collect()
-    assert not [
-        m for m in management.current_loaded_models if isinstance(getattr(m.model, "model", None), PreparedTokens)
-    ]
+    assert not any(reference() for reference in gone)
 
 
 def test_what_was_made_of_the_tokens_serves_every_strength_and_place(flux_world, load, monkeypatch):
