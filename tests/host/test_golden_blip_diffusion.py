@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conformance import harness
+from helpers.sampling import watch
 from torch import Tensor
 
 from likeness.adapters.blip_diffusion import BlipDiffusion
@@ -111,19 +112,3 @@ def test_golden_run_through_the_sampler(path, runner, recipes):
         noise_pred=torch.stack(said),
         latents=latents,
     )
-
-
-def watch(model: Any, seen: list[Tensor], said: list[Tensor]) -> None:
-    """Note what the denoiser is given and what it answers, negative first."""
-    from comfy.patcher_extension import WrappersMP
-
-    def note(executor: Any, x: Tensor, t: Tensor, *rest: Any, **named: Any) -> Tensor:
-        denoised = executor(x, t, *rest, **named)
-        sigma = t.view(-1, 1, 1, 1)
-        options = next(value for value in (*rest, *named.values()) if isinstance(value, dict) and "sigmas" in value)
-        order = [options["cond_or_uncond"].index(half) for half in (1, 0)]
-        seen.append((x / (sigma**2 + 1).sqrt())[order].clone())
-        said.append(((x - denoised) / sigma)[order].clone())
-        return denoised
-
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watch", note)

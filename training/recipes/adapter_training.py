@@ -25,12 +25,13 @@ from ...adapters.types import IdentityTokens
 from ...injection.diffusers import inject
 from ...injection.plan import Role, uniform
 from ...injection.sites import sites_of_diffusers_unet
+from ..base.model import BaseModel
 from ..cache import TensorCache
-from ..config import MethodSettings, Moment, Rate, RateSchedule, Settings, Steps
+from ..config import Group, MethodSettings, Moment, Rate, RateSchedule, Settings, Steps
 from ..data.dataset import Framing
 from ..data.examples import Example
 from ..data.people import People, PersonPhoto
-from ..recipe import Objective, Pass, Sample, epochs, seed_of
+from ..recipe import Objective, Pass, Phase, Sample, Stream, epochs, seed_of, uniform_timesteps
 from .denoising import denoising_losses
 from .prompts import happens
 
@@ -207,6 +208,32 @@ def reconstruction() -> Objective:
         return denoising_losses(found).mean()
 
     return Objective("reconstruction", loss)
+
+
+def adapter_phase(
+    base: BaseModel,
+    settings: AdapterSettings,
+    stream: Stream,
+    objectives: Sequence[Objective],
+    *,
+    begin: Callable[[], Sequence[Group]],
+    hooks: Callable[[], AbstractContextManager[Any]],
+    show: Callable[[Sequence[Sample]], None],
+    name: str = "adapter",
+) -> Phase:
+    """The phase of an adapter's training: its settings' steps, schedule and largest norm, timesteps of all alike."""
+    return Phase(
+        name,
+        settings.steps,
+        begin=begin,
+        streams=[stream],
+        objectives=objectives,
+        factor=settings.schedule.factor(settings.steps, settings.warm_up),
+        timestep=uniform_timesteps(len(base.schedule)),
+        clip=settings.largest_norm,
+        hooks=hooks,
+        show=show,
+    )
 
 
 def without(values: Tensor, dropped: Sequence[bool], empty: Tensor | None = None) -> Tensor:

@@ -33,9 +33,9 @@ from ..data.people import PersonPhoto
 from ..export import Saved, SavedKind, TrainingRecord, save_adapter
 from ..materials import AdapterTrainable, PeopleMaterials
 from ..objectives.reconstruction import squared_error
-from ..recipe import Objective, Phase, Recipe, Sample, generator, uniform_timesteps
+from ..recipe import Objective, Recipe, Sample, generator
 from ..subject_vectors import vocabulary_beside
-from .adapter_training import AdapterSettings, DropRates, PeopleStream, Shown, shown
+from .adapter_training import AdapterSettings, DropRates, PeopleStream, Shown, adapter_phase, shown
 from .blip_diffusion import require_base
 from .prompts import happens
 
@@ -113,15 +113,12 @@ def blip_diffusion_encoder(
         said = photo.example.caption
         return f"a {settings.class_word}, {said}" if said else f"a {settings.class_word}"
 
-    training = Phase(
-        "adapter",
-        settings.steps,
+    training = adapter_phase(
+        base,
+        settings,
+        PeopleStream(materials.people, settings.drop, settings.another_photo, seed, caption),
+        [Objective("reconstruction", lambda f: squared_error(f.prediction, f.target).mean())],
         begin=begin,
-        streams=[PeopleStream(materials.people, settings.drop, settings.another_photo, seed, caption)],
-        objectives=[Objective("reconstruction", lambda f: squared_error(f.prediction, f.target).mean())],
-        factor=settings.schedule.factor(settings.steps, settings.warm_up),
-        timestep=uniform_timesteps(len(base.schedule)),
-        clip=settings.largest_norm,
         hooks=at_work,
         show=show,
     )

@@ -36,12 +36,13 @@ from ..data.people import PersonPhoto
 from ..export import Saved, SavedKind, TrainingRecord, save_adapter
 from ..ip_adapter import fresh_key_values, fresh_resampler, image_projection, text_width
 from ..materials import AdapterTrainable, PeopleMaterials
-from ..recipe import Phase, Recipe, Sample, uniform_timesteps
+from ..recipe import Recipe, Sample
 from .adapter_training import (
     AdapterSettings,
     EncodedPhotos,
     LiveTerm,
     PeopleStream,
+    adapter_phase,
     fresh_weights,
     reconstruction,
     shown,
@@ -95,15 +96,12 @@ def instantid(base: BaseModel, materials: PeopleMaterials, settings: InstantIDSe
         live.show(tokens)
         control.show(tokens, torch.cat([hint_of(person.target) for person in people]))
 
-    training = Phase(
-        "adapter",
-        settings.steps,
+    training = adapter_phase(
+        base,
+        settings,
+        PeopleStream(materials.people, settings.drop, settings.another_photo, seed),
+        [reconstruction()],
         begin=begin,
-        streams=[PeopleStream(materials.people, settings.drop, settings.another_photo, seed)],
-        objectives=[reconstruction()],
-        factor=settings.schedule.factor(settings.steps, settings.warm_up),
-        timestep=uniform_timesteps(len(base.schedule)),
-        clip=settings.largest_norm,
         hooks=lambda: photos.kept_with(live.at_work, control.at_work),
         show=show,
     )

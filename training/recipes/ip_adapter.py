@@ -28,12 +28,13 @@ from ..data.people import PersonPhoto
 from ..export import Saved, SavedKind, TrainingRecord, save_adapter
 from ..ip_adapter import drop_images, fresh_base, fresh_faceid, fresh_plus, make_trainable, official_weights
 from ..materials import AdapterTrainable, PeopleMaterials
-from ..recipe import Phase, Recipe, Sample, uniform_timesteps
+from ..recipe import Recipe, Sample
 from .adapter_training import (
     AdapterSettings,
     EncodedPhotos,
     LiveTerm,
     PeopleStream,
+    adapter_phase,
     fresh_weights,
     reconstruction,
     shown,
@@ -83,15 +84,12 @@ def ip_adapter(base: BaseModel, materials: PeopleMaterials, settings: IPAdapterS
         dropped = torch.tensor([person.dropped for person in people], device=base.unet.device)
         live.show(adapter.tokens(drop_images(seen, dropped)).cond)
 
-    training = Phase(
-        "adapter",
-        settings.steps,
+    training = adapter_phase(
+        base,
+        settings,
+        PeopleStream(materials.people, settings.drop, settings.another_photo, seed),
+        [reconstruction()],
         begin=begin,
-        streams=[PeopleStream(materials.people, settings.drop, settings.another_photo, seed)],
-        objectives=[reconstruction()],
-        factor=settings.schedule.factor(settings.steps, settings.warm_up),
-        timestep=uniform_timesteps(len(base.schedule)),
-        clip=settings.largest_norm,
         hooks=lambda: evidence.photos.kept_with(live.at_work),
         show=show,
     )

@@ -37,8 +37,8 @@ from ..materials import AdapterTrainable, PeopleMaterials
 from ..objectives.break_a_scene import union_error
 from ..objectives.reconstruction import squared_error
 from ..photomaker import fresh_photomaker, official_weights, train_lora, trainable_encoder
-from ..recipe import Objective, Pass, Phase, Recipe, Sample, epochs, generator, uniform_timesteps
-from .adapter_training import AdapterSettings, DropRates, EncodedPhotos, fresh_weights
+from ..recipe import Objective, Pass, Recipe, Sample, epochs, generator
+from .adapter_training import AdapterSettings, DropRates, EncodedPhotos, adapter_phase, fresh_weights
 from .prompts import happens
 
 # Class words, and what of them stands in the caption: one token each in CLIP's vocabulary.
@@ -221,15 +221,12 @@ def photomaker(base: BaseModel, materials: PeopleMaterials, settings: PhotoMaker
         masks = torch.cat([_mask_of(sample) for sample in found.samples]).to(found.z0.device)
         return union_error(found.prediction, found.target, masks).mean()
 
-    training = Phase(
-        "adapter",
-        settings.steps,
+    training = adapter_phase(
+        base,
+        settings,
+        References(people, settings, words, adapter.tokens_per_photo, seed),
+        [Objective("reconstruction", denoising)],
         begin=begin,
-        streams=[References(people, settings, words, adapter.tokens_per_photo, seed)],
-        objectives=[Objective("reconstruction", denoising)],
-        factor=settings.schedule.factor(settings.steps, settings.warm_up),
-        timestep=uniform_timesteps(len(base.schedule)),
-        clip=settings.largest_norm,
         hooks=at_work,
         show=show,
     )

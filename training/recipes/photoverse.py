@@ -40,13 +40,14 @@ from ..materials import AdapterTrainable, PeopleMaterials
 from ..objectives import photoverse as losses
 from ..objectives.identity import LikenessTarget, Measure, below_cap, identity_of_latents
 from ..photoverse import fresh_photoverse, make_trainable, our_file
-from ..recipe import Objective, Pass, Phase, Recipe, Sample, generator, uniform_timesteps
+from ..recipe import Objective, Pass, Recipe, Sample, generator
 from .adapter_training import (
     AdapterSettings,
     EncodedPhotos,
     LiveTerm,
     PeopleStream,
     Shown,
+    adapter_phase,
     fresh_weights,
     reconstruction,
     shown,
@@ -152,20 +153,17 @@ def photoverse(base: BaseModel, materials: PeopleMaterials, settings: PhotoVerse
         assert materials.measure is not None
         return resemble(found, now["face"], base, settings.last_face_timestep, materials.measure)
 
-    training = Phase(
-        "adapter",
-        settings.steps,
-        begin=begin,
-        streams=[Faces(materials.people, settings.drop, settings.another_photo, seed, templates=settings.templates)],
-        objectives=[
+    training = adapter_phase(
+        base,
+        settings,
+        Faces(materials.people, settings.drop, settings.another_photo, seed, templates=settings.templates),
+        [
             reconstruction(),
             Objective("text", lambda found: losses.text_regulariser(now["words"]), settings.lambda_text),
             Objective("visual", visual, settings.lambda_visual),
             Objective("face", face, settings.lambda_face),
         ],
-        factor=settings.schedule.factor(settings.steps, settings.warm_up),
-        timestep=uniform_timesteps(len(base.schedule)),
-        clip=settings.largest_norm,
+        begin=begin,
         hooks=at_work,
         show=show,
     )

@@ -41,13 +41,14 @@ from ..few_step import FewStep, Sampler
 from ..materials import AdapterTrainable, PeopleMaterials
 from ..objectives.pulid import Alignment, Reduction, Weights, align_layer, identity_loss
 from ..pulid import fresh_pulid, official_weights
-from ..recipe import Objective, Pass, Phase, Recipe, Sample, generator, uniform_timesteps
+from ..recipe import Objective, Pass, Recipe, Sample, generator
 from .adapter_training import (
     AdapterSettings,
     EncodedPhotos,
     LiveTerm,
     PeopleStream,
     Shown,
+    adapter_phase,
     fresh_weights,
     shown,
     without,
@@ -179,17 +180,15 @@ def pulid(base: BaseModel, materials: PeopleMaterials, settings: PuLIDSettings, 
         objectives.append(Objective("alignment", fast.alignment, settings.alignment_weight))
         attached += [evidence.faces.kept, fast.probe.attached]
 
-    training = Phase(
-        f"stage-{settings.stage}",
-        settings.steps,
+    training = adapter_phase(
+        base,
+        settings,
+        PeopleStream(materials.people, settings.drop, settings.another_photo, seed),
+        objectives,
         begin=begin,
-        streams=[PeopleStream(materials.people, settings.drop, settings.another_photo, seed)],
-        objectives=objectives,
-        factor=settings.schedule.factor(settings.steps, settings.warm_up),
-        timestep=uniform_timesteps(len(base.schedule)),
-        clip=settings.largest_norm,
         hooks=lambda: evidence.photos.kept_with(*attached),
         show=show,
+        name=f"stage-{settings.stage}",
     )
 
     def save(folder: Path, name: str, record: TrainingRecord) -> list[Saved]:

@@ -36,7 +36,7 @@ from ..fast_branch import QueryProbe
 from ..materials import AdapterTrainable, PeopleMaterials
 from ..objectives.reconstruction import squared_error
 from ..objectives.storymaker import attention_loss, masked_error
-from ..recipe import Objective, Pass, Phase, Recipe, Sample, generator, uniform_timesteps
+from ..recipe import Objective, Pass, Recipe, Sample, generator
 from ..storymaker import MOST, fresh_storymaker, from_ip_adapter, make_trainable, maps_of, official_weights
 from .adapter_training import (
     AdapterSettings,
@@ -45,6 +45,7 @@ from .adapter_training import (
     LiveTerm,
     PeopleStream,
     Shown,
+    adapter_phase,
     fresh_weights,
     shown,
     without,
@@ -146,18 +147,15 @@ def storymaker(base: BaseModel, materials: PeopleMaterials, settings: StoryMaker
         return attention_loss(maps, masks, tokens_now[0].shape[1] // (1 + masks.shape[1])).mean()
 
     attached: list[Any] = [live.at_work, *([] if control is None else [control.at_work]), probe.attached]
-    training = Phase(
-        "adapter",
-        settings.steps,
-        begin=begin,
-        streams=[PeopleStream(people, settings.drop, settings.another_photo, seed)],
-        objectives=[
+    training = adapter_phase(
+        base,
+        settings,
+        PeopleStream(people, settings.drop, settings.another_photo, seed),
+        [
             Objective("reconstruction", denoising),
             Objective("attention", attention, settings.lambda_attention),
         ],
-        factor=settings.schedule.factor(settings.steps, settings.warm_up),
-        timestep=uniform_timesteps(len(base.schedule)),
-        clip=settings.largest_norm,
+        begin=begin,
         hooks=lambda: photos.kept_with(*attached),
         show=show,
     )
