@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from _graph import Graph, Node, Output
 from _pieces import (
     MINIATURE,
     PICTURE,
+    Start,
     find_person,
     load_miniature_analysis,
     prompt,
@@ -113,6 +114,21 @@ def load_miniature(graph: Graph, first_group: int = 2) -> Node:
     """The model that comes with the pack."""
     with graph.group(f"{first_group}. Model"):
         return graph.node("LikenessLoadMiniature")
+
+
+def subjects_portrait(graph: Graph, group: str, names: Sequence[str], text: str) -> None:
+    """A portrait by a prompt that names SeFi-IDE's subjects in these files."""
+    world = load_miniature(graph, first_group=1)
+    with graph.group(group):
+        people = [graph.node("LikenessLoadSubject", file=f"{name}.safetensors") for name in names]
+    with graph.group("3. Prompt"):
+        sockets = {"subject" if i == 1 else f"subject_{i}": one["subject"] for i, one in enumerate(people, 1)}
+        named = graph.node("LikenessSubjectPrompt", clip=world["clip"], model=world["model"], text=text, **sockets)
+        graph.node("PreviewAny", title="What each stage reads", source=named["report"], extra_height=120)
+    with graph.group("4. Negative and size"):
+        negative = graph.node("CLIPTextEncode", title="Negative prompt", text=MINIATURE.negative, clip=world["clip"])
+        latent = graph.node("EmptyLatentImage", width=MINIATURE.side, height=MINIATURE.side, batch_size=1)
+    sample_and_save(graph, "5. Portrait", MINIATURE, world["vae"], named["model"], Start(named, negative, latent))
 
 
 def train(graph: Graph, method: str, world: Node, number: int = 3, **settings: Any) -> Node:
